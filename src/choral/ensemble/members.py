@@ -1,0 +1,116 @@
+"""The members of an ensemble as jobs of this machine: which command trains each, and on which devices and threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+
+from choral.config import Config
+from choral.configfile import with_overrides
+from choral.errors import ConfigError
+from choral.jobs.local import Job, Outcome, run_jobs
+from choral.runfolder import RunFolder, write_atomic
+from choral.configfile import to_yaml
+
+
+def member_config(config: Config, name: str) -> Config:
+    """Return the config of one member: the run's, with what the member sets, and without the ensemble.
+
+    Raises:
+        ConfigError: a key or value of the member that does not fit, or no such member.
+    """
+    for member in config.ensemble.members:
+        if member.name == name:
+            where = f"ensemble.members.{name}.set"
+            own = with_overrides(config, member.set, where)
+            return replace(own, run=name, ensemble=replace(own.ensemble, members=()))
+    raise ConfigError(f"ensemble.members: no member '{name}'")
+
+
+def train_members(
+    config: Config, folder: RunFolder, slots: Sequence[Mapping[str, str]], console: Console
+) -> list[Outcome]:
+    """Train every member that is not finished yet, as many at once as there are slots.
+
+    Args:
+        config: of the run; all members' configs are validated before the first one starts.
+        folder: of the run, claimed.
+        slots: one environment a place where a member can run; see `slots_of`.
+        console: for the live table.
+
+    Returns:
+        How each member that was started ended; finished ones are left out.
+
+    Raises:
+        ConfigError: a member's setting does not fit, or its folder holds a member of another config.
+    """
+    configs = {member.name: member_config(config, member.name) for member in config.ensemble.members}
+    jobs = []
+    for name, own in configs.items():
+        member = folder.member(name)
+        member.check_same(own)
+        if member.result is None:
+            write_atomic(member.path / "member.yaml", to_yaml(own))
+            jobs.append(_job(config, name, member))
+    return run_jobs(
+        jobs,
+        slots=slots,
+        retries=config.ensemble.retries,
+        progress=lambda job: _progress(RunFolder(job.folder)),
+        console=console,
+    )
+
+
+def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
+    """Return the places where members can run at once, each with the environment that confines a member to it.
+
+    Args:
+        config: says how many ranks a member has and how many members may run at once.
+        gpus: ids of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them; none: the cores are shared out. The threads
+            of a member depend on the number of members and cores, not on how many run at once: what a member
+            computes, to the last bit, depends on them.
+
+    Raises:
+        ConfigError: a member wants more GPUs than there are.
+    """
+    each = config.ensemble.processes_per_member
+    members = len(config.ensemble.members)
+    wanted = config.ensemble.max_parallel or members
+    if gpus:
+        if each > len(gpus):
+            raise ConfigError(f"ensemble.processes_per_member: {each} GPUs a member, but this machine has {len(gpus)}")
+        groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:wanted]]
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // (members * each))
+    fitting = config.ensemble.max_parallel or max(1, cores // (threads * each))
+    return [{"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}] * min(wanted, fitting)
+
+
+def _job(config: Config, name: str, member: RunFolder) -> Job:
+    command = [
+        *(sys.executable, "-m", "choral", "train", str(member.path / "member.yaml")),
+        *("--folder", str(member.path)),
+        *("--processes", str(config.ensemble.processes_per_member)),
+    ]
+    return Job(name=name, command=tuple(command), folder=member.path, env={})
+
+
+def _progress(member: RunFolder) -> dict[str, str]:
+    """Return the columns of the live table that a member's last report fills."""
+    status = member.status
+    if "step" not in status:
+        return {"step": "", "loss": "", "val acc": "", "images/s": "", "eta": ""}
+    minutes, seconds = divmod(int(status.get("eta_s", 0)), 60)
+    accuracy = status.get("val_accuracy")
+    return {
+        "step": f"{status['step']}/{status['steps']}",
+        "loss": f"{status['loss']:.3f}",
+        "val acc": f"{accuracy:.1%}" if accuracy is not None else "",
+        "images/s": f"{status['images_per_s']:.0f}",
+        "eta": f"{minutes}:{seconds:02d}",
+    }

@@ -1,0 +1,172 @@
+"""The device stage: uint8 host batches to normalised, augmented float batches on a device.
+
+On a CPU a batch is finished in the calling thread (normalize.py) and its slot given back at once.
+
+On a GPU, per batch:
+1. The slot is copied into pinned memory (1 ms for 64 images) and given back: nothing of the ring is waited for later.
+2. A side stream copies pinned memory to the device, beside whatever the training stream computes. torch's pinned
+   allocator notes the copy and does not hand the memory out again before it is done, so the host may forget it at once.
+3. The consumer's stream waits for the event behind these copies, not the host. Then it turns, changes and normalises: the
+   float batch is allocated and written on the consumer's own stream, like any tensor that it makes itself.
+4. The uint8 tensors were allocated on the side stream but are read on the consumer's: `record_stream` keeps their memory
+   from being reused, by the next copy, before those reads are done.
+
+One batch is copied ahead, if the host stage has it ready; otherwise it is copied when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from choral.inputs.augment import Augment, apply, turn
+from choral.inputs.loader import HostBatch, HostLoader
+from choral.inputs.normalize import Normalizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the device, the consumer's for as long as it likes."""
+
+    images: Tensor
+    """(B, 3, S, S) float32, normalised."""
+    labels: Tensor
+    """(B,) int64, on the device."""
+    valid: Tensor
+    """(B,) bool, on the device; False: the sample could not be read and its image means nothing."""
+    rows: NDArray[np.int64]
+    """(B,) rows of the index, on the host."""
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A batch whose copies to the GPU are under way."""
+
+    host: HostBatch
+    images: Tensor
+    labels: Tensor
+    valid: Tensor
+    parameters: dict[str, Tensor]
+    copied: torch.cuda.Event
+
+
+class DeviceLoader:
+    """Iterates over the batches of a host loader, once, on a device; closes the host loader with itself.
+
+    Args:
+        host: uint8 batches.
+        device: where to.
+        mean, std: of the three channels, for values from 0 to 1.
+        augment: random changes; None in evaluation.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self,
+        host: HostLoader,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Augment | None,
+        channels_last: bool,
+    ) -> None:
+        self._host, self._device = host, device
+        self._augment = augment if augment is not None and (augment.turns or augment.colours) else None
+        self._standardize = Standardizer(mean, std, device, self._augment, channels_last)
+        self._normalizer = Normalizer(mean, std, channels_last)
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ahead: _Staged | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._side is None:
+            return self._on_host(next(self._host))
+        staged = self._ahead or self._stage(next(self._host), self._side)
+        self._ahead = None
+        batch = self._finish(staged)
+        if self._host.ready():
+            self._ahead = self._stage(next(self._host), self._side)
+        return batch
+
+    def close(self) -> None:
+        """Close the host loader; batches that were handed out stay."""
+        self._ahead = None
+        self._host.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _parameters(self, host: HostBatch) -> dict[str, NDArray[Any]] | None:
+        return None if self._augment is None else self._augment.parameters(host.order.epoch, host.rows)
+
+    def _on_host(self, host: HostBatch) -> Batch:
+        images = self._normalizer(host.images, self._parameters(host))
+        host.release()
+        labels, valid = torch.from_numpy(host.labels), torch.from_numpy(host.valid)
+        move = self._device.type != "cpu"
+        images, labels, valid = (t.to(self._device) if move else t for t in (images, labels, valid))
+        return Batch(images, labels, valid, host.rows, host.order.epoch, host.order.step)
+
+    def _stage(self, host: HostBatch, side: torch.cuda.Stream) -> _Staged:
+        pinned = torch.empty(host.images.shape, dtype=torch.uint8, pin_memory=True)
+        np.copyto(pinned.numpy(), host.images)
+        host.release()
+        small = {"labels": host.labels, "valid": host.valid, **(self._parameters(host) or {})}
+        with torch.cuda.stream(side):
+            images = pinned.to(self._device, non_blocking=True)
+            moved = {name: torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True) for name, array in small.items()}
+            copied = torch.cuda.Event()
+            copied.record(side)
+        return _Staged(host, images, moved.pop("labels"), moved.pop("valid"), moved, copied)
+
+    def _finish(self, staged: _Staged) -> Batch:
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(staged.copied)
+        for tensor in (staged.images, staged.labels, staged.valid, *staged.parameters.values()):
+            tensor.record_stream(current)
+        images = self._standardize(staged.images, staged.parameters)
+        order = staged.host.order
+        return Batch(images, staged.labels, staged.valid, staged.host.rows, order.epoch, order.step)
+
+
+class Standardizer:
+    """What `Normalizer` does, with batched kernels on any device; equal to it within float rounding.
+
+    Args:
+        mean, std: of the three channels, for values from 0 to 1.
+        device: of the batches.
+        augment: which changes the parameters stand for; None: none.
+        channels_last: memory format of the result.
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device, augment: Augment | None, channels_last: bool
+    ) -> None:
+        self._augment = augment
+        self._mean, self._std = (torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, 3, S, S) float32 for (B, S, S, 3) uint8 images on the same device."""
+        planes = images.permute(0, 3, 1, 2)
+        if self._augment is not None and self._augment.colours:
+            values = apply(planes.float().div_(255), parameters)
+        else:
+            if self._augment is not None and self._augment.turns:
+                planes = turn(planes, parameters)  # as bytes: a quarter of the memory traffic
+            values = planes.float().div_(255)
+        return values.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)

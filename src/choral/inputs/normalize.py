@@ -1,0 +1,117 @@
+"""uint8 batches to normalised floats on the CPU, one image at a time and on one thread.
+
+A value can only be one of 256, so everything that happens to it (scaling, brightness, contrast, normalisation) is one
+table a channel. Looking it up takes 0.15 ms for 224 x 224 where memory alone takes 0.08, and needs no OpenMP: a barrier
+an image, on cores where workers decode, would stall for whole time slices.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from choral.inputs.augment import GREY_WEIGHTS, colour_map
+
+_LEVELS = np.arange(256) / 255
+
+
+class Buffers:
+    """Float memory that is used again as soon as nobody holds a tensor on it.
+
+    A fresh batch costs more in page faults than the arithmetic on it. A tensor keeps the array it was made of alive as
+    long as any tensor shares its memory, what autograd saved for backward included. So a dead reference to that array means
+    that the memory is free, and a consumer may keep batches for as long as it likes: it only gets other memory then.
+    """
+
+    def __init__(self) -> None:
+        self._memory: list[tuple[NDArray[np.float32], weakref.ref[NDArray[np.float32]] | None]] = []
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return an array, contents undefined, whose memory is lent until it and all tensors made of it are gone."""
+        count = int(np.prod(shape))
+        free = [i for i, (memory, lent) in enumerate(self._memory) if lent is None or lent() is None]
+        for at in free[:-1]:  # one spare is enough; several mean that a consumer held many for a while
+            self._memory[at] = (np.empty(0, np.float32), None)
+        fitting = [i for i in free if self._memory[i][0].size >= count]
+        memory = self._memory[fitting[0]][0] if fitting else torch.empty(count).numpy()  # torch aligns it for its kernels
+        array = memory[:count].reshape(shape)
+        self._memory = [entry for i, entry in enumerate(self._memory) if i not in free]
+        self._memory.append((memory, weakref.ref(array)))
+        return array
+
+
+class Normalizer:
+    """Turns, changes and normalises batches.
+
+    Args:
+        mean, std: of each channel, for values from 0 to 1.
+        channels_last: memory format of the result.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> None:
+        cv2.setNumThreads(0)
+        self._mean, self._std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self._channels_last = channels_last
+        self._buffers = Buffers()
+        self._scratch: NDArray[np.uint8] = np.empty((2, 0, 0, 3), np.uint8)
+
+    def __call__(self, images: NDArray[np.uint8], parameters: Mapping[str, NDArray[Any]] | None) -> Tensor:
+        """Return normalised images, changed by `parameters` where there are any.
+
+        Args:
+            images: (B, S, S, 3) uint8 RGB.
+            parameters: as `Augment.parameters`.
+
+        Returns:
+            (B, 3, S, S) float32; its memory stays the caller's as long as it or anything made of it is alive.
+        """
+        count, size = images.shape[:2]
+        if self._scratch.shape[1] != size:
+            self._scratch = np.empty((2, size, size, 3), np.uint8)
+        plain = self._table(np.ones(1), np.zeros(1))[0]
+        shape = (count, size, size, 3) if self._channels_last else (count, 3, size, size)
+        array = self._buffers.take(shape)
+        for i in range(count):
+            table = plain
+            image = images[i]
+            if parameters is not None:
+                image = self._turned(image, *(int(parameters[name][i]) for name in ("transpose", "hflip", "vflip")))
+                table = self._coloured(image, {name: parameters[name][i] for name in ("brightness", "contrast")}, plain)
+            self._look_up(image, table, array[i])
+        result = torch.from_numpy(array)
+        return result.permute(0, 3, 1, 2) if self._channels_last else result
+
+    def _table(self, factor: NDArray[np.float64], summand: NDArray[np.float64]) -> NDArray[np.float32]:
+        levels = np.clip(_LEVELS[None, :, None] * factor[:, None, None] + summand[:, None, None], 0, 1)
+        return ((levels - self._mean) / self._std).astype(np.float32)
+
+    def _coloured(self, image: NDArray[np.uint8], parameters: Mapping[str, Any], plain: NDArray[np.float32]) -> NDArray[np.float32]:
+        if parameters["brightness"] == 1 and parameters["contrast"] == 1:
+            return plain
+        grey = float(np.dot(cv2.mean(image)[:3], GREY_WEIGHTS)) / 255
+        factor, summand = colour_map(parameters, grey)
+        return self._table(np.array([factor]), np.array([summand]))[0]
+
+    def _turned(self, image: NDArray[np.uint8], transpose: int, hflip: int, vflip: int) -> NDArray[np.uint8]:
+        """Use OpenCV: a copy of a reversed NumPy view takes 20 times as long."""
+        if transpose:
+            cv2.transpose(image, dst=self._scratch[0])
+            image = self._scratch[0]
+        if hflip or vflip:
+            cv2.flip(image, {(1, 0): 1, (0, 1): 0, (1, 1): -1}[hflip, vflip], dst=self._scratch[1])
+            image = self._scratch[1]
+        return image
+
+    def _look_up(self, image: NDArray[np.uint8], table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        if self._channels_last:
+            cv2.LUT(image, table[None], dst=out)
+            return
+        for channel, plane in enumerate(cv2.split(image)):
+            cv2.LUT(plane, np.ascontiguousarray(table[:, channel]), dst=out[channel])

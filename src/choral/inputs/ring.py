@@ -1,0 +1,79 @@
+"""The slots in which batches are built, in memory of this process or shared with worker processes.
+
+Shared memory has no name: a memfd (elsewhere an unlinked file), handed to the workers as a descriptor. So it ends with the
+last process that maps it, however that process ends; nothing is left in /dev/shm, and Docker's 64 MB there do not matter.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RingShape(NamedTuple):
+    """Slots, samples a slot, side of the images in pixels, workers."""
+
+    slots: int
+    capacity: int
+    size: int
+    workers: int
+
+
+class Ring:
+    """Images of several batches, the rows they stand for, and what each worker is busy with.
+
+    Args:
+        shape: of the ring.
+        memory: at least `Ring.bytes_of(shape)` writable zero bytes; None: memory of this process.
+
+    Attributes:
+        images: (slots, capacity, size, size, 3) uint8; a slot belongs to the workers from when its batch is handed to them
+            until the last part of it is done, then to the consumer until it releases it.
+        rows: (slots, capacity) int64; belongs to the loader, workers only read it.
+        busy: (workers, 3) int64: slot and position of the sample that a worker process is at, and where its task stops; slot
+            -1: none.
+    """
+
+    def __init__(self, shape: RingShape, memory: Any = None) -> None:
+        parts = _parts(shape)
+        buffer = np.zeros(Ring.bytes_of(shape), np.uint8) if memory is None else np.frombuffer(memory, np.uint8)
+        views, start = [], 0
+        for part_shape, dtype in parts:
+            length = _bytes(part_shape, dtype)
+            views.append(buffer[start : start + length].view(dtype).reshape(part_shape))
+            start += length
+        self.shape = shape
+        self.images: NDArray[np.uint8]
+        self.rows: NDArray[np.int64]
+        self.busy: NDArray[np.int64]
+        self.busy, self.rows, self.images = views
+
+    @staticmethod
+    def bytes_of(shape: RingShape) -> int:
+        """Return the memory that a ring needs."""
+        return sum(_bytes(*part) for part in _parts(shape))
+
+
+def _parts(shape: RingShape) -> list[tuple[tuple[int, ...], Any]]:
+    images = (shape.slots, shape.capacity, shape.size, shape.size, 3)
+    return [((shape.workers, 3), np.int64), ((shape.slots, shape.capacity), np.int64), (images, np.uint8)]
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def anonymous_memory(length: int) -> tuple[int, mmap.mmap]:
+    """Return a descriptor of `length` shared zero bytes without a name, and the bytes mapped; the caller closes the former."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("choral-batches")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, length)
+    return descriptor, mmap.mmap(descriptor, length)

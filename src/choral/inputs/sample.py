@@ -1,0 +1,122 @@
+"""One sample, from its row in the index to its pixels: the same bits in any thread or process, with or without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.errors import ConfigError, DataError
+from choral.inputs.cache import DecodedCache
+from choral.inputs.crop import Box, Crop
+from choral.inputs.decode import decode, full_size
+from choral.inputs.resize import Resize, resize_into
+from choral.shards.index import Index
+from choral.shards.store import LocalStore
+
+
+class Unreadable(NamedTuple):
+    """A sample of a batch that could not be read: its position in the batch, and why."""
+
+    position: int
+    reason: str
+
+
+class Recipe:
+    """How the rows of an index become images of one size; may be used by several threads, and be pickled.
+
+    Raises:
+        ConfigError: a crop that shrinks in the decoder beside a decoded cache.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: LocalStore,
+        cache: DecodedCache | None,
+        crop: Crop,
+        resize: Resize,
+        size: int,
+        max_pixels: int,
+    ) -> None:
+        if cache is not None and crop.shrink:
+            raise ConfigError("crop.shrink and a decoded cache exclude each other: the cache would change the samples")
+        self._arguments = (index, store, cache, crop, resize, size, max_pixels)
+        self._store, self._cache, self._crop, self._max_pixels = store, cache, crop, max_pixels
+        self.resize, self.size = resize, size
+        self._shards, self._offsets, self._lengths = (index.column(name) for name in ("shard", "offset", "length"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Recipe, self._arguments)
+
+    def fill(
+        self,
+        rows: NDArray[np.int64],
+        epoch: int,
+        images: NDArray[np.uint8],
+        starting: Callable[[int], None],
+    ) -> list[Unreadable]:
+        """Make the images of some rows.
+
+        Args:
+            rows: (b,) int64.
+            epoch: what random crops depend on, beside their seed and the row.
+            images: (b, size, size, 3) uint8, to be filled; zeros where a sample cannot be read.
+            starting: called with the position of each sample before it is read.
+
+        Returns:
+            the samples that could not be read.
+        """
+        bad = []
+        draws = self._crop.draws(epoch, rows).tolist()
+        for position, row in enumerate(rows.tolist()):
+            starting(position)
+            try:
+                self._fill_one(row, draws[position], images[position])
+            except DataError as error:
+                images[position] = 0
+                bad.append(Unreadable(position, str(error)))
+        return bad
+
+    def _fill_one(self, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
+        if self._cache is not None:
+            image = self._cache.get(row)
+            part = _part_of(image, self._crop.box(*image.shape[:2], draws))
+            # Grey is stored once: three channels again, so that it is resized by the same arithmetic as without a cache.
+            self._place(part if part.shape[2] == 3 else cv2.cvtColor(part, cv2.COLOR_GRAY2RGB), out)
+            return
+        data = self._store.read(int(self._shards[row]), int(self._offsets[row]), int(self._lengths[row]))
+        whole = full_size(data) if self._crop.shrink else None
+        if whole is None:
+            image = decode(data, max_pixels=self._max_pixels)
+            self._place(_part_of(image, self._crop.box(*image.shape[:2], draws)), out)
+            return
+        box = self._crop.box(*whole, draws)
+        target = self._crop.resized_shape(box, self.size)
+        min_size = (-(-whole[0] * target[0] // box.height), -(-whole[1] * target[1] // box.width))
+        image = decode(data, max_pixels=self._max_pixels, min_size=min_size)
+        self._place(_part_of(image, _scaled(box, whole, image.shape)), out)
+
+    def _place(self, part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        height, width = self._crop.resized_shape(Box(0, 0, *part.shape[:2]), self.size)
+        if (height, width) == (self.size, self.size):
+            resize_into(part, out, self.resize)
+            return
+        resized = np.empty((height, width, 3), np.uint8)
+        resize_into(part, resized, self.resize)
+        np.copyto(out, _part_of(resized, Box(round((height - self.size) / 2), round((width - self.size) / 2), self.size, self.size)))
+
+
+def _part_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _scaled(box: Box, whole: tuple[int, int], shape: tuple[int, ...]) -> Box:
+    """Return where a box of the whole image lies in the image that the decoder shrank."""
+    by_height, by_width = shape[0] / whole[0], shape[1] / whole[1]
+    top, left = round(box.top * by_height), round(box.left * by_width)
+    bottom, right = round((box.top + box.height) * by_height), round((box.left + box.width) * by_width)
+    return Box(top, left, max(1, bottom - top), max(1, right - left))

@@ -1,0 +1,159 @@
+"""From a config to the batches that a rank trains on or is asked about: index, cache, host loader, device loader.
+
+Which samples make a batch comes from `EpochPlan` or `exact_rows`; everything here only decides how fast they arrive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from choral.config import Config, DataConfig
+from choral.inputs.augment import Augment
+from choral.inputs.bad_samples import BadSamples
+from choral.inputs.cache import DecodedCache
+from choral.inputs.crop import Crop
+from choral.inputs.device import DeviceLoader
+from choral.inputs.loader import HostLoader, Order
+from choral.shards.index import Dataset, Index
+from choral.shards.plan import EpochPlan, exact_rows, slice_of
+from choral.shards.store import LocalStore
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Which part of the work is this process's, and where it is done."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    ranks_here: int = 1
+    """Ranks that share this machine's cores."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a packed data set, ready to be read."""
+
+    index: Index
+    store: LocalStore
+    cache: DecodedCache | None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Open the packed folder of a config and check that its shards are there, with their sizes."""
+    dataset = Dataset.open(Path(config.shards))
+    dataset.verify_present()
+    return dataset
+
+
+def open_split(config: DataConfig, dataset: Dataset, split: str, place: RankPlace) -> Split:
+    """Open a split; the first process on a machine decodes it into the shared cache where that fits the budget."""
+    index = Index.open(dataset, split)
+    store = LocalStore(dataset)
+    cache = None
+    if config.cache_gib > 0:
+        workers = max(1, (os.cpu_count() or 1) // place.ranks_here)
+        folder = dataset.folder / ".decoded"
+        cache = DecodedCache.open_or_build(index, store, folder, config.cache_gib, workers, config.max_pixels)
+    return Split(index, store, cache)
+
+
+def steps_per_epoch(config: Config, split: Split) -> int:
+    """Return the optimizer steps that one pass over a training split makes; a last partial batch is left out."""
+    return _plan(config, split.index, 0).steps
+
+
+def training_batches(
+    config: Config, split: Split, place: RankPlace, mean: Sequence[float], std: Sequence[float], steps: range, bad_log: Path
+) -> DeviceLoader:
+    """Return this rank's micro-batches of the given optimizer steps, augmented, in order."""
+    augment = config.augment
+    crop = Crop("random", scale=augment.crop_scale, ratio=augment.crop_ratio, seed=config.seed) if augment.crops else _eval_crop(config.data)
+    host = _host_loader(config.data, split, place, crop, _training_orders(config, split, place, steps), bad_log)
+    changes = Augment(
+        hflip=augment.hflip,
+        vflip=augment.vflip,
+        rot90=augment.rot90,
+        brightness=augment.brightness,
+        contrast=augment.contrast,
+        seed=config.seed,
+    )
+    return DeviceLoader(host, place.device, mean, std, changes, config.model.channels_last)
+
+
+def evaluation_batches(
+    config: Config, split: Split, place: RankPlace, mean: Sequence[float], std: Sequence[float], bad_log: Path
+) -> DeviceLoader:
+    """Return this rank's share of a split, never augmented; over all ranks each sample comes exactly once."""
+    rows = exact_rows(len(split), place.rank, place.world_size, config.evaluate.batch_size)
+    orders = (Order(rows=part, epoch=0, step=number) for number, part in enumerate(rows))
+    host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
+    return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
+
+
+def _plan(config: Config, index: Index, epoch: int) -> EpochPlan:
+    return EpochPlan(
+        config.seed, epoch, index.shard_sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window
+    )
+
+
+def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[Order]:
+    micro_steps = config.train.accumulate_steps
+    micro_batch = config.train.batch_size // micro_steps
+    mine = slice_of(micro_batch, place.rank, place.world_size)
+    plan = _plan(config, split.index, 0)
+    epoch = 0
+    for step in steps:
+        if step // plan.steps != epoch:
+            epoch = step // plan.steps
+            plan = _plan(config, split.index, epoch)
+        # The batch lies lane by lane: each micro-batch takes its part of every lane, so that all are mixed alike.
+        batch = plan.batch(step % plan.steps).reshape(config.data.lanes, micro_steps, -1)
+        for micro in range(micro_steps):
+            yield Order(rows=batch[:, micro].reshape(-1)[mine], epoch=epoch, step=step)
+
+
+def _eval_crop(config: DataConfig) -> Crop:
+    return Crop(config.eval_crop, crop_pct=config.crop_pct)
+
+
+def _host_loader(
+    config: DataConfig, split: Split, place: RankPlace, crop: Crop, orders: Iterator[Order], bad_log: Path
+) -> HostLoader:
+    return HostLoader(
+        split.index,
+        split.store,
+        orders,
+        size=config.image_size,
+        crop=crop,
+        resize=config.resize,
+        workers=_workers(config, split, place),
+        kind=_kind(config, place),
+        cache=split.cache,
+        policy=BadSamples(config.on_bad_sample, config.max_bad_fraction, bad_log),
+        max_pixels=config.max_pixels,
+    )
+
+
+def _kind(config: DataConfig, place: RankPlace) -> str:
+    if config.worker_kind != "auto":
+        return config.worker_kind
+    return "thread" if place.device.type == "cpu" else "process"
+
+
+def _workers(config: DataConfig, split: Split, place: RankPlace) -> int:
+    """Training threads and workers together must not exceed the cores: on a CPU an oversubscribed step stalls."""
+    if config.workers >= 0:
+        return config.workers
+    cores = max(1, (os.cpu_count() or 1) // place.ranks_here)
+    if place.device.type != "cpu":
+        return max(1, min(2 if split.cache else 12, cores - 1))
+    return 0 if split.cache else max(1, cores - torch.get_num_threads())

@@ -1,0 +1,1 @@
+"""Backbones from timm, their pretrained weights, and batch statistics over ranks."""

@@ -1,0 +1,201 @@
+"""Ask the trained members of a run about a split, under every view, and leave the ledger.
+
+Each sample is read once for all members and views that take the same input, by exactly one rank. Ranks communicate only
+at the end, so they may hold different numbers of samples, or none.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from choral.config import Config
+from choral.errors import DataError
+from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
+from choral.predict.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
+from choral.predict.views import apply_view, expand
+from choral.predict.voices import Voice, fingerprint, voices_of
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+
+_log = logging.getLogger(__name__)
+
+Columns = dict[tuple[str, str], NDArray[np.float32]]
+
+
+def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False) -> list[Path]:
+    """Write the ledger of each configured split that does not have one of these members and views yet.
+
+    Args:
+        config: of the run; its `evaluate` section may differ from the stored one.
+        folder: of the run.
+        run: this rank.
+        force: evaluate again also what is there.
+
+    Returns:
+        The ledgers' paths, one a split.
+
+    Raises:
+        ChoralError: no member has been trained.
+        DataError: the data hold other classes than the members were trained on, or cannot be read.
+        Stopped: all ranks were asked to stop.
+    """
+    voices, unfinished = voices_of(folder, config)
+    if unfinished:
+        _log.warning("%d of %d members: not trained: %s", len(voices), len(voices) + len(unfinished), ", ".join(unfinished))
+    views = expand(config.evaluate.views)
+    dataset = open_dataset(config.data)
+    if dataset.classes != voices[0].classes:
+        raise DataError(f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same classes")
+    kept = views if config.evaluate.keep_views else tuple(view for view in views if view == "identity")
+    columns = (*kept, "tta") if len(views) > 1 else (views[0],)
+    place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
+    paths = []
+    for name in config.evaluate.splits:
+        split = open_split(config.data, dataset, name, place)
+        meta = LedgerMeta(
+            classes=dataset.classes,
+            members=tuple(voice.name for voice in voices),
+            views=columns,
+            split=name,
+            dataset=dataset.fingerprint,
+            evaluation=fingerprint(voices, views, config.train.precision),
+            tta_views=views if len(views) > 1 else (),
+        )
+        path = folder.predictions / f"{name}.parquet"
+        paths.append(path)
+        if not force and _is_current(path, meta):
+            _log.info("%s: already evaluated", path)
+            continue
+        _evaluate_split(config, folder, run, place, split, voices, views, meta, path)
+    return paths
+
+
+def _evaluate_split(
+    config: Config,
+    folder: RunFolder,
+    run: Runtime,
+    place: RankPlace,
+    split: Split,
+    voices: list[Voice],
+    views: tuple[str, ...],
+    meta: LedgerMeta,
+    path: Path,
+) -> None:
+    parts = folder.predictions / f".{meta.split}.parts"
+    if run.is_main:
+        shutil.rmtree(parts, ignore_errors=True)  # of an attempt that was killed
+    run.barrier()
+    _log.info("%s: %d samples, %d members, %d views", meta.split, len(split), len(voices), len(views))
+    rows, skipped, columns = predict_split(config, folder, run, place, split, voices, views, meta.views)
+    keys, labels = split.index.keys(rows), split.index.labels[rows]
+    write_part(parts, run.rank, run.world_size, ledger_table(meta, keys, labels, columns), split.index.keys(skipped))
+    run.barrier()
+    if run.is_main:
+        everyone = split.index.keys(np.arange(len(split)))
+        merge_parts(parts, run.world_size, everyone, path, meta)
+    run.barrier()
+
+
+def predict_split(
+    config: Config,
+    folder: RunFolder,
+    run: Runtime,
+    place: RankPlace,
+    split: Split,
+    voices: list[Voice],
+    views: tuple[str, ...],
+    columns: tuple[str, ...],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
+    """Return this rank's rows, the rows it could not read, and their probabilities by (member, column).
+
+    Probabilities are (n, classes) float32; the column "tta" is their mean over all views.
+    """
+    collected: Columns = {}
+    rows = skipped = np.zeros(0, dtype=np.int64)
+    for _, group in groupby(sorted(voices, key=lambda voice: repr(voice.inputs)), key=lambda voice: voice.inputs):
+        members = list(group)
+        networks = {voice.name: voice.load(run.device) for voice in members}
+        read: list[NDArray[np.int64]] = []
+        unread: list[NDArray[np.int64]] = []
+        blocks: dict[tuple[str, str], list[NDArray[np.float32]]] = {
+            (name, column): [] for name in networks for column in columns
+        }
+        inputs = replace(config, data=replace(config.data, **_input_settings(members[0])))
+        bad_log = folder.path / "bad_samples.jsonl"
+        with evaluation_batches(inputs, split, place, members[0].mean, members[0].std, bad_log) as loader:
+            for batch in loader:
+                _stop_if_asked(run)
+                valid = batch.valid.cpu().numpy()
+                read.append(batch.rows[valid])
+                unread.append(batch.rows[~valid])
+                for name, network in networks.items():
+                    found = member_probabilities(network, batch.images, views, columns, run.accelerator.autocast)
+                    for column, probabilities in found.items():
+                        blocks[name, column].append(probabilities.cpu().numpy()[valid])
+        rows, skipped = _joined(read), _joined(unread)
+        empty = np.zeros((0, len(members[0].classes)), dtype=np.float32)
+        collected |= {column: np.concatenate([empty, *parts]) for column, parts in blocks.items()}
+    return rows, skipped, collected
+
+
+@torch.inference_mode()
+def member_probabilities(
+    network: nn.Module,
+    images: Tensor,
+    views: tuple[str, ...],
+    columns: tuple[str, ...],
+    autocast: Callable[[], torch.autocast],
+) -> dict[str, Tensor]:
+    """Return one network's probabilities, (B, classes) float32 each, for the columns: views by name, and "tta", their mean.
+
+    Args:
+        network: in evaluation mode, on the device of the images.
+        images: (B, 3, S, S) float, normalised.
+        views: all that "tta" averages, one forward pass each.
+        columns: which to return.
+        autocast: makes the context of the forward pass.
+    """
+    found: dict[str, Tensor] = {}
+    total: Tensor | None = None
+    for view in views:
+        with autocast():
+            logits = network(apply_view(images, view))
+        probabilities = logits.float().softmax(dim=1)
+        if view in columns:
+            found[view] = probabilities
+        total = probabilities if total is None else total + probabilities
+    if "tta" in columns and total is not None:
+        found["tta"] = total / len(views)
+    return found
+
+
+def _input_settings(voice: Voice) -> dict[str, object]:
+    data = voice.config.data
+    return {"image_size": data.image_size, "resize": data.resize, "eval_crop": data.eval_crop, "crop_pct": data.crop_pct}
+
+
+def _stop_if_asked(run: Runtime) -> None:
+    """Stop this rank alone: ranks may have different numbers of batches, so they cannot agree here; the launcher ends the rest."""
+    if run.told_to_stop:
+        raise run.stopped("during evaluation")
+
+
+def _joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _is_current(path: Path, meta: LedgerMeta) -> bool:
+    try:
+        return path.is_file() and Ledger.open(path).meta == meta
+    except DataError:
+        return False

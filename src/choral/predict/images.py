@@ -1,0 +1,99 @@
+"""Ask a trained run about new image files: class, probability, and what each member says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from choral.config import Config
+from choral.errors import DataError
+from choral.inputs.crop import Crop
+from choral.inputs.decode import decode
+from choral.inputs.device import normalize
+from choral.predict.evaluate import member_probabilities
+from choral.predict.views import expand
+from choral.predict.voices import Voice
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the members say of one image; `error` is "" unless it could not be read, and then there is nothing else."""
+
+    image: str
+    label: str = ""
+    probability: float = 0.0
+    """Of the label: the mean over members (soft vote) and views."""
+    probabilities: tuple[float, ...] = ()
+    """Of each class."""
+    votes: dict[str, tuple[str, float]] | None = None
+    """Member to its own label and probability."""
+    error: str = ""
+
+
+def predict_images(
+    config: Config, voices: Sequence[Voice], images: Sequence[Path], device: torch.device
+) -> Iterator[Answer]:
+    """Yield an answer for each image, in order, averaged over the views of the config.
+
+    Raises:
+        ConfigError: an unknown view.
+        ChoralError: a damaged checkpoint.
+    """
+    views = expand(config.evaluate.views)
+    networks = {voice.name: voice.load(device) for voice in voices}
+    for start in range(0, len(images), _BATCH):
+        paths = images[start : start + _BATCH]
+        decoded = [_read(path, config.data.max_pixels) for path in paths]
+        readable = [item for item in decoded if not isinstance(item, str)]
+        by_member: dict[str, NDArray[np.float32]] = {}
+        for _, group in groupby(sorted(voices, key=lambda voice: repr(voice.inputs)), key=lambda voice: voice.inputs):
+            members = list(group)
+            if not readable:
+                continue
+            batch = _batch(members[0], readable, device)
+            for voice in members:
+                found = member_probabilities(networks[voice.name], batch, views, ("tta",), nullcontext)
+                by_member[voice.name] = found["tta"].cpu().numpy()
+        row = 0
+        for path, item in zip(paths, decoded, strict=True):
+            if isinstance(item, str):
+                yield Answer(str(path), error=item)
+                continue
+            yield _answer(path, voices, {name: values[row] for name, values in by_member.items()})
+            row += 1
+
+
+def _read(path: Path, max_pixels: int) -> NDArray[np.uint8] | str:
+    """Return the decoded image, or what is wrong with it."""
+    try:
+        return decode(path.read_bytes(), max_pixels=max_pixels)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _batch(voice: Voice, images: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    data = voice.config.data
+    crop = Crop(data.eval_crop, crop_pct=data.crop_pct)
+    prepared = np.stack([crop.apply(image, data.image_size, data.resize) for image in images])
+    return normalize(torch.from_numpy(prepared).to(device), voice.mean, voice.std)
+
+
+def _answer(path: Path, voices: Sequence[Voice], by_member: dict[str, NDArray[np.float32]]) -> Answer:
+    classes = voices[0].classes
+    mean = np.mean([by_member[voice.name] for voice in voices], axis=0, dtype=np.float64)
+    best = int(mean.argmax())
+    votes = {
+        voice.name: (classes[int(by_member[voice.name].argmax())], float(by_member[voice.name].max())) for voice in voices
+    }
+    return Answer(str(path), classes[best], float(mean[best]), tuple(float(value) for value in mean), votes)

@@ -1,0 +1,327 @@
+"""The prediction ledger: what an evaluation leaves behind, and all that voting, scoring and analysis read.
+
+A Parquet file, one row a sample, sorted by key: `key`, `label`, and for every member and view one column "MEMBER/VIEW"
+of float32 probabilities over the classes. The JSON under the schema's metadata key `choral` says what the columns mean.
+Reading one column leaves the bytes of the others alone.
+
+Each rank of an evaluation writes a part, an Arrow IPC file: it is mapped into memory and merged block by block, so that
+a merge needs the memory of one block, not of the ledger. The merged file does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from choral.errors import DataError, did_you_mean
+from choral.predict.parts import PART_KEY, Part, checked_rows, open_part, part_path, single_array, written_aside
+
+FORMAT = "choral-ledger-1"
+_META_KEY = b"choral"
+_BLOCK_BYTES = 8 << 20  # of one column in one row group: some thousand rows of 1,000 classes
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class LedgerMeta:
+    """What a ledger holds.
+
+    Attributes:
+        classes: names, in the order of the probabilities.
+        members: names, in the order of the columns.
+        views: of the columns: "identity", "tta" (mean of the probabilities over `tta_views`), or kept views by name.
+        split: that was evaluated.
+        dataset: fingerprint of the packed data set.
+        evaluation: fingerprint of what predicted (weights, options): a part with another one is never merged.
+        tta_views: the views that the "tta" columns average.
+        skipped: samples that have no row because they could not be read.
+    """
+
+    classes: tuple[str, ...]
+    members: tuple[str, ...]
+    views: tuple[str, ...]
+    split: str
+    dataset: str
+    evaluation: str = ""
+    tta_views: tuple[str, ...] = ()
+    skipped: int = field(default=0, compare=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the probability columns, in the order of the file."""
+        return tuple(f"{member}/{view}" for member in self.members for view in self.views)
+
+    def to_json(self) -> str:
+        """Return the JSON that stands in the schema's metadata."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> LedgerMeta:
+        """Read what `to_json` wrote; ValueError, KeyError or TypeError where it is something else."""
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            value = content[item.name]
+            values[item.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+def ledger_table(
+    meta: LedgerMeta,
+    keys: Sequence[str],
+    labels: NDArray[np.int64],
+    probabilities: Mapping[tuple[str, str], NDArray[np.float32]],
+) -> pa.Table:
+    """Return rows of a ledger as an Arrow table, in the order given.
+
+    Args:
+        meta: what the ledger holds.
+        keys, labels: (n,) of the samples; n may be 0.
+        probabilities: (member, view) to (n, classes) float32, one entry for each of the meta's columns.
+    """
+    schema = _schema(meta)
+    columns = [pa.array(keys, pa.string()), pa.array(np.asarray(labels, dtype=np.int64))]
+    for member in meta.members:
+        for view in meta.views:
+            values = np.ascontiguousarray(probabilities[member, view], dtype=np.float32)
+            assert values.shape == (len(keys), len(meta.classes)), (member, view, values.shape)
+            columns.append(_as_lists(values))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def write_part(folder: Path, rank: int, world_size: int, table: pa.Table, skipped: Sequence[str] = ()) -> Path:
+    """Write the rows of one rank into the folder of parts, atomically; a rank without a sample writes an empty table.
+
+    Args:
+        folder: for the parts of this split alone, made where it does not exist.
+        rank, world_size: of the evaluation; they are part of the file name, so that attempts with other world sizes
+            never mix.
+        table: of `ledger_table`.
+        skipped: keys of the samples that this rank could not read: they need no row, and are counted in the ledger.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    part = json.dumps({"rank": rank, "world_size": world_size, "skipped": list(skipped)})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), PART_KEY: part.encode()})
+    path = part_path(folder, rank, world_size)
+    with written_aside(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        # One batch: its columns can be mapped and indexed as single arrays.
+        writer.write_table(table.combine_chunks())
+    return path
+
+
+def merge_parts(folder: Path, world_size: int, expected_keys: Sequence[str], out: Path, meta: LedgerMeta) -> None:
+    """Merge the parts of all ranks into one ledger, sorted by key and written atomically, and remove the parts.
+
+    Args:
+        folder: that `write_part` wrote to.
+        world_size: parts to expect; parts of other world sizes are left-overs, never read, and removed at the end.
+        expected_keys: of all samples of the split in the order of the index, as `shards.plan.exact_rows` deals them to
+            the ranks; each must have one row, or have been skipped.
+        out: the ledger, RUN/predictions/SPLIT.parquet.
+        meta: of the ledger; parts that hold something else are left-overs of an earlier evaluation.
+
+    Raises:
+        DataError: a part is missing, stale or damaged; a key is missing, double or not of the split; a label is not a
+            class; probabilities that are not finite or do not sum to 1 within 0.001. Rank and keys are named.
+    """
+    parts = [_own_part(open_part(folder, rank, world_size), meta) for rank in range(world_size)]
+    keys, order = checked_rows(parts, expected_keys)
+    meta = replace(meta, skipped=sum(len(part.skipped) for part in parts))
+    schema = _schema(meta)
+    split_bytes = [f"{name}.list.element" for name in meta.columns]  # groups equal exponents: a tenth smaller
+    with (
+        written_aside(out) as file,
+        pq.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=split_bytes
+        ) as writer,
+    ):
+        step = int(np.clip(_BLOCK_BYTES // (4 * len(meta.classes)), 256, 65536))
+        for start in range(0, len(order), step):
+            rows = order[start : start + step]
+            writer.write_table(_merged_block(parts, meta, schema, keys.slice(start, step), rows), row_group_size=step)
+    for path in folder.glob("part-*"):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+class Ledger:
+    """A merged ledger, opened for reading; columns are read when asked for, one at a time.
+
+    Attributes:
+        path: of the file.
+        meta: what it holds.
+    """
+
+    def __init__(self, path: Path, file: pq.ParquetFile, meta: LedgerMeta) -> None:
+        self.path, self.meta, self._file = path, meta, file
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Open a ledger; only its footer is read. DataError if it is missing, damaged or something else."""
+        if not path.is_file():
+            raise DataError(f"{path}: no predictions here; run `choral evaluate` first")
+        try:
+            file = pq.ParquetFile(path)
+            meta = LedgerMeta.from_json(file.schema_arrow.metadata[_META_KEY])
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: not a choral ledger, or damaged ({error}); run `choral evaluate` again"
+            ) from error
+        return cls(path, file, meta)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return self.meta.classes
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return self.meta.members
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Views that every member has a column for."""
+        return self.meta.views
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """(N,) keys of the samples, sorted."""
+        return [str(key) for key in self._file.read(columns=["key"]).column("key").to_pylist()]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) int64 class of each sample."""
+        labels: NDArray[np.int64] = self._file.read(columns=["label"]).column("label").to_numpy()
+        return labels
+
+    def probabilities(self, member: str, view: str = "identity") -> NDArray[np.float32]:
+        """Return the (N, classes) float32 probabilities of one member under one view.
+
+        Raises:
+            DataError: no such member or view; the nearest name is shown.
+        """
+        self._require("member", member, self.members)
+        self._require("view", view, self.views)
+        values = np.empty((len(self), len(self.classes)), dtype=np.float32)
+        start = 0
+        for group in range(self._file.num_row_groups):  # group by group: one copy of the column, not two
+            block = self._read_group(group, [f"{member}/{view}"])[0]
+            values[start : start + len(block)] = block
+            start += len(block)
+        return values
+
+    def blocks(self, view: str = "identity") -> Iterator[NDArray[np.float32]]:
+        """Yield (members, n, classes) float32 probabilities of consecutive rows, all rows in turn.
+
+        Memory is bounded by one block (some MB a member) however many samples there are.
+        """
+        self._require("view", view, self.views)
+        for group in range(self._file.num_row_groups):
+            yield self._read_group(group, [f"{member}/{view}" for member in self.members])
+
+    def _read_group(self, group: int, names: list[str]) -> NDArray[np.float32]:
+        try:
+            table = self._file.read_row_group(group, columns=names)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: damaged ({error}); run `choral evaluate` again") from error
+        values = np.empty((len(names), len(table), len(self.classes)), dtype=np.float32)
+        for target, name in zip(values, names, strict=True):
+            target[:] = _as_array(single_array(table.column(name)), len(self.classes))
+        return values
+
+    def _require(self, kind: str, name: str, known: Sequence[str]) -> None:
+        if name not in known:
+            raise DataError(f"{self.path}: no {kind} {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}")
+
+
+def _schema(meta: LedgerMeta) -> pa.Schema:
+    element = pa.field("element", pa.float32(), nullable=False)
+    lists = pa.list_(element, len(meta.classes))
+    columns = [pa.field("key", pa.string(), nullable=False), pa.field("label", pa.int64(), nullable=False)]
+    columns += [pa.field(name, lists, nullable=False) for name in meta.columns]
+    return pa.schema(columns, metadata={_META_KEY: meta.to_json().encode()})
+
+
+def _as_lists(values: NDArray[np.float32]) -> pa.Array:
+    element = pa.field("element", pa.float32(), nullable=False)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=pa.list_(element, values.shape[1]))
+
+
+def _as_array(lists: pa.Array, classes: int) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = lists.flatten().to_numpy()
+    return values.reshape(-1, classes)
+
+
+def _own_part(part: Part, meta: LedgerMeta) -> Part:
+    """Return the part if it belongs to this evaluation."""
+    try:
+        found = LedgerMeta.from_json(part.table.schema.metadata[_META_KEY])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{part.path}: not a part of a ledger ({error}); evaluate again") from error
+    if found != meta:
+        other = [
+            item.name for item in fields(meta) if item.compare and getattr(found, item.name) != getattr(meta, item.name)
+        ]
+        raise DataError(
+            f"{part.path}: rank {part.rank} has no predictions of this evaluation, only of an earlier one"
+            f" (other {', '.join(other)}); evaluate again"
+        )
+    return part
+
+
+def _merged_block(
+    parts: Sequence[Part], meta: LedgerMeta, schema: pa.Schema, keys: pa.Array, rows: NDArray[np.int64]
+) -> pa.Table:
+    """Gather rows, given by their position in the parts laid end to end, and check them."""
+    ends = np.cumsum([len(part.table) for part in parts])
+    owners = np.searchsorted(ends, rows, side="right")
+    picks = []  # of each part: where its rows go in the block, and which rows of the part they are
+    for number, part in enumerate(parts):
+        places = np.flatnonzero(owners == number)
+        picks.append((part, places, rows[places] - (ends[number] - len(part.table))))
+    labels = np.empty(len(rows), dtype=np.int64)
+    for part, places, local in picks:
+        labels[places] = part.column("label").to_numpy()[local]
+    outside = np.flatnonzero((labels < 0) | (labels >= len(meta.classes)))
+    if len(outside):
+        key, label = keys[int(outside[0])].as_py(), labels[outside[0]]
+        raise DataError(f"sample {key!r}: label {label}, expected 0 to {len(meta.classes) - 1}; evaluate again")
+    columns = [keys, pa.array(labels)]
+    for name in meta.columns:
+        values = np.empty((len(rows), len(meta.classes)), dtype=np.float32)
+        for part, places, local in picks:
+            values[places] = _as_array(part.column(name), len(meta.classes))[local]
+        _check_probabilities(values, name, keys)
+        columns.append(_as_lists(values))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _check_probabilities(values: NDArray[np.float32], name: str, keys: pa.Array) -> None:
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        sums = values.sum(axis=1, dtype=np.float64)
+    good = np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise DataError(
+            f"sample {keys[row].as_py()!r}: {name} is no probability distribution (sum {sums[row]:.6g}, smallest"
+            f" {values[row].min():.6g}; {int((~good).sum())} such samples nearby); was the network trained with NaN?"
+        )

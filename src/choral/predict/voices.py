@@ -1,0 +1,94 @@
+"""The trained networks of a run: which there are, what they need, and how they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from choral.config import Config
+from choral.errors import ChoralError
+from choral.model.build import restore_model
+from choral.runfolder import RunFolder, read_json
+from choral.train.checkpoint import checkpoint_of, load_model_tensors
+
+SINGLE = "model"
+"""What the only member of a run without an `ensemble:` section is called."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A trained network that has not been loaded yet."""
+
+    name: str
+    config: Config
+    checkpoint: Path
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_hash: str
+    """SHA-256 of its tensors' file."""
+
+    @property
+    def inputs(self) -> tuple[object, ...]:
+        """What decides how its images are prepared: voices with equal inputs share their batches."""
+        data = self.config.data
+        return (data.image_size, data.resize, data.eval_crop, data.crop_pct, self.mean, self.std)
+
+    def load(self, device: torch.device) -> nn.Module:
+        """Return the network in evaluation mode on `device`; its checkpoint's hashes are verified."""
+        tensors = load_model_tensors(self.checkpoint)
+        model = replace(self.config.model, weights="none")
+        network = restore_model(model, len(self.classes), self.config.data.image_size, tensors)
+        return network.to(device).eval()
+
+
+def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
+    """Return where the members of a run live, by name; a run without members is its own only one."""
+    if not config.ensemble.members:
+        return {SINGLE: folder}
+    return {member.name: folder.member(member.name) for member in config.ensemble.members}
+
+
+def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]]:
+    """Return the trained members of a run, and the names of those whose training is not finished.
+
+    Raises:
+        ChoralError: none is finished, or they were trained on different classes.
+    """
+    voices: list[Voice] = []
+    unfinished: list[str] = []
+    for name, member in member_folders(folder, config).items():
+        if member.result is None:
+            unfinished.append(name)
+            continue
+        checkpoint = checkpoint_of(member.checkpoints, config.evaluate.checkpoint)
+        meta = read_json(checkpoint / "state.json")
+        if meta is None:
+            raise ChoralError(f"{checkpoint}: state.json is damaged; delete the checkpoint and train again")
+        voices.append(
+            Voice(
+                name=name,
+                config=member.config(),
+                checkpoint=checkpoint,
+                classes=tuple(meta["classes"]),
+                mean=tuple(meta["mean"]),
+                std=tuple(meta["std"]),
+                weights_hash=str(meta["sha256"]["model.safetensors"]),
+            )
+        )
+    if not voices:
+        raise ChoralError(f"{folder.path}: no member has finished training ({', '.join(unfinished)}); train them first")
+    for voice in voices:
+        if voice.classes != voices[0].classes:
+            raise ChoralError(f"{folder.path}: {voice.name} and {voices[0].name} were trained on different classes")
+    return voices, unfinished
+
+
+def fingerprint(voices: list[Voice], views: tuple[str, ...], precision: str) -> str:
+    """Return a hash of everything that decides the probabilities of an evaluation, apart from the data."""
+    parts = [*(f"{voice.name} {voice.weights_hash} {voice.inputs}" for voice in voices), *views, precision]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

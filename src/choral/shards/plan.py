@@ -1,0 +1,115 @@
+"""Which samples make which global batch: a pure function of (seed, epoch, step), the same for every world size.
+
+Shards are permuted and laid end to end, the line is cut into `lanes` equal segments, and each lane is shuffled within
+windows. A global batch takes an equal number of consecutive samples from each lane; a rank takes a contiguous slice of
+the global batch. More lanes mean that a rank touches fewer shards at a time (remote storage), one lane mixes best.
+
+Nothing here grows with the number of samples: only the shard sizes are kept, and batch `t` is computed when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.errors import ConfigError
+from choral.shards.counter import key_of, permute
+
+_SHARD_ORDER, _WINDOW_ORDER = 1, 2  # purposes of the keys
+
+
+class EpochPlan:
+    """The order in which one epoch of training reads the samples of a split.
+
+    Args:
+        seed: of the run.
+        epoch: from 0; each epoch has its own order.
+        shard_sizes: (shards,) int64, samples of the split in each shard; rows of the index count through the shards.
+        global_batch: samples a step over all ranks.
+        lanes: streams of shards read side by side; must divide `global_batch`.
+        window: samples a lane among which the order is random; a window that holds the lane shuffles it completely.
+
+    Raises:
+        ConfigError: a batch larger than the split, or lanes that do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        epoch: int,
+        shard_sizes: NDArray[np.int64],
+        global_batch: int,
+        lanes: int = 1,
+        window: int = 65536,
+    ) -> None:
+        samples = int(shard_sizes.sum())
+        if global_batch < 1 or lanes < 1 or window < 1:
+            raise ConfigError(f"batch size {global_batch}, lanes {lanes} and window {window} must be at least 1")
+        if global_batch > samples:
+            raise ConfigError(f"the global batch holds {global_batch} samples, but the split only {samples}: lower it")
+        if global_batch % lanes:
+            raise ConfigError(f"{lanes} lanes cannot share a global batch of {global_batch}: lanes must divide it")
+        self.global_batch = global_batch
+        self.steps = samples // global_batch
+        self._lanes, self._window = lanes, window
+        self._window_key = (seed, epoch, _WINDOW_ORDER)
+        shards = len(shard_sizes)
+        order = permute(
+            np.arange(shards), np.full(shards, shards), np.full(shards, key_of(seed, epoch, _SHARD_ORDER))
+        )
+        sizes = shard_sizes[order]
+        self._line_ends = np.cumsum(sizes)  # where each shard ends on the line of permuted shards
+        first_rows = np.cumsum(shard_sizes) - shard_sizes
+        self._row_shift = first_rows[order] - (self._line_ends - sizes)  # row = position on the line + shift
+        self._lane_starts = samples * np.arange(lanes + 1) // lanes
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the (global_batch,) int64 rows of global batch `step`, 0 <= step < steps."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of an epoch of {self.steps}")
+        per_lane = self.global_batch // self._lanes
+        offsets = np.tile(np.arange(step * per_lane, (step + 1) * per_lane), self._lanes)
+        lanes = np.repeat(np.arange(self._lanes), per_lane)
+        starts = self._lane_starts[lanes]
+        positions = starts + self._shuffle(offsets, self._lane_starts[lanes + 1] - starts, lanes)
+        return positions + self._row_shift[np.searchsorted(self._line_ends, positions, side="right")]
+
+    def rank_rows(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Return the contiguous slice of global batch `step` that `rank` reads; the slices of all ranks make the batch."""
+        return self.batch(step)[slice_of(self.global_batch, rank, world_size)]
+
+    def _shuffle(
+        self, offsets: NDArray[np.int64], lengths: NDArray[np.int64], lanes: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Permute offsets within their lane: windows laid like bricks, so that samples can leave their own window.
+
+        A layer of windows is a bijection of the lane; a second layer, shifted by half a window, mixes across the joints
+        of the first. A lane that fits into one window needs, and gets, one uniform permutation.
+        """
+        layers = 1 if int(lengths.max()) <= self._window else 3
+        for layer in range(layers):
+            shift = (layer % 2) * (self._window // 2)
+            windows = (offsets + shift) // self._window
+            begins = np.maximum(windows * self._window - shift, 0)
+            ends = np.minimum((windows + 1) * self._window - shift, lengths)
+            names, inverse = np.unique(np.stack([lanes, windows]), axis=1, return_inverse=True)
+            keys = np.array([key_of(*self._window_key, layer, int(a), int(b)) for a, b in names.T], dtype=np.uint64)
+            offsets = begins + permute(offsets - begins, ends - begins, keys[inverse.reshape(-1)])
+        return offsets
+
+
+def slice_of(count: int, rank: int, world_size: int) -> slice:
+    """Return the contiguous part of range(count) that belongs to `rank`; parts differ in size by at most one."""
+    return slice(count * rank // world_size, count * (rank + 1) // world_size)
+
+
+def exact_rows(count: int, rank: int, world_size: int, batch: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of `rank` for evaluation in batches of at most `batch`: over all ranks each row exactly once.
+
+    Ranks may get different numbers of batches, also none at all: nothing may communicate while they are read.
+    """
+    part = slice_of(count, rank, world_size)
+    for start in range(part.start, part.stop, batch):
+        yield np.arange(start, min(start + batch, part.stop))

@@ -1,0 +1,51 @@
+"""Where labelled images come from: folders, manifests, WebDataset tars, torchvision, and the demo's package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from choral.errors import ConfigError, DataError, did_you_mean
+from choral.shards.files import local_only
+from choral.shards.index import DATASET_FILE
+from choral.shards.options import PackOptions
+from choral.shards.sources.base import ImageSource
+from choral.shards.sources.elpv import open_elpv
+from choral.shards.sources.folder import open_folder
+from choral.shards.sources.manifest import MANIFEST_SUFFIXES, open_manifest
+from choral.shards.sources.tars import TarSource, find_tars, open_tars
+from choral.shards.sources.vision import PREFIX, open_torchvision
+
+__all__ = ["ImageSource", "TarSource", "open_source"]
+
+
+def open_source(spec: str, options: PackOptions) -> ImageSource | TarSource:
+    """Return the source that `spec` names; nothing is written, and no image is read.
+
+    Args:
+        spec: "elpv", "torchvision:NAME", a manifest (.csv, .tsv, .parquet), tars (a folder, a glob, a brace expression
+            or a file), or a folder of class folders. A folder called elpv is named ./elpv.
+        options: column names and the like.
+
+    Raises:
+        ConfigError: a source that cannot be opened as it is named.
+        DataError: it is not there, or not what it should be.
+    """
+    if spec == "elpv":
+        return open_elpv()
+    if spec.startswith(PREFIX):
+        return open_torchvision(spec, options)
+    path = Path(local_only(spec)).expanduser().absolute()
+    if path.suffix.lower() == ".tar" or (not path.exists() and "*" in spec):
+        return open_tars(spec)
+    if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        return open_manifest(path, options)
+    if path.is_dir():
+        if (path / DATASET_FILE).is_file():
+            raise ConfigError(f"{spec}: is already a packed folder, ready to be used")
+        return open_tars(spec) if find_tars(spec) else open_folder(path)
+    if path.exists():
+        raise ConfigError(
+            f"{spec}: expected a folder, a manifest (.csv, .tsv, .parquet), tars, torchvision:NAME or elpv"
+        )
+    near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(f"{spec}: no such folder or file.{did_you_mean(path.name, [*near, 'elpv'])}")

@@ -1,0 +1,115 @@
+"""Which sample is trained on, which validates, which tests: decided by the key, not by the order of files.
+
+Samples of a stratum (class, and whatever else is asked for) are ranked by a hash of seed and key; shares are
+apportioned to strata by largest remainder (Hamilton's method), so that totals are exact and each stratum within one
+sample of its share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.errors import DataError
+
+TRAIN, VAL, TEST = 0, 1, 2
+
+
+def key_hashes(keys: Sequence[str], seed: int, purpose: str) -> NDArray[np.uint64]:
+    """Return a (n,) uint64 hash of each key; different seeds and purposes give unrelated numbers."""
+    salt = hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=32).digest()
+    joined = b"".join(hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest() for key in keys)
+    return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
+
+
+def shares(count: int, val: float, test: float) -> tuple[int, int]:
+    """Return the numbers of validation and test samples among `count`; a fraction above 0 gives at least one."""
+    return tuple(max(1, round(count * part)) if part > 0 else 0 for part in (val, test))  # type: ignore[return-value]
+
+
+def carve(
+    keys: Sequence[str],
+    strata: NDArray[np.int64],
+    val: int,
+    test: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int8]:
+    """Divide samples into training, validation and test, each stratum in the same proportion.
+
+    Args:
+        keys: n different keys; their order does not matter.
+        strata: (n,) int64, from 0, numbered without gaps.
+        val, test: samples wanted; exact without groups, and with groups as near as these allow.
+        seed: another seed, another division.
+        groups: (n,) int64, from 0; samples of one group stay together.
+
+    Returns:
+        (n,) int8 of TRAIN, VAL and TEST.
+
+    Raises:
+        DataError: more samples wanted than there are, or too few groups for the splits.
+    """
+    if val + test >= len(keys):
+        raise DataError(
+            f"{len(keys)} samples cannot give {val} for validation, {test} for testing and some for training"
+        )
+    hashes = key_hashes(keys, seed, "split")
+    if groups is not None:
+        return _carve_groups(hashes, strata, val, test, groups)
+    sizes = np.bincount(strata)
+    spare = np.maximum(sizes - 1, 0)  # one of each stratum is kept for training, as long as that is possible
+    capacity = spare if int(spare.sum()) >= val + test else sizes
+    tests = apportion(test, sizes, capacity)
+    vals = apportion(val, sizes, capacity - tests)
+    order = np.lexsort((hashes, strata))
+    rank = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the stratum, by hash
+    stratum = strata[order]
+    result = np.full(len(keys), TRAIN, dtype=np.int8)
+    result[order[rank < tests[stratum] + vals[stratum]]] = VAL
+    result[order[rank < tests[stratum]]] = TEST
+    return result
+
+
+def apportion(total: int, sizes: NDArray[np.int64], capacity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Divide `total` over strata in proportion to `sizes` by largest remainder, none above its `capacity`.
+
+    Ties go to the larger stratum, then to the first. The sum of capacities must be at least `total`.
+    """
+    quota = total * sizes / max(int(sizes.sum()), 1)
+    result = np.minimum(np.floor(quota).astype(np.int64), capacity)
+    while (missing := total - int(result.sum())) > 0:
+        open_ = np.flatnonzero(result < capacity)
+        best = open_[np.lexsort((open_, -sizes[open_], -(quota - result)[open_]))[:missing]]
+        result[best] += 1
+    return result
+
+
+def _carve_groups(
+    hashes: NDArray[np.uint64], strata: NDArray[np.int64], val: int, test: int, groups: NDArray[np.int64]
+) -> NDArray[np.int8]:
+    """Place whole groups, the largest first, each where its strata are still missed most."""
+    count = int(groups.max()) + 1
+    sizes = np.bincount(groups)
+    tie = np.zeros(count, dtype=np.uint64)
+    np.bitwise_xor.at(tie, groups, hashes)  # a hash of the group that does not depend on the order of its samples
+    total = len(strata)
+    wanted = np.array([total - val - test, val, test])[:, None] * np.bincount(strata)[None, :] / total
+    lacking = wanted.astype(np.float64)  # (3, strata)
+    by_group = np.lexsort((strata, groups))
+    members = np.split(strata[by_group], np.cumsum(sizes)[:-1])
+    home = np.zeros(count, dtype=np.int8)
+    for number in np.lexsort((tie, -sizes)):
+        present, amounts = np.unique(members[number], return_counts=True)
+        home[number] = np.argmax(lacking[:, present] @ amounts)  # the largest decrease of the squared error
+        lacking[home[number], present] -= amounts
+    for split, name, size in ((TRAIN, "training", total), (VAL, "validation", val), (TEST, "testing", test)):
+        if size and not (home == split).any():
+            raise DataError(
+                f"{count} groups cannot be divided: {name} would get none of them; bring more groups or ask for a "
+                "larger fraction"
+            )
+    return home[groups]

@@ -1,0 +1,1 @@
+"""Training: the loop, its optimizer and schedule, its checkpoints and its reports."""

@@ -1,0 +1,100 @@
+"""`accelerate launch -m choral.train CONFIG [key=value ...]`: train one network on the ranks that the launcher starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from choral.config import Config
+from choral.configfile import load_config
+from choral.errors import ChoralError, DataError, Stopped
+from choral.runfolder import RunFolder
+from choral.shards.index import Dataset, Index
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch launch/train.py",
+        description="Train one network, or continue it. Example: accelerate launch launch/train.py configs/elpv-demo.yaml train.lr=1e-3",
+    )
+    parser.add_argument("config", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.lr=3e-4")
+    parser.add_argument("--folder", type=Path, help="the run folder, instead of runs/NAME")
+    options = parser.parse_intermixed_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))  # set by the launcher; needed before there is a process group
+    try:
+        config = load_config(options.config, options.overrides)
+        folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
+        folder.check_same(config)
+        if folder.result is not None:
+            if rank == 0:
+                print(f"{folder.path}: already trained", file=sys.stderr)
+            return 0
+        preflight(config)
+    except ChoralError as error:
+        if rank == 0:  # every rank finds the same; once is enough
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return _train(config, folder)
+
+
+def preflight(config: Config) -> None:
+    """Find what would fail later, without importing torch: missing or damaged shards, unknown splits.
+
+    Raises:
+        ConfigError, DataError: naming the folder, shard or split.
+    """
+    dataset = Dataset.open(Path(config.data.shards))
+    dataset.verify_present()
+    for split in (config.data.train_split, config.data.val_split):
+        Index.open(dataset, split)
+
+
+def _train(config: Config, folder: RunFolder) -> int:
+    from choral.runtime import Runtime, set_up_logging  # torch only now: a misspelt key is told at once
+    from choral.train.loop import train
+
+    settings = config.train
+    try:
+        run = Runtime(settings.precision, settings.accumulate_steps, settings.timeout_s, folder.stop_file)
+    except ChoralError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    set_up_logging(run.rank)
+    try:
+        if run.is_main:
+            with folder.lock():
+                folder.claim(config)
+                _with_status(folder, lambda: train(config, folder, run))
+        else:
+            train(config, folder, run)
+    except ChoralError as error:
+        if run.is_main:
+            print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, DataError):  # the one kind that a single rank can meet
+            print(f"error on rank {run.rank}: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        run.end()
+    return 0
+
+
+def _with_status(folder: RunFolder, work: Callable[[], object]) -> None:
+    """Run `work` and leave in status.json how it ended; launchers lose exit statuses, the folder does not."""
+    try:
+        work()
+    except Stopped as stopped:
+        folder.report(**{**folder.status, "state": "stopped", "reason": str(stopped)})
+        raise
+    except BaseException as error:
+        folder.report(**{**folder.status, "state": "failed", "reason": f"{type(error).__name__}: {error}"})
+        raise
+    folder.report(**{**folder.status, "state": "done"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The steps of a run in order, each skipped where its result is there: pack, train the members, evaluate, score.
+
+What a step left on disk is all that the next one knows of it, so a run can be killed anywhere and started again. torch is
+imported only by the steps that compute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress
+
+from choral.config import Config
+from choral.configfile import to_values
+from choral.ensemble import score as scoring
+from choral.ensemble.members import slots_of, train_members
+from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.jobs.launcher import launch_command, run_in_foreground
+from choral.predict.__main__ import evaluation_config
+from choral.predict.ledger import Ledger
+from choral.runfolder import RunFolder, write_json
+from choral.shards.index import DATASET_FILE
+from choral.shards.options import PackOptions
+from choral.shards.pack import pack
+from choral.train.__main__ import preflight
+
+if TYPE_CHECKING:
+    from choral.predict.images import Answer
+
+
+def run_all(config: Config, progress: Console, results: Console) -> int:
+    """Do all steps that are not done yet, print the scores, and return the exit status."""
+    started = time.monotonic()
+    folder = RunFolder.of(config)
+    with folder.lock():
+        folder.check_same(config)
+        pack_if_missing(config, progress)
+        folder.claim(config)
+        status = train_all(config, folder, progress)
+        if status == Stopped.exit_code:
+            return status
+        evaluated = evaluate(folder, [], processes=0, force=False)
+        if evaluated:
+            return evaluated
+    print_scores(score(folder, None), results)
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    results.print(f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False)
+    results.print(f"Ask it: choral predict {folder.name} IMAGE...", markup=False, highlight=False)
+    return status
+
+
+def pack_if_missing(config: Config, console: Console) -> None:
+    """Pack `data.source` into `data.shards`, unless that is done; an interrupted packing is continued.
+
+    Raises:
+        ConfigError: there are neither shards nor a source.
+    """
+    shards = Path(config.data.shards)
+    if not config.data.source:
+        if not (shards / DATASET_FILE).is_file():
+            raise ConfigError(f"data.shards: {shards}: nothing is packed there; run `choral pack SOURCE {shards}`, or set data.source")
+        return
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"packing {config.data.source}", total=None)
+        pack(
+            config.data.source,
+            shards,
+            PackOptions(**asdict(config.data.pack)),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def train_one(config: Config, folder: RunFolder, arguments: Sequence[str], processes: int) -> int:
+    """Train one network through the launcher, sharing this terminal.
+
+    Args:
+        config, folder: of the run.
+        arguments: config file and overrides, as the user gave them.
+        processes: ranks; 0: all GPUs, or one.
+
+    Returns:
+        0 done, 1 failed (the reason has been printed), 75 stopped.
+
+    Raises:
+        ConfigError, DataError: found before anything is started.
+    """
+    folder.check_same(config)
+    if folder.result is None:
+        preflight(config)
+    return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder)
+
+
+def train_all(config: Config, folder: RunFolder, console: Console) -> int:
+    """Train all members that are not trained yet; the caller holds the folder's lock.
+
+    Returns:
+        0: all are trained; 1: some failed for good, which has been said; 75: stopped.
+
+    Raises:
+        ConfigError, DataError: found before the first member is started.
+        ChoralError: no member could be trained.
+    """
+    folder.claim(config)
+    preflight(config)
+    if not config.ensemble.members:
+        return train_one(config, folder, [str(folder.path / "config.yaml")], config.ensemble.processes_per_member)
+    outcomes = train_members(config, folder, slots_of(config, _gpus()), console)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if any(outcome.state == "stopped" for outcome in outcomes):
+        console.print("stopped; run the same command again to continue")
+        return Stopped.exit_code
+    members = len(config.ensemble.members)
+    if len(failed) == members:
+        raise ChoralError(f"{folder.path}: none of {members} members could be trained: {failed[0].message}")
+    if failed:
+        names = ", ".join(outcome.job.name for outcome in failed)
+        console.print(f"{members - len(failed)} of {members} members are trained; failed: {names}", style="yellow", markup=False)
+    return 1 if failed else 0
+
+
+def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force: bool) -> int:
+    """Write the ledgers of a run through the launcher, sharing this terminal, and return the exit status.
+
+    Raises:
+        ConfigError, DataError: found before anything is started.
+    """
+    evaluation_config(folder, overrides)
+    arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
+    return _launch("choral.predict", arguments, processes, folder)
+
+
+def score(folder: RunFolder, split: str | None) -> scoring.Scores:
+    """Score the ledger of a split (None: the first that the config evaluates) and keep the result in the run folder.
+
+    Raises:
+        DataError: the split has not been evaluated.
+    """
+    config = folder.config()
+    name = split or config.evaluate.splits[0]
+    path = folder.predictions / f"{name}.parquet"
+    if not path.is_file():
+        found = ", ".join(sorted(file.stem for file in folder.predictions.glob("*.parquet"))) or "none"
+        raise DataError(f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`")
+    references = to_values(config)["references"] if name == config.evaluate.splits[0] else []
+    scores = scoring.score_run(Ledger.open(path), references)
+    write_json(folder.path / f"scores-{name}.json", scores)
+    return scores
+
+
+def print_scores(scores: scoring.Scores, console: Console) -> None:
+    """Print the table of scores."""
+    console.print(scoring.render(scores))
+
+
+def scores_as_json(scores: scoring.Scores) -> str:
+    """Return the scores for machines."""
+    return scoring.to_json(scores)
+
+
+def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
+    """Yield what the trained members of a run answer for each image file.
+
+    Raises:
+        ChoralError: no member is trained.
+    """
+    import torch
+
+    from choral.predict.images import predict_images
+    from choral.predict.voices import voices_of
+
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from predict_images(config, voices, images, device)
+
+
+def _gpus() -> list[str]:
+    """Return the ids of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
+    import os
+
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
+    return visible[:count] if visible else [str(number) for number in range(count)]
+
+
+def _launch(module: str, arguments: Sequence[str], processes: int, folder: RunFolder) -> int:
+    gpus = len(_gpus())
+    folder.stop_file.unlink(missing_ok=True)  # of an earlier start
+    command, env = launch_command(module, arguments, processes or max(1, gpus), on_gpus=gpus > 0)
+    code = run_in_foreground(command, env, request_stop=folder.stop_file.touch)
+    if code == 0:
+        return 0
+    stopped = folder.status.get("state") == "stopped" or folder.stop_file.exists()
+    return Stopped.exit_code if stopped else 1
