@@ -129,6 +129,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Which part of the network is trained."""
+
+    strategy: Literal["full", "partial"] = "full"
+    """full: everything; partial: the head and the last stages. What is frozen keeps its pretrained BatchNorm statistics."""
+    trained_stages: int = 1
+    """With partial: how many of the last stages, as timm groups the network's layers."""
+
+    def __post_init__(self) -> None:
+        _check(self.trained_stages >= 0, "finetune.trained_stages", "expected 0 (the head alone) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random changes to training images, and to nothing else."""
 
@@ -317,6 +330,7 @@ class Config:
     task: Literal["multiclass"] = "multiclass"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -336,8 +350,8 @@ class Config:
         )
         for member in self.ensemble.members:
             for key in member.set:
-                allowed = key.split(".")[0] in ("seed", "model", "augment", "train", "data")
-                _check(allowed, f"ensemble.members.{member.name}.set.{key}", "a member may set seed, data.*, model.*, augment.* or train.*")
+                allowed = key.split(".")[0] in ("seed", "data", "model", "finetune", "augment", "train")
+                _check(allowed, f"ensemble.members.{member.name}.set.{key}", "a member may set seed, data.*, model.*, finetune.*, augment.* or train.*")
 
 
 def binding_difference(old: Config, new: Config) -> list[str]:

@@ -18,13 +18,15 @@ from rich.progress import Progress
 from choral.config import Config
 from choral.configfile import to_values
 from choral.ensemble import score as scoring
-from choral.ensemble.members import slots_of, train_members
+from choral.ensemble.members import pending_jobs, run_members, slots_of
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.jobs.launcher import launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
 from choral.predict.ledger import Ledger
+from choral.predict.plan import plan_evaluation
+from choral.predict.voices import voices_of
 from choral.runfolder import RunFolder, write_json
-from choral.shards.index import DATASET_FILE
+from choral.shards.index import DATASET_FILE, Dataset
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 from choral.train.__main__ import preflight
@@ -90,8 +92,9 @@ def train_one(config: Config, folder: RunFolder, arguments: Sequence[str], proce
         ConfigError, DataError: found before anything is started.
     """
     folder.check_same(config)
-    if folder.result is None:
-        preflight(config)
+    if folder.result is not None:
+        return 0
+    preflight(config)
     return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder)
 
 
@@ -109,7 +112,8 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
     preflight(config)
     if not config.ensemble.members:
         return train_one(config, folder, [str(folder.path / "config.yaml")], config.ensemble.processes_per_member)
-    outcomes = train_members(config, folder, slots_of(config, _gpus()), console)
+    jobs = pending_jobs(config, folder)
+    outcomes = run_members(jobs, slots_of(config, _gpus()), config.ensemble.retries, console) if jobs else []
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if any(outcome.state == "stopped" for outcome in outcomes):
         console.print("stopped; run the same command again to continue")
@@ -129,7 +133,10 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
     Raises:
         ConfigError, DataError: found before anything is started.
     """
-    evaluation_config(folder, overrides)
+    config = evaluation_config(folder, overrides)
+    plan = plan_evaluation(config, folder, Dataset.open(config.data.shards))
+    if not force and not plan.missing():
+        return 0
     arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
     return _launch("choral.predict", arguments, processes, folder)
 
@@ -171,7 +178,6 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
     import torch
 
     from choral.predict.images import predict_images
-    from choral.predict.voices import voices_of
 
     config = folder.config()
     voices, _ = voices_of(folder, config)

@@ -3,9 +3,9 @@
     python tests/bench/bench_stream.py                 # about three minutes on two cores
     python tests/bench/bench_stream.py --images 300 --rounds 1
 
-JPEGs of 500 x 400 pixels (about 64 kB) are made, packed, and read by each pipeline in turn, several rounds, each time in a
-fresh process. All do random resized crop and flip with two workers and end in normalised float batches of 64 x 3 x 224 x
-224; the rate counts from the first batch on. What other people's programs take meanwhile hits all pipelines of a round
+JPEGs of 500 x 400 pixels (about 64 kB) are made, packed, and read by each pipeline in turn, several rounds, each time
+in a fresh process. All do random resized crop and flip with two workers and end in normalised float batches of 64 x 3 x
+224 x 224; the rate counts from the first batch on. What other programs take meanwhile hits all pipelines of a round
 alike, so the ratios mean more than the rates. CPU and memory include child processes; memory is the peak of the
 proportional set size, which counts shared pages once.
 """
@@ -71,7 +71,9 @@ def imagefolder(data: Path, epochs: int) -> Iterator[Any]:
             yield batch
 
 
-def choral(data: Path, epochs: int, resize: str = "antialias", kind: str = "thread", cached: bool = False) -> Iterator[Any]:
+def choral(
+    data: Path, epochs: int, resize: str = "antialias", kind: str = "thread", cached: bool = False
+) -> Iterator[Any]:
     """choral's two stages."""
     import torch
 
@@ -234,7 +236,8 @@ def main() -> int:
                 answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 results[name].append(json.loads(answer.stdout.splitlines()[-1]))
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    print(f"{options.images} images, {options.epochs} epochs, {options.rounds} rounds, {WORKERS} workers, {os.cpu_count()} cores\n")
+    scope = f"{options.images} images, {options.epochs} epochs, {options.rounds} rounds"
+    print(f"{scope}, {WORKERS} workers, {os.cpu_count()} cores\n")
     print(f"{'':30} {'to ImageFolder':>22} {'images/s':>9} {'CPU ms':>9} {'MiB':>9} {'first s':>8}")
     for name in names:
         show(name, results[name], results[PEER])

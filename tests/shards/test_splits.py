@@ -74,6 +74,14 @@ def test_groups_stay_together_and_shares_are_near(data: st.DataObject) -> None:
     assert (plain[order] == result).all()
 
 
+def test_groups_do_not_go_where_nothing_was_asked_for() -> None:
+    groups = np.repeat(np.arange(40), 7)
+    strata = np.arange(280) % 11 // 5
+    keys = [f"k{i}" for i in range(280)]
+    assert not (carve(keys, strata, 0, 30, 0, groups) == VAL).any()
+    assert not (carve(keys, strata, 30, 0, 0, groups) == TEST).any()
+
+
 def test_too_few_groups_are_an_error() -> None:
     groups = np.repeat(np.arange(3), 50)
     keys = [f"k{i}" for i in range(150)]

@@ -56,7 +56,9 @@ def test_base_256_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
 def test_cut_at_every_512_bytes(tmp_path: Path, fmt: int) -> None:
     long = "n" * 110 if fmt == tarfile.PAX_FORMAT else "n"
-    path = write_tar(tmp_path / "a.tar", [(f"{long}{i}.{ext}", b"7" * 700) for i in range(3) for ext in ("cls", "png")], fmt)
+    path = write_tar(
+        tmp_path / "a.tar", [(f"{long}{i}.{ext}", b"7" * 700) for i in range(3) for ext in ("cls", "png")], fmt
+    )
     whole = path.read_bytes()
     complete = scan(path)
     end = len(whole.rstrip(b"\0"))

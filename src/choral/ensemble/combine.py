@@ -16,17 +16,14 @@ from choral.score.metrics import top_class
 
 @dataclass(frozen=True)
 class Votes:
-    """A majority vote.
+    """A majority vote; it has no probabilities, for a class without a vote need not be impossible.
 
     Attributes:
         predictions: (n,) int64 the winning class.
-        shares: (n, classes) float32 part of the members that voted for each class. No probabilities: a class without
-            a vote has 0, and where classes tied the winner is not the only one with the largest share.
         tied: (n,) bool, where classes had equally many votes, so that the mean probability decided.
     """
 
     predictions: NDArray[np.int64]
-    shares: NDArray[np.float32]
     tied: NDArray[np.bool_]
 
 
@@ -52,13 +49,12 @@ def hard(stack: NDArray[np.float32]) -> Votes:
     Args:
         stack: (members, n, classes) float32.
     """
-    members, count, classes = stack.shape
+    _, count, classes = stack.shape
     ballots = top_class(stack) + np.arange(count) * classes  # (members, n) positions in the flattened (n, classes)
     votes = np.bincount(ballots.ravel(), minlength=count * classes).reshape(count, classes)
     leading = votes == votes.max(axis=1, keepdims=True)
     mean = stack.mean(axis=0, dtype=np.float64)
     return Votes(
         predictions=np.where(leading, mean, -1.0).argmax(axis=1),
-        shares=(votes / members).astype(np.float32),
         tied=leading.sum(axis=1) > 1,
     )

@@ -10,11 +10,10 @@ from dataclasses import replace
 from rich.console import Console
 
 from choral.config import Config
-from choral.configfile import with_overrides
+from choral.configfile import to_yaml, with_overrides
 from choral.errors import ConfigError
 from choral.jobs.local import Job, Outcome, run_jobs
 from choral.runfolder import RunFolder, write_atomic
-from choral.configfile import to_yaml
 
 
 def member_config(config: Config, name: str) -> Config:
@@ -31,36 +30,36 @@ def member_config(config: Config, name: str) -> Config:
     raise ConfigError(f"ensemble.members: no member '{name}'")
 
 
-def train_members(
-    config: Config, folder: RunFolder, slots: Sequence[Mapping[str, str]], console: Console
-) -> list[Outcome]:
-    """Train every member that is not finished yet, as many at once as there are slots.
+def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
+    """Return a job for each member that is not trained yet; all members' configs are validated before there is one.
 
     Args:
-        config: of the run; all members' configs are validated before the first one starts.
+        config: of the run.
         folder: of the run, claimed.
-        slots: one environment a place where a member can run; see `slots_of`.
-        console: for the live table.
-
-    Returns:
-        How each member that was started ended; finished ones are left out.
 
     Raises:
         ConfigError: a member's setting does not fit, or its folder holds a member of another config.
     """
     configs = {member.name: member_config(config, member.name) for member in config.ensemble.members}
+    for name, own in configs.items():
+        folder.member(name).check_same(own)
     jobs = []
     for name, own in configs.items():
         member = folder.member(name)
-        member.check_same(own)
         if member.result is None:
             write_atomic(member.path / "member.yaml", to_yaml(own))
             jobs.append(_job(config, name, member))
+    return jobs
+
+
+def run_members(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console) -> list[Outcome]:
+    """Train members, as many at once as there are slots, with a live table, and return how each ended."""
     return run_jobs(
         jobs,
         slots=slots,
-        retries=config.ensemble.retries,
+        retries=retries,
         progress=lambda job: _progress(RunFolder(job.folder)),
+        progress_token=lambda job: RunFolder(job.folder).status.get("step"),
         console=console,
     )
 

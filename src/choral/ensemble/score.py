@@ -113,32 +113,7 @@ def score_run(ledger: Ledger, references: Sequence[Mapping[str, Any]] = ()) -> S
     """
     if not len(ledger):
         raise DataError(f"{ledger.path}: holds no sample, nothing can be scored")
-    entries = _entries(ledger)
-    names = list(entries)
-    scores = {name: np.concatenate(entry.correct) for name, entry in entries.items()}
-    losses = {name: np.concatenate(entry.losses) for name, entry in entries.items() if entry.losses}
-    # All rows share the draws, so that any two of them can be compared in pairs.
-    means = resampled_means(np.stack([*scores.values(), *losses.values()], axis=1), seed=SEED)
-    drawn = dict(zip(names, means.T, strict=False))
-    drawn_losses = dict(zip(losses, means.T[len(names) :], strict=True))
-    plain = names[: len(ledger.members)]  # without averaged views, if the ledger has such columns
-    best = min(plain, key=lambda name: (-scores[name].sum(), losses[name].sum()))
-    rows: list[Row] = []
-    for name, entry in entries.items():
-        accuracy = interval_of(scores[name], drawn[name])
-        loss = interval_of(losses[name], drawn_losses[name]) if name in losses else None
-        gain = interval_of(scores[name] - scores[best], drawn[name] - drawn[best])
-        rows.append(
-            Row(
-                name=name,
-                metric="accuracy",
-                **_numbers(accuracy),
-                n=len(ledger),
-                log_loss=_numbers(loss) if loss else None,
-                difference=None if name == best else Difference(to=best, **_numbers(gain)),
-                ties=int(np.concatenate(entry.tied).sum()) if entry.tied else None,
-            )
-        )
+    rows, best = _rows(_entries(ledger), len(ledger.members))
     return Scores(
         rows=rows,
         references=[
@@ -182,6 +157,36 @@ def _entries(ledger: Ledger) -> dict[str, _Entry]:
             vote.tied.append(votes.tied)
         entries |= group
     return entries
+
+
+def _rows(entries: Mapping[str, _Entry], members: int) -> tuple[list[Row], str]:
+    """Return the rows, and the name of the best of the first `members` of them."""
+    names = list(entries)
+    scores = {name: np.concatenate(entry.correct) for name, entry in entries.items()}
+    losses = {name: np.concatenate(entry.losses) for name, entry in entries.items() if entry.losses}
+    # All rows share the draws, so that any two of them can be compared in pairs.
+    means = resampled_means(np.stack([*scores.values(), *losses.values()], axis=1), seed=SEED)
+    drawn = dict(zip(names, means.T, strict=False))
+    drawn_losses = dict(zip(losses, means.T[len(names) :], strict=True))
+    plain = names[:members]  # without averaged views, if the ledger has such columns
+    best = min(plain, key=lambda name: (-scores[name].sum(), losses[name].sum()))
+    rows: list[Row] = []
+    for name, entry in entries.items():
+        accuracy = interval_of(scores[name], drawn[name])
+        loss = interval_of(losses[name], drawn_losses[name]) if name in losses else None
+        gain = interval_of(scores[name] - scores[best], drawn[name] - drawn[best])
+        rows.append(
+            Row(
+                name=name,
+                metric="accuracy",
+                **_numbers(accuracy),
+                n=len(scores[name]),
+                log_loss=_numbers(loss) if loss else None,
+                difference=None if name == best else Difference(to=best, **_numbers(gain)),
+                ties=int(np.concatenate(entry.tied).sum()) if entry.tied else None,
+            )
+        )
+    return rows, best
 
 
 def _numbers(interval: Interval) -> Numbers:

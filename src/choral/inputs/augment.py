@@ -1,7 +1,7 @@
 """Random changes to a batch, with parameters per sample that depend on (seed, epoch, row) only.
 
-Flips and quarter turns move pixels and never interpolate, so they are exact. Brightness and contrast are one affine map a
-sample, which the device stage fuses with normalisation.
+Flips and quarter turns move pixels and never interpolate, so they are exact. Brightness and contrast are one affine map
+a sample, which the device stage fuses with normalisation.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Augment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check the ranges."""
         for name in ("hflip", "vflip", "brightness", "contrast"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment {name} {getattr(self, name)}: expected 0 to 1")
@@ -68,8 +69,8 @@ class Augment:
             rows: (b,) int64 rows of the index.
 
         Returns:
-            "transpose", "hflip", "vflip": (b,) int64, 0 or 1, to be applied in this order; "brightness", "contrast": (b,)
-            float32 factors.
+            "transpose", "hflip", "vflip": (b,) int64, 0 or 1, to be applied in this order; "brightness", "contrast":
+            (b,) float32 factors.
         """
         hflip, vflip, turn, brightness, contrast = uniform(self.seed, epoch, rows, _DRAWS, _STREAM).T
         across, down = hflip < self.hflip, vflip < self.vflip
@@ -95,7 +96,7 @@ def turn(images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     Returns:
         (B, C, H, H), exactly the values of `images`.
     """
-    # All images are turned and the right ones chosen: six kernels, and none of them waits for the host as indices would.
+    # All images are turned and the right ones chosen: six kernels, none of which waits for the host as indices would.
     for name, axes in (("transpose", None), ("hflip", 3), ("vflip", 2)):
         chosen = parameters[name].bool()[:, None, None, None]
         images = torch.where(chosen, images.transpose(2, 3) if axes is None else images.flip(axes), images)
@@ -124,7 +125,8 @@ def apply(images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         (B, 3, H, H), 0 to 1.
     """
     images = turn(images, parameters)
-    weights = torch.tensor(GREY_WEIGHTS, dtype=images.dtype).to(images.device, non_blocking=True)
-    grey = images.mean((2, 3)) @ weights
+    red, green, blue = images.mean((2, 3)).unbind(1)
+    grey = GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue
     factor, summand = colour_map(parameters, grey)
-    return (images * factor[:, None, None, None] + summand[:, None, None, None]).clamp_(0, 1)
+    changed: Tensor = images * factor[:, None, None, None] + summand[:, None, None, None]
+    return changed.clamp_(0, 1)

@@ -18,7 +18,9 @@ class BadSamples:
         log: a file to which one JSON line {"key", "shard", "offset", "reason"} is appended for each bad sample.
     """
 
-    def __init__(self, mode: Literal["fail", "skip"] = "fail", max_fraction: float = 0.01, log: Path | None = None) -> None:
+    def __init__(
+        self, mode: Literal["fail", "skip"] = "fail", max_fraction: float = 0.01, log: Path | None = None
+    ) -> None:
         self._mode, self._max_fraction, self._log = mode, max_fraction, log
         self._seen: set[str] = set()
 
@@ -50,6 +52,5 @@ class BadSamples:
                 file.write(line + "\n")
         if self.count > self._max_fraction * samples:
             listed = f", listed in {self._log}" if self._log is not None else ""
-            raise DataError(
-                f"{self.count} of {samples} samples cannot be read{listed}: more than max_bad_fraction {self._max_fraction:g}. Last: {where}"
-            )
+            bound = f"more than max_bad_fraction {self._max_fraction:g}"
+            raise DataError(f"{self.count} of {samples} samples cannot be read{listed}: {bound}. Last: {where}")

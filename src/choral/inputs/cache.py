@@ -1,11 +1,11 @@
 """A split decoded once: all its images, full size, in one memory-mapped file that everybody on the machine shares.
 
-Ranks, workers, epochs and ensemble members map the same pages. Reading from it costs a crop and a resize, about a quarter
-of the best stream from JPEGs. The images are those of `decode`, so a sample is the same bits with and without a cache.
+Ranks, workers, epochs and ensemble members map the same pages. Reading from it costs a crop and a resize, about a
+quarter of the best stream from JPEGs. The images are those of `decode`, so a sample is the same bits with and without.
 
 File: magic, pixels of the images one after the other, a table of (offset, height, width, channels) a row, a description
-(JSON), its length, magic again. What was cut short therefore lacks its end. Images that cannot be decoded are listed with
-their reason, and reported whenever they are asked for.
+(JSON), its length, magic again. What was cut short therefore lacks its end. Images that cannot be decoded are listed
+with their reason, and reported whenever they are asked for.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _PROBED = 64  # images decoded to estimate the size of all
 Progress = Callable[[int, int], None]
 
 
-class _OverBudget(Exception):
+class _OverBudgetError(Exception):
     """The estimate was too low."""
 
 
 class DecodedCache:
-    """The decoded images of one split; made by `DecodedCache.open_or_build`. May be shared by threads, and be pickled."""
+    """The decoded images of one split, from `DecodedCache.open_or_build`. May be shared by threads, and be pickled."""
 
     def __init__(self, path: Path, wanted: dict[str, Any]) -> None:
         self._path, self._wanted = path, wanted
@@ -62,6 +62,7 @@ class DecodedCache:
         self._bad: dict[str, str] = description["bad"]
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path: another process maps the file again."""
         return (DecodedCache, (self._path, self._wanted))
 
     @classmethod
@@ -102,11 +103,12 @@ class DecodedCache:
                 folder.mkdir(parents=True, exist_ok=True)
                 with _locked(path):
                     found = _usable(path, wanted, budget_gib)
-                    if found is None and _fits(index, store, folder, budget_gib, max_pixels):
-                        _build(path, wanted, index, store, budget_gib, max(1, workers), progress)
+                    builder = _Builder(index, store, max_pixels, budget_gib)
+                    if found is None and builder.fits(folder):
+                        builder.build(path, wanted, max(1, workers), progress)
                         found = cls(path, wanted)
             return found
-        except _OverBudget:
+        except _OverBudgetError:
             _log.warning("split %s is decoded anew each epoch: it needs more than %g GiB", index.split, budget_gib)
         except OSError as error:
             _log.warning("split %s is decoded anew each epoch: no cache in %s (%s)", index.split, folder, error)
@@ -132,7 +134,8 @@ def _description(data: NDArray[np.uint8], path: Path) -> dict[str, Any]:
         DataError: it is cut short or damaged.
     """
     tail = len(_MAGIC) + _LENGTH.size
-    if data[: len(_MAGIC)].tobytes() == _MAGIC and data[-len(_MAGIC) :].tobytes() == _MAGIC:
+    whole = len(data) > len(_MAGIC) + tail
+    if whole and data[: len(_MAGIC)].tobytes() == _MAGIC and data[-len(_MAGIC) :].tobytes() == _MAGIC:
         (length,) = _LENGTH.unpack(data[-tail : -len(_MAGIC)].tobytes())
         try:
             content = json.loads(data[-tail - length : -tail].tobytes())
@@ -149,10 +152,10 @@ def _usable(path: Path, wanted: dict[str, Any], budget_gib: float) -> DecodedCac
     except FileNotFoundError:
         return None
     if size > budget_gib * _GIB:
-        raise _OverBudget
+        raise _OverBudgetError
     try:
         return DecodedCache(path, wanted)
-    except (DataError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+    except (DataError, ValueError, KeyError, TypeError) as error:  # damage takes many shapes: none is worth failing for
         _log.warning("decoded cache is built again: %s", error)
         return None
 
@@ -169,97 +172,93 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _fits(index: Index, store: LocalStore, folder: Path, budget_gib: float, max_pixels: int) -> bool:
-    """Estimate the size of the cache from some of the images, spread evenly."""
-    rows = np.unique(np.linspace(0, len(index) - 1, _PROBED).astype(np.int64)) if len(index) else []
-    sizes = [_stored(_decoded(index, store, int(row), max_pixels)).nbytes for row in rows]
-    needed = float(np.mean(sizes or [0])) * len(index) + _ENTRY.itemsize * len(index)
-    room = shutil.disk_usage(folder).free
-    if needed > budget_gib * _GIB:
-        raise _OverBudget
-    if needed > 0.95 * room:
-        text = "split %s is decoded anew each epoch: its cache needs %.1f GiB, there are %.1f GiB free in %s"
-        _log.warning(text, index.split, needed / _GIB, room / _GIB, folder)
-        return False
-    return True
+class _Builder:
+    """Decodes a split and writes the file."""
 
+    def __init__(self, index: Index, store: LocalStore, max_pixels: int, budget_gib: float) -> None:
+        self._index, self._store, self._max_pixels = index, store, max_pixels
+        self._budget = int(budget_gib * _GIB)
 
-def _build(
-    path: Path, wanted: dict[str, Any], index: Index, store: LocalStore, budget_gib: float, workers: int, progress: Progress | None
-) -> None:
-    """Write the file aside and rename it; the caller holds the lock."""
-    for leftover in path.parent.glob(f"{path.name}.*.part"):
-        leftover.unlink(missing_ok=True)  # of a process that was killed, since we hold the lock
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            _write(file, wanted, index, store, int(budget_gib * _GIB), workers, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    def fits(self, folder: Path) -> bool:
+        """Estimate the size from some of the images, spread evenly.
 
+        Raises:
+            _OverBudgetError: it is more than the budget.
+        """
+        samples = len(self._index)
+        rows = sorted(set(np.linspace(0, samples - 1, _PROBED).astype(int).tolist())) if samples else []
+        images = [image for image in map(self._stored, rows) if not isinstance(image, str)]
+        needed = samples * (_ENTRY.itemsize + float(np.mean([image.nbytes for image in images] or [0])))
+        room = shutil.disk_usage(folder).free
+        if needed > self._budget:
+            raise _OverBudgetError
+        if needed > 0.95 * room:
+            text = "split %s is decoded anew each epoch: its cache needs %.1f GiB, there are %.1f GiB free in %s"
+            _log.warning(text, self._index.split, needed / _GIB, room / _GIB, folder)
+            return False
+        return True
 
-def _write(
-    file: BinaryIO, wanted: dict[str, Any], index: Index, store: LocalStore, budget: int, workers: int, progress: Progress | None
-) -> None:
-    samples = len(index)
-    table = np.zeros(samples, _ENTRY)
-    bad: dict[str, str] = {}
-    offset = file.write(_MAGIC)
-    for row, image in enumerate(_decode_all(index, store, wanted["max_pixels"], workers)):
-        if isinstance(image, str):
-            bad[str(row)] = image
-        else:
-            table[row] = (offset, *image.shape)
-            offset += file.write(image.data)
-        if offset + table.nbytes > budget:
-            raise _OverBudget
-        if progress is not None:
-            progress(row + 1, samples)
-    start = offset + file.write(bytes(-offset % 8))  # the table is read as it lies, so it must be aligned
-    file.write(table.tobytes())
-    description = {**wanted, "table": start, "bad": bad, "bytes": 0}
-    # The file's length stands in the description, whose length depends on the number of digits: filled up with blanks.
-    length = len(json.dumps(description)) + 20
-    description["bytes"] = start + table.nbytes + length + _LENGTH.size + len(_MAGIC)
-    file.write(json.dumps(description).ljust(length).encode())
-    file.write(_LENGTH.pack(length))
-    file.write(_MAGIC)
-
-
-def _decode_all(index: Index, store: LocalStore, max_pixels: int, workers: int) -> Iterator[Pixels | str]:
-    """Yield the stored form of each image in the order of rows, or the reason why there is none."""
-    with ThreadPoolExecutor(workers, "choral-cache") as pool:
-        ahead: deque[Future[Pixels | str]] = deque()
+    def build(self, path: Path, wanted: dict[str, Any], workers: int, progress: Progress | None) -> None:
+        """Write the file aside and rename it; the caller holds the lock."""
+        for leftover in path.parent.glob(f"{path.name}.*.part"):
+            leftover.unlink(missing_ok=True)  # of a process that was killed, since we hold the lock
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            for row in range(len(index)):
-                ahead.append(pool.submit(_stored_or_reason, index, store, row, max_pixels))
-                if len(ahead) >= 4 * workers:  # more would only hold more decoded images in memory
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            with part.open("wb") as file:
+                self._write(file, wanted, workers, progress)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
         finally:
-            pool.shutdown(cancel_futures=True)
+            part.unlink(missing_ok=True)
 
+    def _write(self, file: BinaryIO, wanted: dict[str, Any], workers: int, progress: Progress | None) -> None:
+        samples = len(self._index)
+        table = np.zeros(samples, _ENTRY)
+        bad: dict[str, str] = {}
+        offset = file.write(_MAGIC)
+        for row, image in enumerate(self._all(workers)):
+            if isinstance(image, str):
+                bad[str(row)] = image
+            else:
+                table[row] = (offset, *image.shape)
+                offset += file.write(image.data)
+            if offset + table.nbytes > self._budget:
+                raise _OverBudgetError
+            if progress is not None:
+                progress(row + 1, samples)
+        start = offset + file.write(bytes(-offset % 8))  # the table is read as it lies, so it must be aligned
+        file.write(table.tobytes())
+        # The file's length stands in the description, whose length depends on its digits: filled up with blanks.
+        description = {**wanted, "table": start, "bad": bad, "bytes": 0}
+        length = len(json.dumps(description)) + 20
+        description["bytes"] = start + table.nbytes + length + _LENGTH.size + len(_MAGIC)
+        file.write(json.dumps(description).ljust(length).encode())
+        file.write(_LENGTH.pack(length))
+        file.write(_MAGIC)
 
-def _stored_or_reason(index: Index, store: LocalStore, row: int, max_pixels: int) -> Pixels | str:
-    image = _decoded(index, store, row, max_pixels)
-    return image if isinstance(image, str) else _stored(image)
+    def _all(self, workers: int) -> Iterator[Pixels | str]:
+        """Yield what is stored of each image, in the order of rows."""
+        with ThreadPoolExecutor(workers, "choral-cache") as pool:
+            ahead: deque[Future[Pixels | str]] = deque()
+            try:
+                for row in range(len(self._index)):
+                    ahead.append(pool.submit(self._stored, row))
+                    if len(ahead) >= 4 * workers:  # more would only hold more decoded images in memory
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-
-def _decoded(index: Index, store: LocalStore, row: int, max_pixels: int) -> Pixels | str:
-    record = index.row(row)
-    data = store.read(record.shard, record.offset, record.length)  # a shard that cannot be read is no property of the image
-    try:
-        return decode(data, max_pixels=max_pixels)
-    except DataError as error:
-        return str(error)
-
-
-def _stored(image: Pixels) -> Pixels:
-    """Keep one channel of a grey image."""
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    grey = np.array_equal(red, green) and np.array_equal(red, blue)
-    return np.ascontiguousarray(image[..., :1]) if grey else np.ascontiguousarray(image)
+    def _stored(self, row: int) -> Pixels | str:
+        """Return an image, with one channel if it is grey, or the reason why it cannot be decoded."""
+        record = self._index.row(row)
+        data = self._store.read(record.shard, record.offset, record.length)  # outside: this is no fault of the image
+        try:
+            image = decode(data, max_pixels=self._max_pixels)
+        except DataError as error:
+            return str(error)
+        red, green, blue = (image[..., channel] for channel in range(3))
+        grey = np.array_equal(red, green) and np.array_equal(red, blue)
+        return np.ascontiguousarray(image[..., :1] if grey else image)

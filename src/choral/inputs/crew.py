@@ -89,7 +89,7 @@ class InlineCrew:
         self._tasks.clear()
 
 
-class _Closed(Exception):
+class _ClosedError(Exception):
     """Ends a task whose loader was closed."""
 
 
@@ -106,7 +106,8 @@ class ThreadCrew:
         ready = threading.Barrier(workers + 1)
         arguments = (recipe, ring, self._tasks, self._done, closing, ready, uses_torch)
         threads = [
-            threading.Thread(target=_serve, args=arguments, name=f"choral-decode-{number}", daemon=True) for number in range(workers)
+            threading.Thread(target=_serve, args=arguments, name=f"choral-decode-{number}", daemon=True)
+            for number in range(workers)
         ]
         _start(threads, ready, uses_torch)
         self._finalizer = weakref.finalize(self, _end, threads, self._tasks, closing)
@@ -130,8 +131,8 @@ class ThreadCrew:
 def _start(threads: list[threading.Thread], ready: threading.Barrier, uses_torch: bool) -> None:
     """Start the threads, each with its own torch limited to one thread, and leave the caller's setting as it was.
 
-    torch keeps the number of OpenMP threads per thread, but also remembers the last one that anybody set, for threads yet
-    to come. So each worker sets one for itself, and when all have, the caller's number is set again.
+    torch keeps the number of OpenMP threads per thread, but also remembers the last one that anybody set, for threads
+    yet to come. So each worker sets one for itself, and when all have, the caller's number is set again.
     """
     if not uses_torch:
         for thread in threads:
@@ -160,16 +161,17 @@ def _serve(
         import torch
 
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first look takes over the number remembered: now, before it changes again
     ready.wait()
 
     def starting(position: int) -> None:
         if closing.is_set():
-            raise _Closed
+            raise _ClosedError
 
     while (task := tasks.get()) is not None:
         try:
             done.put(Done(task, perform(recipe, ring, task, starting), None))
-        except _Closed:
+        except _ClosedError:
             return
         except BaseException as error:  # it is the consumer's to raise
             done.put(Done(task, [], error))

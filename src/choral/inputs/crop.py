@@ -45,12 +45,13 @@ class Crop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """random only: width / height."""
     shrink: bool = False
-    """Let the decoder shrink a JPEG by 2, 4 or 8 where the crop stays larger than the result: 1.5 x as fast on photos of
-    1600 x 1200, but other pixels than those of a full decode. Meant for training, and refused beside a decoded cache, so
-    that a cache never changes a sample."""
+    """Let the decoder shrink a JPEG by 2, 4 or 8 where the crop stays larger than the result: 1.5 x as fast on photos
+    of 1600 x 1200, but other pixels than those of a full decode. Meant for training, and refused beside a decoded
+    cache, so that a cache never changes a sample."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check the ranges."""
         if self.kind not in _KINDS:
             raise ConfigError(f"crop kind '{self.kind}': expected one of {', '.join(_KINDS)}")
         if not 0 < self.crop_pct <= 1:

@@ -12,10 +12,10 @@
 | EXIF orientation                    | applied, in every format                                             |
 | several frames or pages             | refused (a JPEG's further pictures, as phones add them, are ignored) |
 
-JPEGs go through simplejpeg where it is installed, through OpenCV otherwise (both are libjpeg-turbo, with the same pixels,
-and release the GIL); Pillow has the last word on what these two refuse. Everything else goes through Pillow, whose plugin
-is named, so that its own sniffing never runs. Pillow 13 raised cleanly on all of 60 damaged PNGs where torchvision
-crashed the process on 59.
+JPEGs go through simplejpeg where it is installed, through OpenCV otherwise (both are libjpeg-turbo, with the same
+pixels, and release the GIL); Pillow has the last word on what these two refuse. Everything else goes through Pillow,
+whose plugin is named, so that its own sniffing never runs. Pillow 13 raised cleanly on all of 60 damaged PNGs where
+torchvision crashed the process on 59.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, in
     Args:
         data: the encoded image.
         max_pixels: height x width above which nothing is decoded.
-        min_size: (height, width) after orientation. A JPEG may then come back smaller by 2, 4 or 8 as long as both sides
-            stay at least this large; its pixels are not those of a full decode shrunk. None: always full size.
+        min_size: (height, width) after orientation. A JPEG may then come back smaller by 2, 4 or 8 as long as both
+            sides stay at least this large; its pixels are not those of a full decode shrunk. None: always full size.
 
     Returns:
         (H, W, 3) uint8, RGB, C-contiguous; the memory may be read-only.
@@ -110,7 +110,9 @@ def _shrink_factor(header: JpegHeader, min_size: tuple[int, int] | None) -> int:
     if min_size is None:
         return 1
     low, other = min_size if header.orientation < 5 else min_size[::-1]
-    return next(by for by in (8, 4, 2, 1) if by == 1 or (-(-header.height // by) >= low and -(-header.width // by) >= other))
+    return next(
+        by for by in (8, 4, 2, 1) if by == 1 or (-(-header.height // by) >= low and -(-header.width // by) >= other)
+    )
 
 
 def _decode_jpeg(data: bytes, header: JpegHeader, factor: int) -> Pixels | None:
@@ -125,7 +127,12 @@ def _decode_jpeg(data: bytes, header: JpegHeader, factor: int) -> Pixels | None:
         except ValueError:
             return None
         return pixels
-    flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+    flags = {
+        1: cv2.IMREAD_COLOR,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }
     if data.rfind(b"\xff\xd9") < data.find(b"\xff\xda"):
         return None  # no end marker behind the start of the scan: some versions of OpenCV fill up with grey
     try:
@@ -145,7 +152,9 @@ def _decode_with_pillow(data: bytes, kind: Format, max_pixels: int) -> Pixels:
         image = _PLUGINS[kind](io.BytesIO(data))  # not Image.open, which warns of large images by its own limit
         _check_size(image.height, image.width, max_pixels)
         if kind in ("gif", "png", "tiff") and image.is_animated:
-            raise DataError(f"a {kind.upper()} of several {'pages' if kind == 'tiff' else 'frames'}; only single images are read")
+            raise DataError(
+                f"a {kind.upper()} of several {'pages' if kind == 'tiff' else 'frames'}; only single images are read"
+            )
         image.load()
         if kind == "tiff":  # Pillow turns TIFFs itself and then drops the tag
             orientation = int(image.getexif().get(_ORIENTATION, 1))
@@ -154,7 +163,9 @@ def _decode_with_pillow(data: bytes, kind: Format, max_pixels: int) -> Pixels:
         return _orient(_to_rgb(image), orientation)
     except DataError:
         raise
-    except Exception as error:  # on damaged bytes, Pillow's plugins raise nearly anything: struct.error, SyntaxError ...
+    except (
+        Exception
+    ) as error:  # on damaged bytes, Pillow's plugins raise nearly anything: struct.error, SyntaxError ...
         reason = str(error) or type(error).__name__
         raise DataError(f"a {kind.upper()} that is damaged or cut short: {reason}") from error
 
@@ -166,17 +177,17 @@ def _to_rgb(image: Image) -> Pixels:
     if mode == "RGB":
         return np.asarray(image)
     if mode == "L":
-        return _grey(np.asarray(image))
+        return grey_to_rgb(np.asarray(image))
     if mode.startswith("I"):
         values = np.asarray(image)
         if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):
             raise DataError(f"integers from {values.min()} to {values.max()}; expected 0 to 65535")
-        return _grey((values >> 8).astype(np.uint8))
+        return grey_to_rgb((values >> 8).astype(np.uint8))
     if mode == "F":
         levels = np.asarray(image)
         if not (levels.min() >= 0 and levels.max() <= 1):  # also false for NaN
             raise DataError(f"floats from {levels.min():g} to {levels.max():g}; expected 0 to 1")
-        return _grey(np.rint(levels * np.float32(255)).astype(np.uint8))
+        return grey_to_rgb(np.rint(levels * np.float32(255)).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
 
 
@@ -186,7 +197,8 @@ def _on_white(rgba: Pixels) -> Pixels:
     return ((blended + 127) // 255).astype(np.uint8)
 
 
-def _grey(values: Pixels) -> Pixels:
+def grey_to_rgb(values: Pixels) -> Pixels:
+    """Return (H, W, 3) for (H, W) or (H, W, 1)."""
     return _uint8(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB))
 
 

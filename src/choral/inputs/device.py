@@ -5,13 +5,14 @@ On a CPU a batch is finished in the calling thread (normalize.py) and its slot g
 On a GPU, per batch:
 1. The slot is copied into pinned memory (1 ms for 64 images) and given back: nothing of the ring is waited for later.
 2. A side stream copies pinned memory to the device, beside whatever the training stream computes. torch's pinned
-   allocator notes the copy and does not hand the memory out again before it is done, so the host may forget it at once.
-3. The consumer's stream waits for the event behind these copies, not the host. Then it turns, changes and normalises: the
-   float batch is allocated and written on the consumer's own stream, like any tensor that it makes itself.
-4. The uint8 tensors were allocated on the side stream but are read on the consumer's: `record_stream` keeps their memory
-   from being reused, by the next copy, before those reads are done.
+   allocator notes the copy and does not hand the memory out again before it is done: the host may forget it at once.
+3. The consumer's stream waits for the event behind these copies; the host does not. Then it turns, changes and
+   normalises: the float batch is allocated and written on the consumer's own stream, like any tensor it makes itself.
+4. The uint8 tensors were allocated on the side stream but are read on the consumer's: `record_stream` keeps their
+   memory from being reused, by the next copy, before those reads are done.
 
-One batch is copied ahead, if the host stage has it ready; otherwise it is copied when it is asked for.
+One batch is copied ahead, if the host stage has it ready; otherwise it is copied when it is asked for. What goes wrong
+ahead is raised when its batch is asked for.
 """
 
 from __future__ import annotations
@@ -81,22 +82,30 @@ class DeviceLoader:
     ) -> None:
         self._host, self._device = host, device
         self._augment = augment if augment is not None and (augment.turns or augment.colours) else None
+        self._normalize = Normalizer(mean, std, channels_last)
         self._standardize = Standardizer(mean, std, device, self._augment, channels_last)
-        self._normalizer = Normalizer(mean, std, channels_last)
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ahead: _Staged | None = None
+        self._side: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._ahead: _Staged | Exception | None = None
 
     def __iter__(self) -> Self:
+        """Return itself: a loader is read once."""
         return self
 
     def __next__(self) -> Batch:
+        """Return the next batch, waiting for it on the host but never for the device."""
         if self._side is None:
             return self._on_host(next(self._host))
-        staged = self._ahead or self._stage(next(self._host), self._side)
-        self._ahead = None
-        batch = self._finish(staged)
-        if self._host.ready():
-            self._ahead = self._stage(next(self._host), self._side)
+        staged, self._ahead = self._ahead, None
+        if isinstance(staged, Exception):
+            raise staged
+        batch = self._finish(staged or self._stage(next(self._host), self._side))
+        try:
+            if self._host.ready():
+                self._ahead = self._stage(next(self._host), self._side)
+        except Exception as error:
+            self._ahead = error
         return batch
 
     def close(self) -> None:
@@ -105,20 +114,23 @@ class DeviceLoader:
         self._host.close()
 
     def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
         self.close()
 
     def _parameters(self, host: HostBatch) -> dict[str, NDArray[Any]] | None:
         return None if self._augment is None else self._augment.parameters(host.order.epoch, host.rows)
 
     def _on_host(self, host: HostBatch) -> Batch:
-        images = self._normalizer(host.images, self._parameters(host))
+        images = self._normalize(host.images, self._parameters(host))
         host.release()
-        labels, valid = torch.from_numpy(host.labels), torch.from_numpy(host.valid)
-        move = self._device.type != "cpu"
-        images, labels, valid = (t.to(self._device) if move else t for t in (images, labels, valid))
+        tensors = images, torch.from_numpy(host.labels), torch.from_numpy(host.valid)
+        images, labels, valid = (tensor.to(self._device) for tensor in tensors)  # on a CPU, the same tensors
         return Batch(images, labels, valid, host.rows, host.order.epoch, host.order.step)
 
     def _stage(self, host: HostBatch, side: torch.cuda.Stream) -> _Staged:
@@ -128,8 +140,11 @@ class DeviceLoader:
         small = {"labels": host.labels, "valid": host.valid, **(self._parameters(host) or {})}
         with torch.cuda.stream(side):
             images = pinned.to(self._device, non_blocking=True)
-            moved = {name: torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True) for name, array in small.items()}
-            copied = torch.cuda.Event()
+            moved = {
+                name: torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+                for name, array in small.items()
+            }
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(side)
         return _Staged(host, images, moved.pop("labels"), moved.pop("valid"), moved, copied)
 
@@ -154,10 +169,17 @@ class Standardizer:
     """
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], device: torch.device, augment: Augment | None, channels_last: bool
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        augment: Augment | None,
+        channels_last: bool,
     ) -> None:
         self._augment = augment
-        self._mean, self._std = (torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std)
+        )
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:

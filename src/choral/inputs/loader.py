@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from choral.errors import ChoralError
 from choral.inputs.bad_samples import BadSamples
 from choral.inputs.cache import DecodedCache
-from choral.inputs.crew import Crew, Done, InlineCrew, Task, ThreadCrew
+from choral.inputs.crew import Crew, InlineCrew, Task, ThreadCrew
 from choral.inputs.crop import Crop
 from choral.inputs.decode import MAX_PIXELS
 from choral.inputs.resize import Resize
@@ -129,13 +129,17 @@ class HostLoader:
             self._refill()
 
     def __iter__(self) -> Self:
+        """Return itself: a loader is read once."""
         return self
 
     def __next__(self) -> HostBatch:
+        """Return the next batch, waiting for it."""
         self._refill()
         if not self._line:
             if self._following is not None and self._crew is not None:
-                raise RuntimeError(f"all {self._ring.shape.slots} slots are held: release() a batch before asking for another")
+                raise RuntimeError(
+                    f"all {self._ring.shape.slots} slots are held: release() a batch before asking for another"
+                )
             self.close()
             raise StopIteration
         ticket = self._tickets[self._line[0]]
@@ -159,9 +163,13 @@ class HostLoader:
         self._line.clear()
 
     def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
         self.close()
 
     def _refill(self) -> None:
@@ -170,7 +178,7 @@ class HostLoader:
             order, slot, number = self._following, self._free.popleft(), self._next_ticket
             count = len(order.rows)
             if count > self._ring.shape.capacity:
-                raise ValueError(f"an order of {count} rows, but slots for {self._ring.shape.capacity}: the first order must be the largest")
+                raise ValueError(f"an order of {count} rows after a first one of {self._ring.shape.capacity}")
             self._ring.rows[slot, :count] = order.rows
             length = max(1, -(-count // (_PARTS_A_WORKER * self._workers))) if self._workers else max(1, count)
             starts = range(0, count, length)
@@ -182,7 +190,11 @@ class HostLoader:
             self._following = next(self._orders, None)
 
     def _collect(self, block: bool) -> bool:
-        done: Done | None = self._crew.collect(block) if self._crew is not None else None
+        try:
+            done = self._crew.collect(block) if self._crew is not None else None
+        except ChoralError:  # a worker died
+            self.close()
+            raise
         if done is None:
             return False
         ticket = self._tickets[done.task.ticket]

@@ -7,6 +7,7 @@ an image, on cores where workers decode, would stall for whole time slices.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,31 +20,29 @@ from torch import Tensor
 
 from choral.inputs.augment import GREY_WEIGHTS, colour_map
 
-_LEVELS = np.arange(256) / 255
+_LEVELS = np.arange(256)[:, None] / 255
 
 
 class Buffers:
     """Float memory that is used again as soon as nobody holds a tensor on it.
 
     A fresh batch costs more in page faults than the arithmetic on it. A tensor keeps the array it was made of alive as
-    long as any tensor shares its memory, what autograd saved for backward included. So a dead reference to that array means
-    that the memory is free, and a consumer may keep batches for as long as it likes: it only gets other memory then.
+    long as any tensor shares its memory, what autograd saved for backward included. So a dead reference to that array
+    means that the memory is free, and a consumer may keep batches for as long as it likes: it gets other memory then.
     """
 
     def __init__(self) -> None:
-        self._memory: list[tuple[NDArray[np.float32], weakref.ref[NDArray[np.float32]] | None]] = []
+        self._lent: list[tuple[NDArray[np.float32], weakref.ref[NDArray[np.float32]]]] = []
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return an array, contents undefined, whose memory is lent until it and all tensors made of it are gone."""
-        count = int(np.prod(shape))
-        free = [i for i, (memory, lent) in enumerate(self._memory) if lent is None or lent() is None]
-        for at in free[:-1]:  # one spare is enough; several mean that a consumer held many for a while
-            self._memory[at] = (np.empty(0, np.float32), None)
-        fitting = [i for i in free if self._memory[i][0].size >= count]
-        memory = self._memory[fitting[0]][0] if fitting else torch.empty(count).numpy()  # torch aligns it for its kernels
+        count = math.prod(shape)
+        free = [memory for memory, borrower in self._lent if borrower() is None]
+        self._lent = [entry for entry in self._lent if entry[1]() is not None]
+        fitting = [memory for memory in free if memory.size >= count]  # at most one is used, the others are given back
+        memory = fitting[0] if fitting else torch.empty(count).numpy()  # torch aligns it as its kernels like it
         array = memory[:count].reshape(shape)
-        self._memory = [entry for i, entry in enumerate(self._memory) if i not in free]
-        self._memory.append((memory, weakref.ref(array)))
+        self._lent.append((memory, weakref.ref(array)))
         return array
 
 
@@ -75,7 +74,7 @@ class Normalizer:
         count, size = images.shape[:2]
         if self._scratch.shape[1] != size:
             self._scratch = np.empty((2, size, size, 3), np.uint8)
-        plain = self._table(np.ones(1), np.zeros(1))[0]
+        plain = self._table(1, 0)
         shape = (count, size, size, 3) if self._channels_last else (count, 3, size, size)
         array = self._buffers.take(shape)
         for i in range(count):
@@ -88,16 +87,19 @@ class Normalizer:
         result = torch.from_numpy(array)
         return result.permute(0, 3, 1, 2) if self._channels_last else result
 
-    def _table(self, factor: NDArray[np.float64], summand: NDArray[np.float64]) -> NDArray[np.float32]:
-        levels = np.clip(_LEVELS[None, :, None] * factor[:, None, None] + summand[:, None, None], 0, 1)
-        return ((levels - self._mean) / self._std).astype(np.float32)
+    def _table(self, factor: float, summand: float) -> NDArray[np.float32]:
+        """Return what becomes of each level in each channel, (256, 3)."""
+        levels = np.clip(_LEVELS * factor + summand, 0, 1)
+        table: NDArray[np.float32] = ((levels - self._mean) / self._std).astype(np.float32)
+        return table
 
-    def _coloured(self, image: NDArray[np.uint8], parameters: Mapping[str, Any], plain: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _coloured(
+        self, image: NDArray[np.uint8], parameters: Mapping[str, Any], plain: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         if parameters["brightness"] == 1 and parameters["contrast"] == 1:
             return plain
         grey = float(np.dot(cv2.mean(image)[:3], GREY_WEIGHTS)) / 255
-        factor, summand = colour_map(parameters, grey)
-        return self._table(np.array([factor]), np.array([summand]))[0]
+        return self._table(*colour_map(parameters, grey))
 
     def _turned(self, image: NDArray[np.uint8], transpose: int, hflip: int, vflip: int) -> NDArray[np.uint8]:
         """Use OpenCV: a copy of a reversed NumPy view takes 20 times as long."""

@@ -1,8 +1,8 @@
 """Pixels to pixels of another size, on one thread.
 
 "antialias" is torch's uint8 kernel on a channels-last view (0.26 ms for 224 x 224, half of what it takes on planes) and
-stays within one level of Pillow, which timm evaluates with. "fast" is OpenCV's plain linear: half the time, but off by two
-levels in the mean and by more where an image shrinks strongly.
+stays within one level of Pillow, which timm evaluates with. "fast" is OpenCV's plain linear: half the time, but off by
+two levels in the mean and by more where an image shrinks strongly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _antialias(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     # A compact copy: a part of an image has rows apart and may be read-only, neither of which torch takes as it is.
     if not (image.flags.c_contiguous and image.flags.writeable):
         image = image.copy()
-    # The batch axis comes first, before the axes are permuted: only then does torch see channels_last, also in its result.
+    # The batch axis comes first, then the axes are permuted: only so does torch see channels_last, also in its result.
     planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     resized = interpolate(planes, out.shape[:2], mode="bilinear", antialias=True)
     np.copyto(out, resized[0].permute(1, 2, 0).numpy())

@@ -1,11 +1,13 @@
 """The slots in which batches are built, in memory of this process or shared with worker processes.
 
-Shared memory has no name: a memfd (elsewhere an unlinked file), handed to the workers as a descriptor. So it ends with the
-last process that maps it, however that process ends; nothing is left in /dev/shm, and Docker's 64 MB there do not matter.
+Shared memory has no name: a memfd (elsewhere an unlinked file), handed to the workers as a descriptor. So it ends with
+the last process that maps it, however that process ends; nothing is left in /dev/shm, and Docker's 64 MB there do not
+matter.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -32,11 +34,11 @@ class Ring:
         memory: at least `Ring.bytes_of(shape)` writable zero bytes; None: memory of this process.
 
     Attributes:
-        images: (slots, capacity, size, size, 3) uint8; a slot belongs to the workers from when its batch is handed to them
-            until the last part of it is done, then to the consumer until it releases it.
+        images: (slots, capacity, size, size, 3) uint8; a slot belongs to the workers from when its batch is handed to
+            them until the last part of it is done, then to the consumer until it releases it.
         rows: (slots, capacity) int64; belongs to the loader, workers only read it.
-        busy: (workers, 3) int64: slot and position of the sample that a worker process is at, and where its task stops; slot
-            -1: none.
+        busy: (workers, 3) int64: slot and position of the sample that a worker process is at, and where its task stops;
+            slot -1: none.
     """
 
     def __init__(self, shape: RingShape, memory: Any = None) -> None:
@@ -65,11 +67,11 @@ def _parts(shape: RingShape) -> list[tuple[tuple[int, ...], Any]]:
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return math.prod(shape) * int(np.dtype(dtype).itemsize)
 
 
 def anonymous_memory(length: int) -> tuple[int, mmap.mmap]:
-    """Return a descriptor of `length` shared zero bytes without a name, and the bytes mapped; the caller closes the former."""
+    """Return a descriptor, to be closed by the caller, of `length` shared zero bytes without a name, and their map."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("choral-batches")
     else:

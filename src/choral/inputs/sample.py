@@ -1,18 +1,17 @@
-"""One sample, from its row in the index to its pixels: the same bits in any thread or process, with or without a cache."""
+"""One sample, from its row in the index to its pixels: the same bits in any thread or process, cached or not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from choral.errors import ConfigError, DataError
 from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Box, Crop
-from choral.inputs.decode import decode, full_size
+from choral.inputs.decode import decode, full_size, grey_to_rgb
 from choral.inputs.resize import Resize, resize_into
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
@@ -50,6 +49,7 @@ class Recipe:
         self._shards, self._offsets, self._lengths = (index.column(name) for name in ("shard", "offset", "length"))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made of, each of which opens its files again."""
         return (Recipe, self._arguments)
 
     def fill(
@@ -84,15 +84,15 @@ class Recipe:
     def _fill_one(self, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
         if self._cache is not None:
             image = self._cache.get(row)
-            part = _part_of(image, self._crop.box(*image.shape[:2], draws))
-            # Grey is stored once: three channels again, so that it is resized by the same arithmetic as without a cache.
-            self._place(part if part.shape[2] == 3 else cv2.cvtColor(part, cv2.COLOR_GRAY2RGB), out)
+            part = _part_of(image, self._crop.box(image.shape[0], image.shape[1], draws))
+            # Grey is stored once: three channels again, so that it is resized by the arithmetic of any other image.
+            self._place(grey_to_rgb(part) if part.shape[2] == 1 else part, out)
             return
         data = self._store.read(int(self._shards[row]), int(self._offsets[row]), int(self._lengths[row]))
         whole = full_size(data) if self._crop.shrink else None
         if whole is None:
             image = decode(data, max_pixels=self._max_pixels)
-            self._place(_part_of(image, self._crop.box(*image.shape[:2], draws)), out)
+            self._place(_part_of(image, self._crop.box(image.shape[0], image.shape[1], draws)), out)
             return
         box = self._crop.box(*whole, draws)
         target = self._crop.resized_shape(box, self.size)
@@ -101,13 +101,18 @@ class Recipe:
         self._place(_part_of(image, _scaled(box, whole, image.shape)), out)
 
     def _place(self, part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        height, width = self._crop.resized_shape(Box(0, 0, *part.shape[:2]), self.size)
+        height, width = self._crop.resized_shape(Box(0, 0, part.shape[0], part.shape[1]), self.size)
         if (height, width) == (self.size, self.size):
             resize_into(part, out, self.resize)
             return
         resized = np.empty((height, width, 3), np.uint8)
         resize_into(part, resized, self.resize)
-        np.copyto(out, _part_of(resized, Box(round((height - self.size) / 2), round((width - self.size) / 2), self.size, self.size)))
+        np.copyto(
+            out,
+            _part_of(
+                resized, Box(round((height - self.size) / 2), round((width - self.size) / 2), self.size, self.size)
+            ),
+        )
 
 
 def _part_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

@@ -4,12 +4,12 @@ A worker is a fresh interpreter (`spawn`, but without importing the caller's mai
 and timm into every worker). It shares three things with its parent:
 
 - the ring, by descriptor: rows in, images out; no tensor is pickled;
-- a pipe of tasks, read by all workers: a task has a fixed size far below PIPE_BUF, so reads and writes of it are atomic,
-  and whoever is free takes the next one;
+- a pipe of tasks, read by all workers: a task has a fixed size far below PIPE_BUF, so reads and writes of it are
+  atomic, and whoever is free takes the next one;
 - a connection of its own, on which it gets the recipe and reports what is done. It also tells its parent of its death.
 
 A worker lives as long as the other end of the pipe of tasks: when the parent ends, by whatever signal, it ends too. For
-that reason it ignores the signals that stop a job; the parent may want some more batches before it saves.
+that reason the signals that stop a job are kept from it; the parent may want some more batches before it saves.
 """
 
 from __future__ import annotations
@@ -38,16 +38,22 @@ from choral.inputs.sample import Recipe
 from choral.shards.index import Index
 
 _TASK = struct.Struct("<5q")
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _ORPHAN_CHECK_MS = 2000
 _KEYS_NAMED = 8
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from choral.inputs.worker import main; main(*map(int, sys.argv[2:]))"
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from choral.inputs.worker import main
+main(*map(int, sys.argv[2:]))
+"""
 
 
-class WorkerTraceback(Exception):
+class WorkerError(Exception):
     """The traceback of an exception in a worker process, as text."""
 
     def __str__(self) -> str:
+        """Say where it comes from."""
         return f"in a decoding process:\n{self.args[0]}"
 
 
@@ -60,7 +66,9 @@ class ProcessCrew:
         self.ring = Ring(shape, memory)
         self.ring.busy[:, 0] = -1
         task_reader, self._tasks = os.pipe()
-        os.set_blocking(task_reader, False)  # a worker that another one forestalled must not wait where it cannot see a death
+        os.set_blocking(
+            task_reader, False
+        )  # a worker that another one forestalled must not wait where it cannot see a death
         self._connections: list[Connection] = []
         self._workers: list[subprocess.Popen[bytes]] = []
         self._finalizer = weakref.finalize(self, _end, self._workers, self._connections, self._tasks)
@@ -85,7 +93,12 @@ class ProcessCrew:
         single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment = {**os.environ, **single, "CUDA_VISIBLE_DEVICES": ""}
         passed = (descriptor, task_reader, theirs.fileno())
-        self._workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed, env=environment))
+        # A new process keeps signals blocked from its first instruction on; a handler of its own would come too late.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+        try:
+            self._workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed, env=environment))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._connections.append(ours)
         theirs.close()
 
@@ -109,7 +122,7 @@ class ProcessCrew:
             task, bad, failure = connection.recv()
         except (EOFError, OSError):
             raise self._death(self._connections.index(connection)) from None
-        self._done.append(Done(task, bad, WorkerTraceback(failure) if failure else None))
+        self._done.append(Done(task, bad, WorkerError(failure) if failure else None))
 
     def _death(self, number: int) -> DataError:
         status = self._workers[number].wait()
@@ -142,8 +155,6 @@ def _end(workers: list[subprocess.Popen[bytes]], connections: list[Connection], 
 
 def main(number: int, descriptor: int, tasks: int, reports: int, parent: int) -> None:
     """Be worker `number`, until the parent ends or closes the pipe of tasks."""
-    for ignored in _IGNORED:
-        signal.signal(ignored, signal.SIG_IGN)
     cv2.setNumThreads(0)
     connection = Connection(reports)
     try:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
 from choral.jobs import guard
+from choral.jobs.signals import StopSignals
 
 _GRACE_S = 45.0  # below that of `run_jobs`, so that ranks of a stopped member end before the member is killed
 
@@ -55,7 +54,7 @@ def run_in_foreground(command: Sequence[str], env: Mapping[str, str], request_st
     this process is killed, the command's processes end too.
     """
     read_end, write_end = os.pipe()
-    wishes = _Wishes()
+    wishes = StopSignals()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, write_end)
         try:
@@ -82,27 +81,6 @@ def run_in_foreground(command: Sequence[str], env: Mapping[str, str], request_st
             if asked_at is not None and (wishes.kill or time.monotonic() - asked_at > _GRACE_S):
                 with contextlib.suppress(BrokenPipeError):
                     os.write(write_end, b"k")
-
-
-class _Wishes(contextlib.AbstractContextManager["_Wishes"]):
-    """Takes note of signals instead of dying from them."""
-
-    def __init__(self) -> None:
-        self.stop = self.kill = False
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> _Wishes:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.kill = self.kill or (self.stop and number == signal.SIGINT)
-        self.stop = True
 
 
 def _free_port() -> int:

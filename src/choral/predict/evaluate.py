@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.config import Config
-from choral.errors import DataError
 from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
-from choral.predict.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
-from choral.predict.views import apply_view, expand
-from choral.predict.voices import Voice, fingerprint, voices_of
+from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
+from choral.predict.plan import Evaluation, plan_evaluation
+from choral.predict.views import apply_view
+from choral.predict.voices import Voice
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 Columns = dict[tuple[str, str], NDArray[np.float32]]
 
 
-def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False) -> list[Path]:
+def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False) -> None:
     """Write the ledger of each configured split that does not have one of these members and views yet.
 
     Args:
@@ -41,43 +41,22 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         run: this rank.
         force: evaluate again also what is there.
 
-    Returns:
-        The ledgers' paths, one a split.
-
     Raises:
         ChoralError: no member has been trained.
         DataError: the data hold other classes than the members were trained on, or cannot be read.
         Stopped: all ranks were asked to stop.
     """
-    voices, unfinished = voices_of(folder, config)
-    if unfinished:
-        _log.warning("%d of %d members: not trained: %s", len(voices), len(voices) + len(unfinished), ", ".join(unfinished))
-    views = expand(config.evaluate.views)
     dataset = open_dataset(config.data)
-    if dataset.classes != voices[0].classes:
-        raise DataError(f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same classes")
-    kept = views if config.evaluate.keep_views else tuple(view for view in views if view == "identity")
-    columns = (*kept, "tta") if len(views) > 1 else (views[0],)
+    plan = plan_evaluation(config, folder, dataset)
+    asked = len(plan.voices)
+    if plan.unfinished:
+        _log.warning("%d of %d members: not trained: %s", asked, asked + len(plan.unfinished), ", ".join(plan.unfinished))
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
-    paths = []
-    for name in config.evaluate.splits:
+    for name in plan.ledgers if force else plan.missing():
         split = open_split(config.data, dataset, name, place)
-        meta = LedgerMeta(
-            classes=dataset.classes,
-            members=tuple(voice.name for voice in voices),
-            views=columns,
-            split=name,
-            dataset=dataset.fingerprint,
-            evaluation=fingerprint(voices, views, config.train.precision),
-            tta_views=views if len(views) > 1 else (),
-        )
-        path = folder.predictions / f"{name}.parquet"
-        paths.append(path)
-        if not force and _is_current(path, meta):
-            _log.info("%s: already evaluated", path)
-            continue
-        _evaluate_split(config, folder, run, place, split, voices, views, meta, path)
-    return paths
+        path, meta = plan.ledgers[name]
+        _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
+        _evaluate_split(config, folder, run, place, split, plan, meta, path)
 
 
 def _evaluate_split(
@@ -86,8 +65,7 @@ def _evaluate_split(
     run: Runtime,
     place: RankPlace,
     split: Split,
-    voices: list[Voice],
-    views: tuple[str, ...],
+    plan: Evaluation,
     meta: LedgerMeta,
     path: Path,
 ) -> None:
@@ -95,8 +73,7 @@ def _evaluate_split(
     if run.is_main:
         shutil.rmtree(parts, ignore_errors=True)  # of an attempt that was killed
     run.barrier()
-    _log.info("%s: %d samples, %d members, %d views", meta.split, len(split), len(voices), len(views))
-    rows, skipped, columns = predict_split(config, folder, run, place, split, voices, views, meta.views)
+    rows, skipped, columns = predict_split(config, folder, run, place, split, plan.voices, plan.views, meta.views)
     keys, labels = split.index.keys(rows), split.index.labels[rows]
     write_part(parts, run.rank, run.world_size, ledger_table(meta, keys, labels, columns), split.index.keys(skipped))
     run.barrier()
@@ -192,10 +169,3 @@ def _stop_if_asked(run: Runtime) -> None:
 
 def _joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-
-
-def _is_current(path: Path, meta: LedgerMeta) -> bool:
-    try:
-        return path.is_file() and Ledger.open(path).meta == meta
-    except DataError:
-        return False

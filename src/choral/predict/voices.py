@@ -1,19 +1,19 @@
-"""The trained networks of a run: which there are, what they need, and how they are loaded."""
+"""The trained networks of a run: which there are, what they need, and how they are loaded. torch comes with the first one."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
+from choral.checkpoints import MODEL, checkpoint_of, read_meta
 from choral.config import Config
 from choral.errors import ChoralError
-from choral.model.build import restore_model
-from choral.runfolder import RunFolder, read_json
-from choral.train.checkpoint import checkpoint_of, load_model_tensors
+from choral.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 SINGLE = "model"
 """What the only member of a run without an `ensemble:` section is called."""
@@ -40,6 +40,9 @@ class Voice:
 
     def load(self, device: torch.device) -> nn.Module:
         """Return the network in evaluation mode on `device`; its checkpoint's hashes are verified."""
+        from choral.model.build import restore_model  # torch only where a network is needed
+        from choral.model.checkpoint import load_model_tensors
+
         tensors = load_model_tensors(self.checkpoint)
         model = replace(self.config.model, weights="none")
         network = restore_model(model, len(self.classes), self.config.data.image_size, tensors)
@@ -66,9 +69,7 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
             unfinished.append(name)
             continue
         checkpoint = checkpoint_of(member.checkpoints, config.evaluate.checkpoint)
-        meta = read_json(checkpoint / "state.json")
-        if meta is None:
-            raise ChoralError(f"{checkpoint}: state.json is damaged; delete the checkpoint and train again")
+        meta = read_meta(checkpoint)
         voices.append(
             Voice(
                 name=name,
@@ -77,7 +78,7 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
                 classes=tuple(meta["classes"]),
                 mean=tuple(meta["mean"]),
                 std=tuple(meta["std"]),
-                weights_hash=str(meta["sha256"]["model.safetensors"]),
+                weights_hash=str(meta["sha256"][MODEL]),
             )
         )
     if not voices:
@@ -86,9 +87,3 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
         if voice.classes != voices[0].classes:
             raise ChoralError(f"{folder.path}: {voice.name} and {voices[0].name} were trained on different classes")
     return voices, unfinished
-
-
-def fingerprint(voices: list[Voice], views: tuple[str, ...], precision: str) -> str:
-    """Return a hash of everything that decides the probabilities of an evaluation, apart from the data."""
-    parts = [*(f"{voice.name} {voice.weights_hash} {voice.inputs}" for voice in voices), *views, precision]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

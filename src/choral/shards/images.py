@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from choral.errors import DataError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: a third of a GiB of RGB
-_PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "tif": "TIFF"}
+_PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
+_RANGES = {"F": (0, 1), "I": (0, 65535)}  # of modes that are decoded only where the values lie in there
 _REFUSED = (  # (offset, bytes, what it is): files that often bear an image's name
-    (0, b"GIF8", "a GIF: convert it to PNG"),
     (0, b"%!PS", "PostScript (EPS): convert it to PNG"),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS): convert it to PNG"),
     (0, b"%PDF", "a PDF: convert it to PNG"),
@@ -29,14 +29,16 @@ _REFUSED = (  # (offset, bytes, what it is): files that often bear an image's na
 
 
 def sniff(data: bytes) -> str | None:
-    """Return "jpg", "png", "webp", "bmp" or "tif" by the first bytes, None for anything else."""
+    """Return "jpg", "png", "webp", "gif", "bmp" or "tif" by the first bytes, None for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if data[:4] in (b"II*\0", b"MM\0*"):
         return "tif"
     if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":  # two letters are little: the reserved fields count too
         return "bmp"
@@ -67,6 +69,7 @@ def verify(data: bytes) -> str:
                 else:
                     image.draft("L", (1, 1))  # JPEG: every bit is read, but few pixels computed
                     image.load()
+                    _check_range(image)
         except DataError:
             raise
         except (
@@ -74,6 +77,14 @@ def verify(data: bytes) -> str:
         ) as error:  # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error ...
             raise DataError(f"damaged {ext} image ({error})") from error
     return ext
+
+
+def _check_range(image: Image.Image) -> None:
+    if image.mode in _RANGES:
+        low, high = _RANGES[image.mode]
+        least, most = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
+        if not (low <= least and most <= high):  # also where they are NaN
+            raise DataError(f"values from {least} to {most}, expected {low} to {high}: convert it to 8 or 16 bits")
 
 
 def _what_it_is(data: bytes) -> str:
@@ -118,8 +129,10 @@ class Encoding:
 
 def _common_mode(image: Image.Image) -> Image.Image:
     """Return the image in a mode that can be scaled and stored; depth, grey and transparency stay what they are."""
+    if "transparency" in image.info:  # a transparent colour would not survive scaling
+        return image.convert("RGBA")
     if image.mode == "P":
-        return image.convert("RGBA" if "transparency" in image.info else "RGB")
+        return image.convert("RGB")
     if image.mode == "1":
         return image.convert("L")
     if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") or image.mode.startswith("I;16"):

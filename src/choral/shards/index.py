@@ -262,12 +262,15 @@ class Index:
         """Return the record of row 0 <= row < len."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        shard, offset, length, label = (int(column[row]) for column in self._placing)
-        return Record(self._table["key"][row].as_py(), shard, offset, length, self._table["ext"][row].as_py(), label)
+        keys, exts, shard, offset, length, label = self._columns
+        return Record(
+            keys[row].as_py(), int(shard[row]), int(offset[row]), int(length[row]), exts[row].as_py(), int(label[row])
+        )
 
     @cached_property
-    def _placing(self) -> tuple[NDArray[Any], ...]:
-        return tuple(self._numbers(name) for name in ("shard", "offset", "length", "label"))
+    def _columns(self) -> tuple[Any, ...]:
+        numbers = (self._numbers(name) for name in ("shard", "offset", "length", "label"))
+        return (self._table["key"], self._table["ext"], *numbers)
 
     def keys(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Return the keys of `rows`, in their order."""

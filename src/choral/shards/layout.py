@@ -120,6 +120,8 @@ def assign_splits(
         result = np.zeros(samples.num_rows, dtype=np.int8)
     else:
         result = np.array([position[name] for name in given], dtype=np.int8)
+    _check_groups(samples, result)
+    _check_classes(samples, result, classes)
     val, test = _fractions(set(given or ()), source, options)
     strata = _strata(samples, options.stratify or source.stratify)
     groups = _groups(samples)
@@ -130,9 +132,8 @@ def assign_splits(
         pool_groups = None if groups is None else np.unique(groups[pool], return_inverse=True)[1]
         pool_strata = np.unique(strata[pool], return_inverse=True)[1]
         result[pool] = carve(keys, pool_strata, *counts, options.seed, pool_groups)
+        _check_classes(samples, result, classes)
     _check_keys(samples, result, source)
-    _check_groups(samples, result)
-    _check_classes(samples, result, classes)
     return result
 
 

@@ -8,6 +8,7 @@ same bits however many processes write it and however often it was interrupted. 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def pack(spec: str, out: str | Path, options: PackOptions | None = None, progres
             written is removed.
     """
     options = options or PackOptions()
-    out = Path(out).expanduser().absolute()
+    out = Path(os.path.abspath(Path(out).expanduser()))  # noqa: PTH100 - no dots, but links stay
     source = open_source(spec, options)
     if isinstance(source, TarSource):
         return _index(source, out, options, progress)
@@ -172,6 +173,7 @@ def _complete(
             class_counts=tuple(np.bincount(rows["label"].to_numpy(), minlength=len(classes)).tolist()),
         )
     asked: dict[str, Any] = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_STORED}
+    asked["stratify"] = list(options.stratify)  # as it is read back
     dataset = Dataset(
         folder=output.folder,
         name=source.name,

@@ -74,14 +74,14 @@ def _submit(
 ) -> None:
     # The first submit starts the processes. Ctrl-C goes to the whole foreground group: blocked here, it stays blocked
     # in them until they have learnt to ignore it, and reaches the parent, which stops them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(count):
             if (item := next(todo, None)) is None:
                 break
             waiting[pool.submit(function, item[1])] = item[0]
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(stop: Event) -> None:

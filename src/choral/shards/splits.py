@@ -93,21 +93,25 @@ def _carve_groups(
 ) -> NDArray[np.int8]:
     """Place whole groups, the largest first, each where its strata are still missed most."""
     count = int(groups.max()) + 1
-    sizes = np.bincount(groups)
+    kinds = int(strata.max()) + 1
     tie = np.zeros(count, dtype=np.uint64)
     np.bitwise_xor.at(tie, groups, hashes)  # a hash of the group that does not depend on the order of its samples
-    total = len(strata)
-    wanted = np.array([total - val - test, val, test])[:, None] * np.bincount(strata)[None, :] / total
-    lacking = wanted.astype(np.float64)  # (3, strata)
-    by_group = np.lexsort((strata, groups))
-    members = np.split(strata[by_group], np.cumsum(sizes)[:-1])
+    cells, amounts = np.unique(groups * kinds + strata, return_counts=True)
+    ends = np.searchsorted(cells, np.arange(1, count + 1) * kinds).tolist()
+    contents = list(zip((cells % kinds).tolist(), amounts.tolist(), strict=True))  # (stratum, samples), by group
+    wanted = np.array([len(strata) - val - test, val, test])[:, None] * np.bincount(strata)[None, :] / len(strata)
+    lacking: list[list[float]] = wanted.tolist()  # [split][stratum]; plain lists: a loop over groups, not over arrays
+    asked = [split for split, size in ((TRAIN, len(strata)), (VAL, val), (TEST, test)) if size]
     home = np.zeros(count, dtype=np.int8)
-    for number in np.lexsort((tie, -sizes)):
-        present, amounts = np.unique(members[number], return_counts=True)
-        home[number] = np.argmax(lacking[:, present] @ amounts)  # the largest decrease of the squared error
-        lacking[home[number], present] -= amounts
-    for split, name, size in ((TRAIN, "training", total), (VAL, "validation", val), (TEST, "testing", test)):
-        if size and not (home == split).any():
+    for number in np.lexsort((tie, -np.bincount(groups))).tolist():
+        mine = contents[ends[number - 1] if number else 0 : ends[number]]
+        best = max(asked, key=lambda split: sum(lacking[split][s] * n for s, n in mine))
+        for stratum, amount in mine:
+            lacking[best][stratum] -= amount
+        home[number] = best
+    for split in asked:
+        if not (home == split).any():
+            name = ("training", "validation", "testing")[split]
             raise DataError(
                 f"{count} groups cannot be divided: {name} would get none of them; bring more groups or ask for a "
                 "larger fraction"

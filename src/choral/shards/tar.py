@@ -2,7 +2,7 @@
 
 webdataset ends a damaged shard without a word; here every header's checksum, every size and the end-of-archive marker
 are verified, so that a tar that was cut, overwritten or zeroed is an error with a byte offset. Plain headers are read
-by `pread` (an order of magnitude faster than `tarfile`); tars with PAX, GNU long-name or base-256 headers go through
+by `pread` (about five times as fast as `tarfile`); tars with PAX, GNU long-name or base-256 headers go through
 `tarfile`.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ IMAGE_EXTENSIONS = {
     "jpeg": "jpg",
     "png": "png",
     "webp": "webp",
+    "gif": "gif",
     "bmp": "bmp",
     "tif": "tif",
     "tiff": "tif",
@@ -58,7 +60,7 @@ class TarSample(NamedTuple):
         has = ", ".join("." + ext for ext in self.parts)
         wanted = "no image" if not found else "more than one image"
         raise DataError(
-            f"{path}: sample {self.key!r} at byte {start} has {wanted} (it has {has}); expected one of .jpg .png "
+            f"{path}: sample {self.key!r} at byte {start} has {wanted} (it has {has}); expected one of .jpg .png .gif "
             ".webp .bmp .tif"
         )
 
@@ -133,7 +135,7 @@ def _check_start(path: Path, block: bytes, size: int) -> None:
         raise DataError(f"{path}: a compressed tar cannot be read by position: decompress it first")
     if not block.strip(b"\0"):
         raise DataError(f"{path}: begins with zeros, expected a tar")
-    if len(block) < _BLOCK or _stored_checksum(block) != _checksum(block):
+    if len(block) < _BLOCK or not _is_header(block):
         raise DataError(f"{path}: not a tar (it begins with {block[:24]!r})")
 
 
@@ -147,7 +149,7 @@ def _scan_plain(path: Path, descriptor: int, size: int) -> tuple[list[Member], i
             raise DataError(f"{path}: cut short: ends at byte {size} without an end-of-archive marker")
         if block[0] == 0 and not block.strip(b"\0"):
             return members, position
-        if _stored_checksum(block) != _checksum(block):
+        if not _is_header(block):
             raise DataError(f"{path}: damaged header at byte {position} (its checksum does not match)")
         kind = block[156:157]
         if kind in _ELABORATE or block[124] & 0x80:
@@ -205,13 +207,14 @@ def _check_end(path: Path, descriptor: int, position: int, size: int) -> None:
         position += len(chunk)
 
 
-def _stored_checksum(block: bytes) -> int:
+def _is_header(block: bytes) -> bool:
+    """Compare the sum of a header's bytes, its checksum field counted as blanks, with what that field says.
+
+    The low half of Adler-32 is 1 + the sum of the bytes modulo 65521: 0.3 microseconds, where a sum in Python takes 6.
+    """
     try:
-        return int(block[148:156].strip(b" \0"), 8)
+        stored = int(block[148:156].strip(b" \0"), 8)
     except ValueError:
-        return -1
-
-
-def _checksum(block: bytes) -> int:
-    """Sum of the header's bytes with its checksum field read as blanks; most bytes are zero and need no adding."""
-    return sum((block[:148] + block[156:]).replace(b"\0", b"")) + 8 * 32
+        return False
+    total = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 8 * 32
+    return (stored - total) % 65521 == 0

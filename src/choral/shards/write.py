@@ -52,7 +52,8 @@ def write_shard(task: ShardTask) -> list[BadImage]:
     Raises:
         OSError: the disk is full, or the like.
     """
-    aside = task.folder / WORK_FOLDER / f"{task.name}.tar.tmp"
+    # Its own name: a worker of a run that was just killed may be writing the same shard for some milliseconds more.
+    aside = task.folder / WORK_FOLDER / f"{task.name}.{os.getpid()}.tar.tmp"
     try:
         with aside.open("wb") as file:
             counted = _Checksummed(file)

@@ -9,33 +9,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from choral.checkpoints import checkpoint_path, mark_best, newest_intact, read_meta, step_of
 from choral.config import Config
 from choral.errors import ChoralError
 from choral.inputs.device import Batch, DeviceLoader
 from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split, steps_per_epoch, training_batches
+from choral.model.checkpoint import load_model_tensors, load_optimizer, save_tensors
 from choral.model.build import Normalization, build_model, normalization_of
+from choral.model.strategy import freeze, train_mode
 from choral.model.syncbn import synchronize_batchnorm
 from choral.model.weights import resolve_weights
 from choral.runfolder import RunFolder, write_json
 from choral.runtime import Runtime
 from choral.shards.counter import key_of
-from choral.train.checkpoint import (
-    TrainState,
-    load_model_tensors,
-    load_optimizer,
-    load_state,
-    mark_best,
-    newest_intact,
-    save_checkpoint,
-)
 from choral.train.optim import Schedule, build_optimizer
+from choral.train.state import TrainState
 from choral.train.tracking import Tracker
 
 _log = logging.getLogger(__name__)
@@ -99,6 +94,7 @@ class Trainer:
         self.last_rate = 0.0
 
         model = build_model(resolve_weights(config.model), len(self.classes), config.data.image_size, config.seed)
+        model = freeze(model, config.finetune)
         self.normalization: Normalization = normalization_of(model)
         self._synchronized = config.model.sync_batchnorm and run.world_size > 1
         if self._synchronized:
@@ -116,14 +112,14 @@ class Trainer:
     def resume(self) -> TrainState:
         """Load the newest intact checkpoint (all ranks the one that the main rank chose), or start at step 0."""
         path = newest_intact(self.folder.checkpoints) if self.run.is_main else None
-        step = int(path.name.rpartition("-")[2]) if path else -1
+        step = step_of(path) if path else -1
         step = int(self.run.broadcast(torch.tensor([step], device=self.run.device)).item())
         if step < 0:
             return TrainState()
-        path = self.folder.checkpoints / f"step-{step:08d}"
+        path = checkpoint_path(self.folder.checkpoints, step)
         self.network.load_state_dict(load_model_tensors(path))
         load_optimizer(path, self.optimizer)
-        state = load_state(path)
+        state = TrainState(**read_meta(path)["state"])
         if self.run.is_main and state.best_step == state.step:  # it may have been killed between the two writes
             mark_best(self.folder.checkpoints, state.step, self.config.train.best_by, state.best_value)
         _log.info("continuing at step %d of %d", state.step, self.schedule.total_steps)
@@ -152,7 +148,7 @@ class Trainer:
                 update was made.
         """
         config, accelerator = self.config.train, self.run.accelerator
-        self.model.train()
+        train_mode(self.model)
         self.last_rate = self.schedule.apply(self.optimizer, step)
         micro_batch = config.batch_size // config.accumulate_steps
         mean_loss = torch.zeros((), device=self.run.device)
@@ -221,21 +217,22 @@ class Trainer:
     def save(self, state: TrainState, best: bool) -> None:
         """Write a checkpoint (main rank; the others wait), and point to it when it is the best."""
         if self.run.is_main:
-            save_checkpoint(
+            save_tensors(
                 self.folder.checkpoints,
-                state,
+                state.step,
                 self.network.state_dict(),
                 self.optimizer.state_dict(),
+                self.describe(state),
                 self.config.train.keep_checkpoints,
-                self.describe(),
             )
             if best:
                 mark_best(self.folder.checkpoints, state.step, self.config.train.best_by, state.best_value)
         self.run.barrier()
 
-    def describe(self) -> dict[str, Any]:
-        """Return what somebody needs beside the tensors to use the network."""
-        return {"classes": list(self.classes), "mean": self.normalization.mean, "std": self.normalization.std}
+    def describe(self, state: TrainState) -> dict[str, Any]:
+        """Return what a checkpoint holds beside tensors: where the run stands, and what it takes to use the network."""
+        normalization = {"mean": self.normalization.mean, "std": self.normalization.std}
+        return {"state": asdict(state), "classes": list(self.classes), **normalization}
 
     def finish(self, state: TrainState, tracker: Tracker) -> None:
         """Write result.json, whose presence says that training is done."""

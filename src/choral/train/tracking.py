@@ -22,8 +22,8 @@ from choral.config import Config
 from choral.configfile import to_values
 from choral.runfolder import RunFolder, write_atomic
 from choral.runtime import Runtime
-from choral.train.checkpoint import TrainState
 from choral.train.optim import Schedule
+from choral.train.state import TrainState
 
 _log = logging.getLogger(__name__)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.shards.files import local_only
 from choral.shards.index import DATASET_FILE
 from choral.shards.options import PackOptions
-from choral.shards.sources.base import ImageSource
+from choral.shards.sources.base import IMAGE_SUFFIXES, ImageSource
 from choral.shards.sources.elpv import open_elpv
 from choral.shards.sources.folder import open_folder
 from choral.shards.sources.manifest import MANIFEST_SUFFIXES, open_manifest
@@ -34,7 +35,7 @@ def open_source(spec: str, options: PackOptions) -> ImageSource | TarSource:
         return open_elpv()
     if spec.startswith(PREFIX):
         return open_torchvision(spec, options)
-    path = Path(local_only(spec)).expanduser().absolute()
+    path = Path(os.path.abspath(Path(local_only(spec)).expanduser()))  # noqa: PTH100 - no dots, but links stay
     if path.suffix.lower() == ".tar" or (not path.exists() and "*" in spec):
         return open_tars(spec)
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
@@ -42,10 +43,17 @@ def open_source(spec: str, options: PackOptions) -> ImageSource | TarSource:
     if path.is_dir():
         if (path / DATASET_FILE).is_file():
             raise ConfigError(f"{spec}: is already a packed folder, ready to be used")
-        return open_tars(spec) if find_tars(spec) else open_folder(path)
+        return open_tars(spec) if _holds_tars(path) else open_folder(path)
     if path.exists():
         raise ConfigError(
             f"{spec}: expected a folder, a manifest (.csv, .tsv, .parquet), tars, torchvision:NAME or elpv"
         )
     near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise DataError(f"{spec}: no such folder or file.{did_you_mean(path.name, [*near, 'elpv'])}")
+
+
+def _holds_tars(folder: Path) -> bool:
+    """Tell a folder of tars from class folders among whose images somebody left an archive."""
+    parents = {path.parent for path in find_tars(str(folder))}
+    images = (entry for parent in parents for entry in parent.iterdir() if entry.name.lower().endswith(IMAGE_SUFFIXES))
+    return bool(parents) and next(images, None) is None

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from choral.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CLASS_FILES = ("classes.txt", "classnames.txt")
 SPLIT_NAMES = {
     "train": "train",
@@ -31,6 +31,7 @@ SPLIT_NAMES = {
 _RESERVED = {"key", "shard", "offset", "length", "ext", "label", "path", "group", "split", "location", "size"}
 _MAX_LABEL = 2**31 - 1
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _STEM_CHARACTERS = 64  # with the hash and ".json" below the 100 characters of a plain tar header
 
 
@@ -85,7 +86,8 @@ def key_of(path: str) -> str:
     becomes `cats_no_1-` and 12 digits. Other files do not matter, so adding some changes no key.
     """
     path = unicodedata.normalize("NFC", path)
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", str(PurePosixPath(path).with_suffix("")))[-_STEM_CHARACTERS:]
+    folder, slash, name = path.rpartition("/")
+    stem = _UNSAFE.sub("_", folder + slash + (name.rpartition(".")[0] or name))[-_STEM_CHARACTERS:]
     return f"{stem.strip('_-')}-{hashlib.sha256(path.encode()).hexdigest()[:12]}".lstrip("-")
 
 

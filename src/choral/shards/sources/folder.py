@@ -125,4 +125,6 @@ def _is_image(name: str) -> bool:
 def _not_an_image(name: str) -> str:
     if name.lower().endswith((".csv", ".tsv", ".parquet")):
         return "not an image; to pack what this manifest lists, name it as the source instead of its folder"
-    return "not an image (.jpg .png .webp .bmp .tif): move it out of the data folder, or hide it with a leading dot"
+    return (
+        "not an image (.jpg .png .webp .gif .bmp .tif): move it out of the data folder, or hide it with a leading dot"
+    )

@@ -228,8 +228,6 @@ def _metadata_columns(entries: list[dict[str, Any]], options: PackOptions) -> di
 
 
 def _split_of(path: Path) -> str | None:
-    for text in (path.stem.lower(), path.parent.name.lower()):
-        match = _SPLIT_PREFIX.match(text)
-        if match and match["name"] in SPLIT_NAMES:
-            return SPLIT_NAMES[match["name"]]
-    return None
+    prefix = _SPLIT_PREFIX.match(path.stem.lower())
+    named = SPLIT_NAMES.get(prefix["name"]) if prefix else None
+    return named or SPLIT_NAMES.get(path.parent.name.lower())  # a folder's whole name: test-machine-7/ is no split

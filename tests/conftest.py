@@ -1,0 +1,94 @@
+"""Small, awkward data for all tests: images whose colour is the label, in numbers that nothing divides."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parent.parent
+CLASSES = {"rot": (200, 60, 60), 'grün "hell"': (60, 190, 70), "blau's": (60, 70, 200)}
+COUNTS = {"train": 37, "val": 13, "test": 11}
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def colour_image(colour: tuple[int, int, int], seed: int) -> Image.Image:
+    """Return an image of 24 x 20 pixels of about one colour: easy, not trivial, never twice the same."""
+    noise = np.random.default_rng(seed).normal(0, 45, (20, 24, 3))
+    return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/, val/ and test/, each with a folder of PNG images a class."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in COUNTS.items():
+        for number in range(count):
+            name = list(CLASSES)[number % 3]
+            path = root / split / name / f"{split} {number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour_image(CLASSES[name], seed=number + 1000 * len(split)).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos, packed in shards of at most 8 samples."""
+    from choral.shards.options import PackOptions
+    from choral.shards.pack import pack
+
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack(str(photos), out, PackOptions(samples_per_shard=8, processes=1))
+    return out
+
+
+@pytest.fixture
+def config_file(shards: Path, tmp_path: Path) -> Path:
+    """A config of a tiny network (BatchNorm, no dropout) on the shards: seconds to train on a CPU."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(
+        f"data: {{shards: '{shards}', image_size: 32, eval_crop: resized}}\n"
+        "model: {name: test_resnet, weights: none}\n"
+        "augment: {crop_scale: [0.5, 1], vflip: 0.5, rot90: true, brightness: 0.2}\n"
+        "train: {steps: 10, batch_size: 12, lr: 3e-2, optimizer: sgd, log_every_steps: 2, save_every_steps: 2, timeout_s: 120}\n"
+        "evaluate: {views: [d4], batch_size: 4}\n"
+        "tracking: {wandb: 'off'}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+Choral = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def choral(tmp_path: Path) -> Choral:
+    """Run `choral ARGUMENTS` in the test's folder, as a user would, and return what it printed and its exit status."""
+
+    def run(*arguments: object, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "choral", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
