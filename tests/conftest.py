@@ -65,7 +65,8 @@ def config_file(shards: Path, tmp_path: Path) -> Path:
         f"data: {{shards: '{shards}', image_size: 32, eval_crop: resized}}\n"
         "model: {name: test_resnet, weights: none}\n"
         "augment: {crop_scale: [0.5, 1], vflip: 0.5, rot90: true, brightness: 0.2}\n"
-        "train: {steps: 10, batch_size: 12, lr: 3e-2, optimizer: sgd, log_every_steps: 2, save_every_steps: 2, timeout_s: 120}\n"
+        "train: {steps: 10, batch_size: 12, lr: 3e-2, optimizer: sgd, log_every_steps: 2, save_every_steps: 2,"
+        " timeout_s: 120}\n"
         "evaluate: {views: [d4], batch_size: 4}\n"
         "tracking: {wandb: 'off'}\n",
         encoding="utf-8",

@@ -32,7 +32,7 @@ def test_values_are_read_by_the_type_of_their_field(file: Path) -> None:
 
 def test_resolved_config_is_enough_to_run_again(file: Path, tmp_path: Path) -> None:
     overrides = [
-        "data.source=it's \"quoted\" # and ünïcode",
+        'data.source=it\'s "quoted" # and ünïcode',
         "augment.crop_scale=[0.5, 1]",
         "evaluate.views=identity,d4",
         "ensemble.members=[{name: a, set: {seed: 1, model.name: resnet18, train.max_grad_norm: null}}, {name: b}]",
@@ -64,13 +64,19 @@ def test_a_base_lends_everything_but_its_name(file: Path) -> None:
     ("text", "message"),
     [
         ("data: {shards: s}\noptim: {lr: 1}", "optim: unknown key. Known keys: run, seed"),
-        ("data: {shards: s}\ntrain: {wieght_decay: 1}", "train.wieght_decay: unknown key. Did you mean train.weight_decay?"),
+        (
+            "data: {shards: s}\ntrain: {wieght_decay: 1}",
+            "train.wieght_decay: unknown key. Did you mean train.weight_decay?",
+        ),
         ("data: {shards: s}\ntrain: {lr: fast}", "train.lr: expected a number, got 'fast'"),
         ("data: {shards: s}\ntrain: {lr: -1}", "train.lr: expected a learning rate above 0, got -1"),
         ("data: {shards: s}\ntrain: {lr: nan}", "train.lr: expected a number, got 'nan'"),
         ("data: {shards: s, image_size: 1.5}", "data.image_size: expected a whole number, got '1.5'"),
         ("data: {shards: s, resize: bicubic}", "data.resize: expected antialias or fast, got 'bicubic'"),
-        ("data: {shards: s}\naugment: {crop_scale: 0.5}", "augment.crop_scale: expected a list of 2 numbers, got '0.5'"),
+        (
+            "data: {shards: s}\naugment: {crop_scale: 0.5}",
+            "augment.crop_scale: expected a list of 2 numbers, got '0.5'",
+        ),
         ("data: {shards: s}\naugment: {rot90: maybe}", "augment.rot90: expected true or false, got 'maybe'"),
         ("data: {shards: s}\ntrain: [1]", "train: expected a section with keys"),
         ("data: {shards: s}\ntrain: {lr: [1]}", r"train.lr: expected a number, got '\['1'\]'"),

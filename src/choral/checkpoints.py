@@ -37,7 +37,9 @@ def step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def write_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], meta: Mapping[str, Any], keep: int) -> None:
+def write_checkpoint(
+    folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], meta: Mapping[str, Any], keep: int
+) -> None:
     """Write the checkpoint of a step and delete all but the newest `keep` and the best.
 
     Args:
@@ -67,7 +69,9 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path
         _sync(folder)
     except Exception as error:  # writers of tensors have exceptions of their own
         shutil.rmtree(aside, ignore_errors=True)
-        raise ChoralError(f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact") from error
+        raise ChoralError(
+            f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact"
+        ) from error
     best = (read_json(folder / "best.json") or {}).get("checkpoint")
     for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
         if path.name != best:

@@ -69,7 +69,10 @@ def pack_verb(options: argparse.Namespace) -> int:
     with Progress(console=_stderr, transient=True) as progress:
         task = progress.add_task("packing", total=None)
         dataset = pack(
-            options.source, Path(options.out), pack_options, lambda done, total: progress.update(task, completed=done, total=total)
+            options.source,
+            Path(options.out),
+            pack_options,
+            lambda done, total: progress.update(task, completed=done, total=total),
         )
     _print_dataset(dataset)
     return 0
@@ -163,7 +166,9 @@ def run_verb(options: argparse.Namespace) -> int:
 def _print_dataset(dataset: Dataset) -> None:
     summary = dataset.summary()
     splits = list(summary["splits"].values())
-    table = Table(title=escape(f"{summary['name']}: {len(dataset.classes)} classes in {dataset.folder}"), title_justify="left")
+    table = Table(
+        title=escape(f"{summary['name']}: {len(dataset.classes)} classes in {dataset.folder}"), title_justify="left"
+    )
     table.add_column("class")
     for name in summary["splits"]:
         table.add_column(name, justify="right")
@@ -266,19 +271,33 @@ def _add_data_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser
     verb.add_argument("--val", type=float, help="fraction of all samples for validation (default: 0.1)")
     verb.add_argument("--test", type=float, help="fraction of all samples for testing (default: 0.1; elpv: 0.25)")
     verb.add_argument("--seed", type=int, default=defaults.seed, help="of splits and order (default: %(default)s)")
-    verb.add_argument("--stratify", action="append", metavar="COLUMN", help="spread this column, too, evenly over the splits")
+    verb.add_argument(
+        "--stratify", action="append", metavar="COLUMN", help="spread this column, too, evenly over the splits"
+    )
     verb.add_argument("--image-column", default=defaults.image_column, help="of a manifest (default: %(default)s)")
     verb.add_argument("--label-column", default=defaults.label_column, help="of a manifest (default: %(default)s)")
     verb.add_argument("--split-column", default=defaults.split_column, help="of a manifest (default: %(default)s)")
-    verb.add_argument("--group-column", default=defaults.group_column, help="samples of a group stay in one split (default: %(default)s)")
+    verb.add_argument(
+        "--group-column",
+        default=defaults.group_column,
+        help="samples of a group stay in one split (default: %(default)s)",
+    )
     verb.add_argument("--max-size", type=int, metavar="PIXELS", help="shrink longer sides to this, and re-encode")
-    verb.add_argument("--quality", type=int, help="encode every image again as JPEG, 1 to 95 (default: 90, only where --max-size shrinks)")
-    verb.add_argument("--samples-per-shard", type=int, default=defaults.samples_per_shard, help="at most (default: %(default)s)")
+    verb.add_argument(
+        "--quality",
+        type=int,
+        help="encode every image again as JPEG, 1 to 95 (default: 90, only where --max-size shrinks)",
+    )
+    verb.add_argument(
+        "--samples-per-shard", type=int, default=defaults.samples_per_shard, help="at most (default: %(default)s)"
+    )
     verb.add_argument("--processes", type=int, help="default: the cores of this machine")
     verb.add_argument("--root", help="where torchvision keeps its data")
     verb.add_argument("--force", action="store_true", help="replace what is in OUT")
 
-    verb = add("check", check_verb, "choral check shards/", "Verify shards against checksums and index, and open every image.")
+    verb = add(
+        "check", check_verb, "choral check shards/", "Verify shards against checksums and index, and open every image."
+    )
     verb.add_argument("folder", metavar="DIR")
     verb = add("ls", ls_verb, "choral ls shards/", "Show classes, splits and sizes of a packed folder.")
     verb.add_argument("folder", metavar="DIR")
@@ -296,7 +315,9 @@ def _add_run_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser]
         return verb
 
     example = "choral config configs/default.yaml data.shards=shards/ train.lr=3e-4"
-    with_config(add("config", config_verb, example, "Print the resolved config: defaults, base files, file and overrides."))
+    with_config(
+        add("config", config_verb, example, "Print the resolved config: defaults, base files, file and overrides.")
+    )
 
     verb = add(
         "train",
@@ -309,7 +330,9 @@ def _add_run_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser]
     verb.add_argument("--folder", type=Path, help="the run folder, instead of runs/NAME")
 
     example = "choral ensemble configs/elpv-demo.yaml"
-    with_config(add("ensemble", ensemble_verb, example, "Train the members of an ensemble as parallel jobs on this machine."))
+    with_config(
+        add("ensemble", ensemble_verb, example, "Train the members of an ensemble as parallel jobs on this machine.")
+    )
 
     verb = add(
         "evaluate",
@@ -327,7 +350,7 @@ def _add_run_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser]
     verb.add_argument("--split", help="default: the first that the config evaluates")
     verb.add_argument("--json", action="store_true", help="for machines")
 
-    text = "Answer for image files: class, probability, and each member's vote. Files that cannot be read are named; status 1."
+    text = "Answer for image files: class, probability, each member's vote. Files that cannot be read are named."
     verb = with_run(add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text))
     verb.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -52,7 +52,11 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         for key, value in (("val", self.val), ("test", self.test)):
-            _check(value is None or _is_fraction(value), f"data.pack.{key}", "expected a fraction from 0 up to, not with, 1")
+            _check(
+                value is None or _is_fraction(value),
+                f"data.pack.{key}",
+                "expected a fraction from 0 up to, not with, 1",
+            )
         _check((self.val or 0) + (self.test or 0) < 1, "data.pack.val", "val and test leave nothing to train on")
         _check(self.max_size is None or self.max_size >= 16, "data.pack.max_size", "expected at least 16 pixels")
         _check(self.quality is None or 1 <= self.quality <= 95, "data.pack.quality", "expected 1 to 95")
@@ -111,8 +115,8 @@ class ModelConfig:
     name: str = "resnet18"
     """A timm model: `timm.list_models()`."""
     weights: str = "auto"
-    """Where it starts: auto (an installed weight package that has this model, else the hub), hub, none (random), package:MODULE,
-    file:PATH (.safetensors, or .pth read with weights_only), run:FOLDER (a run of choral)."""
+    """Where it starts: auto (an installed weight package that has this model, else the hub), hub, none (random),
+    package:MODULE, file:PATH (.safetensors, or .pth read with weights_only), run:FOLDER (a run of choral)."""
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     sync_batchnorm: bool = True
@@ -122,8 +126,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(bool(self.name), "model.name", "expected a timm model name")
         kinds = ("auto", "hub", "none", "package:", "file:", "run:")
-        known = self.weights in kinds[:3] or (self.weights.startswith(kinds[3:]) and self.weights.partition(":")[2] != "")
-        _check(known, "model.weights", f"expected auto, hub, none, package:MODULE, file:PATH or run:FOLDER, got '{self.weights}'")
+        known = self.weights in kinds[:3] or (
+            self.weights.startswith(kinds[3:]) and self.weights.partition(":")[2] != ""
+        )
+        _check(
+            known,
+            "model.weights",
+            f"expected auto, hub, none, package:MODULE, file:PATH or run:FOLDER, got '{self.weights}'",
+        )
         _check(_is_fraction(self.drop_rate), "model.drop_rate", "expected 0 up to, not with, 1")
         _check(_is_fraction(self.drop_path_rate), "model.drop_path_rate", "expected 0 up to, not with, 1")
 
@@ -223,12 +233,18 @@ class TrainConfig:
             "train.accumulate_steps",
             f"must divide train.batch_size: {self.batch_size} is not a multiple of {self.accumulate_steps}",
         )
-        _check(0 < self.lr < 1e3 and math.isfinite(self.lr), "train.lr", f"expected a learning rate above 0, got {self.lr:g}")
+        _check(
+            0 < self.lr < 1e3 and math.isfinite(self.lr),
+            "train.lr",
+            f"expected a learning rate above 0, got {self.lr:g}",
+        )
         _check(0 <= self.momentum < 1, "train.momentum", "expected 0 up to, not with, 1")
         _check(self.weight_decay >= 0, "train.weight_decay", "expected 0 or more")
         _check(self.warmup_epochs >= 0, "train.warmup_epochs", "expected 0 or more")
         _check(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", "expected 0 to 1")
-        _check(self.max_grad_norm is None or self.max_grad_norm > 0, "train.max_grad_norm", "expected more than 0, or null")
+        _check(
+            self.max_grad_norm is None or self.max_grad_norm > 0, "train.max_grad_norm", "expected more than 0, or null"
+        )
         _check(_is_fraction(self.label_smoothing), "train.label_smoothing", "expected 0 up to, not with, 1")
         _check(self.eval_every_epochs > 0, "train.eval_every_epochs", "expected more than 0")
         _check(self.save_every_steps >= 0, "train.save_every_steps", "expected 0 or more")
@@ -339,7 +355,11 @@ class Config:
     references: tuple[Reference, ...] = field(default=(), metadata={"tuning": True})
 
     def __post_init__(self) -> None:
-        _check(not self.run or _MEMBER_NAME.fullmatch(self.run) is not None, "run", f"'{self.run}' is no run name: use letters, digits, '.', '_' and '-'")
+        _check(
+            not self.run or _MEMBER_NAME.fullmatch(self.run) is not None,
+            "run",
+            f"'{self.run}' is no run name: use letters, digits, '.', '_' and '-'",
+        )
         _check(0 <= self.seed < 2**31, "seed", "expected 0 to 2147483647")
         _check(bool(self.data.shards), "data.shards", "expected the folder that `choral pack SOURCE OUT` wrote")
         micro_batch = self.train.batch_size // self.train.accumulate_steps
@@ -351,7 +371,11 @@ class Config:
         for member in self.ensemble.members:
             for key in member.set:
                 allowed = key.split(".")[0] in ("seed", "data", "model", "finetune", "augment", "train")
-                _check(allowed, f"ensemble.members.{member.name}.set.{key}", "a member may set seed, data.*, model.*, finetune.*, augment.* or train.*")
+                _check(
+                    allowed,
+                    f"ensemble.members.{member.name}.set.{key}",
+                    "a member may set seed, data.*, model.*, finetune.*, augment.* or train.*",
+                )
 
 
 def binding_difference(old: Config, new: Config) -> list[str]:

@@ -23,7 +23,7 @@ from choral.errors import ConfigError
 _NULLS = ("null", "~", "", "none", "None")
 
 
-class _UniqueKeyLoader(yaml.BaseLoader):
+class _UniqueKeyLoader(yaml.BaseLoader):  # type: ignore[misc]
     """All scalars as strings; a mapping in which a key stands twice is an error."""
 
 
@@ -99,7 +99,8 @@ def to_values(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def canonical_json(config: Config) -> str:
@@ -113,7 +114,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"'{text}': expected key=value, such as train.lr=3e-4")
     try:
-        return key.strip(), yaml.load(value, Loader=_UniqueKeyLoader) if value.strip() else ""  # noqa: S506 (strings only)
+        return key.strip(), yaml.load(value, Loader=_UniqueKeyLoader) if value.strip() else ""
     except yaml.YAMLError:
         raise ConfigError(f"'{text}': the value is not valid YAML") from None
 
@@ -124,11 +125,13 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (strings only)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {line}not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}") from None
+        raise ConfigError(
+            f"{path}: {line}not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}"
+        ) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except UnicodeDecodeError:
@@ -212,7 +215,11 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         options = get_args(hint)
         if str(value) not in options:
-            raise ConfigError(f"{key}: expected {', '.join(options[:-1])} or {options[-1]}, got '{value}'" if len(options) > 1 else f"{key}: expected {options[0]}, got '{value}'")
+            raise ConfigError(
+                f"{key}: expected {', '.join(options[:-1])} or {options[-1]}, got '{value}'"
+                if len(options) > 1
+                else f"{key}: expected {options[0]}, got '{value}'"
+            )
         return str(value)
     if origin is tuple:
         return _convert_tuple(hint, value, key)
@@ -231,11 +238,16 @@ def _convert_tuple(hint: Any, value: Any, key: str) -> tuple[Any, ...]:
         return tuple(_convert(arguments[0], item, f"{key}[{number}]") for number, item in enumerate(value))
     if not isinstance(value, list | tuple) or len(value) != len(arguments):
         raise ConfigError(f"{key}: expected a list of {len(arguments)} numbers, got '{value}'")
-    return tuple(_convert(inner, item, f"{key}[{number}]") for number, (inner, item) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(inner, item, f"{key}[{number}]")
+        for number, (inner, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
-    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, "keys and values")
+    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
+        hint, "keys and values"
+    )
     if value is None or isinstance(value, list | tuple | Mapping):
         shown = "nothing" if value is None else f"'{value}'"
         raise ConfigError(f"{key}: expected {expected}, got {shown}")

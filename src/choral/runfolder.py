@@ -168,7 +168,10 @@ class RunFolder:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 stream.seek(0)
-                raise ChoralError(f"{self.path}: in use by another process ({stream.read().strip() or 'unknown'}); wait for it, or choose run=NAME") from None
+                raise ChoralError(
+                    f"{self.path}: in use by another process ({stream.read().strip() or 'unknown'}); "
+                    "wait for it, or choose run=NAME"
+                ) from None
             stream.truncate(0)
             stream.write(f"host {socket.gethostname()}, pid {os.getpid()}")
             stream.flush()

@@ -51,7 +51,9 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
             return evaluated
     print_scores(score(folder, None), results)
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    results.print(f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False)
+    results.print(
+        f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False
+    )
     results.print(f"Ask it: choral predict {folder.name} IMAGE...", markup=False, highlight=False)
     return status
 
@@ -65,7 +67,9 @@ def pack_if_missing(config: Config, console: Console) -> None:
     shards = Path(config.data.shards)
     if not config.data.source:
         if not (shards / DATASET_FILE).is_file():
-            raise ConfigError(f"data.shards: {shards}: nothing is packed there; run `choral pack SOURCE {shards}`, or set data.source")
+            raise ConfigError(
+                f"data.shards: {shards}: nothing is packed there; run `choral pack SOURCE {shards}`, or set data.source"
+            )
         return
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"packing {config.data.source}", total=None)
@@ -123,7 +127,9 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
         raise ChoralError(f"{folder.path}: none of {members} members could be trained: {failed[0].message}")
     if failed:
         names = ", ".join(outcome.job.name for outcome in failed)
-        console.print(f"{members - len(failed)} of {members} members are trained; failed: {names}", style="yellow", markup=False)
+        console.print(
+            f"{members - len(failed)} of {members} members are trained; failed: {names}", style="yellow", markup=False
+        )
     return 1 if failed else 0
 
 
@@ -152,7 +158,9 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
     path = folder.predictions / f"{name}.parquet"
     if not path.is_file():
         found = ", ".join(sorted(file.stem for file in folder.predictions.glob("*.parquet"))) or "none"
-        raise DataError(f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`")
+        raise DataError(
+            f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
+        )
     references = to_values(config)["references"] if name == config.evaluate.splits[0] else []
     scores = scoring.score_run(Ledger.open(path), references)
     write_json(folder.path / f"scores-{name}.json", scores)

@@ -215,7 +215,7 @@ def show(name: str, results: list[dict[str, float]], peers: list[dict[str, float
 def main() -> int:
     """Compare the pipelines, or be one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=PIPELINES, help="pipelines beside ImageFolder")

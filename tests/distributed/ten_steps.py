@@ -1,6 +1,6 @@
 """Run under the launcher: take ten SGD steps, and leave what each rank saw and what the network became.
 
-    accelerate launch ten_steps.py CONFIG OUT
+accelerate launch ten_steps.py CONFIG OUT
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def main() -> None:
             trainer.train_step(batches, step)
     (out / f"seen-{run.rank}.json").write_text(json.dumps(seen))
     if run.is_main:
-        save_file({name: value.contiguous() for name, value in trainer.network.state_dict().items()}, out / "network.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in trainer.network.state_dict().items()},
+            out / "network.safetensors",
+        )
     run.end()
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Choral
 from safetensors.torch import load_file
 
 from choral.checkpoints import MODEL, checkpoint_of
 from choral.jobs.launcher import launch_command
 from choral.predict.ledger import Ledger
+from conftest import Choral
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -104,7 +104,12 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_killed_and_continued_ends_with_the_same_bits(config_file: Path, tmp_path: Path, trainings: Trainings) -> None:
     """CHORAL_KILL_POINTS=20 tries more points than CI has time for."""
-    text = config_file.read_text().replace("sgd", "adamw").replace("lr: 3e-2", "lr: 3e-3").replace("steps: 10", "steps: 40")
+    text = (
+        config_file.read_text()
+        .replace("sgd", "adamw")
+        .replace("lr: 3e-2", "lr: 3e-3")
+        .replace("steps: 10", "steps: 40")
+    )
     config_file.write_text(text)
     trainings.run(config_file, tmp_path / "whole")
     expected = final_weights(tmp_path / "whole")
@@ -148,7 +153,11 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(config_file: Path, tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(config_file: Path, tmp_path: Path, number: signal.Signals) -> None:
-    config_file.write_text(config_file.read_text().replace("steps: 10", "steps: 4000").replace("save_every_steps: 2", "save_every_steps: 4000"))
+    config_file.write_text(
+        config_file.read_text()
+        .replace("steps: 10", "steps: 4000")
+        .replace("save_every_steps: 2", "save_every_steps: 4000")
+    )
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "choral", "train", str(config_file), "--folder", str(folder), "--processes", "2"]
     process = subprocess.Popen(command, env=ENV)

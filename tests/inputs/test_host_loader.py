@@ -89,7 +89,7 @@ def test_a_sample_is_the_same_from_processes(index: Index, store: LocalStore, tm
     check_same(expected, index, kind="process", workers=3, cache=cache)
     check_same(expected, index, kind="process", workers=0)
     expected = contents(loader(index, training(index), resize="antialias"))
-    check_same(expected, index, kind="process", workers=2, resize="antialias")
+    check_same(expected, index, kind="process", workers=1, resize="antialias")
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

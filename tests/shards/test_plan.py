@@ -168,7 +168,7 @@ def test_uniform_is_uniform_and_independent_of_its_neighbours() -> None:
     others = [uniform(1, 2, rows, 3, stream=1), uniform(1, 3, rows, 3), uniform(2, 2, rows, 3)]
     for other in [*others, np.roll(numbers, 1, axis=0), np.roll(numbers, 1, axis=1)]:
         assert abs(np.corrcoef(numbers.ravel(), other.ravel())[0, 1]) < 0.02
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
 
 
 def test_keys_depend_on_order_and_sign() -> None:

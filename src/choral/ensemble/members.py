@@ -52,7 +52,9 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
     return jobs
 
 
-def run_members(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console) -> list[Outcome]:
+def run_members(
+    jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
+) -> list[Outcome]:
     """Train members, as many at once as there are slots, with a live table, and return how each ended."""
     return run_jobs(
         jobs,

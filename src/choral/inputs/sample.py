@@ -86,33 +86,38 @@ class Recipe:
             image = self._cache.get(row)
             part = _part_of(image, self._crop.box(image.shape[0], image.shape[1], draws))
             # Grey is stored once: three channels again, so that it is resized by the arithmetic of any other image.
-            self._place(grey_to_rgb(part) if part.shape[2] == 1 else part, out)
+            place(grey_to_rgb(part) if part.shape[2] == 1 else part, self._crop, self.resize, out)
             return
         data = self._store.read(int(self._shards[row]), int(self._offsets[row]), int(self._lengths[row]))
         whole = full_size(data) if self._crop.shrink else None
         if whole is None:
             image = decode(data, max_pixels=self._max_pixels)
-            self._place(_part_of(image, self._crop.box(image.shape[0], image.shape[1], draws)), out)
+            place(_part_of(image, self._crop.box(image.shape[0], image.shape[1], draws)), self._crop, self.resize, out)
             return
         box = self._crop.box(*whole, draws)
         target = self._crop.resized_shape(box, self.size)
         min_size = (-(-whole[0] * target[0] // box.height), -(-whole[1] * target[1] // box.width))
         image = decode(data, max_pixels=self._max_pixels, min_size=min_size)
-        self._place(_part_of(image, _scaled(box, whole, image.shape)), out)
+        place(_part_of(image, _scaled(box, whole, image.shape)), self._crop, self.resize, out)
 
-    def _place(self, part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        height, width = self._crop.resized_shape(Box(0, 0, part.shape[0], part.shape[1]), self.size)
-        if (height, width) == (self.size, self.size):
-            resize_into(part, out, self.resize)
-            return
-        resized = np.empty((height, width, 3), np.uint8)
-        resize_into(part, resized, self.resize)
-        np.copyto(
-            out,
-            _part_of(
-                resized, Box(round((height - self.size) / 2), round((width - self.size) / 2), self.size, self.size)
-            ),
-        )
+
+def place(part: NDArray[np.uint8], crop: Crop, how: Resize, out: NDArray[np.uint8]) -> None:
+    """Resize what a crop's box cut out of an image, and put its centre into a square.
+
+    Args:
+        part: (H, W, 3) uint8 RGB.
+        crop: whose `box` cut it out.
+        how: antialiased or fast.
+        out: (S, S, 3) uint8, to be filled.
+    """
+    size = out.shape[0]
+    height, width = crop.resized_shape(Box(0, 0, *part.shape[:2]), size)
+    if (height, width) == (size, size):
+        resize_into(part, out, how)
+        return
+    resized = np.empty((height, width, 3), np.uint8)
+    resize_into(part, resized, how)
+    np.copyto(out, _part_of(resized, Box(round((height - size) / 2), round((width - size) / 2), size, size)))
 
 
 def _part_of(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

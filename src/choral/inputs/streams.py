@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -72,11 +73,21 @@ def steps_per_epoch(config: Config, split: Split) -> int:
 
 
 def training_batches(
-    config: Config, split: Split, place: RankPlace, mean: Sequence[float], std: Sequence[float], steps: range, bad_log: Path
+    config: Config,
+    split: Split,
+    place: RankPlace,
+    mean: Sequence[float],
+    std: Sequence[float],
+    steps: range,
+    bad_log: Path,
 ) -> DeviceLoader:
     """Return this rank's micro-batches of the given optimizer steps, augmented, in order."""
     augment = config.augment
-    crop = Crop("random", scale=augment.crop_scale, ratio=augment.crop_ratio, seed=config.seed) if augment.crops else _eval_crop(config.data)
+    crop = (
+        Crop("random", scale=augment.crop_scale, ratio=augment.crop_ratio, seed=config.seed)
+        if augment.crops
+        else _eval_crop(config.data)
+    )
     host = _host_loader(config.data, split, place, crop, _training_orders(config, split, place, steps), bad_log)
     changes = Augment(
         hflip=augment.hflip,
@@ -143,7 +154,7 @@ def _host_loader(
     )
 
 
-def _kind(config: DataConfig, place: RankPlace) -> str:
+def _kind(config: DataConfig, place: RankPlace) -> Literal["thread", "process"]:
     if config.worker_kind != "auto":
         return config.worker_kind
     return "thread" if place.device.type == "cpu" else "process"

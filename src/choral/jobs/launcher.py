@@ -1,8 +1,8 @@
 """Start ranks through Accelerate's launcher, and wait for them without losing how they ended or leaving any behind.
 
 Accelerate 1.15 starts several CPU ranks only with `ACCELERATE_USE_CPU=true` and `--multi_gpu`, dies of the first signal
-without waiting for its ranks, and turns every failure into exit status 1. So the ranks run under a guard in a session of their own,
-a wish to stop reaches them as the run's stop file, and how they ended is read from the run folder by the caller.
+without waiting for its ranks, and turns every failure into exit status 1. So the ranks run under a guard in a session of
+their own, a wish to stop reaches them as the run's stop file, and how they ended is read from the run folder by the caller.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from choral.jobs.signals import StopSignals
 _GRACE_S = 45.0  # below that of `run_jobs`, so that ranks of a stopped member end before the member is killed
 
 
-def launch_command(module: str, arguments: Sequence[str], processes: int, on_gpus: bool) -> tuple[list[str], dict[str, str]]:
+def launch_command(
+    module: str, arguments: Sequence[str], processes: int, on_gpus: bool
+) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs `python -m MODULE ARGUMENTS` on so many ranks, and the variables it needs.
 
     Args:

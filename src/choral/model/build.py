@@ -41,7 +41,7 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int, seed: in
     model = load_pretrained(config, _create(config, image_size))
     if num_classes != getattr(model, "num_classes", None):
         torch.manual_seed(seed)  # the head does not depend on how much randomness the body took
-        model.reset_classifier(num_classes)
+        model.reset_classifier(num_classes)  # type: ignore[operator]
     return _in_memory_format(model, config)
 
 
@@ -78,7 +78,9 @@ def _create(config: ModelConfig, image_size: int, num_classes: int | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # deprecated aliases of names are timm's affair
         try:
-            model = timm.create_model(config.name, pretrained=config.weights == "hub" and num_classes is None, **arguments)
+            model = timm.create_model(
+                config.name, pretrained=config.weights == "hub" and num_classes is None, **arguments
+            )
         except TypeError as error:
             raise ConfigError(f"model: {config.name} does not take these settings: {error}") from error
         except (OSError, RuntimeError) as error:
@@ -96,4 +98,4 @@ def _create(config: ModelConfig, image_size: int, num_classes: int | None = None
 def _in_memory_format(model: nn.Module, config: ModelConfig) -> nn.Module:
     if not config.channels_last:
         return model
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)

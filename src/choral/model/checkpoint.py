@@ -14,7 +14,12 @@ from choral.checkpoints import MODEL, OPTIMIZER, read_meta, verify, write_checkp
 
 
 def save_tensors(
-    folder: Path, step: int, model: dict[str, torch.Tensor], optimizer: dict[str, Any], meta: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    model: dict[str, torch.Tensor],
+    optimizer: dict[str, Any],
+    meta: Mapping[str, Any],
+    keep: int,
 ) -> None:
     """Write a checkpoint and delete all but the newest `keep` and the best.
 
@@ -41,7 +46,8 @@ def load_model_tensors(path: Path) -> dict[str, torch.Tensor]:
         ChoralError: the checkpoint is damaged.
     """
     verify(path)
-    return load_file(path / MODEL)
+    tensors: dict[str, torch.Tensor] = load_file(path / MODEL)
+    return tensors
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:

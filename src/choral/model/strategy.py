@@ -22,7 +22,9 @@ def freeze(model: nn.Module, config: FinetuneConfig) -> nn.Module:
     groups = group_parameters(model, model.group_matcher(coarse=True))  # type: ignore[operator]
     stages = sorted(groups)[:-1]
     if config.trained_stages > len(stages):
-        raise ConfigError(f"finetune.trained_stages: the network has {len(stages)} stages before its head, got {config.trained_stages}")
+        raise ConfigError(
+            f"finetune.trained_stages: the network has {len(stages)} stages before its head, got {config.trained_stages}"
+        )
     frozen = {name for stage in stages[: len(stages) - config.trained_stages] for name in groups[stage]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)

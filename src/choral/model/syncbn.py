@@ -56,7 +56,9 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def from_batchnorm(cls, source: nn.modules.batchnorm._BatchNorm) -> CpuSyncBatchNorm:
         """Return a module with the parameters and buffers (not copies) of `source`, and its fused activation."""
         if source.momentum is None or not source.track_running_stats:
-            raise NotImplementedError("BatchNorm without running averages, or with cumulative ones, is not synchronised on CPU")
+            raise NotImplementedError(
+                "BatchNorm without running averages, or with cumulative ones, is not synchronised on CPU"
+            )
         module = cls(source.num_features, source.eps, source.momentum, source.affine)
         module.weight, module.bias = source.weight, source.bias
         module.running_mean, module.running_var = source.running_mean, source.running_var
@@ -75,14 +77,23 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             normalized = F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum or 0.0,
+                self.eps,
             )
             return self.act(self.drop(normalized))  # type: ignore[no-any-return]
         channels = input.shape[1]
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, channels] + [1] * (input.ndim - 2)
         values = input.float()
-        local = torch.cat([values.sum(axes), values.square().sum(axes), values.new_full((1,), values.numel() / channels)])
+        local = torch.cat(
+            [values.sum(axes), values.square().sum(axes), values.new_full((1,), values.numel() / channels)]
+        )
         total = _AllReduceSum.apply(local)
         count = total[-1].detach()
         mean = total[:channels] / count

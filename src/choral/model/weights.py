@@ -69,7 +69,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors: dict[str, torch.Tensor] = load_file(path)
+            return tensors
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any reader's complaint about a foreign file means the same to the user
         raise ConfigError(f"model.weights: {path}: cannot be read as weights: {error}") from error
@@ -113,7 +114,9 @@ def _file_in_package(module: str) -> Path:
     folder = Path(spec.origin).parent
     files = sorted(path for kind in ("safetensors", "pth", "pt", "bin") for path in folder.rglob(f"*.{kind}"))
     if len(files) != 1:
-        raise ConfigError(f"model.weights: package {module} holds {len(files)} weight files, expected one; name it with file:PATH")
+        raise ConfigError(
+            f"model.weights: package {module} holds {len(files)} weight files, expected one; name it with file:PATH"
+        )
     return files[0]
 
 

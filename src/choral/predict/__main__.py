@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="accelerate launch launch/evaluate.py",
-        description="Write the prediction ledger of a run. Example: accelerate launch launch/evaluate.py elpv-demo evaluate.views=d4",
+        description="Write a run's ledger. Example: accelerate launch launch/evaluate.py elpv-demo evaluate.views=d4",
     )
     parser.add_argument("run", help="a run folder, the name of one under runs/, or its config file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the evaluate and data sections")
@@ -44,7 +44,9 @@ def evaluation_config(folder: RunFolder, overrides: Sequence[str]) -> Config:
     changed = with_overrides(config, dict(parse_override(text) for text in overrides), where=str(folder.path))
     for line in binding_difference(config, changed):
         if not line.startswith(("evaluate.", "data.shards:", "data.on_bad_sample:", "data.max_bad_fraction:")):
-            raise ConfigError(f"{line}: an evaluation can change evaluate.* and data.shards; train another run for the rest")
+            raise ConfigError(
+                f"{line}: an evaluation can change evaluate.* and data.shards; train another run for the rest"
+            )
     return changed
 
 

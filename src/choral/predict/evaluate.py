@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from choral.config import Config
+from choral.config import Config, DataConfig
 from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.predict.plan import Evaluation, plan_evaluation
@@ -50,7 +51,9 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     plan = plan_evaluation(config, folder, dataset)
     asked = len(plan.voices)
     if plan.unfinished:
-        _log.warning("%d of %d members: not trained: %s", asked, asked + len(plan.unfinished), ", ".join(plan.unfinished))
+        _log.warning(
+            "%d of %d members: not trained: %s", asked, asked + len(plan.unfinished), ", ".join(plan.unfinished)
+        )
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
     for name in plan.ledgers if force else plan.missing():
         split = open_split(config.data, dataset, name, place)
@@ -107,7 +110,7 @@ def predict_split(
         blocks: dict[tuple[str, str], list[NDArray[np.float32]]] = {
             (name, column): [] for name in networks for column in columns
         }
-        inputs = replace(config, data=replace(config.data, **_input_settings(members[0])))
+        inputs = replace(config, data=_with_inputs_of(members[0], config.data))
         bad_log = folder.path / "bad_samples.jsonl"
         with evaluation_batches(inputs, split, place, members[0].mean, members[0].std, bad_log) as loader:
             for batch in loader:
@@ -131,7 +134,7 @@ def member_probabilities(
     images: Tensor,
     views: tuple[str, ...],
     columns: tuple[str, ...],
-    autocast: Callable[[], torch.autocast],
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> dict[str, Tensor]:
     """Return one network's probabilities, (B, classes) float32 each, for the columns: views by name, and "tta", their mean.
 
@@ -156,13 +159,14 @@ def member_probabilities(
     return found
 
 
-def _input_settings(voice: Voice) -> dict[str, object]:
-    data = voice.config.data
-    return {"image_size": data.image_size, "resize": data.resize, "eval_crop": data.eval_crop, "crop_pct": data.crop_pct}
+def _with_inputs_of(voice: Voice, data: DataConfig) -> DataConfig:
+    """Return where the run's data lie, prepared as the voice was trained on them."""
+    own = voice.config.data
+    return replace(data, image_size=own.image_size, resize=own.resize, eval_crop=own.eval_crop, crop_pct=own.crop_pct)
 
 
 def _stop_if_asked(run: Runtime) -> None:
-    """Stop this rank alone: ranks may have different numbers of batches, so they cannot agree here; the launcher ends the rest."""
+    """Stop this rank alone: ranks have different numbers of batches and cannot agree here; the launcher ends the rest."""
     if run.told_to_stop:
         raise run.stopped("during evaluation")
 

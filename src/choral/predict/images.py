@@ -16,7 +16,8 @@ from choral.config import Config
 from choral.errors import DataError
 from choral.inputs.crop import Crop
 from choral.inputs.decode import decode
-from choral.inputs.device import normalize
+from choral.inputs.device import Standardizer
+from choral.inputs.sample import place
 from choral.predict.evaluate import member_probabilities
 from choral.predict.views import expand
 from choral.predict.voices import Voice
@@ -83,17 +84,22 @@ def _read(path: Path, max_pixels: int) -> NDArray[np.uint8] | str:
 
 
 def _batch(voice: Voice, images: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    """Return the images as the voice's loader would have prepared them: (B, 3, S, S) float32, normalised."""
     data = voice.config.data
     crop = Crop(data.eval_crop, crop_pct=data.crop_pct)
-    prepared = np.stack([crop.apply(image, data.image_size, data.resize) for image in images])
-    return normalize(torch.from_numpy(prepared).to(device), voice.mean, voice.std)
+    prepared = np.empty((len(images), data.image_size, data.image_size, 3), np.uint8)
+    for image, out in zip(images, prepared, strict=True):
+        place(image, crop, data.resize, out)
+    standardize = Standardizer(voice.mean, voice.std, device, None, voice.config.model.channels_last)
+    return standardize(torch.from_numpy(prepared).to(device), {})
 
 
 def _answer(path: Path, voices: Sequence[Voice], by_member: dict[str, NDArray[np.float32]]) -> Answer:
     classes = voices[0].classes
-    mean = np.mean([by_member[voice.name] for voice in voices], axis=0, dtype=np.float64)
+    mean = np.stack([by_member[voice.name] for voice in voices]).astype(np.float64).mean(axis=0)
     best = int(mean.argmax())
     votes = {
-        voice.name: (classes[int(by_member[voice.name].argmax())], float(by_member[voice.name].max())) for voice in voices
+        voice.name: (classes[int(by_member[voice.name].argmax())], float(by_member[voice.name].max()))
+        for voice in voices
     }
     return Answer(str(path), classes[best], float(mean[best]), tuple(float(value) for value in mean), votes)

@@ -22,7 +22,8 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scramble each 64-bit value (SplitMix64 finaliser): a bijection whose output bits all depend on all input bits."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
-    return values ^ (values >> np.uint64(31))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def key_of(*parts: int) -> np.uint64:
@@ -53,9 +54,7 @@ def uniform(seed: int, epoch: int, rows: NDArray[np.int64], count: int, stream: 
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permute(
-    positions: NDArray[np.int64], length: NDArray[np.int64], key: NDArray[np.uint64]
-) -> NDArray[np.int64]:
+def permute(positions: NDArray[np.int64], length: NDArray[np.int64], key: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return where a pseudo-random permutation of range(length) sends each position; each row may have its own one.
 
     Args:
@@ -77,9 +76,7 @@ def permute(
     return result.astype(np.int64)
 
 
-def _feistel(
-    values: NDArray[np.uint64], bits: NDArray[np.uint64], key: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], bits: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """One pass of an alternating Feistel network over `bits` bits; the halves may differ by one bit."""
     low_bits = bits // np.uint64(2)
     high_bits = bits - low_bits
@@ -90,4 +87,5 @@ def _feistel(
         for number in range(0, _FEISTEL_ROUNDS, 2):
             high = high ^ (mix(low + key + np.uint64(number + 1) * _GOLDEN) >> np.uint64(32)) & high_mask
             low = low ^ (mix(high + key + np.uint64(number + 2) * _GOLDEN) >> np.uint64(32)) & low_mask
-    return (high << low_bits) | low
+    joined: NDArray[np.uint64] = (high << low_bits) | low
+    return joined

@@ -56,9 +56,7 @@ class EpochPlan:
         self._lanes, self._window = lanes, window
         self._window_key = (seed, epoch, _WINDOW_ORDER)
         shards = len(shard_sizes)
-        order = permute(
-            np.arange(shards), np.full(shards, shards), np.full(shards, key_of(seed, epoch, _SHARD_ORDER))
-        )
+        order = permute(np.arange(shards), np.full(shards, shards), np.full(shards, key_of(seed, epoch, _SHARD_ORDER)))
         sizes = shard_sizes[order]
         self._line_ends = np.cumsum(sizes)  # where each shard ends on the line of permuted shards
         first_rows = np.cumsum(shard_sizes) - shard_sizes

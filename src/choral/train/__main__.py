@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="accelerate launch launch/train.py",
-        description="Train one network, or continue it. Example: accelerate launch launch/train.py configs/elpv-demo.yaml train.lr=1e-3",
+        description="Train one network, or continue it. Example: accelerate launch launch/train.py cells.yaml train.lr=1e-3",
     )
     parser.add_argument("config", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.lr=3e-4")

@@ -20,9 +20,17 @@ from choral.checkpoints import checkpoint_path, mark_best, newest_intact, read_m
 from choral.config import Config
 from choral.errors import ChoralError
 from choral.inputs.device import Batch, DeviceLoader
-from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split, steps_per_epoch, training_batches
-from choral.model.checkpoint import load_model_tensors, load_optimizer, save_tensors
+from choral.inputs.streams import (
+    RankPlace,
+    Split,
+    evaluation_batches,
+    open_dataset,
+    open_split,
+    steps_per_epoch,
+    training_batches,
+)
 from choral.model.build import Normalization, build_model, normalization_of
+from choral.model.checkpoint import load_model_tensors, load_optimizer, save_tensors
 from choral.model.strategy import freeze, train_mode
 from choral.model.syncbn import synchronize_batchnorm
 from choral.model.weights import resolve_weights
@@ -53,7 +61,10 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
     trainer = Trainer(config, folder, run)
     state = trainer.resume()
     total = trainer.schedule.total_steps
-    with trainer.batches_from(state.step) as loader, Tracker(config, folder, run, state.step, trainer.schedule) as tracker:
+    with (
+        trainer.batches_from(state.step) as loader,
+        Tracker(config, folder, run, state.step, trainer.schedule) as tracker,
+    ):
         batches = iter(loader)
         while state.step < total:
             started = time.perf_counter()
@@ -237,7 +248,12 @@ class Trainer:
     def finish(self, state: TrainState, tracker: Tracker) -> None:
         """Write result.json, whose presence says that training is done."""
         if self.run.is_main:
-            result = {"steps": state.step, "best_step": state.best_step, "train_minutes": state.seconds / 60, **tracker.summary}
+            result = {
+                "steps": state.step,
+                "best_step": state.best_step,
+                "train_minutes": state.seconds / 60,
+                **tracker.summary,
+            }
             write_json(self.folder.path / "result.json", result)
         self.run.barrier()
 

@@ -19,9 +19,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     Raises:
         ConfigError: a name that timm does not know, with the nearest ones.
     """
-    if config.optimizer not in list_optimizers():
-        hint = did_you_mean(config.optimizer, list_optimizers(), count=3)
-        raise ConfigError(f"train.optimizer: timm has no optimizer '{config.optimizer}'.{hint} All: timm.optim.list_optimizers().")
+    known = [str(name) for name in list_optimizers()]
+    if config.optimizer not in known:
+        hint = did_you_mean(config.optimizer, known, count=3)
+        raise ConfigError(
+            f"train.optimizer: timm has no optimizer '{config.optimizer}'.{hint} All: timm.optim.list_optimizers()."
+        )
     optimizer = create_optimizer_v2(
         model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )

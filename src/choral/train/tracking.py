@@ -58,7 +58,9 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._wandb is not None:
@@ -83,10 +85,17 @@ class Tracker:
         values = {"loss": mean_loss, "lr": self._rate, "images_per_s": self._images_per_s}
         self._write(state, "train", values)
         self._folder.report(
-            state="running", step=state.step, steps=self._total, eta_s=eta_s, **values, **{f"val_{k}": v for k, v in self.summary.items()}
+            state="running",
+            step=state.step,
+            steps=self._total,
+            eta_s=eta_s,
+            **values,
+            **{f"val_{k}": v for k, v in self.summary.items()},
         )
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=state.step, loss=f"{mean_loss:.3f}", speed=f"{self._images_per_s:.0f}")
+            self._bar.update(
+                self._bar.task_ids[0], completed=state.step, loss=f"{mean_loss:.3f}", speed=f"{self._images_per_s:.0f}"
+            )
 
     def report_validation(self, state: TrainState, report: dict[str, float], best: bool) -> None:
         """Report what validation found."""
@@ -147,8 +156,11 @@ def _start_wandb(config: Config, folder: RunFolder) -> Any:
     if mode == "off":
         return None
     if mode == "auto":
-        mode = "online" if _logged_in_to_wandb() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    if mode != "online":  # offline must mean it: wandb's own telemetry would still call home
+        os.environ["WANDB_MODE"] = "offline"
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 

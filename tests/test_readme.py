@@ -1,0 +1,123 @@
+"""The commands of the README, as they stand there, on a folder of a newcomer's own images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = [re.sub(r"\s{2,}#.*", "", block).splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+# The same commands, made short: two steps on small images.
+SHORT = ["train.steps=2", "data.image_size=32", "tracking.wandb=off"]
+
+
+@pytest.fixture(scope="module")
+def newcomer(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with photos/ in it, whose classes hold spaces, quotes and letters beyond ASCII, and the project's files."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for path in photos.glob("*/*/*.png"):
+        target = folder / "photos" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    for name in ("configs", "launch"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    yield folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    if "configs/default.yaml" in words:
+        words += SHORT
+    scripts = Path(sys.executable).parent
+    env = {
+        **os.environ,
+        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "NO_COLOR": "1",
+    }
+    if words[0] == "choral":
+        words[:1] = [sys.executable, "-m", "choral"]
+    elif words[:2] == ["accelerate", "launch"]:
+        words[:2] = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    # The shell's only part in these commands is to expand photos/*/*.png.
+    words = [name for word in words for name in (sorted(map(str, folder.glob(word))) if "*" in word else [word])]
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("block", range(len(BLOCKS)))
+def test_commands_of_a_block_work_in_order(newcomer: Path, block: int) -> None:
+    if block and not (newcomer / "runs" / "first").exists():
+        pytest.fail("the first block did not leave the run that the others are about")
+    for command in BLOCKS[block]:
+        result = run(command, newcomer)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        if command.startswith("choral predict"):
+            assert result.stdout.count(".png") >= 50
+            assert 'grün "hell"' in result.stdout or "blau's" in result.stdout or "rot" in result.stdout
+        if command.startswith("choral score"):
+            assert "member/model" in result.stdout and "95 %" in result.stdout
+
+
+def test_five_commands_lead_from_a_folder_to_predictions() -> None:
+    verbs = [shlex.split(command)[1] for command in BLOCKS[0]]
+    assert verbs == ["pack", "ls", "run", "score", "predict"]
+
+
+def test_scripts_named_in_the_readme_exist_and_can_run() -> None:
+    for name in set(re.findall(r"(?:\./)?((?:launch|configs|slurm|tests)/[\w./-]+)", README)):
+        assert (REPOSITORY / name.rstrip("/.")).exists(), name
+    for name in ("launch/demo", "launch/test", ".ci/run"):
+        assert os.access(REPOSITORY / name, os.X_OK), name
+
+
+def test_parts_named_in_the_file_tree_are_those_that_exist() -> None:
+    tree = README.split("## What is where")[1].split("##")[0]
+    named = {name.rstrip("/") for name in re.findall(r"^ {6}([\w./]+)", tree, re.MULTILINE)}
+    parts = {
+        path.name for path in (REPOSITORY / "src" / "choral").iterdir() if not path.name.startswith(("__", "py.typed"))
+    }
+    assert named <= parts
+    assert parts - named == {"cli.py", "configfile.py", "checkpoints.py", "errors.py"}
+
+
+@pytest.mark.demo
+def test_the_demo_runs_and_is_not_done_twice(tmp_path: Path) -> None:
+    """What ./launch/demo runs, made short: pack, three members at once, votes, the published figures."""
+    command = [sys.executable, "-m", "choral", "run", str(REPOSITORY / "configs" / "elpv-demo.yaml")]
+    command += ["train.epochs=0.04", "data.image_size=32", "evaluate.views=identity,rot90", "tracking.wandb=off"]
+    env = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+
+    def call(*more: str) -> str:
+        result = subprocess.run(
+            [*command, *more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split("Run folder")[0]
+
+    table = call()
+    for name in ("member/first", "member/third+tta", "soft+tta", "hard+tta", "82.44", "88.42", "656 samples"):
+        assert name in table
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert weights
+    assert call() == table
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == weights
+    score = [sys.executable, "-m", "choral", "score", "elpv-demo", "--json"]
+    rows = json.loads(subprocess.run(score, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout)[
+        "rows"
+    ]
+    assert [row["name"] for row in rows][:5] == ["member/first", "member/second", "member/third", "soft", "hard"]
+    packed = json.loads((tmp_path / "data" / "elpv" / "dataset.json").read_text())["splits"]
+    assert {name: split["samples"] for name, split in packed.items()} == {"train": 1706, "val": 262, "test": 656}

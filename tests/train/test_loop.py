@@ -1,0 +1,165 @@
+"""Steps of the loop in this process, against a few lines of plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from choral.configfile import load_config
+from choral.errors import ChoralError, Stopped
+from choral.inputs.streams import RankPlace, evaluation_batches, open_dataset, open_split, training_batches
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.train.loop import Trainer, train
+from choral.train.optim import build_optimizer
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    torch.set_num_threads(1)
+    return Runtime("no", 1, 60, tmp_path / "run" / "stop")
+
+
+def test_steps_equal_a_plain_loop(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    """AdamW, label smoothing, clipping, warm-up, accumulation: three steps against a twin without any of our loop."""
+    overrides = ["train.optimizer=adamw", "train.lr=1e-2", "train.label_smoothing=0.1", "train.max_grad_norm=0.5"]
+    config = load_config(config_file, [*overrides, "train.warmup_epochs=1"])
+    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    twin = Trainer(config, RunFolder(tmp_path / "twin"), run).network
+    optimizer = build_optimizer(twin, config.train)
+    with trainer.batches_from(0) as loader, trainer.batches_from(0) as twin_loader:
+        batches = iter(loader)
+        for step in range(3):
+            loss = trainer.train_step(batches, step)
+            batch = next(twin_loader)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * (step + 1) / 4  # three steps an epoch, one epoch of warm-up
+            twin.train()
+            twin_loss = F.cross_entropy(twin(batch.images), batch.labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            twin_loss.backward()
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+            optimizer.step()
+            assert loss.item() == pytest.approx(twin_loss.item(), rel=1e-6)
+    for name, tensor in trainer.network.state_dict().items():
+        # Adam divides by the gradient's own size, so the rounding of a gradient near zero shows in the update.
+        torch.testing.assert_close(tensor, twin.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_validation_counts_each_sample_once_and_is_never_augmented(
+    config_file: Path, tmp_path: Path, run: Runtime
+) -> None:
+    config = load_config(config_file)
+    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    report = trainer.validate()
+    place = RankPlace(0, 1, torch.device("cpu"))
+    split = open_split(config.data, open_dataset(config.data), "val", place)
+    plain = load_config(config_file, ["augment.hflip=0", "augment.vflip=0", "augment.rot90=no", "augment.brightness=0"])
+    norm = trainer.normalization
+    losses, hits = [], []
+    for own in (config, plain):  # evaluation takes the same images whatever the augmentation
+        with evaluation_batches(own, split, place, norm.mean, norm.std, tmp_path / "bad") as loader:
+            batches = list(loader)
+    with torch.no_grad():
+        for batch in batches:
+            logits = trainer.network.eval()(batch.images)
+            losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
+            hits.append(logits.argmax(1) == batch.labels)
+    assert report["n"] == 13 == len(torch.cat(losses))
+    assert report["log_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert report["accuracy"] == pytest.approx(torch.cat(hits).float().mean().item())
+    rows = [row for batch in batches for row in batch.rows.tolist()]
+    assert rows == list(range(13))
+
+
+def test_evaluation_images_do_not_depend_on_augmentation(config_file: Path, tmp_path: Path) -> None:
+    place, images = RankPlace(0, 1, torch.device("cpu")), []
+    for override in ("augment.rot90=yes", "augment.rot90=no"):
+        config = load_config(
+            config_file, [override, "augment.vflip=1", "augment.contrast=0.9"][: 3 if "yes" in override else 1]
+        )
+        split = open_split(config.data, open_dataset(config.data), "test", place)
+        with evaluation_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, tmp_path / "bad") as loader:
+            images.append(torch.cat([batch.images for batch in loader]))
+    assert torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_images_do_not_depend_on_ranks_or_workers(
+    config_file: Path, tmp_path: Path, world_size: int, workers: int
+) -> None:
+    config = load_config(config_file, [f"data.workers={workers}", "data.cache_gib=0"])
+    ranks = []
+    for rank in range(world_size):
+        place = RankPlace(rank, world_size, torch.device("cpu"))
+        split = open_split(config.data, open_dataset(config.data), "train", place)
+        with training_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
+            ranks.append([batch.images.clone() for batch in loader])
+    batches = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
+    assert [len(batch) for batch in batches] == [12] * 5
+    place = RankPlace(0, 1, torch.device("cpu"))
+    cached = load_config(config_file)
+    split = open_split(cached.data, open_dataset(cached.data), "train", place)
+    assert split.cache is not None
+    with training_batches(cached, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
+        for batch, expected in zip(loader, batches, strict=True):
+            assert torch.equal(batch.images, expected)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    config = load_config(config_file)
+    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    with torch.no_grad():
+        next(trainer.network.parameters())[0] = float("nan")
+    before = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    with (
+        trainer.batches_from(0) as loader,
+        pytest.raises(ChoralError, match=r"step 0: the gradient is not finite .*no update was made"),
+    ):
+        trainer.train_step(iter(loader), 0)
+    for name, value in trainer.network.named_parameters():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+def test_the_stop_file_saves_and_stops(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    config = load_config(config_file, ["train.save_every_steps=100"])
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.stop_file.touch()
+    with pytest.raises(Stopped, match="stopped by request at step 1 of 10; run the same command again"):
+        train(config, folder, run)
+    assert not folder.stop_file.exists()
+    assert train(config, folder, run).step == 10
+    steps = [json.loads(line)["step"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 3, 4, 6, 6, 8, 9, 10, 10]
+
+
+def test_wandb_goes_offline_and_nowhere_else(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address  # type: ignore[index]
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(config_file, ["tracking.wandb=auto", "train.steps=2"])
+    train(config, RunFolder(tmp_path / "run"), run)
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

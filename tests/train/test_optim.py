@@ -1,0 +1,81 @@
+"""The schedule as a function of the step, and what the optimizer decays."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+
+from choral.config import FinetuneConfig, TrainConfig
+from choral.errors import ConfigError
+from choral.model.strategy import freeze, train_mode
+from choral.train.optim import Schedule, build_optimizer
+from choral.train.state import TrainState
+
+
+def test_schedule_warms_up_and_falls_to_its_minimum() -> None:
+    schedule = Schedule(lr=1.0, warmup_steps=4, total_steps=24, min_lr_ratio=0.1)
+    rates = [schedule.at(step) for step in range(24)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[14] == pytest.approx(0.55)  # half way down
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert 0.1 < rates[-1] < 0.11
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainConfig(epochs=2, warmup_epochs=0.5), (10, 5)),
+        (TrainConfig(epochs=0.31, warmup_epochs=5), (3, 2)),
+        (TrainConfig(epochs=1e-6), (1, 0)),
+        (TrainConfig(steps=7, warmup_epochs=0), (7, 0)),
+    ],
+)
+def test_durations_become_steps(config: TrainConfig, expected: tuple[int, int]) -> None:
+    schedule = Schedule.of(config, steps_per_epoch=10 if config.epochs != 2 else 5)
+    assert (schedule.total_steps, schedule.warmup_steps) == (expected[0], expected[1] if config.epochs != 2 else 2)
+
+
+def test_rates_of_groups_are_scaled() -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    optimizer = build_optimizer(model, TrainConfig())
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    rate = Schedule(1e-2, 0, 10, 0.0).apply(optimizer, 0)
+    assert [group["lr"] for group in optimizer.param_groups] == [rate / 2, *[rate] * (len(optimizer.param_groups) - 1)]
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    optimizer = build_optimizer(timm.create_model("test_resnet", num_classes=3), TrainConfig(weight_decay=0.3))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
+
+
+def test_a_misspelt_optimizer_is_told_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no optimizer 'adamww'. Did you mean adamw"):
+        build_optimizer(timm.create_model("test_resnet"), TrainConfig(optimizer="adamww"))
+
+
+def test_partial_trains_the_last_stages_and_leaves_frozen_statistics() -> None:
+    model = freeze(
+        timm.create_model("test_resnet", num_classes=3), FinetuneConfig(strategy="partial", trained_stages=2)
+    )
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"layer3", "layer4", "fc"}
+    train_mode(model)
+    modes = {name: module.training for name, module in model.named_modules() if "bn" in name}
+    assert not modes["bn1"] and not modes["layer2.0.bn1"]
+    assert modes["layer3.0.bn1"] and modes["layer4.0.bn2"]
+    optimizer = build_optimizer(model, TrainConfig())
+    assert all(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"])
+
+
+def test_partial_refuses_more_stages_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="has 5 stages before its head, got 9"):
+        freeze(timm.create_model("test_resnet"), FinetuneConfig(strategy="partial", trained_stages=9))
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(2, [2, 4, 6, 7]), (2.5, [3, 5, 7]), (100, [7]), (0.3, [1, 2, 3, 4, 5, 6, 7])]
+)
+def test_what_is_due_when(every: float, due: list[int]) -> None:
+    assert [step for step in range(1, 8) if TrainState(step=step).is_due(every, 7)] == due
