@@ -342,7 +342,9 @@ def _add_run_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser]
     )
     with_run(verb)
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="of the evaluate section, and data.shards")
-    verb.add_argument("--processes", type=int, default=0, help="ranks (default: all GPUs; 1 without any)")
+    verb.add_argument(
+        "--processes", type=int, default=0, help="ranks (default: all GPUs; without any, up to four cores)"
+    )
     verb.add_argument("--force", action="store_true", help="evaluate again what is there")
 
     text = "Print members, soft and hard vote, without and with test-time views, each with a 95 % interval. No forward pass."

@@ -6,6 +6,7 @@ imported only by the steps that compute.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -136,6 +137,8 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
 def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force: bool) -> int:
     """Write the ledgers of a run through the launcher, sharing this terminal, and return the exit status.
 
+    Without a number of processes: all GPUs, or a rank for each of up to four cores.
+
     Raises:
         ConfigError, DataError: found before anything is started.
     """
@@ -144,6 +147,8 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
     if not force and not plan.missing():
         return 0
     arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
+    if not processes and not _gpus():
+        processes = min(4, len(os.sched_getaffinity(0)))  # ranks scale better than threads, and change no figure
     return _launch("choral.predict", arguments, processes, folder)
 
 
@@ -195,8 +200,6 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
 
 def _gpus() -> list[str]:
     """Return the ids of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
-    import os
-
     import torch
 
     count = torch.cuda.device_count()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import timm
 
@@ -17,7 +19,7 @@ def test_schedule_warms_up_and_falls_to_its_minimum() -> None:
     rates = [schedule.at(step) for step in range(24)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[14] == pytest.approx(0.55)  # half way down
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert 0.1 < rates[-1] < 0.11
 
 

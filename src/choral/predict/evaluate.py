@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from choral.config import Config, DataConfig
 from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.predict.plan import Evaluation, plan_evaluation
+from choral.predict.progress import EvaluationProgress
 from choral.predict.views import apply_view
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.shards.plan import slice_of
 
 _log = logging.getLogger(__name__)
 
@@ -59,73 +61,78 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         split = open_split(config.data, dataset, name, place)
         path, meta = plan.ledgers[name]
         _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
-        _evaluate_split(config, folder, run, place, split, plan, meta, path)
+        _SplitEvaluation(config, folder, run, place, split, plan, meta).write(path)
 
 
-def _evaluate_split(
-    config: Config,
-    folder: RunFolder,
-    run: Runtime,
-    place: RankPlace,
-    split: Split,
-    plan: Evaluation,
-    meta: LedgerMeta,
-    path: Path,
-) -> None:
-    parts = folder.predictions / f".{meta.split}.parts"
-    if run.is_main:
-        shutil.rmtree(parts, ignore_errors=True)  # of an attempt that was killed
-    run.barrier()
-    rows, skipped, columns = predict_split(config, folder, run, place, split, plan.voices, plan.views, meta.views)
-    keys, labels = split.index.keys(rows), split.index.labels[rows]
-    write_part(parts, run.rank, run.world_size, ledger_table(meta, keys, labels, columns), split.index.keys(skipped))
-    run.barrier()
-    if run.is_main:
-        everyone = split.index.keys(np.arange(len(split)))
-        merge_parts(parts, run.world_size, everyone, path, meta)
-    run.barrier()
+@dataclass(frozen=True)
+class _SplitEvaluation:
+    """One split, asked by all ranks."""
 
+    config: Config
+    folder: RunFolder
+    run: Runtime
+    place: RankPlace
+    split: Split
+    plan: Evaluation
+    meta: LedgerMeta
 
-def predict_split(
-    config: Config,
-    folder: RunFolder,
-    run: Runtime,
-    place: RankPlace,
-    split: Split,
-    voices: list[Voice],
-    views: tuple[str, ...],
-    columns: tuple[str, ...],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
-    """Return this rank's rows, the rows it could not read, and their probabilities by (member, column).
+    def write(self, path: Path) -> None:
+        """Ask about this rank's share, and let the main rank merge the parts of all."""
+        run, index = self.run, self.split.index
+        parts = self.folder.predictions / f".{self.meta.split}.parts"
+        if run.is_main:
+            shutil.rmtree(parts, ignore_errors=True)  # of an attempt that was killed
+        run.barrier()
+        rows, skipped, columns = self.predict()
+        table = ledger_table(self.meta, index.keys(rows), index.labels[rows], columns)
+        write_part(parts, run.rank, run.world_size, table, index.keys(skipped))
+        run.barrier()
+        if run.is_main:
+            merge_parts(parts, run.world_size, index.keys(np.arange(len(index))), path, self.meta)
+        run.barrier()
 
-    Probabilities are (n, classes) float32; the column "tta" is their mean over all views.
-    """
-    collected: Columns = {}
-    rows = skipped = np.zeros(0, dtype=np.int64)
-    for _, group in groupby(sorted(voices, key=lambda voice: repr(voice.inputs)), key=lambda voice: voice.inputs):
-        members = list(group)
-        networks = {voice.name: voice.load(run.device) for voice in members}
-        read: list[NDArray[np.int64]] = []
-        unread: list[NDArray[np.int64]] = []
-        blocks: dict[tuple[str, str], list[NDArray[np.float32]]] = {
-            (name, column): [] for name in networks for column in columns
-        }
-        inputs = replace(config, data=_with_inputs_of(members[0], config.data))
-        bad_log = folder.path / "bad_samples.jsonl"
-        with evaluation_batches(inputs, split, place, members[0].mean, members[0].std, bad_log) as loader:
+    def predict(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
+        """Return this rank's rows, the rows it could not read, and the (n, classes) float32 columns by (member, view).
+
+        Members with equal inputs are asked together, so that each image is read once for all of them.
+        """
+        ordered = sorted(self.plan.voices, key=lambda voice: repr(voice.inputs))
+        groups = [list(group) for _, group in groupby(ordered, key=lambda voice: voice.inputs)]
+        share = slice_of(len(self.split), self.run.rank, self.run.world_size)
+        collected: Columns = {}
+        rows = skipped = np.zeros(0, dtype=np.int64)
+        total = (share.stop - share.start) * len(groups)
+        with EvaluationProgress(self.meta.split, total, shown=self.run.is_main) as progress:
+            for group in groups:
+                rows, skipped, columns = self._ask(group, progress)
+                collected |= columns
+        return rows, skipped, collected
+
+    def _ask(
+        self, members: list[Voice], progress: EvaluationProgress
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
+        networks = {voice.name: voice.load(self.run.device) for voice in members}
+        read = [np.zeros(0, dtype=np.int64)]
+        unread = [np.zeros(0, dtype=np.int64)]
+        empty = np.zeros((0, len(self.meta.classes)), dtype=np.float32)
+        blocks = {(name, view): [empty] for name in networks for view in self.meta.views}
+        inputs = replace(self.config, data=_with_inputs_of(members[0], self.config.data))
+        bad_log = self.folder.path / "bad_samples.jsonl"
+        with evaluation_batches(inputs, self.split, self.place, members[0].mean, members[0].std, bad_log) as loader:
             for batch in loader:
-                _stop_if_asked(run)
+                _stop_if_asked(self.run)
                 valid = batch.valid.cpu().numpy()
                 read.append(batch.rows[valid])
                 unread.append(batch.rows[~valid])
                 for name, network in networks.items():
-                    found = member_probabilities(network, batch.images, views, columns, run.accelerator.autocast)
-                    for column, probabilities in found.items():
-                        blocks[name, column].append(probabilities.cpu().numpy()[valid])
-        rows, skipped = _joined(read), _joined(unread)
-        empty = np.zeros((0, len(members[0].classes)), dtype=np.float32)
-        collected |= {column: np.concatenate([empty, *parts]) for column, parts in blocks.items()}
-    return rows, skipped, collected
+                    found = member_probabilities(
+                        network, batch.images, self.plan.views, self.meta.views, self.run.accelerator.autocast
+                    )
+                    for view, probabilities in found.items():
+                        blocks[name, view].append(probabilities.cpu().numpy()[valid])
+                progress.advance(len(batch.rows))
+        columns = {column: np.concatenate(parts) for column, parts in blocks.items()}
+        return np.concatenate(read), np.concatenate(unread), columns
 
 
 @torch.inference_mode()
@@ -169,7 +176,3 @@ def _stop_if_asked(run: Runtime) -> None:
     """Stop this rank alone: ranks have different numbers of batches and cannot agree here; the launcher ends the rest."""
     if run.told_to_stop:
         raise run.stopped("during evaluation")
-
-
-def _joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

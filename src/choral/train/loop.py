@@ -69,8 +69,9 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         while state.step < total:
             started = time.perf_counter()
             loss = trainer.train_step(batches, state.step)
-            state = state.advance(time.perf_counter() - started)
-            tracker.count(loss, trainer.last_rate)
+            seconds = time.perf_counter() - started
+            state = state.advance(seconds)
+            tracker.count(loss, trainer.last_rate, seconds)
             if state.is_due(config.train.log_every_steps, total):
                 tracker.report_training(state)
             best = False

@@ -46,7 +46,7 @@ class Tracker:
         self._steps = 0
         self._rate = 0.0
         self._images_per_s = 0.0
-        self._since = time.perf_counter()
+        self._seconds = 0.0
         self._metrics = folder.path / "metrics.jsonl"
         self._wandb: Any = None
         self._bar: Progress | None = None
@@ -66,19 +66,19 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
-    def count(self, loss: torch.Tensor, rate: float) -> None:
-        """Add a step's share of the loss (0-d, on the device) to the next report; no synchronisation."""
+    def count(self, loss: torch.Tensor, rate: float, seconds: float) -> None:
+        """Add a step's share of the loss (0-d, on the device) and its duration to the next report; no synchronisation."""
         self._loss += loss
         self._steps += 1
+        self._seconds += seconds
         self._rate = rate
 
     def report_training(self, state: TrainState) -> None:
         """Report loss, rate and speed since the last report."""
         mean_loss = (self._run.sum(self._loss) / self._steps).item()
-        now = time.perf_counter()
-        self._images_per_s = self._steps * self._config.train.batch_size / (now - self._since)
+        self._images_per_s = self._steps * self._config.train.batch_size / self._seconds  # validation does not count
         self._loss.zero_()
-        self._steps, self._since = 0, now
+        self._steps, self._seconds = 0, 0.0
         if not self._run.is_main:
             return
         eta_s = (self._total - state.step) * self._config.train.batch_size / self._images_per_s
@@ -100,7 +100,6 @@ class Tracker:
     def report_validation(self, state: TrainState, report: dict[str, float], best: bool) -> None:
         """Report what validation found."""
         self.summary = report
-        self._since = time.perf_counter()  # validation is not part of the training speed
         if not self._run.is_main:
             return
         self._write(state, "val", report)
@@ -152,11 +151,11 @@ def _drop_reports_after(path: Path, step: int) -> None:
 
 def _start_wandb(config: Config, folder: RunFolder) -> Any:
     """Start a W&B run, or return None; what goes wrong there is said once and does not stop the training."""
-    mode = config.tracking.wandb
+    mode: str = config.tracking.wandb
     if mode == "off":
         return None
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "offline")
+        mode = "online" if os.environ.get("WANDB_MODE") != "offline" and _logged_in_to_wandb() else "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
     if mode != "online":  # offline must mean it: wandb's own telemetry would still call home
         os.environ["WANDB_MODE"] = "offline"
@@ -172,7 +171,7 @@ def _start_wandb(config: Config, folder: RunFolder) -> Any:
             group=group,
             job_type="member" if group else "train",
             dir=str(folder.path),
-            mode=mode,
+            mode="online" if mode == "online" else "offline",
             resume="allow" if mode == "online" else None,
             config=to_values(config),
             settings=wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True),

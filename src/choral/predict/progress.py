@@ -1,0 +1,50 @@
+"""How far an evaluation has come: a bar on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_log = logging.getLogger(__name__)
+_LINE_EVERY_S = 10.0
+
+
+class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]):
+    """Counts the images that this rank has finished; silent unless it is the main one.
+
+    Args:
+        name: of the split.
+        total: images of this rank, times the passes over them.
+        shown: whether this rank shows anything.
+    """
+
+    def __init__(self, name: str, total: int, shown: bool) -> None:
+        self._name, self._total, self._shown = name, total, shown
+        self._done = 0
+        self._started = self._said = time.monotonic()
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if shown and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.add_task(f"evaluating {name}", total=total)
+            self._bar.start()
+
+    def advance(self, images: int) -> None:
+        """Count images that all members and views have been asked about."""
+        self._done += images
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+        elif self._shown and now - self._said > _LINE_EVERY_S:
+            self._said = now
+            rate = self._done / (now - self._started)
+            _log.info("%s: %d of %d images, %.1f images/s", self._name, self._done, self._total, rate)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

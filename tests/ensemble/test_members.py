@@ -1,0 +1,100 @@
+"""Members as jobs: their configs, their places on the machine, and an ensemble in which one of them fails for good."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from choral.config import Config
+from choral.configfile import load_config
+from choral.ensemble.members import member_config, pending_jobs, slots_of
+from choral.errors import ConfigError
+from choral.runfolder import RunFolder
+from conftest import Choral
+
+THREE = "ensemble.members=[{name: a}, {name: b, set: {seed: 5, train.lr: 1e-2}}, {name: c, set: {data.image_size: 48}}]"
+
+
+@pytest.fixture
+def config(config_file: Path) -> Config:
+    return load_config(config_file, [THREE])
+
+
+def test_members_differ_in_what_they_set(config: Config) -> None:
+    a, b, c = (member_config(config, name) for name in "abc")
+    assert (a.seed, b.seed, b.train.lr, c.data.image_size) == (0, 5, 1e-2, 48)
+    assert (a.run, a.ensemble.members) == ("a", ())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.lrr: 1", "ensemble.members.x.set: train.lrr: unknown key. Did you mean train.lr"),
+        ("train.lr: -1", "ensemble.members.x.set: train.lr: expected a learning rate above 0"),
+        ("evaluate.views: d4", "a member may set seed"),
+    ],
+)
+def test_a_member_that_does_not_fit_stops_all_before_the_first_starts(
+    config_file: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config = load_config(config_file, [f"ensemble.members=[{{name: ok}}, {{name: x, set: {{{setting}}}}}]"])
+        pending_jobs(config, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_cores_are_shared_by_members_not_by_those_that_run_at_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a member computes depends on its threads in the last bit, so they must not depend on max_parallel."""
+    from dataclasses import replace
+
+    def slots(cores: int, gpus: tuple[str, ...] = (), **ensemble: int) -> list[tuple[str, str]]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        own = replace(config, ensemble=replace(config.ensemble, **ensemble))
+        return [(slot.get("OMP_NUM_THREADS", ""), slot["CUDA_VISIBLE_DEVICES"]) for slot in slots_of(own, gpus)]
+
+    assert slots(2) == [("1", "")] * 2
+    assert slots(2, max_parallel=3) == [("1", "")] * 3
+    assert slots(12) == [("4", "")] * 3
+    assert slots(12, max_parallel=1) == [("4", "")]
+    assert slots(12, processes_per_member=2) == [("2", "")] * 3
+    assert slots(8, ("0", "1", "2", "3"), processes_per_member=2) == [("", "0,1"), ("", "2,3")]
+    with pytest.raises(ConfigError, match="2 GPUs a member, but this machine has 1"):
+        slots(8, ("0",), processes_per_member=2)
+
+
+def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(config: Config, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert [job.name for job in pending_jobs(config, folder)] == ["a", "b", "c"]
+    member = folder.member("b")
+    member.claim(member_config(config, "b"))
+    (member.path / "result.json").write_text("{}")
+    assert [job.name for job in pending_jobs(config, folder)] == ["a", "c"]
+    (member.path / "config.yaml").write_text((member.path / "config.yaml").read_text().replace("seed: 5", "seed: 6"))
+    with pytest.raises(ConfigError, match=r"members/b: holds a run of another config \(seed: 6 -> 5\)"):
+        pending_jobs(config, folder)
+
+
+def test_one_member_fails_for_good_and_the_others_answer(config_file: Path, tmp_path: Path, choral: Choral) -> None:
+    members = "ensemble.members=[{name: good}, {name: bad, set: {model.name: resnet81}}, {name: fine, set: {seed: 1}}]"
+    overrides = [members, "ensemble.retries=0", "train.steps=2", "evaluate.views=identity,hflip"]
+    result = choral("run", config_file, *overrides)
+    assert result.returncode == 1
+    assert "2 of 3 members are trained; failed: bad" in result.stderr
+    assert "resnet81" in result.stderr
+    rows = json.loads(choral("score", "toy", "--json").stdout)["rows"]
+    assert [row["name"] for row in rows[:4]] == ["member/good", "member/fine", "soft", "hard"]
+    again = choral("run", config_file, *overrides)  # tries the failed one again, and nothing else
+    assert again.returncode == 1
+    assert "good: " not in again.stderr
+
+
+def test_two_processes_do_not_share_a_run_folder(config_file: Path, tmp_path: Path, choral: Choral) -> None:
+    with RunFolder(tmp_path / "runs" / "toy").lock():
+        result = choral("train", config_file)
+    assert result.returncode == 1
+    assert f"in use by another process (host {os.uname().nodename}, pid {os.getpid()})" in result.stderr
