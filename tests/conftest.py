@@ -1,36 +1,27 @@
-"""Small, awkward data for all tests: images whose colour is the label, in numbers that nothing divides."""
+"""Fixtures for all tests: the toy data, packed, and the command line."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-REPOSITORY = Path(__file__).parent.parent
-CLASSES = {"rot": (200, 60, 60), 'grün "hell"': (60, 190, 70), "blau's": (60, 70, 200)}
-COUNTS = {"train": 37, "val": 13, "test": 11}
+from toys import CLASSES, COUNTS, Choral, colour_image
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
     import torch
 
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
+    if not torch.cuda.is_available():
+        for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-def colour_image(colour: tuple[int, int, int], seed: int) -> Image.Image:
-    """Return an image of 24 x 20 pixels of about one colour: easy, not trivial, never twice the same."""
-    noise = np.random.default_rng(seed).normal(0, 45, (20, 24, 3))
-    return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +63,6 @@ def config_file(shards: Path, tmp_path: Path) -> Path:
         encoding="utf-8",
     )
     return path
-
-
-Choral = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from choral.cli import _verbs, main
-from conftest import CLASSES, Choral, colour_image
+from toys import CLASSES, Choral, colour_image
 
 
 @pytest.fixture

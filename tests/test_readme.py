@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY
+from toys import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = [re.sub(r"\s{2,}#.*", "", block).splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]

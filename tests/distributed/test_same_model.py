@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from choral.checkpoints import MODEL, checkpoint_of
 from choral.jobs.launcher import launch_command
 from choral.predict.ledger import Ledger
-from conftest import Choral
+from toys import Choral
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -13,7 +13,7 @@ from choral.configfile import load_config
 from choral.ensemble.members import member_config, pending_jobs, slots_of
 from choral.errors import ConfigError
 from choral.runfolder import RunFolder
-from conftest import Choral
+from toys import Choral
 
 THREE = "ensemble.members=[{name: a}, {name: b, set: {seed: 5, train.lr: 1e-2}}, {name: c, set: {data.image_size: 48}}]"
 

@@ -204,7 +204,7 @@ def test_several_frames_are_refused(name: str) -> None:
         (b"\xff\xd8\xff", "a JPEG without a frame header"),
         (b"\xff\xd8\xff\xd9", "a JPEG without a frame header"),
         (b"RIFF\x00\x00\x00\x00WEBPVP8X", "a WebP without a usable header"),
-        (b"BM", "a BMP that is damaged or cut short"),
+        (b"BM\x40" + bytes(20), "a BMP that is damaged or cut short"),
         (b"GIF89a", "a GIF that is damaged or cut short"),
         (b"II*\x00", "a TIFF that is damaged or cut short"),
         (b"\x89PNG\r\n\x1a\n", "a PNG that is damaged or cut short"),

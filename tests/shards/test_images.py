@@ -10,7 +10,7 @@ from PIL import Image
 from shard_samples import image_bytes
 
 from choral.errors import DataError
-from choral.shards.images import Encoding, sniff, verify
+from choral.shards.images import Encoding, verify
 
 
 def saved(image: Image.Image, fmt: str, **options: object) -> bytes:
@@ -24,7 +24,7 @@ def saved(image: Image.Image, fmt: str, **options: object) -> bytes:
 ])  # fmt: skip
 def test_formats(fmt: str, ext: str) -> None:
     data = image_bytes("red", fmt=fmt)
-    assert sniff(data) == verify(data) == ext
+    assert verify(data) == ext
 
 
 def frames(fmt: str) -> bytes:
@@ -42,8 +42,8 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(("data", "reason"), [
-    (b"hello, I am text\n", r"not an image \(it begins with b'hello, I am text'\)"),
-    (b"", "empty file"),
+    (b"hello, I am text\n", "not an image, it begins with b'hello, I am '"),
+    (b"", "no bytes at all"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
     (b'<?xml version="1.0"?><svg xmlns="x"></svg>', "SVG"),
     (frames("GIF"), "3 frames in one gif"),

@@ -183,7 +183,10 @@ def test_bad_images_are_all_named_and_nothing_is_left(photos: Path, tmp_path: Pa
     (photos / "red" / "000.png").write_text("I am a text file")
     with pytest.raises(DataError) as caught:
         pack(str(photos), tmp_path / "out", SMALL)
-    assert str(caught.value) == f"{photos}/red/000.png: not an image (it begins with b'I am a text file')"
+    assert str(caught.value) == (
+        f"{photos}/red/000.png: not an image, it begins with b'I am a text '; "
+        "only JPEG, PNG, WebP, GIF, BMP and TIFF images are read"
+    )
     assert not (tmp_path / "out").exists()
     for number in range(1, 7):
         path = next((photos / "red").glob(f"{number:03d}.*"))

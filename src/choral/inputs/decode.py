@@ -31,7 +31,8 @@ from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin,
 from PIL.Image import Image
 
 from choral.errors import DataError
-from choral.inputs.headers import Format, JpegHeader, exif_orientation, jpeg_header, sniff, webp_header
+from choral.inputs.headers import JpegHeader, exif_orientation, jpeg_header, webp_header
+from choral.shards.formats import Format, sniff
 
 Pixels = NDArray[np.uint8]
 

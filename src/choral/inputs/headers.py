@@ -1,37 +1,11 @@
-"""What an encoded image says of itself in its first bytes: format, size, EXIF orientation. Nothing is decoded here.
-
-The format is told by magic bytes, never by a file name: EPS bytes named .jpg would otherwise reach Ghostscript.
-"""
+"""What an encoded image says of itself in its header: size, EXIF orientation. Nothing is decoded here."""
 
 from __future__ import annotations
 
 import struct
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from choral.errors import DataError
-
-Format = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
-
-_MAGIC: tuple[tuple[bytes, Format], ...] = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
-)
-_REFUSED: tuple[tuple[bytes, str], ...] = (
-    (b"%!PS", "a PostScript drawing (EPS)"),
-    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)"),
-    (b"%PDF", "a PDF document"),
-    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
-_READABLE = "only JPEG, PNG, WebP, GIF, BMP and TIFF images are read"
 
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD9)) | {0x01}
@@ -45,31 +19,6 @@ class JpegHeader(NamedTuple):
     precision: int
     channels: int
     orientation: int
-
-
-def sniff(data: bytes) -> Format:
-    """Return the format of an encoded image by its first bytes.
-
-    Raises:
-        DataError: empty, not an image, or of a kind that is refused (vector drawings, HEIC, documents, archives).
-    """
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if not data:
-        raise DataError("no bytes at all")
-    for magic, description in _REFUSED:
-        if data.startswith(magic):
-            raise DataError(f"{description}; {_READABLE}")
-    if data[4:8] == b"ftyp":
-        raise DataError(f"a HEIC, AVIF or video file; {_READABLE}")
-    opening = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if opening.startswith(b"<"):
-        description = "a vector drawing (SVG)" if b"<svg" in opening else "an HTML or XML document"
-        raise DataError(f"{description}; {_READABLE}")
-    raise DataError(f"not an image, it begins with {data[:12]!r}; {_READABLE}")
 
 
 def jpeg_header(data: bytes) -> JpegHeader:

@@ -1,7 +1,6 @@
 """What an image file really is, whether it opens, and making it smaller on request.
 
-Formats are told by their first bytes, never by the file's name, and Pillow is told which format to expect: left to
-itself it would hand PostScript named .jpg to Ghostscript.
+Pillow is told which format to expect: see `formats`.
 """
 
 from __future__ import annotations
@@ -13,36 +12,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from choral.errors import DataError
+from choral.shards.formats import Format, sniff
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: a third of a GiB of RGB
 _PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
 _RANGES = {"F": (0, 1), "I": (0, 65535)}  # of modes that are decoded only where the values lie in there
-_REFUSED = (  # (offset, bytes, what it is): files that often bear an image's name
-    (0, b"%!PS", "PostScript (EPS): convert it to PNG"),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS): convert it to PNG"),
-    (0, b"%PDF", "a PDF: convert it to PNG"),
-    (4, b"ftyphei", "a HEIC photo: convert it to JPEG"),
-    (4, b"ftypmif1", "a HEIC photo: convert it to JPEG"),
-    (4, b"ftypavif", "an AVIF image: convert it to JPEG"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-)
-
-
-def sniff(data: bytes) -> str | None:
-    """Return "jpg", "png", "webp", "gif", "bmp" or "tif" by the first bytes, None for anything else."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        return "tif"
-    if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":  # two letters are little: the reserved fields count too
-        return "bmp"
-    return None
+_EXTENSIONS: dict[Format, str] = {"jpeg": "jpg", "tiff": "tif"}  # where they differ from the format's name
 
 
 def verify(data: bytes) -> str:
@@ -52,9 +27,8 @@ def verify(data: bytes) -> str:
         DataError: not an image of a known format, animated, larger than `MAX_PIXELS`, or damaged. The message is a
             reason without a file name, which the caller knows.
     """
-    ext = sniff(data)
-    if ext is None:
-        raise DataError(_what_it_is(data))
+    kind = sniff(data)
+    ext = _EXTENSIONS.get(kind, kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd but readable metadata is not our business, and size is checked below
         try:
@@ -85,17 +59,6 @@ def _check_range(image: Image.Image) -> None:
         least, most = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
         if not (low <= least and most <= high):  # also where they are NaN
             raise DataError(f"values from {least} to {most}, expected {low} to {high}: convert it to 8 or 16 bits")
-
-
-def _what_it_is(data: bytes) -> str:
-    for offset, magic, name in _REFUSED:
-        if data[offset : offset + len(magic)] == magic:
-            return name
-    if not data:
-        return "an empty file"
-    if b"<svg" in data[:1024]:
-        return "an SVG drawing: convert it to PNG"
-    return f"not an image (it begins with {data[:16]!r})"
 
 
 @dataclass(frozen=True)
