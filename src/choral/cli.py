@@ -116,9 +116,7 @@ def train_verb(options: argparse.Namespace) -> int:
 def ensemble_verb(options: argparse.Namespace) -> int:
     """Train the members of an ensemble as parallel jobs."""
     config = load_config(options.config, options.overrides)
-    folder = RunFolder.of(config)
-    with folder.lock():
-        return workflow.train_all(config, folder, _stderr)
+    return workflow.train_all(config, RunFolder.of(config), _stderr)
 
 
 def evaluate_verb(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ imported only by the steps that compute.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from choral.jobs.launcher import launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
 from choral.predict.ledger import Ledger
 from choral.predict.plan import plan_evaluation
-from choral.predict.voices import voices_of
+from choral.predict.voices import member_folders, voices_of
 from choral.runfolder import RunFolder, write_json
 from choral.shards.index import DATASET_FILE, Dataset
 from choral.shards.options import PackOptions
@@ -40,16 +41,16 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
     """Do all steps that are not done yet, print the scores, and return the exit status."""
     started = time.monotonic()
     folder = RunFolder.of(config)
-    with folder.lock():
-        folder.check_same(config)
-        pack_if_missing(config, progress)
-        folder.claim(config)
-        status = train_all(config, folder, progress)
-        if status == Stopped.exit_code:
+    folder.check_same(config)
+    pack_if_missing(config, progress)
+    status = train_all(config, folder, progress)
+    if status:
+        trained = any(member.result for member in member_folders(folder, config).values())
+        if status == Stopped.exit_code or not trained:
             return status
-        evaluated = evaluate(folder, [], processes=0, force=False)
-        if evaluated:
-            return evaluated
+    evaluated = evaluate(folder, [], processes=0, force=False)
+    if evaluated:
+        return evaluated
     print_scores(score(folder, None), results)
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     results.print(
@@ -98,13 +99,14 @@ def train_one(config: Config, folder: RunFolder, arguments: Sequence[str], proce
     """
     folder.check_same(config)
     if folder.result is not None:
+        print(f"{folder.path}: already trained", file=sys.stderr)
         return 0
     preflight(config)
     return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder)
 
 
 def train_all(config: Config, folder: RunFolder, console: Console) -> int:
-    """Train all members that are not trained yet; the caller holds the folder's lock.
+    """Train all members that are not trained yet.
 
     Returns:
         0: all are trained; 1: some failed for good, which has been said; 75: stopped.
@@ -113,12 +115,14 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
         ConfigError, DataError: found before the first member is started.
         ChoralError: no member could be trained.
     """
-    folder.claim(config)
     preflight(config)
     if not config.ensemble.members:
-        return train_one(config, folder, [str(folder.path / "config.yaml")], config.ensemble.processes_per_member)
-    jobs = pending_jobs(config, folder)
-    outcomes = run_members(jobs, slots_of(config, _gpus()), config.ensemble.retries, console) if jobs else []
+        folder.claim(config)
+        return train_one(config, folder, [str(folder.path / "config.yaml")], processes=0)
+    with folder.lock():
+        folder.claim(config)
+        jobs = pending_jobs(config, folder)
+        outcomes = run_members(jobs, slots_of(config, _gpus()), config.ensemble.retries, console) if jobs else []
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if any(outcome.state == "stopped" for outcome in outcomes):
         console.print("stopped; run the same command again to continue")
@@ -145,6 +149,7 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
     config = evaluation_config(folder, overrides)
     plan = plan_evaluation(config, folder, Dataset.open(config.data.shards))
     if not force and not plan.missing():
+        print(f"{folder.path}: already evaluated", file=sys.stderr)
         return 0
     arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
     if not processes and not _gpus():

@@ -145,7 +145,7 @@ def test_table_at_100_columns(tmp_path: Path) -> None:
     assert any("other (macro_f1)" in line for line in lines)
     ties = next(row["ties"] for row in scores["rows"] if row["name"] == "hard")
     text = " ".join(" ".join(lines).split())
-    assert "published: Deitsch et al. 2019 [table 3]" in text
+    assert "published: SVM: Deitsch et al. 2019 [table 3]" in text
     assert ties and f"tied votes, decided by mean probability: {ties} in hard" in text
     assert f"paired difference to {scores['best_member']}" in text
     assert "+tta: mean over the views identity, hflip" in text

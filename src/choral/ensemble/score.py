@@ -220,8 +220,7 @@ def render(scores: Scores) -> Table:
         table.add_row(*map(Text, _cells(row)), style=style, end_section=last)
     for reference in scores["references"]:
         metric = "" if reference["metric"] == "accuracy" else f" ({reference['metric']})"
-        name = Text.assemble(f"{reference['name']}{metric}", "\n", (f"published: {reference['source']}", "dim"))
-        table.add_row(name, f"{100 * reference['value']:6.2f} published", "", "")
+        table.add_row(Text(f"{reference['name']}{metric}"), f"{100 * reference['value']:6.2f} published", "", "")
     return table
 
 
@@ -246,8 +245,8 @@ def _notes(scores: Scores) -> str:
     if scores["tta_views"]:
         notes.append(f"+tta: mean over the views {', '.join(scores['tta_views'])}")
     notes.append(f"points to best: paired difference to {scores['best_member']}, the best single member")
-    if scores["references"]:
-        notes.append(
-            "published: on the word of the source, perhaps on other samples; no interval, no paired comparison"
-        )
+    sources = dict.fromkeys(reference["source"] for reference in scores["references"])
+    for source in sources:
+        names = [reference["name"] for reference in scores["references"] if reference["source"] == source]
+        notes.append(f"published: {', '.join(names)}: {source}; perhaps on other samples, so not compared in pairs")
     return "\n".join(notes)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from choral.config import Config, binding_difference
 from choral.configfile import parse_override, with_overrides
@@ -58,7 +59,8 @@ def _evaluate(config: Config, folder: RunFolder, force: bool) -> int:
     try:
         run = Runtime(config.train.precision, 1, config.train.timeout_s, folder.stop_file)
         set_up_logging(run.rank)
-        evaluate(config, folder, run, force)
+        with folder.lock() if run.is_main else nullcontext():
+            evaluate(config, folder, run, force)
     except ChoralError as error:
         prefix = "error" if run is None or run.is_main else f"error on rank {run.rank}"
         print(f"{prefix}: {error}", file=sys.stderr)
