@@ -330,6 +330,8 @@ class Reference:
     value: float
     """In the unit of the metric: 0.8842, not 88.42."""
     source: str
+    split: str = "test"
+    """Whose table it stands in."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.value <= 1, "references", f"'{self.name}': expected a value from 0 to 1, such as 0.8842")

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from choral.config import Config
-from choral.configfile import to_values
 from choral.ensemble import score as scoring
 from choral.ensemble.members import pending_jobs, run_members, slots_of
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
@@ -171,7 +170,7 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
         raise DataError(
             f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
         )
-    references = to_values(config)["references"] if name == config.evaluate.splits[0] else []
+    references = [asdict(reference) for reference in config.references if reference.split == name]
     scores = scoring.score_run(Ledger.open(path), references)
     write_json(folder.path / f"scores-{name}.json", scores)
     return scores
