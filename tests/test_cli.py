@@ -92,7 +92,7 @@ def shards_that_are_not_there(here: Path) -> list[str]:
 
 def run_of_another_config(here: Path) -> list[str]:
     (here / "c.yaml").write_text("data: {shards: nowhere}\n")
-    (here / "runs" / "c").mkdir(parents=True)
+    (here / "runs" / "c" / "members" / "m" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (here / "runs" / "c" / "config.yaml").write_text("run: c\ndata: {shards: nowhere}\ntrain: {lr: 0.5}\n")
     return ["train", "c.yaml"]
 
@@ -127,7 +127,7 @@ def test_a_mistake_gets_one_or_two_lines(
         assert word in printed
     left = {path.name for path in (here / "out").iterdir()} if (here / "out").exists() else set()
     assert not left, f"half-written: {left}"
-    assert not list((here / "runs").glob("*/checkpoints"))
+    assert not list((here / "runs").glob("*/metrics.jsonl"))
 
 
 def test_a_misspelt_model_is_told_the_nearest(config_file: Path, choral: Choral) -> None:
@@ -135,6 +135,8 @@ def test_a_misspelt_model_is_told_the_nearest(config_file: Path, choral: Choral)
     assert result.returncode in (1, 2)
     assert "timm has no model 'resnet81'. Did you mean resnet18" in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2, result.stderr
+    mended = choral("train", config_file, "train.steps=1")  # in the same run folder: nothing was trained in it yet
+    assert mended.returncode == 0, mended.stderr
 
 
 @pytest.mark.parametrize("verb", list(_verbs()))

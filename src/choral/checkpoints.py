@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from choral.errors import ChoralError
+from choral.errors import ChoralError, DataError
 from choral.runfolder import read_json, write_json
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -143,6 +143,19 @@ def verify(path: Path) -> dict[str, Any]:
         if _sha256(path / name) != expected:
             raise ChoralError(f"{path} is damaged ({name} has changed)")
     return meta
+
+
+def check_same_data(packed: str, trained_on: str, what: Path) -> None:
+    """Compare the fingerprint of packed data with that of the data a network was trained on.
+
+    Raises:
+        DataError: they differ: samples that were trained on may have become test samples.
+    """
+    if packed != trained_on:
+        raise DataError(
+            f"{what}: was trained on other data than those packed now (fingerprint {trained_on[:12]}, now {packed[:12]}); "
+            "train again under another name, with run=NAME"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -90,6 +90,8 @@ class DataConfig:
     """auto: threads on CPU-only machines, processes where there are GPUs."""
     cache_gib: float = tuning(4.0)
     """Decode once into a memory-mapped file if it fits into this many GiB; 0: never."""
+    shrink_jpegs: bool = False
+    """Let the decoder shrink large JPEGs by 2, 4 or 8 before a random crop: faster, but other pixels. Not with a cache."""
     max_pixels: int = 178_956_970
     """Images with more pixels are refused before they are decoded."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
@@ -103,6 +105,8 @@ class DataConfig:
         _check(self.shuffle_window >= 1, "data.shuffle_window", "expected at least 1")
         _check(self.workers >= -1, "data.workers", "expected -1 (by itself), 0 or more")
         _check(self.cache_gib >= 0, "data.cache_gib", "expected 0 or more GiB")
+        both = self.shrink_jpegs and self.cache_gib > 0
+        _check(not both, "data.shrink_jpegs", "a decoded cache would change the samples: set data.cache_gib to 0")
         _check(self.max_pixels >= 1, "data.max_pixels", "expected at least 1")
         _check(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "expected 0 to 1")
         _check(self.train_split != self.val_split, "data.val_split", "training and validation must be different splits")

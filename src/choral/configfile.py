@@ -7,7 +7,7 @@ that stands twice, an unknown key and a value of another type are errors that na
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -49,13 +49,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     values = _read_with_bases(path, ())
-    values.setdefault("run", path.stem if path.stem != "config" else path.resolve().parent.name)
     for override in overrides:
         key, value = parse_override(override)
         try:
             _set_dotted(values, key, value)
         except ConfigError as error:
             raise ConfigError(f"{override}: {error}") from None
+    values["run"] = values.get("run") or (path.stem if path.stem != "config" else path.resolve().parent.name)
     return from_values(values, where=str(path))
 
 
@@ -101,11 +101,6 @@ def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML that `load_config` reads back to an equal config."""
     text: str = yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True, width=120)
     return text
-
-
-def canonical_json(config: Config) -> str:
-    """Return one line that is equal for equal configs, for hashing."""
-    return json.dumps(to_values(config), sort_keys=True, ensure_ascii=False)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -170,7 +165,8 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
             raise ConfigError(f"{prefix[:-1]}: expected a section with keys, got '{values}'")
     if last not in {item.name for item in dataclasses.fields(config_type)}:
         raise unknown_key(last, prefix, config_type)
-    values[last] = value
+    below = values.get(last)
+    values[last] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
 
 
 def _nested_type(config_type: Any, name: str, prefix: str) -> Any:
@@ -259,7 +255,7 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint in (int, float):
         try:
             number = float(text)
-            if hint is float and number == number:
+            if hint is float and math.isfinite(number):
                 return number
             if hint is int and number == int(number):
                 return int(text) if text.lstrip("+-").isdigit() else int(number)

@@ -9,7 +9,7 @@
       checkpoints/        step-00000120/ ..., best.json
       members/MEMBER/     the same again for each member of an ensemble
       predictions/        SPLIT.parquet: the ledger
-      scores.json         what `choral score` found
+      scores-SPLIT.json   what `choral score` found
 
 Files are written aside, synced and renamed, so that a reader finds the old or the new one, never half of one.
 """
@@ -135,12 +135,16 @@ class RunFolder:
     def check_same(self, config: Config) -> None:
         """Check that the folder, if there is one yet, holds a run of this config.
 
-        Fields that only say how fast or how visibly a run goes may differ.
+        Fields that only say how fast or how visibly a run goes may differ, and everything may while nothing has been
+        trained: a config that turned out not to work can be mended.
 
         Raises:
             ConfigError: it holds a run of another config; the differences are shown.
         """
-        if not (self.path / "config.yaml").is_file():
+        trained = any(
+            any(self.path.glob(pattern)) for pattern in ("checkpoints/step-*", "members/*/checkpoints/step-*")
+        )
+        if not trained or not (self.path / "config.yaml").is_file():
             return
         differences = binding_difference(self.config(), config)
         if differences:

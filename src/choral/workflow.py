@@ -19,15 +19,16 @@ from rich.progress import Progress
 
 from choral.config import Config
 from choral.ensemble import score as scoring
-from choral.ensemble.members import pending_jobs, run_members, slots_of
+from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.jobs.launcher import launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
 from choral.predict.ledger import Ledger
 from choral.predict.plan import plan_evaluation
+from choral.predict.views import expand
 from choral.predict.voices import member_folders, voices_of
 from choral.runfolder import RunFolder, write_json
-from choral.shards.index import DATASET_FILE, Dataset
+from choral.shards.index import DATASET_FILE, Dataset, Index
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 from choral.train.__main__ import preflight
@@ -114,13 +115,14 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
         ConfigError, DataError: found before the first member is started.
         ChoralError: no member could be trained.
     """
-    preflight(config)
+    _check_before_start(config)
     if not config.ensemble.members:
         folder.claim(config)
         return train_one(config, folder, [str(folder.path / "config.yaml")], processes=0)
     with folder.lock():
-        folder.claim(config)
+        folder.check_same(config)
         jobs = pending_jobs(config, folder)
+        folder.claim(config)
         outcomes = run_members(jobs, slots_of(config, _gpus()), config.ensemble.retries, console) if jobs else []
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if any(outcome.state == "stopped" for outcome in outcomes):
@@ -197,9 +199,35 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
     from choral.predict.images import predict_images
 
     config = folder.config()
-    voices, _ = voices_of(folder, config)
+    voices, unfinished = voices_of(folder, config)
+    if unfinished:
+        total = len(voices) + len(unfinished)
+        print(f"{len(voices)} of {total} members answer; not trained: {', '.join(unfinished)}", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from predict_images(config, voices, images, device)
+
+
+def _check_before_start(config: Config) -> None:
+    """Find the mistakes that would otherwise show after the training of the first member, or of the last.
+
+    Raises:
+        ConfigError, DataError: naming the key, folder, shard or split.
+    """
+    expand(config.evaluate.views)
+    members = [member_config(config, member.name) for member in config.ensemble.members]
+    for own in members or [config]:
+        preflight(own)
+    dataset = Dataset.open(config.data.shards)
+    for split in config.evaluate.splits:
+        Index.open(dataset, split)
+    if all(member.result for member in member_folders(RunFolder.of(config), config).values()):
+        return  # their names were right
+    from choral.model.build import check_name
+    from choral.train.optim import check_optimizer
+
+    for own in members or [config]:
+        check_name(own.model.name)
+        check_optimizer(own.train.optimizer)
 
 
 def _gpus() -> list[str]:
@@ -213,10 +241,13 @@ def _gpus() -> list[str]:
 
 def _launch(module: str, arguments: Sequence[str], processes: int, folder: RunFolder) -> int:
     gpus = len(_gpus())
-    folder.stop_file.unlink(missing_ok=True)  # of an earlier start
+    with folder.lock():  # nobody else is at work here: what an earlier start left is out of date
+        folder.stop_file.unlink(missing_ok=True)
+        if folder.status:
+            folder.report(**{**folder.status, "state": "starting"})
     command, env = launch_command(module, arguments, processes or max(1, gpus), on_gpus=gpus > 0)
-    code = run_in_foreground(command, env, request_stop=folder.stop_file.touch)
+    code, asked_to_stop = run_in_foreground(command, env, request_stop=folder.stop_file.touch)
     if code == 0:
         return 0
-    stopped = folder.status.get("state") == "stopped" or folder.stop_file.exists()
-    return Stopped.exit_code if stopped else 1
+    # The launcher turns every exit status into 1; the folder tells whether the ranks were stopped.
+    return Stopped.exit_code if asked_to_stop or folder.status.get("state") == "stopped" else 1

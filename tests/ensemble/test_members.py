@@ -73,6 +73,7 @@ def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(con
     member = folder.member("b")
     member.claim(member_config(config, "b"))
     (member.path / "result.json").write_text("{}")
+    (member.path / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert [job.name for job in pending_jobs(config, folder)] == ["a", "c"]
     (member.path / "config.yaml").write_text((member.path / "config.yaml").read_text().replace("seed: 5", "seed: 6"))
     with pytest.raises(ConfigError, match=r"members/b: holds a run of another config \(seed: 6 -> 5\)"):
@@ -80,12 +81,13 @@ def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(con
 
 
 def test_one_member_fails_for_good_and_the_others_answer(config_file: Path, tmp_path: Path, choral: Choral) -> None:
-    members = "ensemble.members=[{name: good}, {name: bad, set: {model.name: resnet81}}, {name: fine, set: {seed: 1}}]"
+    bad = "{name: bad, set: {model.name: vgg11, model.drop_path_rate: 0.1}}"  # which that network does not take
+    members = f"ensemble.members=[{{name: good}}, {bad}, {{name: fine, set: {{seed: 1}}}}]"
     overrides = [members, "ensemble.retries=0", "train.steps=2", "evaluate.views=identity,hflip"]
     result = choral("run", config_file, *overrides)
     assert result.returncode == 1
     assert "2 of 3 members are trained; failed: bad" in result.stderr
-    assert "resnet81" in result.stderr
+    assert "drop_path_rate" in result.stderr
     rows = json.loads(choral("score", "toy", "--json").stdout)["rows"]
     assert [row["name"] for row in rows[:4]] == ["member/good", "member/fine", "soft", "hard"]
     again = choral("run", config_file, *overrides)  # tries the failed one again, and nothing else

@@ -15,6 +15,8 @@ from choral.errors import ConfigError
 from choral.jobs.local import Job, Outcome, run_jobs
 from choral.runfolder import RunFolder, write_atomic
 
+_GRACE_S = 110.0  # more than the member's own launcher gives its ranks
+
 
 def member_config(config: Config, name: str) -> Config:
     """Return the config of one member: the run's, with what the member sets, and without the ensemble.
@@ -47,7 +49,7 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
     for name, own in configs.items():
         member = folder.member(name)
         if member.result is None:
-            write_atomic(member.path / "member.yaml", to_yaml(own))
+            write_atomic(member.path / "requested.yaml", to_yaml(own))
             jobs.append(_job(config, name, member))
     return jobs
 
@@ -62,6 +64,7 @@ def run_members(
         retries=retries,
         progress=lambda job: _progress(RunFolder(job.folder)),
         progress_token=lambda job: RunFolder(job.folder).status.get("step"),
+        grace_s=_GRACE_S,
         console=console,
     )
 
@@ -85,16 +88,19 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
         if each > len(gpus):
             raise ConfigError(f"ensemble.processes_per_member: {each} GPUs a member, but this machine has {len(gpus)}")
         groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)]
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:wanted]]
+        groups = groups[:wanted]
+        share = str(max(1, len(os.sched_getaffinity(0)) // len(groups)))
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group), "CHORAL_CORES": share} for group in groups]
     cores = len(os.sched_getaffinity(0))
     threads = max(1, cores // (members * each))
     fitting = config.ensemble.max_parallel or max(1, cores // (threads * each))
-    return [{"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}] * min(wanted, fitting)
+    slot = {"OMP_NUM_THREADS": str(threads), "CHORAL_CORES": str(threads * each), "CUDA_VISIBLE_DEVICES": ""}
+    return [slot] * min(wanted, fitting)
 
 
 def _job(config: Config, name: str, member: RunFolder) -> Job:
     command = [
-        *(sys.executable, "-m", "choral", "train", str(member.path / "member.yaml")),
+        *(sys.executable, "-m", "choral", "train", str(member.path / "requested.yaml")),
         *("--folder", str(member.path)),
         *("--processes", str(config.ensemble.processes_per_member)),
     ]

@@ -61,7 +61,7 @@ def open_split(config: DataConfig, dataset: Dataset, split: str, place: RankPlac
     store = LocalStore(dataset)
     cache = None
     if config.cache_gib > 0:
-        workers = max(1, (os.cpu_count() or 1) // place.ranks_here)
+        workers = _cores(place)
         folder = dataset.folder / ".decoded"
         cache = DecodedCache.open_or_build(index, store, folder, config.cache_gib, workers, config.max_pixels)
     return Split(index, store, cache)
@@ -84,7 +84,13 @@ def training_batches(
     """Return this rank's micro-batches of the given optimizer steps, augmented, in order."""
     augment = config.augment
     crop = (
-        Crop("random", scale=augment.crop_scale, ratio=augment.crop_ratio, seed=config.seed)
+        Crop(
+            "random",
+            scale=augment.crop_scale,
+            ratio=augment.crop_ratio,
+            shrink=config.data.shrink_jpegs,
+            seed=config.seed,
+        )
         if augment.crops
         else _eval_crop(config.data)
     )
@@ -164,7 +170,13 @@ def _workers(config: DataConfig, split: Split, place: RankPlace) -> int:
     """Training threads and workers together must not exceed the cores: on a CPU an oversubscribed step stalls."""
     if config.workers >= 0:
         return config.workers
-    cores = max(1, (os.cpu_count() or 1) // place.ranks_here)
+    cores = _cores(place)
     if place.device.type != "cpu":
         return max(1, min(2 if split.cache else 12, cores - 1))
     return 0 if split.cache else max(1, cores - torch.get_num_threads())
+
+
+def _cores(place: RankPlace) -> int:
+    """Return the cores that are this rank's: of those that the process may use, or of its member's share of them."""
+    mine = int(os.environ.get("CHORAL_CORES", "0")) or len(os.sched_getaffinity(0))
+    return max(1, mine // place.ranks_here)

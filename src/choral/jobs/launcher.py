@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from choral.jobs import guard
 from choral.jobs.signals import StopSignals
 
-_GRACE_S = 45.0  # below that of `run_jobs`, so that ranks of a stopped member end before the member is killed
+_GRACE_S = 100.0  # below that of `run_jobs`, so that ranks of a stopped member end before the member is killed
 
 
 def launch_command(
@@ -49,10 +49,13 @@ def launch_command(
     return [*command, "-m", module, *arguments], env
 
 
-def run_in_foreground(command: Sequence[str], env: Mapping[str, str], request_stop: Callable[[], None]) -> int:
-    """Run a command that shares this terminal and return its exit status, 128 + the number of a signal.
+def run_in_foreground(
+    command: Sequence[str], env: Mapping[str, str], request_stop: Callable[[], None]
+) -> tuple[int, bool]:
+    """Run a command that shares this terminal; return its exit status (128 + the number of a signal), and whether it was
+    asked to stop.
 
-    The first SIGINT, SIGTERM or SIGHUP calls `request_stop`; a second SIGINT, or 45 s, kill all processes of the command. If
+    The first SIGINT, SIGTERM or SIGHUP calls `request_stop`; a second SIGINT, or 100 s, kill all processes of the command. If
     this process is killed, the command's processes end too.
     """
     read_end, write_end = os.pipe()
@@ -74,7 +77,7 @@ def run_in_foreground(command: Sequence[str], env: Mapping[str, str], request_st
         while True:
             try:
                 code = process.wait(timeout=0.2)
-                return code if code >= 0 else 128 - code
+                return (code if code >= 0 else 128 - code), asked_at is not None
             except subprocess.TimeoutExpired:
                 pass
             if wishes.stop and asked_at is None:

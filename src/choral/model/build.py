@@ -69,7 +69,8 @@ def normalization_of(model: nn.Module) -> Normalization:
 
 
 def _create(config: ModelConfig, image_size: int, num_classes: int | None = None) -> nn.Module:
-    arguments: dict[str, Any] = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    arguments: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}  # not every network takes both
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     fixed = timm.get_pretrained_cfg_value(config.name, "fixed_input_size")

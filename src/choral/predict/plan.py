@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from choral.checkpoints import check_same_data
 from choral.config import Config
 from choral.errors import DataError
 from choral.predict.ledger import Ledger, LedgerMeta
@@ -46,6 +47,9 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
         raise DataError(
             f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same classes"
         )
+    for voice in voices:
+        if Path(voice.config.data.shards).absolute() == dataset.folder:  # other data are meant to be other data
+            check_same_data(dataset.fingerprint, voice.dataset, voice.checkpoint.parent.parent)
     several = len(views) > 1
     kept = views if config.evaluate.keep_views or not several else tuple(view for view in views if view == "identity")
     ledgers = {}

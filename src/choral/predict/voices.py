@@ -31,6 +31,8 @@ class Voice:
     std: tuple[float, float, float]
     weights_hash: str
     """SHA-256 of its tensors' file."""
+    dataset: str
+    """Fingerprint of the data it was trained on."""
 
     @property
     def inputs(self) -> tuple[object, ...]:
@@ -79,6 +81,7 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
                 mean=tuple(meta["mean"]),
                 std=tuple(meta["std"]),
                 weights_hash=str(meta["sha256"][MODEL]),
+                dataset=str(meta["dataset"]),
             )
         )
     if not voices:

@@ -74,10 +74,6 @@ class EpochPlan:
         positions = starts + self._shuffle(offsets, self._lane_starts[lanes + 1] - starts, lanes)
         return positions + self._row_shift[np.searchsorted(self._line_ends, positions, side="right")]
 
-    def rank_rows(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
-        """Return the contiguous slice of global batch `step` that `rank` reads; the slices of all ranks make the batch."""
-        return self.batch(step)[slice_of(self.global_batch, rank, world_size)]
-
     def _shuffle(
         self, offsets: NDArray[np.int64], lengths: NDArray[np.int64], lanes: NDArray[np.int64]
     ) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from choral.config import Config
 from choral.configfile import load_config
-from choral.errors import ChoralError, DataError, Stopped
+from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
 
@@ -51,7 +51,14 @@ def preflight(config: Config) -> None:
     dataset = Dataset.open(Path(config.data.shards))
     dataset.verify_present()
     for split in (config.data.train_split, config.data.val_split):
-        Index.open(dataset, split)
+        if not len(Index.open(dataset, split)):
+            raise DataError(f"{dataset.folder}: split '{split}' is empty; pack again with another --val or --test")
+    if config.train.batch_size > len(Index.open(dataset, config.data.train_split)):
+        samples = len(Index.open(dataset, config.data.train_split))
+        raise ConfigError(f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples")
+    kind, _, place = config.model.weights.partition(":")
+    if kind == "file" and not Path(place).is_file():
+        raise ConfigError(f"model.weights: {place}: no such file")
 
 
 def _train(config: Config, folder: RunFolder) -> int:
@@ -62,7 +69,8 @@ def _train(config: Config, folder: RunFolder) -> int:
     try:
         run = Runtime(settings.precision, settings.accumulate_steps, settings.timeout_s, folder.stop_file)
     except ChoralError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     set_up_logging(run.rank)
     try:

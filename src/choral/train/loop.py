@@ -1,7 +1,8 @@
 """Fine-tuning, on two levels: `train` says what happens when, `train_step` holds the tensors of one step.
 
-Which samples a step sees and every random number it uses depend on (seed, step), never on the number of ranks or on
-interruptions, so a run that is killed and started again ends with the same weights.
+Which samples a step sees and how they are augmented depend on (seed, step), never on the number of ranks or on
+interruptions; dropout depends on the rank as well, and is computed from it. So a run that is killed and started again on
+as many ranks ends with the same bits, and one without dropout with the same model on any number.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from choral.checkpoints import checkpoint_path, mark_best, newest_intact, read_meta, step_of
+from choral.checkpoints import check_same_data, checkpoint_path, mark_best, newest_intact, read_meta, step_of
 from choral.config import Config
 from choral.errors import ChoralError
 from choral.inputs.device import Batch, DeviceLoader
@@ -61,11 +62,11 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
     trainer = Trainer(config, folder, run)
     state = trainer.resume()
     total = trainer.schedule.total_steps
-    with (
-        trainer.batches_from(state.step) as loader,
-        Tracker(config, folder, run, state.step, trainer.schedule) as tracker,
-    ):
+    with trainer.batches_from(state.step) as loader, Tracker(config, folder, run, state, trainer.schedule) as tracker:
         batches = iter(loader)
+        if (validated := trainer.validate_if_due(state, tracker)) is not state:  # it was stopped just before that
+            state = validated
+            trainer.save(state)
         while state.step < total:
             started = time.perf_counter()
             loss = trainer.train_step(batches, state.step)
@@ -74,17 +75,13 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
             tracker.count(loss, trainer.last_rate, seconds)
             if state.is_due(config.train.log_every_steps, total):
                 tracker.report_training(state)
-            best = False
-            if state.is_due(config.train.eval_every_epochs * trainer.epoch_steps, total):
-                report = trainer.validate()
-                state, best = trainer.compare(state, report)
-                tracker.report_validation(state, report, best)
-            stop = trainer.check_stop(state.step)
-            if best or stop or state.is_due(config.train.save_every_steps or trainer.epoch_steps, total):
-                trainer.save(state, best)
-            if stop and state.step < total:
+            if run.should_stop():  # first of all: whoever asks may not wait for a validation
+                trainer.save(state)
                 raise run.stopped(f"at step {state.step} of {total}")
-        trainer.finish(state, tracker)
+            state = trainer.validate_if_due(state, tracker)
+            if state.best_step == state.step or state.is_due(trainer.save_every, total):
+                trainer.save(state)
+        trainer.finish(state)
     return state
 
 
@@ -98,10 +95,11 @@ class Trainer:
         self.config, self.folder, self.run = config, folder, run
         dataset = open_dataset(config.data)
         self.place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
-        self.classes = dataset.classes
+        self.classes, self.fingerprint = dataset.classes, dataset.fingerprint
         self.train_split: Split = open_split(config.data, dataset, config.data.train_split, self.place)
         self.val_split: Split = open_split(config.data, dataset, config.data.val_split, self.place)
         self.epoch_steps = steps_per_epoch(config, self.train_split)
+        self.save_every = config.train.save_every_steps or self.epoch_steps
         self.schedule = Schedule.of(config.train, self.epoch_steps)
         self.last_rate = 0.0
 
@@ -129,11 +127,15 @@ class Trainer:
         if step < 0:
             return TrainState()
         path = checkpoint_path(self.folder.checkpoints, step)
+        meta = read_meta(path)
+        check_same_data(self.fingerprint, meta["dataset"], self.folder.path)
         self.network.load_state_dict(load_model_tensors(path))
         load_optimizer(path, self.optimizer)
-        state = TrainState(**read_meta(path)["state"])
-        if self.run.is_main and state.best_step == state.step:  # it may have been killed between the two writes
-            mark_best(self.folder.checkpoints, state.step, self.config.train.best_by, state.best_value)
+        if self.run.accelerator.scaler is not None and meta["loss_scaler"]:
+            self.run.accelerator.scaler.load_state_dict(meta["loss_scaler"])
+        state = TrainState(**meta["state"])
+        if self.run.is_main:
+            self._mark_if_best(state)  # it may have been killed between the two writes
         _log.info("continuing at step %d of %d", state.step, self.schedule.total_steps)
         return state
 
@@ -213,20 +215,16 @@ class Trainer:
         hits_sum, loss_sum, count = self.run.sum(sums).tolist()
         return {"accuracy": hits_sum / count, "log_loss": loss_sum / count, "n": count}
 
-    def compare(self, state: TrainState, report: dict[str, float]) -> tuple[TrainState, bool]:
-        """Return the state with the better of the best value so far and this one, and whether this one is it."""
-        sign = -1.0 if self.config.train.best_by == "log_loss" else 1.0
-        value = sign * report[self.config.train.best_by]
-        if value > state.best_value:
-            return replace(state, best_step=state.step, best_value=value), True
-        return state, False
+    def validate_if_due(self, state: TrainState, tracker: Tracker) -> TrainState:
+        """Validate where that is due at this step and has not been done, and return the state with what was found."""
+        every = self.config.train.eval_every_epochs * self.epoch_steps
+        if state.validated_step == state.step or not state.is_due(every, self.schedule.total_steps):
+            return state
+        state = state.validated(self.validate(), self.config.train.best_by)
+        tracker.report_validation(state)
+        return state
 
-    def check_stop(self, step: int) -> bool:
-        """Ask the ranks whether one of them was told to stop: every step when alone, else at log steps, to save traffic."""
-        alone = self.run.world_size == 1
-        return (alone or step % self.config.train.log_every_steps == 0) and self.run.should_stop()
-
-    def save(self, state: TrainState, best: bool) -> None:
+    def save(self, state: TrainState) -> None:
         """Write a checkpoint (main rank; the others wait), and point to it when it is the best."""
         if self.run.is_main:
             save_tensors(
@@ -237,23 +235,34 @@ class Trainer:
                 self.describe(state),
                 self.config.train.keep_checkpoints,
             )
-            if best:
-                mark_best(self.folder.checkpoints, state.step, self.config.train.best_by, state.best_value)
+            self._mark_if_best(state)
         self.run.barrier()
+
+    def _mark_if_best(self, state: TrainState) -> None:
+        if state.best_step == state.step and state.best_value is not None:
+            mark_best(self.folder.checkpoints, state.step, self.config.train.best_by, state.best_value)
 
     def describe(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside tensors: where the run stands, and what it takes to use the network."""
-        normalization = {"mean": self.normalization.mean, "std": self.normalization.std}
-        return {"state": asdict(state), "classes": list(self.classes), **normalization}
+        scaler = self.run.accelerator.scaler
+        return {
+            "state": asdict(state),
+            "dataset": self.fingerprint,
+            "classes": list(self.classes),
+            "mean": self.normalization.mean,
+            "std": self.normalization.std,
+            "loss_scaler": scaler.state_dict() if scaler is not None else {},
+        }
 
-    def finish(self, state: TrainState, tracker: Tracker) -> None:
-        """Write result.json, whose presence says that training is done."""
+    def finish(self, state: TrainState) -> None:
+        """Write result.json, whose presence says that training is done; the last checkpoint is there by then."""
         if self.run.is_main:
             result = {
                 "steps": state.step,
                 "best_step": state.best_step,
                 "train_minutes": state.seconds / 60,
-                **tracker.summary,
+                "dataset": self.fingerprint,
+                **state.report,
             }
             write_json(self.folder.path / "result.json", result)
         self.run.barrier()

@@ -19,17 +19,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     Raises:
         ConfigError: a name that timm does not know, with the nearest ones.
     """
-    known = [str(name) for name in list_optimizers()]
-    if config.optimizer not in known:
-        hint = did_you_mean(config.optimizer, known, count=3)
-        raise ConfigError(
-            f"train.optimizer: timm has no optimizer '{config.optimizer}'.{hint} All: timm.optim.list_optimizers()."
-        )
+    check_optimizer(config.optimizer)
     optimizer = create_optimizer_v2(
         model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ConfigError, with the nearest names, unless timm knows the optimizer."""
+    known = [str(option) for option in list_optimizers()]
+    if name not in known:
+        hint = did_you_mean(name, known, count=3)
+        raise ConfigError(f"train.optimizer: timm has no optimizer '{name}'.{hint} All: timm.optim.list_optimizers().")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import logging
 import netrc
 import os
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,13 +34,11 @@ class Tracker:
 
     Args:
         config, folder, run: of the run.
-        start_step: where this start begins; reports of later steps, by a start that was killed, are dropped.
+        start: where this start begins; reports of later steps, by a start that was killed, are dropped.
         schedule: tells the number of steps.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, run: Runtime, start_step: int, schedule: Schedule) -> None:
-        self.summary: dict[str, float] = {}
-        """The last validation report."""
+    def __init__(self, config: Config, folder: RunFolder, run: Runtime, start: TrainState, schedule: Schedule) -> None:
         self._config, self._folder, self._run = config, folder, run
         self._total = schedule.total_steps
         self._loss = torch.zeros((), device=run.device)
@@ -51,9 +50,9 @@ class Tracker:
         self._wandb: Any = None
         self._bar: Progress | None = None
         if run.is_main:
-            _drop_reports_after(self._metrics, start_step)
+            _drop_reports_after(self._metrics, start.step)
             self._wandb = _start_wandb(config, folder)
-            self._start_bar(start_step)
+            self._start_bar(start.step)
 
     def __enter__(self) -> Tracker:
         return self
@@ -90,26 +89,25 @@ class Tracker:
             steps=self._total,
             eta_s=eta_s,
             **values,
-            **{f"val_{k}": v for k, v in self.summary.items()},
+            **{f"val_{k}": v for k, v in state.report.items()},
         )
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0], completed=state.step, loss=f"{mean_loss:.3f}", speed=f"{self._images_per_s:.0f}"
             )
 
-    def report_validation(self, state: TrainState, report: dict[str, float], best: bool) -> None:
-        """Report what validation found."""
-        self.summary = report
+    def report_validation(self, state: TrainState) -> None:
+        """Report what the validation at this step found."""
         if not self._run.is_main:
             return
-        self._write(state, "val", report)
+        self._write(state, "val", state.report)
         _log.info(
             "step %d of %d: validation accuracy %.4f, log loss %.4f%s (%.0f images/s in training)",
             state.step,
             self._total,
-            report["accuracy"],
-            report["log_loss"],
-            ", the best so far" if best else "",
+            state.report["accuracy"],
+            state.report["log_loss"],
+            ", the best so far" if state.best_step == state.step else "",
             self._images_per_s,
         )
 
@@ -172,6 +170,7 @@ def _start_wandb(config: Config, folder: RunFolder) -> Any:
             job_type="member" if group else "train",
             dir=str(folder.path),
             mode="online" if mode == "online" else "offline",
+            id=_wandb_id(folder),
             resume="allow" if mode == "online" else None,
             config=to_values(config),
             settings=wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True),
@@ -179,6 +178,14 @@ def _start_wandb(config: Config, folder: RunFolder) -> Any:
     except Exception as error:  # a tracker must never cost a training run
         _log.warning("W&B could not start (%s): metrics go to %s only", error, folder.path / "metrics.jsonl")
         return None
+
+
+def _wandb_id(folder: RunFolder) -> str:
+    """Return the run's id, the same at every start, so that a continued run continues its curves."""
+    path = folder.path / "wandb-id"
+    if not path.is_file():
+        write_atomic(path, uuid.uuid4().hex[:16] + "\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _logged_in_to_wandb() -> bool:
