@@ -50,7 +50,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if words[0] == "choral":
         words[:1] = [sys.executable, "-m", "choral"]
     elif words[:2] == ["accelerate", "launch"]:
-        words[:2] = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+        count = [] if "--num_processes" in words else ["--num_processes", "1"]
+        words[:2] = [sys.executable, "-m", "accelerate.commands.launch", *count]
     # The shell's only part in these commands is to expand photos/*/*.png.
     words = [name for word in words for name in (sorted(map(str, folder.glob(word))) if "*" in word else [word])]
     return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
@@ -73,6 +74,34 @@ def test_commands_of_a_block_work_in_order(newcomer: Path, block: int) -> None:
             assert "member/model" in result.stdout and "95 %" in result.stdout
 
 
+@pytest.mark.demo
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "accelerate launch --config_file launch/gpus.yaml --num_processes 8",
+        "accelerate launch --multi_gpu --num_processes 2",
+    ],
+)
+def test_ranks_through_accelerate_s_own_launcher(newcomer: Path, launcher: str) -> None:
+    """As the README says for GPUs; here, as it says for CPUs, with ACCELERATE_USE_CPU=true, and two ranks."""
+    assert launcher in README
+    command = (
+        launcher.replace(" 8", " 2") + f" launch/train.py configs/default.yaml data.shards=shards/ run=r{len(launcher)}"
+    )
+    result = run(command, newcomer)
+    assert result.returncode == 0, result.stderr
+    assert (newcomer / "runs" / f"r{len(launcher)}" / "result.json").exists()
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "tests/bench/bench_stream.py"), "--images", "64", "--rounds", "1"]
+    command += ["--only", "choral, antialias"]
+    assert "python tests/bench/bench_stream.py" in README
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "imagefolder" in result.stdout.lower() and "choral, antialias" in result.stdout
+
+
 def test_five_commands_lead_from_a_folder_to_predictions() -> None:
     verbs = [shlex.split(command)[1] for command in BLOCKS[0]]
     assert verbs == ["pack", "ls", "run", "score", "predict"]
@@ -92,7 +121,7 @@ def test_parts_named_in_the_file_tree_are_those_that_exist() -> None:
         path.name for path in (REPOSITORY / "src" / "choral").iterdir() if not path.name.startswith(("__", "py.typed"))
     }
     assert named <= parts
-    assert parts - named == {"cli.py", "configfile.py", "checkpoints.py", "errors.py"}
+    assert parts - named == {"cli.py", "configfile.py", "checkpoints.py", "errors.py", "files.py"}
 
 
 @pytest.mark.demo

@@ -12,7 +12,6 @@ loaded; a damaged checkpoint is passed over for the one before it, and said so.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from choral.errors import ChoralError, DataError
+from choral.files import sha256_of, sync
 from choral.runfolder import read_json, write_json
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -61,12 +61,12 @@ def write_checkpoint(
         aside.mkdir()
         for name, write in files.items():
             write(aside / name)
-            _sync(aside / name)
-        write_json(aside / STATE, {**meta, "sha256": {name: _sha256(aside / name) for name in files}})
+            sync(aside / name)
+        write_json(aside / STATE, {**meta, "sha256": {name: sha256_of(aside / name) for name in files}})
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
-        _sync(folder)
+        sync(folder)
     except Exception as error:  # writers of tensors have exceptions of their own
         shutil.rmtree(aside, ignore_errors=True)
         raise ChoralError(
@@ -140,7 +140,7 @@ def verify(path: Path) -> dict[str, Any]:
     for name, expected in meta["sha256"].items():
         if not (path / name).is_file():
             raise ChoralError(f"{path} is damaged ({name} is missing)")
-        if _sha256(path / name) != expected:
+        if sha256_of(path / name) != expected:
             raise ChoralError(f"{path} is damaged ({name} has changed)")
     return meta
 
@@ -156,16 +156,3 @@ def check_same_data(packed: str, trained_on: str, what: Path) -> None:
             f"{what}: was trained on other data than those packed now (fingerprint {trained_on[:12]}, now {packed[:12]}); "
             "train again under another name, with run=NAME"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from choral import files
 from choral.config import Config, binding_difference
 from choral.configfile import load_config, to_yaml
 from choral.errors import ChoralError, ConfigError
@@ -35,16 +36,10 @@ RUNS = Path("runs")
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's content; after a crash at any point the old or the new content is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(path, text.encode())
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise ChoralError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from choral.configfile import load_config
-from choral.errors import ChoralError, Stopped
+from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.inputs.streams import RankPlace, evaluation_batches, open_dataset, open_split, training_batches
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
@@ -125,6 +126,65 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(config_file: Path
         trainer.train_step(iter(loader), 0)
     for name, value in trainer.network.named_parameters():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(config_file: Path, tmp_path: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = load_config(config_file, ["train.precision=bf16", "train.steps=3"])
+    run = Runtime("bf16", 1, 60, tmp_path / "run" / "stop")
+    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    seen = []
+    trainer.network.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with trainer.batches_from(0) as loader:
+        assert trainer.train_step(iter(loader), 0).isfinite()
+    assert 0 < trainer.validate()["log_loss"] < 10
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in trainer.network.parameters()} == {torch.float32}
+
+
+def test_fp16_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match=r"train\.precision: fp16 needs a GPU"):
+        Runtime("fp16", 1, 60, tmp_path / "stop")
+
+
+def test_repacked_data_are_noticed(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    """The same folder of shards, packed again from other images: neither continued on nor evaluated."""
+    packed = tmp_path / "packed"
+    shutil.copytree(load_config(config_file).data.shards, packed)
+    config = load_config(config_file, [f"data.shards={packed}", "train.steps=4"])
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.stop_file.touch()
+    with pytest.raises(Stopped):
+        train(config, folder, run)
+    content = (packed / "dataset.json").read_text()
+    fingerprint = json.loads(content)["fingerprint"]
+    (packed / "dataset.json").write_text(content.replace(fingerprint, "0" * 64))
+    with pytest.raises(DataError, match=f"other data .*fingerprint {fingerprint[:12]}, now 000000000000"):
+        train(config, folder, run)
+
+
+def test_a_stop_is_not_delayed_by_a_validation_that_is_made_up_for(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(config_file, ["train.steps=3"])  # an epoch: validation is due at step 3, where the stop comes
+    whole = RunFolder(tmp_path / "whole")
+    train(config, whole, run)
+    folder = RunFolder(tmp_path / "run")
+    answers = iter([False, False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "should_stop", lambda: next(answers))
+        with pytest.raises(Stopped, match="at step 3 of 3"):
+            train(config, folder, run)
+    assert folder.result is None and not (folder.checkpoints / "best.json").exists()
+    train(config, folder, run)
+    found, expected = folder.result, whole.result
+    assert found is not None and expected is not None
+    assert found | {"train_minutes": 0} == expected | {"train_minutes": 0}
+    assert (folder.checkpoints / "best.json").read_text() == (whole.checkpoints / "best.json").read_text()
 
 
 def test_the_stop_file_saves_and_stops(config_file: Path, tmp_path: Path, run: Runtime) -> None:

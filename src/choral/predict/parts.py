@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from choral import files
 from choral.errors import DataError
 from choral.shards.plan import slice_of
 
@@ -107,25 +107,12 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DataError: it cannot be written, for instance because the disk is full; what was at `path` is still there.
     """
-    aside = path.with_name(f".{path.name}.tmp")  # one writer a path: a left-over of a killed one is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with files.written_aside(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, must survive a power cut
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def single_array(column: pa.ChunkedArray) -> pa.Array:

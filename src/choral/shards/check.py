@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from choral.errors import DataError
+from choral.files import sha256_of
 from choral.shards import parallel
-from choral.shards.files import sha256_of
 from choral.shards.images import verify
 from choral.shards.index import Dataset, Index, Record, fingerprint_of
 from choral.shards.options import PackOptions

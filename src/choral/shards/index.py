@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from choral.errors import DataError, did_you_mean
-from choral.shards.files import local_only, write_atomic
+from choral.files import local_only, write_atomic
 
 FORMAT = "choral-shards-1"
 DATASET_FILE = "dataset.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from choral.errors import ConfigError, DataError
-from choral.shards.files import write_atomic
+from choral.files import write_atomic
 from choral.shards.index import DATASET_FILE, SPLITS, Dataset
 
 WORK_FOLDER = ".packing"

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import Any
 
 from choral.errors import DataError
-from choral.shards.files import local_only
+from choral.files import local_only
 from choral.shards.index import Dataset
 
 _OPEN_SHARDS = 64  # well below the usual limit of 1,024 descriptors a process; opening one again takes 21 microseconds

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from choral.errors import DataError, Stopped
+from choral.files import sync, write_atomic
 from choral.shards import parallel
-from choral.shards.files import sync_folder, write_atomic
 from choral.shards.images import Encoding, verify
 from choral.shards.layout import metadata_columns
 from choral.shards.output import WORK_FOLDER
@@ -69,7 +69,7 @@ def write_shard(task: ShardTask) -> list[BadImage]:
         aside.rename(task.folder / f"{task.name}.tar")
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(task.folder)
+    sync(task.folder)
     record = {
         "bytes": counted.bytes,
         "sha256": counted.digest.hexdigest(),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from choral.errors import ConfigError, DataError, did_you_mean
-from choral.shards.files import local_only
+from choral.files import local_only
 from choral.shards.index import DATASET_FILE
 from choral.shards.options import PackOptions
 from choral.shards.sources.base import IMAGE_SUFFIXES, ImageSource

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from choral.errors import DataError
+from choral.files import sha256_of
 from choral.shards import parallel
-from choral.shards.files import sha256_of
 from choral.shards.index import EXT_TYPE, Shard
 from choral.shards.options import PackOptions
 from choral.shards.sources.base import SPLIT_NAMES, metadata_name, read_classes, resolve_labels
