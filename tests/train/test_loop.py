@@ -171,9 +171,10 @@ def test_a_stop_is_not_delayed_by_a_validation_that_is_made_up_for(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(config_file, ["train.steps=3"])  # an epoch: validation is due at step 3, where the stop comes
-    whole = RunFolder(tmp_path / "whole")
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    whole.path.mkdir()
+    folder.path.mkdir()
     train(config, whole, run)
-    folder = RunFolder(tmp_path / "run")
     answers = iter([False, False, True])
     with monkeypatch.context() as patch:
         patch.setattr(run, "should_stop", lambda: next(answers))
