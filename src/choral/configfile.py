@@ -40,6 +40,15 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
 _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
+def _parse_yaml(text: str) -> Any:
+    """Return strings, lists and mappings of them; no tag makes anything else."""
+    loader = _UniqueKeyLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Return the config of a YAML file, the files it is based on, and `key=value` overrides.
 
@@ -109,7 +118,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"'{text}': expected key=value, such as train.lr=3e-4")
     try:
-        return key.strip(), yaml.load(value, Loader=_UniqueKeyLoader) if value.strip() else ""
+        return key.strip(), _parse_yaml(value) if value.strip() else ""
     except yaml.YAMLError:
         raise ConfigError(f"'{text}': the value is not valid YAML") from None
 
@@ -120,7 +129,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
