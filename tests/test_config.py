@@ -68,9 +68,9 @@ def test_a_base_lends_everything_but_its_name(file: Path) -> None:
             "data: {shards: s}\ntrain: {wieght_decay: 1}",
             "train.wieght_decay: unknown key. Did you mean train.weight_decay?",
         ),
-        ("data: {shards: s}\ntrain: {lr: fast}", "train.lr: expected a number, got 'fast'"),
+        ("data: {shards: s}\ntrain: {lr: fast}", "train.lr: expected a number, or auto, got 'fast'"),
         ("data: {shards: s}\ntrain: {lr: -1}", "train.lr: expected a learning rate above 0, got -1"),
-        ("data: {shards: s}\ntrain: {lr: nan}", "train.lr: expected a number, got 'nan'"),
+        ("data: {shards: s}\ntrain: {lr: nan}", "train.lr: expected a number, or auto, got 'nan'"),
         ("data: {shards: s, image_size: 1.5}", "data.image_size: expected a whole number, got '1.5'"),
         ("data: {shards: s, resize: bicubic}", "data.resize: expected antialias or fast, got 'bicubic'"),
         (
@@ -79,7 +79,7 @@ def test_a_base_lends_everything_but_its_name(file: Path) -> None:
         ),
         ("data: {shards: s}\naugment: {rot90: maybe}", "augment.rot90: expected true or false, got 'maybe'"),
         ("data: {shards: s}\ntrain: [1]", "train: expected a section with keys"),
-        ("data: {shards: s}\ntrain: {lr: [1]}", r"train.lr: expected a number, got '\['1'\]'"),
+        ("data: {shards: s}\ntrain: {lr: [1]}", r"train.lr: expected a number, or auto, got '\['1'\]'"),
         ("data: {shards: s}\ntrain: {batch_size: 30, accumulate_steps: 4}", "train.accumulate_steps: must divide"),
         ("data: {shards: s, lanes: 3}", "data.lanes: must divide the micro-batch"),
         ("data: {shards: s, val_split: train}", "data.val_split: training and validation must be different"),
@@ -152,3 +152,38 @@ def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Config.__dataclass_fields__["data"].default.image_size = 3
+
+
+def test_a_preset_stands_for_keys_and_later_keys_win(tmp_path: Path) -> None:
+    below, file = tmp_path / "below.yaml", tmp_path / "run.yaml"
+    below.write_text("data: {shards: s}\naugment: {rotate: 77, host: [{name: CLAHE}]}\n")
+    file.write_text("base: below.yaml\naugment: {preset: medium, brightness: 0.9}\n")
+    augment = load_config(file).augment
+    assert (augment.rotate, augment.brightness, augment.erasing) == (10, 0.9, 0.1)
+    assert [transform.name for transform in augment.host] == ["CLAHE"], "a preset says nothing about host transforms"
+    changed = load_config(file, ["augment.hue=0.1", "augment.preset=none", "augment.contrast=0.5"]).augment
+    assert (changed.preset, changed.hue, changed.brightness, changed.contrast) == ("none", 0, 0, 0.5)
+    stored = tmp_path / "stored.yaml"
+    stored.write_text(to_yaml(load_config(file)))
+    assert load_config(stored).augment == augment
+    with pytest.raises(ConfigError, match=r"augment\.preset: expected none, light, medium, heavy, got 'hevy'.*heavy"):
+        load_config(file, ["augment.preset=hevy"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=regression", "data.targets: task: regression needs a column at least"),
+        ("data.targets=[age]", "data.targets: needs task: regression or multilabel"),
+        ("train.loss=huber", "train.loss: with task: multiclass, expected one of auto, cross_entropy, bce, focal"),
+        ("train.best_by=rmse", "train.best_by: with task: multiclass, expected one of auto, accuracy, log_loss"),
+        ("train.lr=fast", "train.lr: expected a number, or auto, got 'fast'"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {shards: s}")
+    assert load_config(file, ["train.lr=auto"]).train.lr == "auto"
+    with pytest.raises(ConfigError) as found:
+        load_config(file, [override])
+    assert message in str(found.value)

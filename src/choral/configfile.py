@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from choral.config import Config, unknown_key
+from choral.config.augment import expand_preset
 from choral.errors import ConfigError
 
 _NULLS = ("null", "~", "", "none", "None")
@@ -143,6 +144,11 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     values = {} if values in (None, "") else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, such as 'seed: 1'")
+    if isinstance(values.get("augment"), dict):
+        try:
+            values["augment"] = expand_preset(values["augment"])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
     base = values.pop("base", None)
     if base is None:
         return values
@@ -174,6 +180,11 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
             raise ConfigError(f"{prefix[:-1]}: expected a section with keys, got '{values}'")
     if last not in {item.name for item in dataclasses.fields(config_type)}:
         raise unknown_key(last, prefix, config_type)
+    if dotted == "augment.preset":  # it stands for all keys that were there before
+        values.update(expand_preset({last: value}))
+        return
+    if dotted == "augment" and isinstance(value, dict):
+        value = expand_preset(value)
     below = values.get(last)
     values[last] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
 
@@ -213,10 +224,19 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, key + ".")
     if origin in (Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value in _NULLS):
+        if type(None) in get_args(hint) and (value is None or (isinstance(value, str) and value in _NULLS)):
             return None
         inner = [option for option in get_args(hint) if option is not type(None)]
-        return _convert(inner[0], value, key)
+        words = [option for option in inner if get_origin(option) is Literal and str(value) in get_args(option)]
+        if words:
+            return str(value)
+        try:
+            return _convert(inner[0], value, key)
+        except ConfigError as error:
+            choices = [word for option in inner if get_origin(option) is Literal for word in get_args(option)]
+            if not choices:
+                raise
+            raise ConfigError(str(error).replace(", got", f", or {' or '.join(choices)}, got")) from None
     if origin is Literal:
         options = get_args(hint)
         if str(value) not in options:

@@ -220,7 +220,7 @@ class Trainer:
         every = self.config.train.eval_every_epochs * self.epoch_steps
         if state.validated_step == state.step or not state.is_due(every, self.schedule.total_steps):
             return state
-        state = state.validated(self.validate(), self.config.train.best_by)
+        state = state.validated(self.validate(), self.config.best_metric)
         tracker.report_validation(state)
         return state
 
@@ -240,7 +240,7 @@ class Trainer:
 
     def _mark_if_best(self, state: TrainState) -> None:
         if state.best_step == state.step and state.best_value is not None:
-            mark_best(self.folder.checkpoints, state.step, self.config.train.best_by, state.best_value)
+            mark_best(self.folder.checkpoints, state.step, self.config.best_metric, state.best_value)
 
     def describe(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside tensors: where the run stands, and what it takes to use the network."""

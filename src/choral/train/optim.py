@@ -49,6 +49,7 @@ class Schedule:
         """Return the schedule of a config for a split with so many steps an epoch."""
         total = config.steps or max(1, round(config.epochs * steps_per_epoch))
         warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+        assert config.lr != "auto", "a range test has to find the rate first"
         return cls(config.lr, warmup, total, config.min_lr_ratio)
 
     def at(self, step: int) -> float:

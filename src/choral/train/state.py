@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+LOWER_IS_BETTER = ("log_loss", "mae", "rmse")
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -26,7 +28,7 @@ class TrainState:
 
     def validated(self, report: dict[str, float], metric: str) -> TrainState:
         """Return the state after a validation; `metric` chooses the best, and the first one is the best so far."""
-        value = -report[metric] if metric == "log_loss" else report[metric]
+        value = -report[metric] if metric in LOWER_IS_BETTER else report[metric]
         state = replace(self, validated_step=self.step, report=report)
         if self.best_value is not None and not value > self.best_value:
             return state

@@ -1,0 +1,165 @@
+"""The experiment: every choice of a run, typed, validated and frozen. Imports no torch, so that a login node can read it.
+
+Values come from the defaults below, then the files named by `base:`, then the file, then `key=value` overrides; the last
+one wins. `choral.configfile` reads them; the checks that need more than one field stand in `__post_init__`.
+
+A field declared with `tuning()` decides how fast or how visibly a run goes, not what it computes: it may differ when a
+run is continued. All others may not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from choral.config.augment import AugmentConfig
+from choral.config.data import DataConfig, PackConfig
+from choral.config.ensemble import (
+    LEGAL_NAME,
+    EnsembleConfig,
+    EvaluateConfig,
+    MemberConfig,
+    Reference,
+    TrackingConfig,
+)
+from choral.config.fields import check
+from choral.config.model import FinetuneConfig, ModelConfig
+from choral.config.train import TrainConfig
+from choral.errors import ConfigError, did_you_mean
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "EnsembleConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "MemberConfig",
+    "ModelConfig",
+    "PackConfig",
+    "Reference",
+    "TrackingConfig",
+    "TrainConfig",
+    "binding_difference",
+    "field_names",
+    "unknown_key",
+]
+
+Task = Literal["multiclass", "multilabel", "regression"]
+
+_LOSSES = {
+    "multiclass": ("auto", "cross_entropy", "bce", "focal"),
+    "multilabel": ("auto", "bce", "focal"),
+    "regression": ("auto", "mse", "l1", "huber"),
+}
+_METRICS = {
+    "multiclass": ("auto", "accuracy", "log_loss"),
+    "multilabel": ("auto", "mean_ap", "f1", "log_loss"),
+    "regression": ("auto", "mae", "rmse", "r2"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run: what `choral train`, `ensemble`, `evaluate`, `score` and `run` work on."""
+
+    run: str = ""
+    """Names the folder runs/NAME; by default the name of the config file."""
+    seed: int = 0
+    """Of everything random in training."""
+    task: Task = "multiclass"
+    """multiclass: one class an image; multilabel: any number of labels; regression: numbers."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    references: tuple[Reference, ...] = field(default=(), metadata={"tuning": True})
+
+    def __post_init__(self) -> None:
+        check(
+            not self.run or LEGAL_NAME.fullmatch(self.run) is not None,
+            "run",
+            f"'{self.run}' is no run name: use letters, digits, '.', '_' and '-'",
+        )
+        check(0 <= self.seed < 2**31, "seed", "expected 0 to 2147483647")
+        check(bool(self.data.shards), "data.shards", "expected the folder that `choral pack SOURCE OUT` wrote")
+        micro_batch = self.train.batch_size // self.train.accumulate_steps
+        check(
+            micro_batch % self.data.lanes == 0,
+            "data.lanes",
+            f"must divide the micro-batch: {micro_batch} samples cannot be shared by {self.data.lanes} lanes",
+        )
+        self._check_task()
+        for member in self.ensemble.members:
+            for key in member.set:
+                allowed = key.split(".")[0] in ("seed", "data", "model", "finetune", "augment", "train")
+                check(
+                    allowed,
+                    f"ensemble.members.{member.name}.set.{key}",
+                    "a member may set seed, data.*, model.*, finetune.*, augment.* or train.*",
+                )
+
+    @property
+    def best_metric(self) -> str:
+        """What chooses the best checkpoint: `train.best_by`, with auto resolved."""
+        if self.train.best_by != "auto":
+            return self.train.best_by
+        return "rmse" if self.task == "regression" else "log_loss"
+
+    def _check_task(self) -> None:
+        train, task = self.train, self.task
+        for key, value, known in (("loss", train.loss, _LOSSES[task]), ("best_by", train.best_by, _METRICS[task])):
+            check(value in known, f"train.{key}", f"with task: {task}, expected one of {', '.join(known)}")
+        check(
+            task != "regression" or bool(self.data.targets), "data.targets", "task: regression needs a column at least"
+        )
+        check(task != "multiclass" or not self.data.targets, "data.targets", "needs task: regression or multilabel")
+        check(
+            task == "multiclass" or self.data.sampling == "shuffled",
+            "data.sampling",
+            "balanced needs task: multiclass, for it goes by classes",
+        )
+        check(task != "regression" or train.class_weights == "none", "train.class_weights", "regression has no classes")
+        check(task != "regression" or not train.label_smoothing, "train.label_smoothing", "regression has no labels")
+        fitted = self.finetune.strategy in ("svm", "auto")
+        check(
+            task == "multiclass" or not fitted,
+            "finetune.strategy",
+            f"{self.finetune.strategy} needs task: multiclass; linear and lp_ft know the others",
+        )
+
+
+def binding_difference(old: Config, new: Config) -> list[str]:
+    """Return a line "key: old -> new" for each field that makes the two different experiments; the run's name is none."""
+    lines: list[str] = []
+
+    def walk(before: Any, after: Any, prefix: str) -> None:
+        for item in dataclasses.fields(before):
+            a, b = getattr(before, item.name), getattr(after, item.name)
+            if item.metadata.get("tuning") or prefix + item.name == "run":
+                continue
+            if dataclasses.is_dataclass(a):
+                walk(a, b, f"{prefix}{item.name}.")
+            elif a != b:
+                lines.append(f"{prefix}{item.name}: {a} -> {b}")
+
+    walk(old, new, "")
+    return lines
+
+
+def field_names(config_type: type) -> list[str]:
+    """Return the names of a config dataclass's fields in the order of their declaration."""
+    return [item.name for item in dataclasses.fields(config_type)]
+
+
+def unknown_key(key: str, prefix: str, config_type: type) -> ConfigError:
+    """Return the error for a key that `config_type` does not have, with the nearest one that it has."""
+    names = field_names(config_type)
+    hint = did_you_mean(key, names)
+    hint = hint.replace("Did you mean ", f"Did you mean {prefix}") if hint else f" Known keys: {', '.join(names)}."
+    return ConfigError(f"{prefix}{key}: unknown key.{hint}")

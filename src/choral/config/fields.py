@@ -1,0 +1,24 @@
+"""What the sections of a config are declared with."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+from choral.errors import ConfigError
+
+
+def tuning(default: Any) -> Any:
+    """Declare a field that may change between two starts of the same run."""
+    return field(default=default, metadata={"tuning": True})
+
+
+def check(condition: bool, key: str, expected: str) -> None:
+    """Raise ConfigError, naming the key and what was expected, unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{key}: {expected}")
+
+
+def is_fraction(value: float) -> bool:
+    """Whether 0 <= value < 1."""
+    return 0.0 <= value < 1.0
