@@ -2,9 +2,11 @@
 
     checkpoints/step-00000120/
       model.safetensors       parameters and buffers, by timm's names
-      optimizer.safetensors   the optimizer's tensors, as "INDEX.NAME"
-      state.json              step, best value, classes, optimizer settings, and the SHA-256 of the two files
-    checkpoints/best.json     which one is the best
+      ema.safetensors         the same, averaged over the steps (train.ema_decay)
+      soup.safetensors        the same, averaged over the ends of epochs (train.soup), in the last checkpoint
+      optimizer.safetensors   the optimizer's tensors, as "PARAMETER:NAME"
+      state.json              step, best value, classes, optimizer settings, and the SHA-256 of the other files
+    checkpoints/best.json     which one is the best, and which of its weights
 
 A checkpoint is a folder, complete or absent: written aside, synced and renamed. Hashes are verified before anything is
 loaded; a damaged checkpoint is passed over for the one before it, and said so.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from choral.configfile import load_config
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
-from choral.train.loop import Trainer
+from choral.train.trainer import Trainer
 
 
 def main() -> None:

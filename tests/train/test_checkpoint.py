@@ -12,7 +12,7 @@ import torch
 
 from choral.checkpoints import MODEL, OPTIMIZER, STATE, checkpoint_of, mark_best, newest_intact, read_meta
 from choral.errors import ChoralError
-from choral.model.checkpoint import load_model_tensors, load_optimizer, save_tensors
+from choral.model.checkpoint import load_model_tensors, load_optimizer, optimizer_state, save_tensors
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def save(folder: Path, step: int, trained: tuple[torch.nn.Module, torch.optim.Optimizer], keep: int = 2) -> Path:
     model, optimizer = trained
-    save_tensors(folder, step, model.state_dict(), optimizer.state_dict(), {"state": {"step": step}}, keep)
+    save_tensors(
+        folder, step, {MODEL: model.state_dict()}, optimizer_state(optimizer, model), {"state": {"step": step}}, keep
+    )
     return folder / f"step-{step:08d}"
 
 
@@ -37,7 +39,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, trained: tuple[torch.nn.Module,
     twin = timm.create_model("test_resnet", num_classes=3).to(memory_format=torch.channels_last)
     twin_optimizer = torch.optim.AdamW(twin.parameters())
     twin.load_state_dict(load_model_tensors(path))
-    load_optimizer(path, twin_optimizer)
+    load_optimizer(path, twin_optimizer, twin)
     assert read_meta(path)["state"] == {"step": 3}
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, twin.state_dict()[name])

@@ -16,8 +16,9 @@ from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.inputs.streams import RankPlace, evaluation_batches, open_dataset, open_split, training_batches
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
-from choral.train.loop import Trainer, train
+from choral.train.loop import train
 from choral.train.optim import build_optimizer
+from choral.train.trainer import Trainer
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Fine-tuning, on two levels: `train` says what happens when, `train_step` holds the tensors of one step.
+"""Fine-tuning, on two levels: `train` says what happens when, `Trainer.train_step` holds the tensors of one step.
 
 Which samples a step sees and how they are augmented depend on (seed, step), never on the number of ranks or on
 interruptions; dropout depends on the rank as well, and is computed from it. So a run that is killed and started again on
@@ -7,43 +7,15 @@ as many ranks ends with the same bits, and one without dropout with the same mod
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from choral.checkpoints import check_same_data, checkpoint_path, mark_best, newest_intact, read_meta, step_of
 from choral.config import Config
-from choral.errors import ChoralError
-from choral.inputs.device import Batch, DeviceLoader
-from choral.inputs.streams import (
-    RankPlace,
-    Split,
-    evaluation_batches,
-    open_dataset,
-    open_split,
-    steps_per_epoch,
-    training_batches,
-)
-from choral.model.build import Normalization, build_model, normalization_of
-from choral.model.checkpoint import load_model_tensors, load_optimizer, save_tensors
-from choral.model.strategy import freeze, train_mode
-from choral.model.syncbn import synchronize_batchnorm
-from choral.model.weights import resolve_weights
-from choral.runfolder import RunFolder, write_json
+from choral.runfolder import RunFolder
 from choral.runtime import Runtime
-from choral.shards.counter import key_of
-from choral.train.optim import Schedule, build_optimizer
+from choral.train.saving import finish, resume, save
 from choral.train.state import TrainState
 from choral.train.tracking import Tracker
-
-_log = logging.getLogger(__name__)
-_DROPOUT = 7  # purpose of the random numbers that layers draw
+from choral.train.trainer import Trainer
 
 
 def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
@@ -60,13 +32,14 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         Stopped: all ranks agreed to stop; the state is saved.
     """
     trainer = Trainer(config, folder, run)
-    state = trainer.resume()
+    state = resume(trainer)
     total = trainer.schedule.total_steps
+    save_every = config.train.save_every_steps or trainer.epoch_steps
     with trainer.batches_from(state.step) as loader, Tracker(config, folder, run, state, trainer.schedule) as tracker:
         batches = iter(loader)
         if (validated := trainer.validate_if_due(state, tracker)) is not state:  # it was stopped just before that
             state = validated
-            trainer.save(state)
+            save(trainer, state)
         while state.step < total:
             started = time.perf_counter()
             loss = trainer.train_step(batches, state.step)
@@ -76,205 +49,10 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
             if state.is_due(config.train.log_every_steps, total):
                 tracker.report_training(state)
             if run.should_stop():  # first of all: whoever asks may not wait for a validation
-                trainer.save(state)
+                save(trainer, state)
                 raise run.stopped(f"at step {state.step} of {total}")
             state = trainer.validate_if_due(state, tracker)
-            if state.best_step == state.step or state.is_due(trainer.save_every, total):
-                trainer.save(state)
-        trainer.finish(state)
+            if state.best_step == state.step or state.is_due(save_every, total):
+                save(trainer, state)
+        finish(trainer, state)
     return state
-
-
-class Trainer:
-    """What the steps of one run share: the network, its optimizer and schedule, the data.
-
-    Public for tests, which take single steps; everybody else calls `train`.
-    """
-
-    def __init__(self, config: Config, folder: RunFolder, run: Runtime) -> None:
-        self.config, self.folder, self.run = config, folder, run
-        dataset = open_dataset(config.data)
-        self.place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
-        self.classes, self.fingerprint = dataset.classes, dataset.fingerprint
-        self.train_split: Split = open_split(config.data, dataset, config.data.train_split, self.place)
-        self.val_split: Split = open_split(config.data, dataset, config.data.val_split, self.place)
-        self.epoch_steps = steps_per_epoch(config, self.train_split)
-        self.save_every = config.train.save_every_steps or self.epoch_steps
-        self.schedule = Schedule.of(config.train, self.epoch_steps)
-        self.last_rate = 0.0
-
-        model = build_model(resolve_weights(config.model), len(self.classes), config.data.image_size, config.seed)
-        model = freeze(model, config.finetune)
-        self.normalization: Normalization = normalization_of(model)
-        self._synchronized = config.model.sync_batchnorm and run.world_size > 1
-        if self._synchronized:
-            model = synchronize_batchnorm(model, run.device.type)
-        optimizer = build_optimizer(model, config.train)
-        self.model, self.optimizer = run.accelerator.prepare(model, optimizer)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network itself, outside DistributedDataParallel."""
-        network = self.run.accelerator.unwrap_model(self.model)
-        assert isinstance(network, nn.Module)
-        return network
-
-    def resume(self) -> TrainState:
-        """Load the newest intact checkpoint (all ranks the one that the main rank chose), or start at step 0."""
-        path = newest_intact(self.folder.checkpoints) if self.run.is_main else None
-        step = step_of(path) if path else -1
-        step = int(self.run.broadcast(torch.tensor([step], device=self.run.device)).item())
-        if step < 0:
-            return TrainState()
-        path = checkpoint_path(self.folder.checkpoints, step)
-        meta = read_meta(path)
-        check_same_data(self.fingerprint, meta["dataset"], self.folder.path)
-        self.network.load_state_dict(load_model_tensors(path))
-        load_optimizer(path, self.optimizer)
-        if self.run.accelerator.scaler is not None and meta["loss_scaler"]:
-            self.run.accelerator.scaler.load_state_dict(meta["loss_scaler"])
-        state = TrainState(**meta["state"])
-        if self.run.is_main:
-            self._mark_if_best(state)  # it may have been killed between the two writes
-        _log.info("continuing at step %d of %d", state.step, self.schedule.total_steps)
-        return state
-
-    def batches_from(self, step: int) -> DeviceLoader:
-        """Return the loader of this rank's micro-batches from an optimizer step to the last one."""
-        return training_batches(
-            self.config,
-            self.train_split,
-            self.place,
-            self.normalization.mean,
-            self.normalization.std,
-            range(step, self.schedule.total_steps),
-            self.folder.path / "bad_samples.jsonl",
-        )
-
-    def train_step(self, batches: Iterator[Batch], step: int) -> Tensor:
-        """Take one optimizer step over `accumulate_steps` micro-batches.
-
-        Returns:
-            this rank's share of the mean loss over the global batch, 0-d on the device; the sum over ranks is the mean.
-
-        Raises:
-            ChoralError: the gradient is not finite, on every rank alike, since gradients are summed over ranks; no
-                update was made.
-        """
-        config, accelerator = self.config.train, self.run.accelerator
-        train_mode(self.model)
-        self.last_rate = self.schedule.apply(self.optimizer, step)
-        micro_batch = config.batch_size // config.accumulate_steps
-        mean_loss = torch.zeros((), device=self.run.device)
-        for micro in range(config.accumulate_steps):
-            batch = next(batches)
-            # Layers that draw random numbers do so from a state that is computed, so that none has to be saved.
-            torch.manual_seed(int(key_of(self.config.seed, _DROPOUT, step, micro, self.run.rank) >> 1))
-            with accelerator.accumulate(self.model):
-                with accelerator.autocast():
-                    logits = self.model(batch.images)
-                # Ranks may hold slices of different sizes: dividing by the size of the whole micro-batch, times the
-                # world size that DDP's mean divides by, gives the gradient of the mean over all samples.
-                loss = sample_losses(logits, batch, config.label_smoothing).sum() / micro_batch
-                accelerator.backward(loss * self.run.world_size)
-                mean_loss += loss.detach() / config.accumulate_steps
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or float("inf"))
-                    if config.precision != "fp16" and not bool(torch.isfinite(norm)):  # fp16's scaler skips the step
-                        raise ChoralError(
-                            f"step {step}: the gradient is not finite (loss on rank {self.run.rank}: {mean_loss.item():g}); "
-                            "no update was made. Lower train.lr, or lengthen train.warmup_epochs"
-                        )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        return mean_loss
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Return accuracy, log loss and count over the validation split: sums over ranks, divided once."""
-        if not self._synchronized:
-            for buffer in self.network.buffers():  # without SyncBatchNorm each rank has averages of its own
-                self.run.broadcast(buffer)
-        network = self.network.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.run.device)
-        loader = evaluation_batches(
-            self.config,
-            self.val_split,
-            self.place,
-            self.normalization.mean,
-            self.normalization.std,
-            self.folder.path / "bad_samples.jsonl",
-        )
-        with loader:
-            for batch in loader:
-                with self.run.accelerator.autocast():
-                    logits = network(batch.images).float()
-                losses = sample_losses(logits, batch, 0.0)
-                hits = (logits.argmax(1) == batch.labels) & batch.valid
-                sums += torch.stack([hits.sum().double(), losses.double().sum(), batch.valid.sum().double()])
-        hits_sum, loss_sum, count = self.run.sum(sums).tolist()
-        return {"accuracy": hits_sum / count, "log_loss": loss_sum / count, "n": count}
-
-    def validate_if_due(self, state: TrainState, tracker: Tracker) -> TrainState:
-        """Validate where that is due at this step and has not been done, and return the state with what was found."""
-        every = self.config.train.eval_every_epochs * self.epoch_steps
-        if state.validated_step == state.step or not state.is_due(every, self.schedule.total_steps):
-            return state
-        state = state.validated(self.validate(), self.config.best_metric)
-        tracker.report_validation(state)
-        return state
-
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint (main rank; the others wait), and point to it when it is the best."""
-        if self.run.is_main:
-            save_tensors(
-                self.folder.checkpoints,
-                state.step,
-                self.network.state_dict(),
-                self.optimizer.state_dict(),
-                self.describe(state),
-                self.config.train.keep_checkpoints,
-            )
-            self._mark_if_best(state)
-        self.run.barrier()
-
-    def _mark_if_best(self, state: TrainState) -> None:
-        if state.best_step == state.step and state.best_value is not None:
-            mark_best(self.folder.checkpoints, state.step, self.config.best_metric, state.best_value)
-
-    def describe(self, state: TrainState) -> dict[str, Any]:
-        """Return what a checkpoint holds beside tensors: where the run stands, and what it takes to use the network."""
-        scaler = self.run.accelerator.scaler
-        return {
-            "state": asdict(state),
-            "dataset": self.fingerprint,
-            "classes": list(self.classes),
-            "mean": self.normalization.mean,
-            "std": self.normalization.std,
-            "loss_scaler": scaler.state_dict() if scaler is not None else {},
-        }
-
-    def finish(self, state: TrainState) -> None:
-        """Write result.json, whose presence says that training is done; the last checkpoint is there by then."""
-        if self.run.is_main:
-            result = {
-                "steps": state.step,
-                "best_step": state.best_step,
-                "train_minutes": state.seconds / 60,
-                "dataset": self.fingerprint,
-                **state.report,
-            }
-            write_json(self.folder.path / "result.json", result)
-        self.run.barrier()
-
-
-def sample_losses(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Return the cross-entropy of each sample, (B,) float32; samples that could not be read count nothing.
-
-    Args:
-        logits: (B, C), any float type.
-        batch: its labels are (B,) int64.
-        label_smoothing: of the targets (Szegedy et al. 2016).
-    """
-    losses = F.cross_entropy(logits.float(), batch.labels, reduction="none", label_smoothing=label_smoothing)
-    return losses * batch.valid
