@@ -77,7 +77,7 @@ def choral(
     """choral's two stages."""
     import torch
 
-    from choral.inputs.augment import Augment
+    from choral.inputs.augment.parameters import Augment
     from choral.inputs.bad_samples import BadSamples
     from choral.inputs.cache import DecodedCache
     from choral.inputs.crop import Crop

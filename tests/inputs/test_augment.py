@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from choral.errors import ConfigError
-from choral.inputs.augment import GREY_WEIGHTS, Augment, apply, turn
+from choral.inputs.augment.parameters import GREY_WEIGHTS, Augment, apply, turn
 
 D4 = Augment(hflip=0.5, vflip=0.5, rot90=True, seed=3)
 ROWS = np.arange(4000)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from choral.errors import DataError
-from choral.inputs.augment import Augment
+from choral.inputs.augment.parameters import Augment
 from choral.inputs.bad_samples import BadSamples
 from choral.inputs.crop import Crop
 from choral.inputs.device import Batch, DeviceLoader, Standardizer

@@ -27,7 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from choral.inputs.augment import Augment, apply, turn
+from choral.inputs.augment.mixing import Mixing, mix
+from choral.inputs.augment.parameters import Augment, apply, turn
 from choral.inputs.loader import HostBatch, HostLoader
 from choral.inputs.normalize import Normalizer
 
@@ -41,11 +42,15 @@ class Batch:
     labels: Tensor
     """(B,) int64, on the device."""
     valid: Tensor
-    """(B,) bool, on the device; False: the sample could not be read and its image means nothing."""
+    """(B,) bool, on the device; False: the sample, or what is mixed into it, could not be read: its image means nothing."""
     rows: NDArray[np.int64]
     """(B,) rows of the index, on the host."""
     epoch: int
     step: int
+    partners: Tensor | None = None
+    """Labels of the images mixed in, as `labels`; None where nothing is mixed."""
+    shares: Tensor | None = None
+    """(B,) float32, 0 to 1, on the device: share of the sample's own image; None where nothing is mixed."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,7 @@ class _Staged:
 
     host: HostBatch
     images: Tensor
-    labels: Tensor
-    valid: Tensor
-    parameters: dict[str, Tensor]
+    small: dict[str, Tensor]
     copied: torch.cuda.Event
 
 
@@ -69,6 +72,7 @@ class DeviceLoader:
         mean, std: of the three channels, for values from 0 to 1.
         augment: random changes; None in evaluation.
         channels_last: memory format of the images.
+        mixing: how samples whose orders name partners are mixed.
     """
 
     def __init__(
@@ -79,8 +83,9 @@ class DeviceLoader:
         std: Sequence[float],
         augment: Augment | None,
         channels_last: bool,
+        mixing: Mixing | None = None,
     ) -> None:
-        self._host, self._device = host, device
+        self._host, self._device, self._mixing = host, device, mixing
         self._augment = augment if augment is not None and (augment.turns or augment.colours) else None
         self._normalize = Normalizer(mean, std, channels_last)
         self._standardize = Standardizer(mean, std, device, self._augment, channels_last)
@@ -126,18 +131,31 @@ class DeviceLoader:
     def _parameters(self, host: HostBatch) -> dict[str, NDArray[Any]] | None:
         return None if self._augment is None else self._augment.parameters(host.order.epoch, host.rows)
 
+    def _small(self, host: HostBatch) -> dict[str, NDArray[Any]]:
+        """Return what a batch has beside its images; with "partners" where these are to be mixed."""
+        order, own = host.order, host.order.own
+        small: dict[str, NDArray[Any]] = {"labels": host.labels[:own], "valid": host.valid[:own]}
+        if self._mixing is not None and order.partners is not None:
+            mixed = self._mixing.parameters(order.epoch, order.rows[:own], host.images.shape[1])
+            small |= {**mixed, "partners": order.partners, "partner_labels": host.labels[order.partners]}
+            small["valid"] = small["valid"] & (host.valid[order.partners] | (mixed["share"] == 1))
+        return small
+
     def _on_host(self, host: HostBatch) -> Batch:
         images = self._normalize(host.images, self._parameters(host))
+        small = self._small(host)
+        if "partners" in small:
+            images = self._normalize.mix(images, small)
         host.release()
-        tensors = images, torch.from_numpy(host.labels), torch.from_numpy(host.valid)
-        images, labels, valid = (tensor.to(self._device) for tensor in tensors)  # on a CPU, the same tensors
-        return Batch(images, labels, valid, host.rows, host.order.epoch, host.order.step)
+        # On a CPU, these are the same tensors.
+        moved = {name: torch.from_numpy(array).to(self._device) for name, array in small.items()}
+        return _batch(host, images.to(self._device), moved)
 
     def _stage(self, host: HostBatch, side: torch.cuda.Stream) -> _Staged:
         pinned = torch.empty(host.images.shape, dtype=torch.uint8, pin_memory=True)
         np.copyto(pinned.numpy(), host.images)
         host.release()
-        small = {"labels": host.labels, "valid": host.valid, **(self._parameters(host) or {})}
+        small = {**self._small(host), **(self._parameters(host) or {})}
         with torch.cuda.stream(side):
             images = pinned.to(self._device, non_blocking=True)
             moved = {
@@ -146,16 +164,24 @@ class DeviceLoader:
             }
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(side)
-        return _Staged(host, images, moved.pop("labels"), moved.pop("valid"), moved, copied)
+        return _Staged(host, images, moved, copied)
 
     def _finish(self, staged: _Staged) -> Batch:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(staged.copied)
-        for tensor in (staged.images, staged.labels, staged.valid, *staged.parameters.values()):
+        for tensor in (staged.images, *staged.small.values()):
             tensor.record_stream(current)
-        images = self._standardize(staged.images, staged.parameters)
-        order = staged.host.order
-        return Batch(images, staged.labels, staged.valid, staged.host.rows, order.epoch, order.step)
+        images = self._standardize(staged.images, staged.small)
+        if "partners" in staged.small:
+            images = mix(images, staged.small["partners"], staged.small)
+        return _batch(staged.host, images, staged.small)
+
+
+def _batch(host: HostBatch, images: Tensor, small: Mapping[str, Tensor]) -> Batch:
+    order = host.order
+    labels, valid, rows = small["labels"], small["valid"], host.rows[: order.own]
+    partners, shares = small.get("partner_labels"), small.get("share")
+    return Batch(images, labels, valid, rows, order.epoch, order.step, partners, shares)
 
 
 class Standardizer:

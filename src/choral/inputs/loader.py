@@ -33,11 +33,19 @@ _PARTS_A_WORKER = 4  # of a batch: small enough that workers end at about the sa
 
 @dataclass(frozen=True)
 class Order:
-    """A batch to be made: (b,) int64 rows of the index, and where in training it belongs."""
+    """A batch to be made: rows of the index, and where in training it belongs."""
 
     rows: NDArray[np.int64]
+    """(b,) int64. With partners (b + e,): behind the batch's own rows those that are read only to be mixed into them."""
     epoch: int
     step: int
+    partners: NDArray[np.int64] | None = None
+    """(b,) where in `rows` the image is that each own one is mixed with; None: nothing is mixed."""
+
+    @property
+    def own(self) -> int:
+        """How many rows, from the first on, are the batch's own."""
+        return len(self.rows if self.partners is None else self.partners)
 
 
 @dataclass
@@ -213,7 +221,8 @@ class HostLoader:
         valid = np.ones(count, np.bool_)
         for position, reason in sorted(ticket.bad):
             valid[position] = False
-            self._record(int(order.rows[position]), reason)
+            if position < order.own:  # others are recorded by the rank whose own they are
+                self._record(int(order.rows[position]), reason)
         images = self._ring.images[ticket.slot, :count]
         labels = self._index.labels[order.rows]
         return HostBatch(images, order.rows, labels, valid, order, lambda: self._free.append(ticket.slot))

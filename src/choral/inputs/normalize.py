@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from choral.inputs.augment import GREY_WEIGHTS, colour_map
+from choral.inputs.augment.mixing import mix_images
+from choral.inputs.augment.parameters import GREY_WEIGHTS, colour_map
 
 _LEVELS = np.arange(256)[:, None] / 255
 
@@ -85,6 +86,23 @@ class Normalizer:
                 table = self._coloured(image, {name: parameters[name][i] for name in ("brightness", "contrast")}, plain)
             self._look_up(image, table, array[i])
         result = torch.from_numpy(array)
+        return result.permute(0, 3, 1, 2) if self._channels_last else result
+
+    def mix(self, images: Tensor, parameters: Mapping[str, NDArray[Any]]) -> Tensor:
+        """Return the mixed images of a batch.
+
+        Args:
+            images: (B + E, 3, S, S), as `__call__` returned them.
+            parameters: as `Mixing.parameters`, of the first B, and "partners": (B,) positions in `images`.
+
+        Returns:
+            (B, 3, S, S), in memory that is lent alike.
+        """
+        array = images.permute(0, 2, 3, 1).numpy() if self._channels_last else images.numpy()
+        partners = parameters["partners"]
+        mixed = self._buffers.take((len(partners), *array.shape[1:]))
+        mix_images(array, partners, parameters, mixed, self._channels_last)
+        result = torch.from_numpy(mixed)
         return result.permute(0, 3, 1, 2) if self._channels_last else result
 
     def _table(self, factor: float, summand: float) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 
 from choral.config import Config, DataConfig
-from choral.inputs.augment import Augment
+from choral.inputs.augment.mixing import Mixing, with_partners
+from choral.inputs.augment.parameters import Augment
 from choral.inputs.bad_samples import BadSamples
 from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Crop
@@ -103,7 +104,8 @@ def training_batches(
         contrast=augment.contrast,
         seed=config.seed,
     )
-    return DeviceLoader(host, place.device, mean, std, changes, config.model.channels_last)
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, config.seed) if augment.mixes else None
+    return DeviceLoader(host, place.device, mean, std, changes, config.model.channels_last, mixing)
 
 
 def evaluation_batches(
@@ -125,7 +127,7 @@ def _plan(config: Config, index: Index, epoch: int) -> EpochPlan:
 def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[Order]:
     micro_steps = config.train.accumulate_steps
     micro_batch = config.train.batch_size // micro_steps
-    mine = slice_of(micro_batch, place.rank, place.world_size)
+    part = slice_of(micro_batch, place.rank, place.world_size)
     plan = _plan(config, split.index, 0)
     epoch = 0
     for step in steps:
@@ -135,7 +137,9 @@ def _training_orders(config: Config, split: Split, place: RankPlace, steps: rang
         # The batch lies lane by lane: each micro-batch takes its part of every lane, so that all are mixed alike.
         batch = plan.batch(step % plan.steps).reshape(config.data.lanes, micro_steps, -1)
         for micro in range(micro_steps):
-            yield Order(rows=batch[:, micro].reshape(-1)[mine], epoch=epoch, step=step)
+            rows = batch[:, micro].reshape(-1)
+            mine, partners = with_partners(rows, part) if config.augment.mixes else (rows[part], None)
+            yield Order(mine, epoch, step, partners)
 
 
 def _eval_crop(config: DataConfig) -> Crop:
