@@ -7,9 +7,8 @@ from itertools import pairwise
 import pytest
 import timm
 
-from choral.config import FinetuneConfig, TrainConfig
+from choral.config import TrainConfig
 from choral.errors import ConfigError
-from choral.model.strategy import freeze, train_mode
 from choral.train.optim import Schedule, build_optimizer
 from choral.train.state import TrainState
 
@@ -55,25 +54,6 @@ def test_norms_and_biases_are_not_decayed() -> None:
 def test_a_misspelt_optimizer_is_told_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no optimizer 'adamww'. Did you mean adamw"):
         build_optimizer(timm.create_model("test_resnet"), TrainConfig(optimizer="adamww"))
-
-
-def test_partial_trains_the_last_stages_and_leaves_frozen_statistics() -> None:
-    model = freeze(
-        timm.create_model("test_resnet", num_classes=3), FinetuneConfig(strategy="partial", trained_stages=2)
-    )
-    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"layer3", "layer4", "fc"}
-    train_mode(model)
-    modes = {name: module.training for name, module in model.named_modules() if "bn" in name}
-    assert not modes["bn1"] and not modes["layer2.0.bn1"]
-    assert modes["layer3.0.bn1"] and modes["layer4.0.bn2"]
-    optimizer = build_optimizer(model, TrainConfig())
-    assert all(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"])
-
-
-def test_partial_refuses_more_stages_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="has 5 stages before its head, got 9"):
-        freeze(timm.create_model("test_resnet"), FinetuneConfig(strategy="partial", trained_stages=9))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from choral.inputs.streams import (
     training_batches,
 )
 from choral.model.build import Normalization, build_model, normalization_of
-from choral.model.strategy import freeze, train_mode
+from choral.model.strategy import apply_phase, phases_of, train_mode
 from choral.model.syncbn import synchronize_batchnorm
 from choral.model.weights import resolve_weights
 from choral.runfolder import RunFolder
@@ -52,7 +52,7 @@ class Trainer:
         self.last_rate = 0.0
 
         model = build_model(resolve_weights(config.model), len(self.classes), config.data.image_size, config.seed)
-        model = freeze(model, config.finetune)
+        apply_phase(model, phases_of(model, config.finetune, self.epoch_steps, self.schedule.total_steps)[0])
         self.normalization: Normalization = normalization_of(model)
         self._synchronized = config.model.sync_batchnorm and run.world_size > 1
         if self._synchronized:
