@@ -173,7 +173,6 @@ def test_a_preset_stands_for_keys_and_later_keys_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task=regression", "data.targets: task: regression needs a column at least"),
         ("data.targets=[age]", "data.targets: needs task: regression or multilabel"),
         ("train.loss=huber", "train.loss: with task: multiclass, expected one of auto, cross_entropy, bce, focal"),
         ("train.best_by=rmse", "train.best_by: with task: multiclass, expected one of auto, accuracy, log_loss"),

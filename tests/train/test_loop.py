@@ -62,7 +62,7 @@ def test_validation_counts_each_sample_once(config_file: Path, tmp_path: Path, r
     trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
     report = trainer.validate()
     place = RankPlace(0, 1, torch.device("cpu"))
-    split = open_split(config.data, open_dataset(config.data), "val", place)
+    split = open_split(config, open_dataset(config.data), "val", place)
     norm = trainer.normalization
     losses, hits = [], []
     with evaluation_batches(config, split, place, norm.mean, norm.std, tmp_path / "bad") as loader:
@@ -85,7 +85,7 @@ def test_evaluation_images_do_not_depend_on_augmentation(config_file: Path, tmp_
         config = load_config(
             config_file, [override, "augment.vflip=1", "augment.contrast=0.9"][: 3 if "yes" in override else 1]
         )
-        split = open_split(config.data, open_dataset(config.data), "test", place)
+        split = open_split(config, open_dataset(config.data), "test", place)
         with evaluation_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, tmp_path / "bad") as loader:
             images.append(torch.cat([batch.images for batch in loader]))
     assert torch.equal(images[0], images[1])
@@ -100,14 +100,14 @@ def test_training_images_do_not_depend_on_ranks_or_workers(
     ranks = []
     for rank in range(world_size):
         place = RankPlace(rank, world_size, torch.device("cpu"))
-        split = open_split(config.data, open_dataset(config.data), "train", place)
+        split = open_split(config, open_dataset(config.data), "train", place)
         with training_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
             ranks.append([batch.images.clone() for batch in loader])
     batches = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
     assert [len(batch) for batch in batches] == [12] * 5
     place = RankPlace(0, 1, torch.device("cpu"))
     cached = load_config(config_file)
-    split = open_split(cached.data, open_dataset(cached.data), "train", place)
+    split = open_split(cached, open_dataset(cached.data), "train", place)
     assert split.cache is not None
     with training_batches(cached, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
         for batch, expected in zip(loader, batches, strict=True):

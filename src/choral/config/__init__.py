@@ -115,9 +115,6 @@ class Config:
         train, task = self.train, self.task
         for key, value, known in (("loss", train.loss, _LOSSES[task]), ("best_by", train.best_by, _METRICS[task])):
             check(value in known, f"train.{key}", f"with task: {task}, expected one of {', '.join(known)}")
-        check(
-            task != "regression" or bool(self.data.targets), "data.targets", "task: regression needs a column at least"
-        )
         check(task != "multiclass" or not self.data.targets, "data.targets", "needs task: regression or multilabel")
         check(
             task == "multiclass" or self.data.sampling == "shuffled",

@@ -48,7 +48,7 @@ class DataConfig:
     pack: PackConfig = PackConfig()
     targets: tuple[str, ...] = ()
     """Columns of the shards' metadata that are predicted, with task: regression (numbers) and multilabel (0 and 1, a
-    column a label). None, with multilabel: the labels that were packed with `--task multilabel`."""
+    column a label). None: what was packed for the task, with `--task`."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: each sample once an epoch; balanced: each class as often, the samples of small ones more than once."""
     train_split: str = "train"

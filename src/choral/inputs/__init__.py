@@ -3,6 +3,7 @@
 headers, decode               bytes to RGB pixels, by one stated rule for every kind of file
 crop, resize                  pixels to the square that the network sees
 cache                         a split decoded once, shared by everybody on the machine
+targets                       what the network is to say of each sample
 sample                        one sample, from its row in the index to its pixels
 ring, crew, worker            slots that batches are built in, and the threads or processes that build them
 bad_samples                   what happens with a sample that cannot be read

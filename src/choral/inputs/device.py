@@ -40,7 +40,7 @@ class Batch:
     images: Tensor
     """(B, 3, S, S) float32, normalised."""
     labels: Tensor
-    """(B,) int64, on the device."""
+    """(B,) int64 class ids, or (B, T) float32 labels or numbers, on the device; see `Targets.of`."""
     valid: Tensor
     """(B,) bool, on the device; False: the sample, or what is mixed into it, could not be read: its image means nothing."""
     rows: NDArray[np.int64]

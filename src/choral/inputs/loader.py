@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from choral.inputs.decode import MAX_PIXELS
 from choral.inputs.resize import Resize
 from choral.inputs.ring import Ring, RingShape
 from choral.inputs.sample import Recipe, Unreadable
+from choral.inputs.targets import Targets
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
 
@@ -56,8 +57,8 @@ class HostBatch:
     """(b, S, S, 3), RGB."""
     rows: NDArray[np.int64]
     """(b,)"""
-    labels: NDArray[np.int64]
-    """(b,) class ids."""
+    labels: NDArray[Any]
+    """(b,) int64 class ids, or (b, T) float32 labels or numbers; see `Targets.of`."""
     valid: NDArray[np.bool_]
     """(b,) False: the sample could not be read, its image is zero."""
     order: Order
@@ -98,6 +99,7 @@ class HostLoader:
         policy: what happens with samples that cannot be read.
         slots: batches in memory: those on their way and those the consumer holds.
         max_pixels: as in `decode`; must be what the cache was made with.
+        targets: what the labels are; None: the class ids of the index.
 
     Raises:
         ConfigError: the crop shrinks in the decoder, beside a cache.
@@ -121,8 +123,10 @@ class HostLoader:
         policy: BadSamples,
         slots: int = 3,
         max_pixels: int = MAX_PIXELS,
+        targets: Targets | None = None,
     ) -> None:
         self._index, self._policy, self._workers = index, policy, workers
+        self._targets = targets or Targets("multiclass", index.dataset.classes, index)
         self._tickets: dict[int, _Ticket] = {}
         self._line: deque[int] = deque()  # numbers of the tickets, oldest first
         self._next_ticket = 0
@@ -224,7 +228,7 @@ class HostLoader:
             if position < order.own:  # others are recorded by the rank whose own they are
                 self._record(int(order.rows[position]), reason)
         images = self._ring.images[ticket.slot, :count]
-        labels = self._index.labels[order.rows]
+        labels = self._targets.of(order.rows)
         return HostBatch(images, order.rows, labels, valid, order, lambda: self._free.append(ticket.slot))
 
     def _record(self, row: int, reason: str) -> None:

@@ -21,6 +21,7 @@ from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Crop
 from choral.inputs.device import DeviceLoader
 from choral.inputs.loader import HostLoader, Order
+from choral.inputs.targets import Targets
 from choral.shards.index import Dataset, Index
 from choral.shards.plan import EpochPlan, exact_rows, slice_of
 from choral.shards.store import LocalStore
@@ -44,6 +45,7 @@ class Split:
     index: Index
     store: LocalStore
     cache: DecodedCache | None
+    targets: Targets
 
     def __len__(self) -> int:
         return len(self.index)
@@ -56,16 +58,21 @@ def open_dataset(config: DataConfig) -> Dataset:
     return dataset
 
 
-def open_split(config: DataConfig, dataset: Dataset, split: str, place: RankPlace) -> Split:
-    """Open a split; the first process on a machine decodes it into the shared cache where that fits the budget."""
+def open_split(config: Config, dataset: Dataset, split: str, place: RankPlace) -> Split:
+    """Open a split; the first process on a machine decodes it into the shared cache where that fits the budget.
+
+    Raises:
+        ConfigError, DataError: no such split, or it has no targets of the config's task; see `Targets.open`.
+    """
     index = Index.open(dataset, split)
+    targets = Targets.open(config, index)
     store = LocalStore(dataset)
     cache = None
-    if config.cache_gib > 0:
+    if config.data.cache_gib > 0:
         workers = _cores(place)
         folder = dataset.folder / ".decoded"
-        cache = DecodedCache.open_or_build(index, store, folder, config.cache_gib, workers, config.max_pixels)
-    return Split(index, store, cache)
+        cache = DecodedCache.open_or_build(index, store, folder, config.data.cache_gib, workers, config.data.max_pixels)
+    return Split(index, store, cache, targets)
 
 
 def steps_per_epoch(config: Config, split: Split) -> int:
@@ -161,6 +168,7 @@ def _host_loader(
         cache=split.cache,
         policy=BadSamples(config.on_bad_sample, config.max_bad_fraction, bad_log),
         max_pixels=config.max_pixels,
+        targets=split.targets,
     )
 
 

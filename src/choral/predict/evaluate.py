@@ -58,7 +58,7 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         )
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
     for name in plan.ledgers if force else plan.missing():
-        split = open_split(config.data, dataset, name, place)
+        split = open_split(config, dataset, name, place)
         path, meta = plan.ledgers[name]
         _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
         _SplitEvaluation(config, folder, run, place, split, plan, meta).write(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from choral.checkpoints import MODEL, checkpoint_of, read_meta
 from choral.config import Config
 from choral.errors import ChoralError
+from choral.model.outputs import Outputs
 from choral.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
                 name=name,
                 config=member.config(),
                 checkpoint=checkpoint,
-                classes=tuple(meta["classes"]),
+                classes=Outputs.from_meta(meta).names,
                 mean=tuple(meta["mean"]),
                 std=tuple(meta["std"]),
                 weights_hash=str(meta["sha256"][MODEL]),

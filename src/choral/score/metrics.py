@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from choral.errors import DataError
 
 _SMALLEST = float(np.finfo(np.float32).eps)  # as scikit-learn clips float32 probabilities: a loss of at most 15.9
 
@@ -37,3 +41,51 @@ def log_losses(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) ->
     """
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return -np.log(np.clip(of_label, _SMALLEST, 1.0))
+
+
+def average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
+    """Return the area under the precision-recall curve as a step function, as scikit-learn defines it.
+
+    Args:
+        labels: (N,) whether the label applies; at least once.
+        scores: (N,) higher where it is more likely; samples of equal score are found at the same threshold.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(labels[order])
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of the samples of equal score
+    precision = hits[last] / (last + 1)
+    recall = hits[last] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def mean_average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
+    """Return the mean over labels (macro) of the average precision; labels that no sample has are left out.
+
+    Args:
+        labels, scores: (N, L).
+
+    Raises:
+        DataError: no sample has any label, so that nothing can be measured.
+    """
+    known = np.flatnonzero(labels.any(axis=0))
+    if not len(known):
+        raise DataError("no sample of the split has any label: mean average precision needs some")
+    return float(np.mean([average_precision(labels[:, label], scores[:, label]) for label in known]))
+
+
+def f1_of_counts(hits: Any, false_alarms: Any, misses: Any) -> Any:
+    """Return 2 hits / (2 hits + false alarms + misses), 0 where nothing was there and nothing found; of arrays, too."""
+    wanted = 2 * hits + false_alarms + misses
+    return 2 * hits / np.maximum(wanted, 1)
+
+
+def r2_of_sums(residual: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 - residual / total, the coefficient of determination.
+
+    Args:
+        residual: sums of squared errors.
+        total: sums of squared deviations from the mean; where these are 0, a prediction without error gives 1, any
+            other 0, as in scikit-learn.
+    """
+    constant = total <= 0
+    return np.where(constant, (residual == 0).astype(np.float64), 1 - residual / np.where(constant, 1, total))

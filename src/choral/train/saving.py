@@ -79,7 +79,7 @@ def _describe(trainer: Trainer, state: TrainState) -> dict[str, Any]:
     return {
         "state": asdict(state),
         "dataset": trainer.fingerprint,
-        "classes": list(trainer.classes),
+        **trainer.objective.meta(),
         "mean": trainer.normalization.mean,
         "std": trainer.normalization.std,
         "loss_scaler": scaler.state_dict() if scaler is not None else {},

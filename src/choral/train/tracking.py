@@ -102,11 +102,10 @@ class Tracker:
             return
         self._write(state, "val", state.report)
         _log.info(
-            "step %d of %d: validation accuracy %.4f, log loss %.4f%s (%.0f images/s in training)",
+            "step %d of %d: validation %s%s (%.0f images/s in training)",
             state.step,
             self._total,
-            state.report["accuracy"],
-            state.report["log_loss"],
+            ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in state.report.items() if name != "n"),
             ", the best so far" if state.best_step == state.step else "",
             self._images_per_s,
         )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from choral.config import Config
 from choral.errors import ChoralError
@@ -27,6 +26,7 @@ from choral.model.weights import resolve_weights
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.counter import key_of
+from choral.train.objective import Objective
 from choral.train.optim import Schedule, build_optimizer
 from choral.train.state import TrainState
 from choral.train.tracking import Tracker
@@ -44,14 +44,15 @@ class Trainer:
         self.config, self.folder, self.run = config, folder, run
         dataset = open_dataset(config.data)
         self.place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
-        self.classes, self.fingerprint = dataset.classes, dataset.fingerprint
-        self.train_split: Split = open_split(config.data, dataset, config.data.train_split, self.place)
-        self.val_split: Split = open_split(config.data, dataset, config.data.val_split, self.place)
+        self.fingerprint = dataset.fingerprint
+        self.train_split: Split = open_split(config, dataset, config.data.train_split, self.place)
+        self.val_split: Split = open_split(config, dataset, config.data.val_split, self.place)
+        self.objective = Objective.of(config, self.train_split, run.device)
         self.epoch_steps = steps_per_epoch(config, self.train_split)
         self.schedule = Schedule.of(config.train, self.epoch_steps)
         self.last_rate = 0.0
 
-        model = build_model(resolve_weights(config.model), len(self.classes), config.data.image_size, config.seed)
+        model = build_model(resolve_weights(config.model), self.objective.outputs, config.data.image_size, config.seed)
         apply_phase(model, phases_of(model, config.finetune, self.epoch_steps, self.schedule.total_steps)[0])
         self.normalization: Normalization = normalization_of(model)
         self._synchronized = config.model.sync_batchnorm and run.world_size > 1
@@ -103,7 +104,7 @@ class Trainer:
                     logits = self.model(batch.images)
                 # Ranks may hold slices of different sizes: dividing by the size of the whole micro-batch, times the
                 # world size that DDP's mean divides by, gives the gradient of the mean over all samples.
-                loss = sample_losses(logits, batch, config.label_smoothing).sum() / micro_batch
+                loss = self.objective.losses(logits, batch).sum() / micro_batch
                 accelerator.backward(loss * self.run.world_size)
                 mean_loss += loss.detach() / config.accumulate_steps
                 if accelerator.sync_gradients:
@@ -119,12 +120,12 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return accuracy, log loss and count over the validation split: sums over ranks, divided once."""
+        """Return what the task is measured by over the validation split: sums over ranks, divided once."""
         if not self._synchronized:
             for buffer in self.network.buffers():  # without SyncBatchNorm each rank has averages of its own
                 self.run.broadcast(buffer)
         network = self.network.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.run.device)
+        meter = self.objective.meter(len(self.val_split))
         loader = evaluation_batches(
             self.config,
             self.val_split,
@@ -137,11 +138,8 @@ class Trainer:
             for batch in loader:
                 with self.run.accelerator.autocast():
                     logits = network(batch.images).float()
-                losses = sample_losses(logits, batch, 0.0)
-                hits = (logits.argmax(1) == batch.labels) & batch.valid
-                sums += torch.stack([hits.sum().double(), losses.double().sum(), batch.valid.sum().double()])
-        hits_sum, loss_sum, count = self.run.sum(sums).tolist()
-        return {"accuracy": hits_sum / count, "log_loss": loss_sum / count, "n": count}
+                meter.add(logits, batch)
+        return meter.report(self.run.sum(meter.totals))
 
     def validate_if_due(self, state: TrainState, tracker: Tracker) -> TrainState:
         """Validate where that is due at this step and has not been done, and return the state with what was found."""
@@ -151,15 +149,3 @@ class Trainer:
         state = state.validated(self.validate(), self.config.best_metric)
         tracker.report_validation(state)
         return state
-
-
-def sample_losses(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Return the cross-entropy of each sample, (B,) float32; samples that could not be read count nothing.
-
-    Args:
-        logits: (B, C), any float type.
-        batch: its labels are (B,) int64.
-        label_smoothing: of the targets (Szegedy et al. 2016).
-    """
-    losses = F.cross_entropy(logits.float(), batch.labels, reduction="none", label_smoothing=label_smoothing)
-    return losses * batch.valid

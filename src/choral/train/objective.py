@@ -1,0 +1,193 @@
+"""What the training of each task minimises: losses a sample, with smoothing, weights and mixed images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from choral.config import Config
+from choral.errors import DataError
+from choral.inputs.device import Batch
+from choral.inputs.streams import Split
+from choral.inputs.targets import Targets
+from choral.model.outputs import Outputs
+from choral.train.meters import ClassMeter, LabelMeter, Meter, NumberMeter
+
+_LOSS_OF = {"multiclass": "cross_entropy", "multilabel": "bce", "regression": "mse"}  # with train.loss: auto
+_BLOCK = 1 << 16  # rows of the index looked at at once
+_NEARLY_ZERO = 1e-12
+
+
+class Objective:
+    """The loss of a task and how validation measures it.
+
+    Args:
+        meaning: of the network's outputs.
+        loss: cross_entropy, bce or focal; mse, l1 or huber.
+        smoothing: of labels (Szegedy et al. 2016): a share of the target spread evenly over the classes; with
+            multilabel over yes and no.
+        gamma: of the focal loss.
+        weights: (C,) float32 weight of a sample by its class; with multilabel (2, L), of a label's zeros and ones.
+        device: of the batches.
+    """
+
+    def __init__(
+        self,
+        meaning: Outputs,
+        loss: str,
+        *,
+        smoothing: float = 0.0,
+        gamma: float = 2.0,
+        weights: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.meaning, self._loss, self._smoothing, self._gamma = meaning, loss, smoothing, gamma
+        self._weights = weights.to(device) if weights is not None else None
+        self._mean = torch.tensor(meaning.target_mean, dtype=torch.float32, device=device)
+        self._std = torch.tensor(meaning.target_std, dtype=torch.float32, device=device)
+        self._device = device
+
+    @classmethod
+    def of(cls, config: Config, split: Split, device: torch.device) -> Objective:
+        """Return the objective of a config; weights of classes, and mean and deviation of targets, are those of `split`.
+
+        Args:
+            split: the training split, the same for all ranks.
+
+        Raises:
+            DataError: a target that is the same for all training samples: there is nothing to learn.
+        """
+        targets, settings = split.targets, config.train
+        mean, std = _mean_and_std(targets) if targets.task == "regression" else ((), ())
+        return cls(
+            Outputs(targets.task, targets.names, mean, std),
+            _LOSS_OF[targets.task] if settings.loss == "auto" else settings.loss,
+            smoothing=settings.label_smoothing,
+            gamma=settings.focal_gamma,
+            weights=_balanced_weights(targets) if settings.class_weights == "balanced" else None,
+            device=device,
+        )
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the network has."""
+        return len(self.meaning.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, labels or targets, one an output."""
+        return self.meaning.names
+
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each sample, (B,) float32; samples that could not be read count nothing.
+
+        Where images were mixed, it is the mean of the losses to both labels, weighted by their shares: the loss to the
+        mixed label, since every loss here but those of regression is linear in it (Zhang et al. 2018).
+
+        Args:
+            logits: (B, outputs), any float type.
+            batch: labels, perhaps partners and shares.
+        """
+        logits = logits.float()
+        losses = self._losses_to(logits, batch.labels)
+        if batch.partners is not None and batch.shares is not None:
+            others = self._losses_to(logits, batch.partners)
+            losses = batch.shares * losses + (1 - batch.shares) * others
+        return losses * batch.valid
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Return probabilities, or numbers in the targets' own units; see `Outputs.predictions`."""
+        return self.meaning.predictions(logits)
+
+    def meter(self, samples: int) -> Meter:
+        """Return what measures predictions over a split of so many samples."""
+        if self.meaning.task == "multiclass":
+            return ClassMeter(self._device)
+        if self.meaning.task == "multilabel":
+            return LabelMeter(samples, self.outputs, self._device)
+        return NumberMeter(self.meaning, self._device)
+
+    def meta(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, so that predictions can be made from it: task, names, target_mean, target_std."""
+        return self.meaning.meta()
+
+    def _losses_to(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.meaning.task == "multiclass":
+            return self._class_losses(logits, labels)
+        if self.meaning.task == "multilabel":
+            return self._label_losses(logits, labels)
+        return self._number_losses(logits, labels)
+
+    def _class_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._loss == "cross_entropy":
+            losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self._smoothing)
+        else:
+            truth = F.one_hot(labels, self.outputs) * (1 - self._smoothing) + self._smoothing / self.outputs
+            if self._loss == "bce":  # one against all, the mean over classes as in timm (Wightman et al. 2021)
+                losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
+            else:  # Lin et al. 2017, for several classes
+                logs = logits.log_softmax(dim=1)
+                losses = -(truth * _power(-torch.expm1(logs), self._gamma) * logs).sum(dim=1)
+        return losses if self._weights is None else losses * self._weights[labels]
+
+    def _label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        truth = labels * (1 - self._smoothing) + self._smoothing / 2
+        if self._loss == "bce":
+            losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        else:
+            yes = _power(torch.sigmoid(-logits), self._gamma) * F.softplus(-logits)
+            no = _power(torch.sigmoid(logits), self._gamma) * F.softplus(logits)
+            losses = truth * yes + (1 - truth) * no
+        if self._weights is not None:
+            losses = losses * torch.where(labels > 0, self._weights[1], self._weights[0])
+        return losses.mean(dim=1)
+
+    def _number_losses(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        truth = (numbers - self._mean) / self._std
+        if self._loss == "mse":
+            losses = F.mse_loss(logits, truth, reduction="none")
+        elif self._loss == "l1":
+            losses = F.l1_loss(logits, truth, reduction="none")
+        else:
+            losses = F.huber_loss(logits, truth, reduction="none", delta=1.0)
+        return losses.mean(dim=1)
+
+
+def _power(values: Tensor, gamma: float) -> Tensor:
+    """Return values^gamma for values in [0, 1]; at 0, where the derivative may be infinite, it is taken for 0."""
+    return values.clamp_min(_NEARLY_ZERO).pow(gamma)
+
+
+def _blocks(targets: Targets) -> list[NDArray[Any]]:
+    starts = range(0, len(targets), _BLOCK)
+    return [targets.of(np.arange(start, min(start + _BLOCK, len(targets)))) for start in starts]
+
+
+def _balanced_weights(targets: Targets) -> Tensor:
+    """Return weights that make classes (of each label its ones and zeros) count alike, mean 1 over the samples."""
+    if targets.task == "multiclass":
+        ones = sum(np.bincount(block, minlength=len(targets.names)) for block in _blocks(targets))
+        counts = np.asarray(ones, dtype=np.float64)
+    else:
+        ones = sum(block.sum(axis=0, dtype=np.float64) for block in _blocks(targets))
+        counts = np.stack([len(targets) - ones, np.asarray(ones)])
+    there = counts > 0  # what never occurs needs no weight, and takes none from the others
+    weights = len(targets) / (there.sum(axis=0) * np.where(there, counts, 1)) * there
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def _mean_and_std(targets: Targets) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    values = np.concatenate(_blocks(targets)).astype(np.float64)
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    for name, deviation in zip(targets.names, std, strict=True):
+        if not deviation > 0:
+            raise DataError(
+                f"{targets.index.dataset.folder}: target {name!r} is the same for all samples of split "
+                f"{targets.index.split}: there is nothing to learn; choose another column in data.targets"
+            )
+    return tuple(mean.tolist()), tuple(std.tolist())
