@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -23,11 +24,12 @@ from choral.configfile import load_config, to_yaml
 from choral.errors import ChoralError, ConfigError, did_you_mean
 from choral.runfolder import RunFolder
 from choral.shards.check import check
-from choral.shards.index import Dataset
-from choral.shards.options import PackOptions
+from choral.shards.index import Dataset, Index
+from choral.shards.options import TASKS, PackOptions
 from choral.shards.pack import pack
 
 Verb = Callable[[argparse.Namespace], int]
+_NAMES_OF = {"multiclass": "classes", "multilabel": "labels", "regression": "targets"}
 _stdout, _stderr = Console(), Console(stderr=True)
 
 
@@ -59,6 +61,8 @@ def pack_verb(options: argparse.Namespace) -> int:
         label_column=options.label_column,
         split_column=options.split_column,
         group_column=options.group_column,
+        task=options.task,
+        targets=tuple(options.target or ()),
         max_size=options.max_size,
         quality=options.quality,
         samples_per_shard=options.samples_per_shard,
@@ -165,14 +169,19 @@ def _print_dataset(dataset: Dataset) -> None:
     summary = dataset.summary()
     splits = list(summary["splits"].values())
     table = Table(
-        title=escape(f"{summary['name']}: {len(dataset.classes)} classes in {dataset.folder}"), title_justify="left"
+        title=escape(f"{summary['name']}: {len(dataset.classes)} {_NAMES_OF[dataset.task]} in {dataset.folder}"),
+        title_justify="left",
     )
-    table.add_column("class")
+    table.add_column({"multiclass": "class", "multilabel": "label"}.get(dataset.task, "mean of target"))
     for name in summary["splits"]:
         table.add_column(name, justify="right")
     shown = dataset.classes[:50]
     for label in shown:
-        table.add_row(escape(label), *(f"{split['class_counts'][label]:,}" for split in splits))
+        if dataset.task == "regression":
+            columns = [np.asarray(Index.open(dataset, name).column(label)) for name in summary["splits"]]
+            table.add_row(escape(label), *(f"{column.mean():.5g} ± {column.std():.3g}" for column in columns))
+        else:
+            table.add_row(escape(label), *(f"{split['class_counts'][label]:,}" for split in splits))
     if len(shown) < len(dataset.classes):
         table.add_row(f"... {len(dataset.classes) - len(shown)} more", *("" for _ in summary["splits"]))
     table.add_section()
@@ -272,6 +281,13 @@ def _add_data_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser
     verb.add_argument(
         "--stratify", action="append", metavar="COLUMN", help="spread this column, too, evenly over the splits"
     )
+    verb.add_argument(
+        "--task",
+        choices=TASKS,
+        default=defaults.task,
+        help="multilabel: labels separated by ; or | (default: %(default)s)",
+    )
+    verb.add_argument("--target", action="append", metavar="COLUMN", help="of numbers, to be predicted by regression")
     verb.add_argument("--image-column", default=defaults.image_column, help="of a manifest (default: %(default)s)")
     verb.add_argument("--label-column", default=defaults.label_column, help="of a manifest (default: %(default)s)")
     verb.add_argument("--split-column", default=defaults.split_column, help="of a manifest (default: %(default)s)")

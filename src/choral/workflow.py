@@ -21,6 +21,7 @@ from choral.config import Config
 from choral.ensemble import score as scoring
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.inputs.targets import Targets
 from choral.jobs.launcher import launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
 from choral.predict.ledger import Ledger
@@ -219,7 +220,7 @@ def _check_before_start(config: Config) -> None:
         preflight(own)
     dataset = Dataset.open(config.data.shards)
     for split in config.evaluate.splits:
-        Index.open(dataset, split)
+        Targets.open(config, Index.open(dataset, split))
     if all(member.result for member in member_folders(RunFolder.of(config), config).values()):
         return  # their names were right
     from choral.model.build import check_name

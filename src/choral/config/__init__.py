@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from choral.config.augment import AugmentConfig
-from choral.config.data import DataConfig, PackConfig
+from choral.config.data import DataConfig, PackConfig, Task
 from choral.config.ensemble import (
     LEGAL_NAME,
     EnsembleConfig,
@@ -39,14 +39,13 @@ __all__ = [
     "ModelConfig",
     "PackConfig",
     "Reference",
+    "Task",
     "TrackingConfig",
     "TrainConfig",
     "binding_difference",
     "field_names",
     "unknown_key",
 ]
-
-Task = Literal["multiclass", "multilabel", "regression"]
 
 _LOSSES = {
     "multiclass": ("auto", "cross_entropy", "bce", "focal"),

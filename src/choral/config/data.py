@@ -7,6 +7,8 @@ from typing import Literal
 
 from choral.config.fields import check, is_fraction, tuning
 
+Task = Literal["multiclass", "multilabel", "regression"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
@@ -24,6 +26,10 @@ class PackConfig:
     """Longest side in pixels; larger images are shrunk and re-encoded. null: bytes stay as they are."""
     quality: int | None = None
     """JPEG quality, 1 to 95: every image is encoded again. null: 90, and only where max_size asks for it."""
+    task: Task = "multiclass"
+    """What the source's labels are. Data packed for multiclass serve other tasks by `data.targets`."""
+    targets: tuple[str, ...] = ()
+    """With task: regression, columns of numbers."""
 
     def __post_init__(self) -> None:
         for key, value in (("val", self.val), ("test", self.test)):
@@ -34,6 +40,10 @@ class PackConfig:
             )
         check((self.val or 0) + (self.test or 0) < 1, "data.pack.val", "val and test leave nothing to train on")
         check(self.max_size is None or self.max_size >= 16, "data.pack.max_size", "expected at least 16 pixels")
+        regression = self.task == "regression"
+        check(
+            regression == bool(self.targets), "data.pack.targets", "expected columns with task: regression, only then"
+        )
         check(self.quality is None or 1 <= self.quality <= 95, "data.pack.quality", "expected 1 to 95")
 
 

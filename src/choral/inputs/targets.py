@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from choral.config import Config, Task
 from choral.errors import ConfigError, DataError
-from choral.shards.index import Index
+from choral.shards.index import LABEL_IDS, Index
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Targets:
     @cached_property
     def _lists(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Where each sample's label ids begin and end, and all label ids; views of the mapped index."""
-        lists: Any = self.index.column("labels")
+        lists: Any = self.index.column(LABEL_IDS)
         bounds = lists.offsets.to_numpy()
         return bounds[:-1], bounds[1:], lists.values.to_numpy()
 

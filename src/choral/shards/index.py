@@ -3,7 +3,9 @@
 `dataset.json` describes the folder and is written last: where it is, the folder is complete. Each split has one Arrow
 IPC file, memory-mapped, so that opening it costs the same for a thousand and for a billion samples and processes share
 its pages. Its columns: key, shard (position in `Dataset.shards`), offset and length of the image in the tar (bytes),
-ext (image format), label (class id), group (where given), then metadata. Rows lie in order of shard, then offset.
+ext (image format), label (class id; 0 where the task has no classes), group (where given), with multilabel label_ids
+(a list of label ids, ascending), then metadata, which with regression holds the targets. Rows lie in order of shard, then
+offset.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from choral.errors import DataError, did_you_mean
@@ -35,6 +38,8 @@ CORE_COLUMNS = {
     "ext": EXT_TYPE,
     "label": pa.int64(),
 }
+LABEL_IDS = "label_ids"
+LABEL_IDS_TYPE = pa.list_(pa.int32())
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: sample count, index file and its SHA-256, ids of its shards in row order, samples of each class."""
+    """One split: sample count, index file and its SHA-256, ids of its shards in row order, samples of each class or label.
+
+    Regression counts nothing: `class_counts` is empty.
+    """
 
     samples: int
     index: str
@@ -64,8 +72,8 @@ class Dataset:
 
     folder: Path  # absolute
     name: str
-    task: str
-    classes: tuple[str, ...]
+    task: str  # multiclass, multilabel or regression
+    classes: tuple[str, ...]  # names of the classes or labels; with regression of the target columns
     shards: tuple[Shard, ...]
     splits: dict[str, Split]
     fingerprint: str  # of the contents: classes, shard checksums, index checksums
@@ -188,7 +196,9 @@ class Dataset:
                     "samples": split.samples,
                     "shards": len(split.shards),
                     "bytes": sum(self.shards[i].bytes for i in split.shards),
-                    "class_counts": dict(zip(self.classes, split.class_counts, strict=True)),
+                    "class_counts": dict(zip(self.classes, split.class_counts, strict=True))
+                    if self.task != "regression"
+                    else {},
                 }
                 for name, split in self.splits.items()
             },
@@ -232,7 +242,8 @@ class Index:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path}: index cannot be read ({error}): pack again with --force") from error
-        wrong = [n for n, t in CORE_COLUMNS.items() if n not in table.column_names or table.schema.field(n).type != t]
+        expected = CORE_COLUMNS | ({LABEL_IDS: LABEL_IDS_TYPE} if dataset.task == "multilabel" else {})
+        wrong = [n for n, t in expected.items() if n not in table.column_names or table.schema.field(n).type != t]
         if wrong or table.num_rows != entry.samples:
             detail = f"columns {wrong}" if wrong else f"{table.num_rows} rows, expected {entry.samples}"
             raise DataError(f"{path}: not the index that {DATASET_FILE} describes ({detail}): pack again with --force")
@@ -257,6 +268,11 @@ class Index:
     def labels(self) -> NDArray[np.int64]:
         """(n,) int64 class ids, read-only, without a copy."""
         return self._numbers("label")
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Samples of each class or label; a count for an id outside of them shows as a longer tuple."""
+        return count_classes(self._table, self.dataset.task, len(self.dataset.classes))
 
     def row(self, row: int) -> Record:
         """Return the record of row 0 <= row < len."""
@@ -301,6 +317,14 @@ class Index:
         else:  # only where the keys of a split exceed 2 GiB: one copy of this column
             values = column.to_numpy()
         return values
+
+
+def count_classes(samples: pa.Table, task: str, classes: int) -> tuple[int, ...]:
+    """Return how many samples each of so many classes or labels has; () for regression."""
+    if task == "regression":
+        return ()
+    ids = samples["label"] if task == "multiclass" else pc.list_flatten(samples[LABEL_IDS])
+    return tuple(np.bincount(ids.to_numpy(), minlength=classes).tolist())
 
 
 def write_index(path: Path, table: pa.Table) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,15 +15,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from choral.errors import ConfigError, DataError, did_you_mean
-from choral.shards.index import SPLITS
+from choral.shards.index import LABEL_IDS, SPLITS, count_classes
 from choral.shards.options import PackOptions
 from choral.shards.sources import ImageSource, TarSource
+from choral.shards.sources.base import check_targets
 from choral.shards.splits import carve, key_hashes, shares
 
 _SMALL_SHARD = (
     64  # small data are spread over eight shards, but none smaller than this: enough to work in parallel and to resume
 )
-_NOT_METADATA = ("key", "location", "size", "label", "split", "group", "shard", "offset", "length", "ext")
+_BINS = 10  # of the first target, over which a regression's splits are spread evenly
+_COMMON = 10  # samples that make a combination of labels a stratum of its own
+_NOT_METADATA = (LABEL_IDS, "key", "location", "size", "label", "split", "group", "shard", "offset", "length", "ext")
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def plan_of_tars(source: TarSource, options: PackOptions) -> str:
         options.stratify,
         names,
         options.task,
+        *options.targets,
     ]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
@@ -107,13 +112,16 @@ def assign_splits(
     """Return the (n,) int8 split of each sample, as positions in SPLITS: given ones are kept, missing ones are carved.
 
     Of given splits, validation is taken from training where it is missing; testing only where it was asked for, or
-    where neither is given. Keys must be unique in a split, groups must not straddle splits, and a class must not be
-    missing in training only.
+    where neither is given. Keys must be unique in a split, groups must not straddle splits, and a class or label must
+    not be missing in training only. Targets of a regression are numbers.
 
     Raises:
-        ConfigError: a fraction for a split that the source brings itself, or an unknown column to stratify by.
-        DataError: a key that occurs twice, a group in two splits, a class that cannot be learnt, or too few samples.
+        ConfigError: a fraction for a split that the source brings itself, or an unknown column to stratify by or target.
+        DataError: a target that is no number, a key that occurs twice, a group in two splits, a class that cannot be
+            learnt, or too few samples.
     """
+    if options.task == "regression":
+        check_targets(samples, classes, metadata_columns(samples), source.name)
     given = samples["split"].to_pylist() if "split" in samples.column_names else None
     position = {name: number for number, name in enumerate(SPLITS)}
     if given is None:
@@ -121,9 +129,9 @@ def assign_splits(
     else:
         result = np.array([position[name] for name in given], dtype=np.int8)
     _check_groups(samples, result)
-    _check_classes(samples, result, classes)
+    _check_classes(samples, result, classes, options)
     val, test = _fractions(set(given or ()), source, options)
-    strata = _strata(samples, options.stratify or source.stratify)
+    strata = _strata(samples, options.stratify or source.stratify, options.task, classes)
     groups = _groups(samples)
     if val or test:
         pool = np.flatnonzero(result == 0)
@@ -132,7 +140,7 @@ def assign_splits(
         pool_groups = None if groups is None else np.unique(groups[pool], return_inverse=True)[1]
         pool_strata = np.unique(strata[pool], return_inverse=True)[1]
         result[pool] = carve(keys, pool_strata, *counts, options.seed, pool_groups)
-        _check_classes(samples, result, classes)
+        _check_classes(samples, result, classes, options)
     _check_keys(samples, result, source)
     return result
 
@@ -149,10 +157,18 @@ def _fractions(given: set[str], source: ImageSource | TarSource, options: PackOp
     return 0.0 if "val" in given else val, 0.0 if "test" in given else test
 
 
-def _strata(samples: pa.Table, columns: Sequence[str]) -> NDArray[np.int64]:
-    """Return the (n,) number of each sample's combination of class and the values of `columns`."""
+def _strata(samples: pa.Table, columns: Sequence[str], task: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the (n,) number of each sample's combination of class (or what comes near it) and the values of `columns`."""
     known = metadata_columns(samples)
-    strata: NDArray[np.int64] = samples["label"].to_numpy()
+    if task == "multiclass":
+        strata: NDArray[np.int64] = samples["label"].to_numpy()
+    elif task == "multilabel":
+        strata = _label_strata(samples, len(classes))
+    else:
+        values = samples[classes[0]].to_numpy()
+        bins = max(1, min(_BINS, len(values) // _BINS))
+        edges = np.unique(np.quantile(values, np.arange(1, bins) / bins))
+        strata = np.searchsorted(edges, values, side="right")
     for name in columns:
         if name not in known:
             raise ConfigError(
@@ -166,6 +182,19 @@ def _strata(samples: pa.Table, columns: Sequence[str]) -> NDArray[np.int64]:
         ranks = np.unique(np.array([str(value) for value in values.to_pylist()]), return_inverse=True)[1]
         strata = np.unique(strata * (int(ranks.max()) + 1) + ranks, return_inverse=True)[1]
     return strata
+
+
+def _label_strata(samples: pa.Table, labels: int) -> NDArray[np.int64]:
+    """Return the (n,) number of each sample's combination of labels; rare ones are pooled by the rarest of their labels."""
+    sets: list[list[int]] = samples[LABEL_IDS].to_pylist()
+    combinations = Counter(map(tuple, sets))
+    counts = count_classes(samples, "multilabel", labels)
+    names = [
+        f"{ids}" if combinations[tuple(ids)] >= _COMMON or not ids else f"rare {min(ids, key=lambda i: (counts[i], i))}"
+        for ids in sets
+    ]
+    numbers: NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
+    return numbers
 
 
 def _groups(samples: pa.Table) -> NDArray[np.int64] | None:
@@ -204,14 +233,15 @@ def _check_groups(samples: pa.Table, splits: NDArray[np.int8]) -> None:
         raise DataError(f"group {name!r} has samples in more than one split: give all of them the same split")
 
 
-def _check_classes(samples: pa.Table, splits: NDArray[np.int8], classes: Sequence[str]) -> None:
-    labels = samples["label"].to_numpy()
-    if not (splits == 0).any():
-        return  # data to be evaluated on only
-    counts = np.stack([np.bincount(labels[splits == number], minlength=len(classes)) for number in range(len(SPLITS))])
+def _check_classes(samples: pa.Table, splits: NDArray[np.int8], classes: Sequence[str], options: PackOptions) -> None:
+    if not (splits == 0).any() or options.task == "regression":
+        return  # data to be evaluated on only, or that have no classes
+    parts = (samples.filter(pa.array(splits == number)) for number in range(len(SPLITS)))
+    counts = np.array([count_classes(part, options.task, len(classes)) for part in parts])
     for label in np.flatnonzero((counts[0] == 0) & (counts.sum(0) > 0)):
         split = SPLITS[int(np.argmax(counts[:, label]))]
+        kind = "class" if options.task == "multiclass" else "label"
         raise DataError(
-            f"class {classes[int(label)]!r} has {counts[:, label].sum()} samples, in {split}, but none in train: "
+            f"{kind} {classes[int(label)]!r} has {counts[:, label].sum()} samples, in {split}, but none in train: "
             "it could not be learnt"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from choral.errors import ConfigError
 
-TASKS = ("multiclass",)
+TASKS = ("multiclass", "multilabel", "regression")
 
 
 def _usable_cores() -> int:
@@ -36,7 +36,8 @@ class PackOptions:
     )
     samples_per_shard: int = 1000  # at most; small data get smaller shards
     processes: int = field(default_factory=_usable_cores)
-    task: str = "multiclass"
+    task: str = "multiclass"  # multilabel: labels separated by ; or |; regression: the columns `targets`
+    targets: tuple[str, ...] = ()  # with regression: metadata columns of numbers
     force: bool = False  # replace what choral packed into the same folder before
     root: str | None = None  # torchvision: where its files lie or are downloaded to
 
@@ -51,6 +52,14 @@ class PackOptions:
             )
         if self.task not in TASKS:
             raise ConfigError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if (self.task == "regression") != bool(self.targets):
+            raise ConfigError(
+                "task regression needs a target: name a column of numbers"
+                if self.task == "regression"
+                else f"targets are of task regression, the task is {self.task}"
+            )
+        if len(set(self.targets)) < len(self.targets):
+            raise ConfigError(f"a target stands twice: {', '.join(self.targets)}")
         if self.max_size is not None and self.max_size < 1:
             raise ConfigError(f"max_size is {self.max_size}, expected at least 1 pixel")
         if self.quality is not None and not 1 <= self.quality <= 95:

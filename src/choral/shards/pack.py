@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 from choral.errors import ConfigError, DataError
 from choral.shards import parallel
 from choral.shards.images import Encoding
-from choral.shards.index import CORE_COLUMNS, EXT_TYPE, SPLITS, Dataset, Shard, Split, fingerprint_of, write_index
+from choral.shards.index import (
+    CORE_COLUMNS,
+    EXT_TYPE,
+    LABEL_IDS,
+    SPLITS,
+    Dataset,
+    Shard,
+    Split,
+    count_classes,
+    fingerprint_of,
+    write_index,
+)
 from choral.shards.layout import Layout, assign_splits, lay_out, metadata_columns, plan_of_tars
 from choral.shards.options import PackOptions
 from choral.shards.output import Output, claim, finished
@@ -96,7 +107,15 @@ def _write_shards(
     todo = [name for name in layout.names if output.record(name) is None]
     done = layout.samples.num_rows - sum(rows[name][1] - rows[name][0] for name in todo)
     tasks = [
-        ShardTask(output.folder, name, layout.samples.take(pa.array(np.arange(*rows[name]))), source.reader, encoding)
+        ShardTask(
+            output.folder,
+            name,
+            layout.samples.take(pa.array(np.arange(*rows[name]))),
+            source.reader,
+            encoding,
+            options.task,
+            source.classes,
+        )
         for name in todo
     ]  # take copies, a slice would travel to the workers with the whole table
     if progress is not None:
@@ -155,7 +174,8 @@ def _complete(
     options: PackOptions,
 ) -> Dataset:
     """Write an index for each split that has samples, then the description."""
-    columns = [*CORE_COLUMNS, *(["group"] if "group" in table.column_names else []), *metadata_columns(table)]
+    extra = [name for name in ("group", LABEL_IDS) if name in table.column_names]
+    columns = [*CORE_COLUMNS, *extra, *metadata_columns(table)]
     described: dict[str, Split] = {}
     for number, name in enumerate(SPLITS):
         rows = (
@@ -170,10 +190,12 @@ def _complete(
             index=f"{name}.arrow",
             index_sha256=write_index(output.folder / f"{name}.arrow", rows),
             shards=tuple(np.unique(rows["shard"].to_numpy()).tolist()),
-            class_counts=tuple(np.bincount(rows["label"].to_numpy(), minlength=len(classes)).tolist()),
+            class_counts=count_classes(rows, options.task, len(classes)),
         )
     asked: dict[str, Any] = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_STORED}
     asked["stratify"] = list(options.stratify)  # as it is read back
+    if asked.pop("targets"):
+        asked["targets"] = list(options.targets)
     dataset = Dataset(
         folder=output.folder,
         name=source.name,

@@ -17,6 +17,7 @@ from choral.errors import DataError, Stopped
 from choral.files import sync, write_atomic
 from choral.shards import parallel
 from choral.shards.images import Encoding, verify
+from choral.shards.index import LABEL_IDS
 from choral.shards.layout import metadata_columns
 from choral.shards.output import WORK_FOLDER
 from choral.shards.sources.base import Reader
@@ -34,6 +35,8 @@ class ShardTask:
     samples: pa.Table
     reader: Reader
     encoding: Encoding
+    task: str
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,14 @@ def _write_samples(task: ShardTask, file: _Checksummed) -> tuple[list[str], list
                 reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
                 bad.append(BadImage(task.reader.describe(row["location"]), reason))
                 continue
-            sample: dict[str, Any] = {"__key__": row["key"], ext: data, "cls": str(row["label"]).encode()}
-            if metadata:
-                sample["json"] = _json({name: row[name] for name in metadata})
+            sample: dict[str, Any] = {"__key__": row["key"], ext: data}
+            values = {name: row[name] for name in metadata}
+            if task.task == "multiclass":
+                sample["cls"] = str(row["label"]).encode()
+            elif task.task == "multilabel":  # by name, as other readers, and our own of tars, take them
+                values["label"] = [task.classes[number] for number in row[LABEL_IDS]]
+            if values:
+                sample["json"] = _json(values)
             writer.write(sample)
             exts.append(ext)
     return exts, bad

@@ -11,6 +11,7 @@ from pathlib import Path
 from choral.config import Config
 from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.inputs.targets import Targets
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
 
@@ -43,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def preflight(config: Config) -> None:
-    """Find what would fail later, without importing torch: missing or damaged shards, unknown splits.
+    """Find what would fail later, without importing torch: missing or damaged shards, unknown splits, another task.
 
     Raises:
-        ConfigError, DataError: naming the folder, shard or split.
+        ConfigError, DataError: naming the folder, shard, split or column.
     """
     dataset = Dataset.open(Path(config.data.shards))
     dataset.verify_present()
     for split in (config.data.train_split, config.data.val_split):
-        if not len(Index.open(dataset, split)):
+        index = Index.open(dataset, split)
+        Targets.open(config, index)
+        if not len(index):
             raise DataError(f"{dataset.folder}: split '{split}' is empty; pack again with another --val or --test")
     if config.train.batch_size > len(Index.open(dataset, config.data.train_split)):
         samples = len(Index.open(dataset, config.data.train_split))

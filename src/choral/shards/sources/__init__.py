@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
+
+import pyarrow as pa
 
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.files import local_only
@@ -28,13 +31,13 @@ def open_source(spec: str, options: PackOptions) -> ImageSource | TarSource:
         options: column names and the like.
 
     Raises:
-        ConfigError: a source that cannot be opened as it is named.
+        ConfigError: a source that cannot be opened as it is named, or has no labels of the task.
         DataError: it is not there, or not what it should be.
     """
     if spec == "elpv":
-        return open_elpv()
+        return _with_task(open_elpv(), options)
     if spec.startswith(PREFIX):
-        return open_torchvision(spec, options)
+        return _with_task(open_torchvision(spec, options), options)
     path = Path(os.path.abspath(Path(local_only(spec)).expanduser()))  # noqa: PTH100 - no dots, but links stay
     if path.suffix.lower() == ".tar" or (not path.exists() and "*" in spec):
         return open_tars(spec)
@@ -43,13 +46,28 @@ def open_source(spec: str, options: PackOptions) -> ImageSource | TarSource:
     if path.is_dir():
         if (path / DATASET_FILE).is_file():
             raise ConfigError(f"{spec}: is already a packed folder, ready to be used")
-        return open_tars(spec) if _holds_tars(path) else open_folder(path)
+        return open_tars(spec) if _holds_tars(path) else _with_task(open_folder(path), options)
     if path.exists():
         raise ConfigError(
             f"{spec}: expected a folder, a manifest (.csv, .tsv, .parquet), tars, torchvision:NAME or elpv"
         )
     near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise DataError(f"{spec}: no such folder or file.{did_you_mean(path.name, [*near, 'elpv'])}")
+
+
+def _with_task(source: ImageSource, options: PackOptions) -> ImageSource:
+    """Return a source whose images have one class each as one of another task, which only its metadata can serve."""
+    if options.task == "multilabel":
+        raise ConfigError(
+            f"{source.name}: its images have one class each; several labels come from a manifest (.csv, .parquet) or from "
+            "the .json files in tars"
+        )
+    if options.task == "multiclass":
+        return source
+    number = source.samples.column_names.index("label")
+    nothing = pa.array([0] * source.samples.num_rows, pa.int64())
+    samples = source.samples.set_column(number, "label", nothing)
+    return dataclasses.replace(source, classes=options.targets, samples=samples)
 
 
 def _holds_tars(folder: Path) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from choral.errors import DataError
+from choral.errors import ConfigError, DataError, did_you_mean
+from choral.shards.index import LABEL_IDS_TYPE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CLASS_FILES = ("classes.txt", "classnames.txt")
@@ -28,9 +29,23 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-_RESERVED = {"key", "shard", "offset", "length", "ext", "label", "path", "group", "split", "location", "size"}
+_RESERVED = {
+    "key",
+    "label_ids",
+    "shard",
+    "offset",
+    "length",
+    "ext",
+    "label",
+    "path",
+    "group",
+    "split",
+    "location",
+    "size",
+}
 _MAX_LABEL = 2**31 - 1
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
+_SEPARATOR = re.compile("[;|]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _STEM_CHARACTERS = 64  # with the hash and ".json" below the 100 characters of a plain tar header
 
@@ -64,8 +79,9 @@ class FileReader:
 class ImageSource:
     """Images to be packed.
 
-    samples has the columns key, location (for the reader), size (bytes, 0 where not known), label (int64 class id),
-    perhaps split (where given: all rows train, val or test) and group (null: a group of its own), and the metadata.
+    samples has the columns key, location (for the reader), size (bytes, 0 where not known), label (int64 class id, 0 where
+    the task has none), with multilabel label_ids, perhaps split (where given: all rows train, val or test) and group
+    (null: a group of its own), and the metadata.
     """
 
     name: str
@@ -202,3 +218,62 @@ def _infer_classes(
 
 def _show(label: str) -> str:
     return repr(label if len(label) <= 40 else label[:40] + "...")
+
+
+def resolve_label_sets(
+    texts: Sequence[str], names: tuple[str, ...] | None, where: Callable[[int], str]
+) -> tuple[tuple[str, ...], pa.Array]:
+    """Turn texts of labels, separated by `;` or `|`, into label names and lists of ids.
+
+    Args:
+        texts: (n,); an empty one means that no label applies.
+        names: from a class file, or None: those that occur, in alphabetical order.
+        where: says where text i stands, for messages.
+
+    Returns:
+        Label names, and (n,) lists of ascending int32 ids.
+
+    Raises:
+        DataError: a label outside the names, or none at all.
+    """
+    sets = [sorted({part.strip() for part in _SEPARATOR.split(text)} - {""}) for text in texts]
+    found = dict.fromkeys(label for labels in sets for label in labels)
+    if not found:
+        raise DataError(f"{where(0)}: neither this nor any other sample has a label: nothing can be learnt")
+    names = names or tuple(sorted(found))
+    ids = {name: number for number, name in enumerate(names)}
+    for label in found:
+        if label not in ids:
+            row = next(i for i, labels in enumerate(sets) if label in labels)
+            raise DataError(f"{where(row)}: label {_show(label)} is none of the {len(names)} in the class file")
+    return names, pa.array([sorted(ids[label] for label in labels) for labels in sets], LABEL_IDS_TYPE)
+
+
+def check_targets(samples: pa.Table, columns: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Check that columns of the metadata can be the targets of a regression.
+
+    Args:
+        samples: all of a source.
+        columns, known: names asked for, and of all metadata.
+        where: names the source, for messages.
+
+    Raises:
+        ConfigError: no such column.
+        DataError: it holds text, has gaps, or numbers that are not finite.
+    """
+    for name in columns:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise ConfigError(
+                f"{where}: no column {name!r} for a target; there are: {there}.{did_you_mean(name, known)}"
+            )
+        column = samples[name]
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise DataError(f"{where}: target {name!r} is {column.type}, expected numbers")
+        good = np.isfinite(column.to_numpy())  # a gap becomes NaN
+        if not good.all():
+            row = int(np.flatnonzero(~good)[0])
+            raise DataError(
+                f"{where}: target {name!r} is {column[row].as_py()} for sample {samples['key'][row].as_py()!r} "
+                f"({int((~good).sum())} such samples): leave them out, or give them a number"
+            )

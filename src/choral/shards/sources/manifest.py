@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from choral.errors import ConfigError, DataError, did_you_mean
+from choral.shards.index import LABEL_IDS
 from choral.shards.options import PackOptions
 from choral.shards.sources.base import (
     SPLIT_NAMES,
@@ -20,6 +21,7 @@ from choral.shards.sources.base import (
     key_of,
     metadata_name,
     read_classes,
+    resolve_label_sets,
     resolve_labels,
 )
 
@@ -30,14 +32,17 @@ def open_manifest(path: Path, options: PackOptions) -> ImageSource:
     """Return the images that a manifest lists; relative paths start at the manifest's folder.
 
     Rows are counted from 1, without the header. Class names come from the labels, or from classes.txt beside the
-    manifest. Other columns are kept as metadata, as `meta_NAME` where NAME has a meaning in the index.
+    manifest. With task multilabel the label column holds any number of labels, separated by `;` or `|` (in Parquet also
+    lists); with regression it is a column as any other. Other columns are kept as metadata, as `meta_NAME` where NAME has
+    a meaning in the index.
 
     Raises:
         ConfigError: a column that the options name is not there.
         DataError: naming the row: no such image, listed twice, an empty or impossible label or split.
     """
     table = _read(path, options)
-    for column in (options.image_column, options.label_column):
+    labelled = options.task != "regression"
+    for column in (options.image_column, *([options.label_column] if labelled else [])):
         if column not in table.column_names:
             near = did_you_mean(column, table.column_names)
             raise ConfigError(
@@ -51,23 +56,22 @@ def open_manifest(path: Path, options: PackOptions) -> ImageSource:
         return f"{path}: row {number + 1}"
 
     locations = [_location(value, row(i)) for i, value in enumerate(table[options.image_column].to_pylist())]
-    classes, labels = resolve_labels(
-        _texts(table[options.label_column]), read_classes([path.parent]), row, numbers_are_ids=False
-    )
     columns: dict[str, Any] = {
         "key": pa.array(_keys(locations, path.parent, row), pa.string()),
         "location": pa.array(locations, pa.string()),
         "size": pa.array([_size(path.parent, location, row(i)) for i, location in enumerate(locations)], pa.int64()),
-        "label": pa.array(labels),
-        "path": pa.array(locations, pa.string()),
     }
+    classes, labels = _labels(table, path, options, row)
+    columns |= labels
+    columns["path"] = pa.array(locations, pa.string())
     if options.split_column in table.column_names:
         splits = [_split(value, row(i)) for i, value in enumerate(_texts(table[options.split_column]))]
         columns["split"] = pa.array(splits, pa.string())
     if options.group_column in table.column_names:
         groups = [value or None for value in _texts(table[options.group_column])]
         columns["group"] = pa.array(groups, pa.string())
-    named = {options.image_column, options.label_column, options.split_column, options.group_column}
+    named = {options.image_column, options.split_column, options.group_column}
+    named |= {options.label_column} if labelled else set()
     for name in table.column_names:
         if name not in named and not name.startswith("__"):  # pandas stores its row index under such a name
             column = table[name]
@@ -92,7 +96,8 @@ def _read(path: Path, options: PackOptions) -> pa.Table:
             delimiter = max(
                 b",;\t", key=lambda mark: header.count(mark)
             )  # spreadsheets of some countries write semicolons
-            text = (options.image_column, options.label_column, options.split_column, options.group_column)
+            text = [options.image_column, options.split_column, options.group_column]
+            text += [options.label_column] if options.task != "regression" else []
             table = pa.csv.read_csv(
                 path,
                 parse_options=pa.csv.ParseOptions(delimiter=chr(delimiter), newlines_in_values=True),
@@ -104,6 +109,21 @@ def _read(path: Path, options: PackOptions) -> pa.Table:
     if doubles:
         raise DataError(f"{path}: column {min(doubles)!r} occurs twice")
     return table
+
+
+def _labels(table: pa.Table, path: Path, options: PackOptions, row: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the names of the classes, labels or targets, and the columns of the index that say which apply."""
+    nothing = pa.array([0] * table.num_rows, pa.int64())
+    if options.task == "regression":
+        return tuple(metadata_name(name) for name in options.targets), {"label": nothing}
+    column, names = table[options.label_column], read_classes([path.parent])
+    if options.task == "multilabel":
+        lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        texts = [";".join(map(str, value or [])) for value in column.to_pylist()] if lists else _texts(column)
+        names, sets = resolve_label_sets(texts, names, row)
+        return names, {"label": nothing, LABEL_IDS: sets}
+    names, ids = resolve_labels(_texts(column), names, row, numbers_are_ids=False)
+    return names, {"label": pa.array(ids)}
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:

@@ -18,9 +18,9 @@ import pyarrow as pa
 from choral.errors import DataError
 from choral.files import sha256_of
 from choral.shards import parallel
-from choral.shards.index import EXT_TYPE, Shard
+from choral.shards.index import EXT_TYPE, LABEL_IDS, Shard
 from choral.shards.options import PackOptions
-from choral.shards.sources.base import SPLIT_NAMES, metadata_name, read_classes, resolve_labels
+from choral.shards.sources.base import SPLIT_NAMES, metadata_name, read_classes, resolve_label_sets, resolve_labels
 from choral.shards.tar import Member, TarSample, group, scan
 
 _MAX_LABEL_BYTES = 1 << 20
@@ -116,7 +116,7 @@ def index_tars(
         DataError: a damaged tar, a sample that is not whole, a key that occurs twice, or an impossible label.
     """
     found: dict[int, _Listing] = {}
-    tasks = [(path, options.label_column) for path in source.paths]
+    tasks = [(path, options.label_column, options.task) for path in source.paths]
     for number, listing in parallel.run(_list_tar, tasks, options.processes):
         found[number] = listing
         if progress is not None:
@@ -131,14 +131,14 @@ def index_tars(
         return f"{listing.shard.path}: sample {listing.keys[i]!r} at byte {listing.label_offsets[i]}"
 
     labels = [label for listing in listings for label in listing.labels]
-    classes, ids = resolve_labels(labels, source.classes, where, numbers_are_ids=True)
+    classes, label_columns = _label_columns(labels, source.classes, where, options)
     columns: dict[str, Any] = {
         "key": pa.array([key for listing in listings for key in listing.keys], pa.string()),
         "shard": pa.array(shard),
         "offset": pa.array([offset for listing in listings for offset in listing.offsets], pa.int64()),
         "length": pa.array([length for listing in listings for length in listing.lengths], pa.int64()),
         "ext": pa.array([ext for listing in listings for ext in listing.exts], pa.string()).cast(EXT_TYPE),
-        "label": pa.array(ids),
+        **label_columns,
     }
     metadata = _metadata_columns([entry for listing in listings for entry in listing.metadata], options)
     if source.splits is not None:
@@ -146,8 +146,22 @@ def index_tars(
     return classes, [listing.shard for listing in listings], pa.table({**columns, **metadata})
 
 
-def _list_tar(task: tuple[Path, str]) -> _Listing:
-    path, label_field = task
+def _label_columns(
+    labels: list[str], classes: tuple[str, ...] | None, where: Callable[[int], str], options: PackOptions
+) -> tuple[tuple[str, ...], dict[str, pa.Array]]:
+    """Return the names of the classes, labels or targets, and the columns of the index that say which apply."""
+    if options.task == "multiclass":
+        names, ids = resolve_labels(labels, classes, where, numbers_are_ids=True)
+        return names, {"label": pa.array(ids)}
+    nothing = {"label": pa.array([0] * len(labels), pa.int64())}
+    if options.task == "regression":
+        return tuple(metadata_name(name) for name in options.targets), nothing
+    names, sets = resolve_label_sets(labels, classes, where)
+    return names, {**nothing, LABEL_IDS: sets}
+
+
+def _list_tar(task: tuple[Path, str, str]) -> _Listing:
+    path, label_field, kind = task
     samples = group(path, scan(path))
     keys, offsets, lengths, exts, labels, label_offsets, metadata = [], [], [], [], [], [], []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -155,7 +169,7 @@ def _list_tar(task: tuple[Path, str]) -> _Listing:
         for sample in samples:
             ext, image = sample.image(path)
             fields = _json_fields(path, sample, descriptor)
-            label, offset = _label(path, sample, descriptor, fields, label_field)
+            label, offset = _label(path, sample, descriptor, fields, label_field, kind)
             keys.append(sample.key)
             offsets.append(image.data)
             lengths.append(image.size)
@@ -180,8 +194,24 @@ def _json_fields(path: Path, sample: TarSample, descriptor: int) -> dict[str, An
     return fields if isinstance(fields, dict) else {}
 
 
-def _label(path: Path, sample: TarSample, descriptor: int, fields: dict[str, Any], label_field: str) -> tuple[str, int]:
-    """Return the label as text, and where it stands: KEY.cls, or a field of KEY.json, or KEY.txt."""
+def _label(
+    path: Path, sample: TarSample, descriptor: int, fields: dict[str, Any], label_field: str, task: str
+) -> tuple[str, int]:
+    """Return the label as text, and where it stands: KEY.cls, or a field of KEY.json, or KEY.txt.
+
+    Several labels stand in KEY.json alone, as a list or separated by `;` or `|`; regression needs none.
+    """
+    start = min(part.header for part in sample.parts.values())
+    if task == "regression":
+        return "", start
+    if task == "multilabel":
+        if label_field not in fields:
+            raise DataError(
+                f"{path}: sample {sample.key!r} at byte {start} has no labels: expected .json with the field "
+                f"{label_field!r}, a list (perhaps an empty one)"
+            )
+        value = fields[label_field]
+        return ";".join(map(str, value)) if isinstance(value, list) else str(value or ""), sample.parts["json"].data
     for ext in ("cls", "json", "txt"):
         member = sample.parts.get(ext)
         if member is None or (ext == "json" and label_field not in fields):
@@ -196,7 +226,6 @@ def _label(path: Path, sample: TarSample, descriptor: int, fields: dict[str, Any
                 f"{path}: sample {sample.key!r}: the label in {member.name!r} at byte {member.data} is empty"
             )
         return text, member.data
-    start = min(part.header for part in sample.parts.values())
     raise DataError(
         f"{path}: sample {sample.key!r} at byte {start} has no label: expected .cls, .txt, or .json with the field "
         f"{label_field!r}"
