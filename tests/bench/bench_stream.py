@@ -77,6 +77,7 @@ def choral(
     """choral's two stages."""
     import torch
 
+    from choral.config import AugmentConfig
     from choral.inputs.augment.parameters import Augment
     from choral.inputs.bad_samples import BadSamples
     from choral.inputs.cache import DecodedCache
@@ -109,7 +110,7 @@ def choral(
         cache=cache,
         policy=BadSamples("fail"),
     )
-    with DeviceLoader(host, torch.device("cpu"), MEAN, STD, Augment(hflip=0.5), channels_last=True) as loader:
+    with DeviceLoader(host, torch.device("cpu"), MEAN, STD, Augment(AugmentConfig()), channels_last=True) as loader:
         for batch in loader:
             yield batch.images
 

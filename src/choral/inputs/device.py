@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from choral.inputs.augment.mixing import Mixing, mix
-from choral.inputs.augment.parameters import Augment, apply, turn
+from choral.inputs.augment.parameters import Augment, with_selections
 from choral.inputs.loader import HostBatch, HostLoader
 from choral.inputs.normalize import Normalizer
+from choral.inputs.standardize import Standardizer
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class DeviceLoader:
         mixing: Mixing | None = None,
     ) -> None:
         self._host, self._device, self._mixing = host, device, mixing
-        self._augment = augment if augment is not None and (augment.turns or augment.colours) else None
+        self._augment = augment if augment is not None and augment.active else None
         self._normalize = Normalizer(mean, std, channels_last)
         self._standardize = Standardizer(mean, std, device, self._augment, channels_last)
         self._side: torch.cuda.Stream | None = None
@@ -129,7 +130,9 @@ class DeviceLoader:
         self.close()
 
     def _parameters(self, host: HostBatch) -> dict[str, NDArray[Any]] | None:
-        return None if self._augment is None else self._augment.parameters(host.order.epoch, host.rows)
+        if self._augment is None:
+            return None
+        return self._augment.parameters(host.order.epoch, host.rows, host.images.shape[1])
 
     def _small(self, host: HostBatch) -> dict[str, NDArray[Any]]:
         """Return what a batch has beside its images; with "partners" where these are to be mixed."""
@@ -155,7 +158,7 @@ class DeviceLoader:
         pinned = torch.empty(host.images.shape, dtype=torch.uint8, pin_memory=True)
         np.copyto(pinned.numpy(), host.images)
         host.release()
-        small = {**self._small(host), **(self._parameters(host) or {})}
+        small = {**self._small(host), **with_selections(self._parameters(host) or {})}
         with torch.cuda.stream(side):
             images = pinned.to(self._device, non_blocking=True)
             moved = {
@@ -182,39 +185,3 @@ def _batch(host: HostBatch, images: Tensor, small: Mapping[str, Tensor]) -> Batc
     labels, valid, rows = small["labels"], small["valid"], host.rows[: order.own]
     partners, shares = small.get("partner_labels"), small.get("share")
     return Batch(images, labels, valid, rows, order.epoch, order.step, partners, shares)
-
-
-class Standardizer:
-    """What `Normalizer` does, with batched kernels on any device; equal to it within float rounding.
-
-    Args:
-        mean, std: of the three channels, for values from 0 to 1.
-        device: of the batches.
-        augment: which changes the parameters stand for; None: none.
-        channels_last: memory format of the result.
-    """
-
-    def __init__(
-        self,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        augment: Augment | None,
-        channels_last: bool,
-    ) -> None:
-        self._augment = augment
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std)
-        )
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def __call__(self, images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, 3, S, S) float32 for (B, S, S, 3) uint8 images on the same device."""
-        planes = images.permute(0, 3, 1, 2)
-        if self._augment is not None and self._augment.colours:
-            values = apply(planes.float().div_(255), parameters)
-        else:
-            if self._augment is not None and self._augment.turns:
-                planes = turn(planes, parameters)  # as bytes: a quarter of the memory traffic
-            values = planes.float().div_(255)
-        return values.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)

@@ -103,14 +103,7 @@ def training_batches(
         else _eval_crop(config.data)
     )
     host = _host_loader(config.data, split, place, crop, _training_orders(config, split, place, steps), bad_log)
-    changes = Augment(
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        rot90=augment.rot90,
-        brightness=augment.brightness,
-        contrast=augment.contrast,
-        seed=config.seed,
-    )
+    changes = Augment(augment, config.seed)
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, config.seed) if augment.mixes else None
     return DeviceLoader(host, place.device, mean, std, changes, config.model.channels_last, mixing)
 

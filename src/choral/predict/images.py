@@ -16,8 +16,8 @@ from choral.config import Config
 from choral.errors import DataError
 from choral.inputs.crop import Crop
 from choral.inputs.decode import decode
-from choral.inputs.device import Standardizer
 from choral.inputs.sample import place
+from choral.inputs.standardize import Standardizer
 from choral.predict.evaluate import member_probabilities
 from choral.predict.views import expand
 from choral.predict.voices import Voice
