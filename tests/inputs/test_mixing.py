@@ -38,7 +38,7 @@ def config_of(shards: Path, batch: int, micro_steps: int = 1, on_bad: str = "fai
 
 def batches_of(config: Config, rank: int, world: int, tmp_path: Path, steps: int = 4) -> list[Batch]:
     place = RankPlace(rank, world, torch.device("cpu"))
-    split = open_split(config.data, open_dataset(config.data), "train", place)
+    split = open_split(config, open_dataset(config.data), "train", place)
     with training_batches(config, split, place, MEAN, STD, range(steps), tmp_path / "bad.jsonl") as batches:
         return list(batches)
 
