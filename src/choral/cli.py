@@ -144,16 +144,19 @@ def predict_verb(options: argparse.Namespace) -> int:
     """Answer for image files."""
     folder = RunFolder.find(options.run)
     failed = 0
-    table = Table("image", "class", "probability", "votes", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for answer in workflow.predict(folder, options.images):
         failed += bool(answer.error)
+        if not table.columns:
+            for heading in ("image", *answer.headings):
+                table.add_column(heading)
         if options.json:
             print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
         elif answer.error:
-            table.add_row(escape(answer.image), "[red]not read[/]", "", escape(answer.error))
+            empty = [""] * (len(answer.headings) - 2)
+            table.add_row(escape(answer.image), "[red]not read[/]", *empty, escape(answer.error))
         else:
-            votes = ", ".join(f"{name}: {label} {share:.3f}" for name, (label, share) in (answer.votes or {}).items())
-            table.add_row(escape(answer.image), escape(answer.label), f"{answer.probability:.3f}", escape(votes))
+            table.add_row(escape(answer.image), *map(escape, answer.cells()))
     if not options.json:
         _stdout.print(table)
     return 1 if failed else 0
@@ -366,7 +369,9 @@ def _add_run_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser]
     verb.add_argument("--split", help="default: the first that the config evaluates")
     verb.add_argument("--json", action="store_true", help="for machines")
 
-    text = "Answer for image files: class, probability, each member's vote. Files that cannot be read are named."
+    text = (
+        "Answer for image files: class, labels or numbers, and each member's vote. Files that cannot be read are named."
+    )
     verb = with_run(add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text))
     verb.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")

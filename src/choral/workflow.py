@@ -35,7 +35,7 @@ from choral.shards.pack import pack
 from choral.train.__main__ import preflight
 
 if TYPE_CHECKING:
-    from choral.predict.images import Answer
+    from choral.predict.answers import Answer
 
 
 def run_all(config: Config, progress: Console, results: Console) -> int:

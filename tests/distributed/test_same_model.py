@@ -144,7 +144,7 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(config_file: Path, tmp_pa
         result = choral("evaluate", "toy", "--processes", processes, "--force")
         assert result.returncode == 0, result.stderr
         opened = Ledger.open(ledger)
-        found[processes] = (opened.keys, opened.labels.tolist(), opened.probabilities("model", "tta"))
+        found[processes] = (opened.keys, opened.labels.tolist(), opened.predictions("model", "tta"))
     for processes in (2, 3):
         assert found[processes][:2] == found[1][:2]
         assert np.abs(found[processes][2] - found[1][2]).max() <= 1e-6

@@ -67,7 +67,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert ledger.labels.tolist() == labels[order].tolist()
     assert (ledger.classes, ledger.members, ledger.views, ledger.meta) == (META.classes, META.members, META.views, META)
     for (member, view), values in columns.items():
-        found = ledger.probabilities(member, view)
+        found = ledger.predictions(member, view)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, values[order])
     assert not (tmp_path / "parts").exists()
@@ -114,7 +114,7 @@ def test_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     blocks = list(ledger.blocks("tta"))
     assert [block.shape for block in blocks] == [(2, 256, 3)] * 3 + [(2, 232, 3)]
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expected)
-    np.testing.assert_array_equal(ledger.probabilities("lite0", "tta"), expected[1])
+    np.testing.assert_array_equal(ledger.predictions("lite0", "tta"), expected[1])
 
 
 def test_reading_a_column_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_reading_a_column_leaves_the_others_alone(tmp_path: Path) -> None:
     out.write_bytes(content)
     ledger = Ledger.open(out)
     np.testing.assert_array_equal(
-        ledger.probabilities("lite0", "tta"), data(13)[1]["lite0", "tta"][np.argsort(np.array(KEYS))]
+        ledger.predictions("lite0", "tta"), data(13)[1]["lite0", "tta"][np.argsort(np.array(KEYS))]
     )
     assert len(ledger.labels) == 13
     with pytest.raises(DataError, match=r"test\.parquet: damaged"):
-        ledger.probabilities("lite0", "identity")
+        ledger.predictions("lite0", "identity")
 
 
 def test_skipped_samples_need_no_row_and_are_counted(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_unknown_member_or_view_shows_the_nearest(tmp_path: Path) -> None:
     merge_parts(tmp_path / "parts", 1, KEYS, tmp_path / "test.parquet", META)
     ledger = Ledger.open(tmp_path / "test.parquet")
     with pytest.raises(DataError, match=r"no member 'lite1'. Did you mean lite0"):
-        ledger.probabilities("lite1")
+        ledger.predictions("lite1")
     with pytest.raises(DataError, match=r"no view 'hflip'. It has: identity, tta"):
         next(ledger.blocks("hflip"))
 

@@ -42,6 +42,10 @@ class Outputs:
         """Return what a checkpoint is to keep, as JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
+    def agree(self, other: Outputs) -> bool:
+        """Whether both predict the same: how targets were standardised inside does not matter outside."""
+        return (self.task, self.names) == (other.task, other.names)
+
     def predictions(self, logits: Tensor) -> Tensor:
         """Turn (B, outputs) outputs of the network, of any float type, into predictions.
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from choral.config import Config, DataConfig
 from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
+from choral.model.outputs import Outputs
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.predict.plan import Evaluation, plan_evaluation
 from choral.predict.progress import EvaluationProgress
@@ -84,7 +85,7 @@ class _SplitEvaluation:
             shutil.rmtree(parts, ignore_errors=True)  # of an attempt that was killed
         run.barrier()
         rows, skipped, columns = self.predict()
-        table = ledger_table(self.meta, index.keys(rows), index.labels[rows], columns)
+        table = ledger_table(self.meta, index.keys(rows), self.split.targets.of(rows), columns)
         write_part(parts, run.rank, run.world_size, table, index.keys(skipped))
         run.barrier()
         if run.is_main:
@@ -92,7 +93,7 @@ class _SplitEvaluation:
         run.barrier()
 
     def predict(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
-        """Return this rank's rows, the rows it could not read, and the (n, classes) float32 columns by (member, view).
+        """Return this rank's rows, the rows it could not read, and the (n, outputs) float32 columns by (member, view).
 
         Members with equal inputs are asked together, so that each image is read once for all of them.
         """
@@ -124,29 +125,36 @@ class _SplitEvaluation:
                 valid = batch.valid.cpu().numpy()
                 read.append(batch.rows[valid])
                 unread.append(batch.rows[~valid])
-                for name, network in networks.items():
-                    found = member_probabilities(
-                        network, batch.images, self.plan.views, self.meta.views, self.run.accelerator.autocast
+                for voice in members:
+                    found = member_predictions(
+                        networks[voice.name],
+                        voice.outputs,
+                        batch.images,
+                        self.plan.views,
+                        self.meta.views,
+                        self.run.accelerator.autocast,
                     )
-                    for view, probabilities in found.items():
-                        blocks[name, view].append(probabilities.cpu().numpy()[valid])
+                    for view, predictions in found.items():
+                        blocks[voice.name, view].append(predictions.cpu().numpy()[valid])
                 progress.advance(len(batch.rows))
         columns = {column: np.concatenate(parts) for column, parts in blocks.items()}
         return np.concatenate(read), np.concatenate(unread), columns
 
 
 @torch.inference_mode()
-def member_probabilities(
+def member_predictions(
     network: nn.Module,
+    outputs: Outputs,
     images: Tensor,
     views: tuple[str, ...],
     columns: tuple[str, ...],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> dict[str, Tensor]:
-    """Return one network's probabilities, (B, classes) float32 each, for the columns: views by name, and "tta", their mean.
+    """Return one network's predictions, (B, outputs) float32 each, for the columns: views by name, and "tta", their mean.
 
     Args:
         network: in evaluation mode, on the device of the images.
+        outputs: what its outputs mean: probabilities, or numbers in the targets' own units.
         images: (B, 3, S, S) float, normalised.
         views: all that "tta" averages, one forward pass each.
         columns: which to return.
@@ -157,10 +165,10 @@ def member_probabilities(
     for view in views:
         with autocast():
             logits = network(apply_view(images, view))
-        probabilities = logits.float().softmax(dim=1)
+        predictions = outputs.predictions(logits)
         if view in columns:
-            found[view] = probabilities
-        total = probabilities if total is None else total + probabilities
+            found[view] = predictions
+        total = predictions if total is None else total + predictions
     if "tta" in columns and total is not None:
         found["tta"] = total / len(views)
     return found

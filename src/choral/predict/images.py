@@ -1,10 +1,9 @@
-"""Ask a trained run about new image files: class, probability, and what each member says."""
+"""Ask a trained run about new image files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -18,26 +17,12 @@ from choral.inputs.crop import Crop
 from choral.inputs.decode import decode
 from choral.inputs.sample import place
 from choral.inputs.standardize import Standardizer
-from choral.predict.evaluate import member_probabilities
+from choral.predict.answers import Answer, answer, unreadable
+from choral.predict.evaluate import member_predictions
 from choral.predict.views import expand
 from choral.predict.voices import Voice
 
 _BATCH = 32
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the members say of one image; `error` is "" unless it could not be read, and then there is nothing else."""
-
-    image: str
-    label: str = ""
-    probability: float = 0.0
-    """Of the label: the mean over members (soft vote) and views."""
-    probabilities: tuple[float, ...] = ()
-    """Of each class."""
-    votes: dict[str, tuple[str, float]] | None = None
-    """Member to its own label and probability."""
-    error: str = ""
 
 
 def predict_images(
@@ -62,14 +47,14 @@ def predict_images(
                 continue
             batch = _batch(members[0], readable, device)
             for voice in members:
-                found = member_probabilities(networks[voice.name], batch, views, ("tta",), nullcontext)
+                found = member_predictions(networks[voice.name], voice.outputs, batch, views, ("tta",), nullcontext)
                 by_member[voice.name] = found["tta"].cpu().numpy()
         row = 0
         for path, item in zip(paths, decoded, strict=True):
             if isinstance(item, str):
-                yield Answer(str(path), error=item)
+                yield unreadable(str(path), voices[0].outputs, item)
                 continue
-            yield _answer(path, voices, {name: values[row] for name, values in by_member.items()})
+            yield answer(str(path), voices[0].outputs, {voice.name: by_member[voice.name][row] for voice in voices})
             row += 1
 
 
@@ -92,14 +77,3 @@ def _batch(voice: Voice, images: Sequence[NDArray[np.uint8]], device: torch.devi
         place(image, crop, data.resize, out)
     standardize = Standardizer(voice.mean, voice.std, device, None, voice.config.model.channels_last)
     return standardize(torch.from_numpy(prepared).to(device), {})
-
-
-def _answer(path: Path, voices: Sequence[Voice], by_member: dict[str, NDArray[np.float32]]) -> Answer:
-    classes = voices[0].classes
-    mean = np.stack([by_member[voice.name] for voice in voices]).astype(np.float64).mean(axis=0)
-    best = int(mean.argmax())
-    votes = {
-        voice.name: (classes[int(by_member[voice.name].argmax())], float(by_member[voice.name].max()))
-        for voice in voices
-    }
-    return Answer(str(path), classes[best], float(mean[best]), tuple(float(value) for value in mean), votes)

@@ -1,7 +1,9 @@
 """The prediction ledger: what an evaluation leaves behind, and all that voting, scoring and analysis read.
 
 A Parquet file, one row a sample, sorted by key: `key`, `label`, and for every member and view one column "MEMBER/VIEW"
-of float32 probabilities over the classes. The JSON under the schema's metadata key `choral` says what the columns mean.
+of float32 predictions. By the task these are, and the label is: multiclass, probabilities over the classes, and a class id;
+multilabel, a probability for each label, and 0 or 1 for each; regression, the numbers. The JSON under the schema's
+metadata key `choral` says what the columns mean.
 Reading one column leaves the bytes of the others alone.
 
 Each rank of an evaluation writes a part, an Arrow IPC file: it is mapped into memory and merged block by block, so that
@@ -36,13 +38,14 @@ class LedgerMeta:
     """What a ledger holds.
 
     Attributes:
-        classes: names, in the order of the probabilities.
+        classes: names of the classes, labels or targets, in the order of the predictions.
         members: names, in the order of the columns.
-        views: of the columns: "identity", "tta" (mean of the probabilities over `tta_views`), or kept views by name.
+        views: of the columns: "identity", "tta" (mean of the predictions over `tta_views`), or kept views by name.
         split: that was evaluated.
         dataset: fingerprint of the packed data set.
         evaluation: fingerprint of what predicted (weights, options): a part with another one is never merged.
         tta_views: the views that the "tta" columns average.
+        task: multiclass (as in all ledgers of before there were others), multilabel or regression.
         skipped: samples that have no row because they could not be read.
     """
 
@@ -53,11 +56,12 @@ class LedgerMeta:
     dataset: str
     evaluation: str = ""
     tta_views: tuple[str, ...] = ()
+    task: str = "multiclass"
     skipped: int = field(default=0, compare=False)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the probability columns, in the order of the file."""
+        """Names of the columns of predictions, in the order of the file."""
         return tuple(f"{member}/{view}" for member in self.members for view in self.views)
 
     def to_json(self) -> str:
@@ -72,7 +76,7 @@ class LedgerMeta:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
         values: dict[str, Any] = {}
         for item in fields(cls):
-            value = content[item.name]
+            value = content.get("task", "multiclass") if item.name == "task" else content[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
@@ -80,21 +84,22 @@ class LedgerMeta:
 def ledger_table(
     meta: LedgerMeta,
     keys: Sequence[str],
-    labels: NDArray[np.int64],
-    probabilities: Mapping[tuple[str, str], NDArray[np.float32]],
+    labels: NDArray[Any],
+    predictions: Mapping[tuple[str, str], NDArray[np.float32]],
 ) -> pa.Table:
     """Return rows of a ledger as an Arrow table, in the order given.
 
     Args:
         meta: what the ledger holds.
-        keys, labels: (n,) of the samples; n may be 0.
-        probabilities: (member, view) to (n, classes) float32, one entry for each of the meta's columns.
+        keys: (n,) of the samples; n may be 0.
+        labels: (n,) int64, or (n, labels or targets) float32; see `Targets.of`.
+        predictions: (member, view) to (n, classes) float32, one entry for each of the meta's columns.
     """
     schema = _schema(meta)
-    columns = [pa.array(keys, pa.string()), pa.array(np.asarray(labels, dtype=np.int64))]
+    columns = [pa.array(keys, pa.string()), _label_column(meta, labels)]
     for member in meta.members:
         for view in meta.views:
-            values = np.ascontiguousarray(probabilities[member, view], dtype=np.float32)
+            values = np.ascontiguousarray(predictions[member, view], dtype=np.float32)
             assert values.shape == (len(keys), len(meta.classes)), (member, view, values.shape)
             columns.append(_as_lists(values))
     return pa.Table.from_arrays(columns, schema=schema)
@@ -134,8 +139,9 @@ def merge_parts(folder: Path, world_size: int, expected_keys: Sequence[str], out
         meta: of the ledger; parts that hold something else are left-overs of an earlier evaluation.
 
     Raises:
-        DataError: a part is missing, stale or damaged; a key is missing, double or not of the split; a label is not a
-            class; probabilities that are not finite or do not sum to 1 within 0.001. Rank and keys are named.
+        DataError: a part is missing, stale or damaged; a key is missing, double or not of the split; a label is not what
+            the task has; predictions that are not finite, or as probabilities not from 0 to 1, or of classes do not sum
+            to 1 within 0.001. Rank and keys are named.
     """
     parts = [_own_part(open_part(folder, rank, world_size), meta) for rank in range(world_size)]
     keys, order = checked_rows(parts, expected_keys)
@@ -189,7 +195,7 @@ class Ledger:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the probabilities."""
+        """Names of the classes, labels or targets, in the order of the predictions."""
         return self.meta.classes
 
     @property
@@ -208,13 +214,13 @@ class Ledger:
         return [str(key) for key in self._file.read(columns=["key"]).column("key").to_pylist()]
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) int64 class of each sample."""
-        labels: NDArray[np.int64] = self._file.read(columns=["label"]).column("label").to_numpy()
-        return labels
+    def labels(self) -> NDArray[Any]:
+        """(N,) int64 class of each sample; (N, labels) float32 0 and 1; or (N, targets) float32 numbers."""
+        column = single_array(self._file.read(columns=["label"]).column("label"))
+        return _label_array(self.meta, column)
 
-    def probabilities(self, member: str, view: str = "identity") -> NDArray[np.float32]:
-        """Return the (N, classes) float32 probabilities of one member under one view.
+    def predictions(self, member: str, view: str = "identity") -> NDArray[np.float32]:
+        """Return the (N, classes) float32 predictions of one member under one view.
 
         Raises:
             DataError: no such member or view; the nearest name is shown.
@@ -230,7 +236,7 @@ class Ledger:
         return values
 
     def blocks(self, view: str = "identity") -> Iterator[NDArray[np.float32]]:
-        """Yield (members, n, classes) float32 probabilities of consecutive rows, all rows in turn.
+        """Yield (members, n, classes) float32 predictions of consecutive rows, all rows in turn.
 
         Memory is bounded by one block (some MB a member) however many samples there are.
         """
@@ -256,9 +262,23 @@ class Ledger:
 def _schema(meta: LedgerMeta) -> pa.Schema:
     element = pa.field("element", pa.float32(), nullable=False)
     lists = pa.list_(element, len(meta.classes))
-    columns = [pa.field("key", pa.string(), nullable=False), pa.field("label", pa.int64(), nullable=False)]
+    label = pa.int64() if meta.task == "multiclass" else lists
+    columns = [pa.field("key", pa.string(), nullable=False), pa.field("label", label, nullable=False)]
     columns += [pa.field(name, lists, nullable=False) for name in meta.columns]
     return pa.schema(columns, metadata={_META_KEY: meta.to_json().encode()})
+
+
+def _label_column(meta: LedgerMeta, labels: NDArray[Any]) -> pa.Array:
+    if meta.task == "multiclass":
+        return pa.array(np.asarray(labels, dtype=np.int64))
+    return _as_lists(np.ascontiguousarray(labels, dtype=np.float32).reshape(-1, len(meta.classes)))
+
+
+def _label_array(meta: LedgerMeta, column: pa.Array) -> NDArray[Any]:
+    if meta.task != "multiclass":
+        return _as_array(column, len(meta.classes))
+    labels: NDArray[np.int64] = column.to_numpy()
+    return labels
 
 
 def _as_lists(values: NDArray[np.float32]) -> pa.Array:
@@ -298,30 +318,51 @@ def _merged_block(
     for number, part in enumerate(parts):
         places = np.flatnonzero(owners == number)
         picks.append((part, places, rows[places] - (ends[number] - len(part.table))))
-    labels = np.empty(len(rows), dtype=np.int64)
+    single = meta.task == "multiclass"
+    shape = (len(rows),) if single else (len(rows), len(meta.classes))
+    labels = np.empty(shape, dtype=np.int64 if single else np.float32)
     for part, places, local in picks:
-        labels[places] = part.column("label").to_numpy()[local]
-    outside = np.flatnonzero((labels < 0) | (labels >= len(meta.classes)))
-    if len(outside):
-        key, label = keys[int(outside[0])].as_py(), labels[outside[0]]
-        raise DataError(f"sample {key!r}: label {label}, expected 0 to {len(meta.classes) - 1}; evaluate again")
-    columns = [keys, pa.array(labels)]
+        labels[places] = _label_array(meta, part.column("label"))[local]
+    _check_labels(labels, meta, keys)
+    columns = [keys, _label_column(meta, labels)]
     for name in meta.columns:
         values = np.empty((len(rows), len(meta.classes)), dtype=np.float32)
         for part, places, local in picks:
             values[places] = _as_array(part.column(name), len(meta.classes))[local]
-        _check_probabilities(values, name, keys)
+        _check_predictions(values, meta.task, name, keys)
         columns.append(_as_lists(values))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _check_probabilities(values: NDArray[np.float32], name: str, keys: pa.Array) -> None:
-    with np.errstate(invalid="ignore"):  # infinities of both signs
-        sums = values.sum(axis=1, dtype=np.float64)
-    good = np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE)
+def _check_labels(labels: NDArray[Any], meta: LedgerMeta, keys: pa.Array) -> None:
+    if meta.task == "multiclass":
+        good, expected = (labels >= 0) & (labels < len(meta.classes)), f"0 to {len(meta.classes) - 1}"
+    elif meta.task == "multilabel":
+        good, expected = ((labels == 0) | (labels == 1)).all(axis=1), "0 or 1 for each"
+    else:
+        good, expected = np.isfinite(labels).all(axis=1), "finite numbers"
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
-        raise DataError(
-            f"sample {keys[row].as_py()!r}: {name} is no probability distribution (sum {sums[row]:.6g}, smallest"
-            f" {values[row].min():.6g}; {int((~good).sum())} such samples nearby); was the network trained with NaN?"
-        )
+        raise DataError(f"sample {keys[row].as_py()!r}: label {labels[row]}, expected {expected}; evaluate again")
+
+
+def _check_predictions(values: NDArray[np.float32], task: str, name: str, keys: pa.Array) -> None:
+    good = np.isfinite(values).all(axis=1)
+    if task == "multiclass":
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            sums = values.sum(axis=1, dtype=np.float64)
+        good &= (values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE)
+    elif task == "multilabel":
+        good &= ((values >= 0) & (values <= 1)).all(axis=1)
+    if good.all():
+        return
+    row = int(np.flatnonzero(~good)[0])
+    found = f"smallest {values[row].min():.6g}, largest {values[row].max():.6g}"
+    if task == "multiclass":
+        problem = f"is no probability distribution (sum {sums[row]:.6g}, {found}"
+    else:
+        problem = f"holds no {'probabilities' if task == 'multilabel' else 'finite numbers'} ({found}"
+    raise DataError(
+        f"sample {keys[row].as_py()!r}: {name} {problem}; {int((~good).sum())} such samples nearby); was the network "
+        "trained with NaN?"
+    )

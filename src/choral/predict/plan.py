@@ -10,11 +10,13 @@ from pathlib import Path
 from choral.checkpoints import check_same_data
 from choral.config import Config
 from choral.errors import DataError
+from choral.inputs.targets import Targets
+from choral.model.outputs import Outputs
 from choral.predict.ledger import Ledger, LedgerMeta
 from choral.predict.views import expand
 from choral.predict.voices import Voice, voices_of
 from choral.runfolder import RunFolder
-from choral.shards.index import Dataset
+from choral.shards.index import Dataset, Index
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,18 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
     Raises:
         ConfigError: an unknown view.
         ChoralError: no member has been trained.
-        DataError: the data hold other classes than the members were trained on.
+        DataError: the data hold other classes, labels or targets than the members were trained on.
     """
     views = expand(config.evaluate.views)
     voices, unfinished = voices_of(folder, config)
-    if dataset.classes != voices[0].classes:
-        raise DataError(
-            f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same classes"
-        )
+    outputs = voices[0].outputs
+    for split in config.evaluate.splits:
+        targets = Targets.open(config, Index.open(dataset, split))
+        if not outputs.agree(Outputs(targets.task, targets.names)):
+            raise DataError(
+                f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same "
+                "classes"
+            )
     for voice in voices:
         if Path(voice.config.data.shards).absolute() == dataset.folder:  # other data are meant to be other data
             check_same_data(dataset.fingerprint, voice.dataset, voice.checkpoint.parent.parent)
@@ -55,13 +61,14 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
     ledgers = {}
     for split in config.evaluate.splits:
         meta = LedgerMeta(
-            classes=dataset.classes,
+            classes=outputs.names,
             members=tuple(voice.name for voice in voices),
             views=(*kept, "tta") if several else kept,
             split=split,
             dataset=dataset.fingerprint,
             evaluation=_fingerprint(voices, config.train.precision),
             tta_views=views if several else (),
+            task=outputs.task,
         )
         ledgers[split] = (folder.predictions / f"{split}.parquet", meta)
     return Evaluation(voices, unfinished, views, ledgers)

@@ -27,7 +27,7 @@ class Voice:
     name: str
     config: Config
     checkpoint: Path
-    classes: tuple[str, ...]
+    outputs: Outputs
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights_hash: str
@@ -48,7 +48,7 @@ class Voice:
 
         tensors = load_model_tensors(self.checkpoint)
         model = replace(self.config.model, weights="none")
-        network = restore_model(model, len(self.classes), self.config.data.image_size, tensors)
+        network = restore_model(model, len(self.outputs.names), self.config.data.image_size, tensors)
         return network.to(device).eval()
 
 
@@ -78,7 +78,7 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
                 name=name,
                 config=member.config(),
                 checkpoint=checkpoint,
-                classes=Outputs.from_meta(meta).names,
+                outputs=Outputs.from_meta(meta),
                 mean=tuple(meta["mean"]),
                 std=tuple(meta["std"]),
                 weights_hash=str(meta["sha256"][MODEL]),
@@ -88,6 +88,6 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
     if not voices:
         raise ChoralError(f"{folder.path}: no member has finished training ({', '.join(unfinished)}); train them first")
     for voice in voices:
-        if voice.classes != voices[0].classes:
+        if not voice.outputs.agree(voices[0].outputs):
             raise ChoralError(f"{folder.path}: {voice.name} and {voices[0].name} were trained on different classes")
     return voices, unfinished
