@@ -22,6 +22,7 @@ from choral.inputs.cache import DecodedCache
 from choral.inputs.crew import Crew, InlineCrew, Task, ThreadCrew
 from choral.inputs.crop import Crop
 from choral.inputs.decode import MAX_PIXELS
+from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.resize import Resize
 from choral.inputs.ring import Ring, RingShape
 from choral.inputs.sample import Recipe, Unreadable
@@ -100,6 +101,7 @@ class HostLoader:
         slots: batches in memory: those on their way and those the consumer holds.
         max_pixels: as in `decode`; must be what the cache was made with.
         targets: what the labels are; None: the class ids of the index.
+        host: transforms of the resized images; None in evaluation.
 
     Raises:
         ConfigError: the crop shrinks in the decoder, beside a cache.
@@ -124,6 +126,7 @@ class HostLoader:
         slots: int = 3,
         max_pixels: int = MAX_PIXELS,
         targets: Targets | None = None,
+        host: HostTransforms | None = None,
     ) -> None:
         self._index, self._policy, self._workers = index, policy, workers
         self._targets = targets or Targets("multiclass", index.dataset.classes, index)
@@ -134,7 +137,7 @@ class HostLoader:
         self._orders = iter(orders)
         self._following = next(self._orders, None)
         self._free: deque[int] = deque(range(slots))
-        recipe = Recipe(index, store, cache, crop, resize, size, max_pixels)
+        recipe = Recipe(index, store, cache, crop, resize, size, max_pixels, host)
         if self._following is not None:  # a rank without samples needs no workers
             shape = RingShape(slots, len(self._following.rows), size, workers)
             self._crew, self._ring = _hire(recipe, shape, kind, index)

@@ -12,6 +12,7 @@ from choral.errors import ConfigError, DataError
 from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Box, Crop
 from choral.inputs.decode import decode, full_size, grey_to_rgb
+from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.resize import Resize, resize_into
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
@@ -40,11 +41,12 @@ class Recipe:
         resize: Resize,
         size: int,
         max_pixels: int,
+        host: HostTransforms | None = None,
     ) -> None:
         if cache is not None and crop.shrink:
             raise ConfigError("crop.shrink and a decoded cache exclude each other: the cache would change the samples")
-        self._arguments = (index, store, cache, crop, resize, size, max_pixels)
-        self._store, self._cache, self._crop, self._max_pixels = store, cache, crop, max_pixels
+        self._arguments = (index, store, cache, crop, resize, size, max_pixels, host)
+        self._store, self._cache, self._crop, self._max_pixels, self._host = store, cache, crop, max_pixels, host
         self.resize, self.size = resize, size
         self._shards, self._offsets, self._lengths = (index.column(name) for name in ("shard", "offset", "length"))
 
@@ -63,7 +65,7 @@ class Recipe:
 
         Args:
             rows: (b,) int64.
-            epoch: what random crops depend on, beside their seed and the row.
+            epoch: what random crops and host transforms depend on, beside their seed and the row.
             images: (b, size, size, 3) uint8, to be filled; zeros where a sample cannot be read.
             starting: called with the position of each sample before it is read.
 
@@ -72,6 +74,7 @@ class Recipe:
         """
         bad = []
         draws = self._crop.draws(epoch, rows).tolist()
+        seeds = self._host.seeds(epoch, rows) if self._host is not None else []
         for position, row in enumerate(rows.tolist()):
             starting(position)
             try:
@@ -79,6 +82,9 @@ class Recipe:
             except DataError as error:
                 images[position] = 0
                 bad.append(Unreadable(position, str(error)))
+                continue
+            if self._host is not None:
+                self._host.apply(images[position], seeds[position])
         return bad
 
     def _fill_one(self, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:

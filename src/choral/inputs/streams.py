@@ -6,7 +6,7 @@ Which samples make a batch comes from `EpochPlan` or `exact_rows`; everything he
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from choral.inputs.bad_samples import BadSamples
 from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Crop
 from choral.inputs.device import DeviceLoader
+from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.loader import HostLoader, Order
 from choral.inputs.targets import Targets
 from choral.shards.index import Dataset, Index
@@ -90,6 +91,19 @@ def training_batches(
     bad_log: Path,
 ) -> DeviceLoader:
     """Return this rank's micro-batches of the given optimizer steps, augmented, in order."""
+    return augmented_batches(config, split, place, mean, std, _training_orders(config, split, place, steps), bad_log)
+
+
+def augmented_batches(
+    config: Config,
+    split: Split,
+    place: RankPlace,
+    mean: Sequence[float],
+    std: Sequence[float],
+    orders: Iterable[Order],
+    bad_log: Path | None,
+) -> DeviceLoader:
+    """Return the batches of any orders, changed as in training; mixed where an order names partners."""
     augment = config.augment
     crop = (
         Crop(
@@ -102,7 +116,8 @@ def training_batches(
         if augment.crops
         else _eval_crop(config.data)
     )
-    host = _host_loader(config.data, split, place, crop, _training_orders(config, split, place, steps), bad_log)
+    transforms = HostTransforms(augment.host, config.seed) if augment.host else None
+    host = _host_loader(config.data, split, place, crop, orders, bad_log, transforms)
     changes = Augment(augment, config.seed)
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, config.seed) if augment.mixes else None
     return DeviceLoader(host, place.device, mean, std, changes, config.model.channels_last, mixing)
@@ -147,7 +162,13 @@ def _eval_crop(config: DataConfig) -> Crop:
 
 
 def _host_loader(
-    config: DataConfig, split: Split, place: RankPlace, crop: Crop, orders: Iterator[Order], bad_log: Path
+    config: DataConfig,
+    split: Split,
+    place: RankPlace,
+    crop: Crop,
+    orders: Iterable[Order],
+    bad_log: Path | None,
+    host: HostTransforms | None = None,
 ) -> HostLoader:
     return HostLoader(
         split.index,
@@ -162,6 +183,7 @@ def _host_loader(
         policy=BadSamples(config.on_bad_sample, config.max_bad_fraction, bad_log),
         max_pixels=config.max_pixels,
         targets=split.targets,
+        host=host,
     )
 
 

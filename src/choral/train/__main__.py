@@ -11,6 +11,7 @@ from pathlib import Path
 from choral.config import Config
 from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.inputs.host_transforms import check_host_transforms
 from choral.inputs.targets import Targets
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
@@ -44,10 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def preflight(config: Config) -> None:
-    """Find what would fail later, without importing torch: missing or damaged shards, unknown splits, another task.
+    """Find what would fail later: missing or damaged shards, unknown splits, another task, host transforms.
+
+    torch is not imported, unless host transforms are named: Albumentations needs it.
 
     Raises:
-        ConfigError, DataError: naming the folder, shard, split or column.
+        ConfigError, DataError: naming the folder, shard, split, column or key.
     """
     dataset = Dataset.open(Path(config.data.shards))
     dataset.verify_present()
@@ -62,6 +65,7 @@ def preflight(config: Config) -> None:
     kind, _, place = config.model.weights.partition(":")
     if kind == "file" and not Path(place).is_file():
         raise ConfigError(f"model.weights: {place}: no such file")
+    check_host_transforms(config.augment.host, config.data.image_size)
 
 
 def _train(config: Config, folder: RunFolder) -> int:
