@@ -26,6 +26,7 @@ from choral.files import sha256_of, sync
 from choral.runfolder import read_json, write_json
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+EMA, SOUP = "ema.safetensors", "soup.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -80,10 +81,11 @@ def write_checkpoint(
             shutil.rmtree(path, ignore_errors=True)
 
 
-def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
-    """Point best.json to the checkpoint of `step`."""
+def mark_best(folder: Path, step: int, metric: str, value: float, weights: str = MODEL) -> None:
+    """Point best.json to the checkpoint of `step`, and to the file of weights in it that is the best."""
     name = checkpoint_path(folder, step).name
-    write_json(folder / "best.json", {"checkpoint": name, "step": step, "metric": metric, "value": value})
+    content = {"checkpoint": name, "weights": weights, "step": step, "metric": metric, "value": value}
+    write_json(folder / "best.json", content)
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -118,6 +120,23 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     if not found:
         raise ChoralError(f"{folder}: no {which} checkpoint; train the run first")
     return found[-1]
+
+
+def weights_of(folder: Path, which: str) -> tuple[Path, str]:
+    """Return the path of the "best" or "last" checkpoint of a run, and the name of the file whose weights count.
+
+    Of the best checkpoint they are those that validation found best; of the last one the soup, if there is one, else the
+    moving average, else the weights as they were trained.
+
+    Raises:
+        ChoralError: the run has none, or its state.json is damaged.
+    """
+    path = checkpoint_of(folder, which)
+    if which == "best":
+        marker = read_json(folder / "best.json") or {}
+        return path, str(marker.get("weights", MODEL))
+    held = read_meta(path)["sha256"]
+    return path, next((name for name in (SOUP, EMA) if name in held), MODEL)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

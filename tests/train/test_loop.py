@@ -21,16 +21,6 @@ from choral.train.optim import build_optimizer
 from choral.train.trainer import Trainer
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    torch.set_num_threads(1)
-    return Runtime("no", 1, 60, tmp_path / "run" / "stop")
-
-
 def test_steps_equal_a_plain_loop(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     """AdamW, label smoothing, clipping, warm-up, accumulation: three steps against a twin without any of our loop."""
     overrides = ["train.optimizer=adamw", "train.lr=1e-2", "train.label_smoothing=0.1", "train.max_grad_norm=0.5"]
@@ -114,15 +104,21 @@ def test_training_images_do_not_depend_on_ranks_or_workers(
             assert torch.equal(batch.images, expected)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_update(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+@pytest.mark.parametrize("where", ["loss on rank 0", "gradient"])
+def test_what_is_not_finite_stops_before_the_update(
+    config_file: Path, tmp_path: Path, run: Runtime, where: str
+) -> None:
     config = load_config(config_file)
     trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
-    with torch.no_grad():
-        next(trainer.network.parameters())[0] = float("nan")
+    weight = next(trainer.network.parameters())
+    if where == "gradient":
+        weight.register_hook(lambda gradient: gradient * float("inf"))
+    else:
+        weight.data[0] = float("nan")
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     with (
         trainer.batches_from(0) as loader,
-        pytest.raises(ChoralError, match=r"step 0: the gradient is not finite .*no update was made"),
+        pytest.raises(ChoralError, match=f"step 0: the {where} is not finite.*no update was made"),
     ):
         trainer.train_step(iter(loader), 0)
     for name, value in trainer.network.named_parameters():

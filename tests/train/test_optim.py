@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from itertools import pairwise
 
 import pytest
 import timm
+import torch
+from timm.models import group_parameters
 
 from choral.config import TrainConfig
 from choral.errors import ConfigError
+from choral.model.strategy import stages_of
 from choral.train.optim import Schedule, build_optimizer
 from choral.train.state import TrainState
 
@@ -42,6 +47,44 @@ def test_rates_of_groups_are_scaled() -> None:
     optimizer.param_groups[0]["lr_scale"] = 0.5
     rate = Schedule(1e-2, 0, 10, 0.0).apply(optimizer, 0)
     assert [group["lr"] for group in optimizer.param_groups] == [rate / 2, *[rate] * (len(optimizer.param_groups) - 1)]
+
+
+def test_linear_and_constant_schedules() -> None:
+    linear, constant = (Schedule(1.0, 4, 24, 0.1, shape) for shape in ("linear", "constant"))
+    assert [linear.at(step) for step in (3, 4, 14, 23)] == pytest.approx([0.8, 1.0, 0.55, 0.145])
+    assert [constant.at(step) for step in (0, 4, 23)] == pytest.approx([0.2, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_layer_decay_makes_the_updates_of_a_plain_loop(name: str) -> None:
+    """Ten steps of AdamW, the rate of each parameter written down by hand: 0.6 a layer, the head twice as fast."""
+    torch.manual_seed(0)
+    config = TrainConfig(lr=1e-2, layer_decay=0.6, head_lr_scale=2.0, weight_decay=0.1, warmup_epochs=0, steps=10)
+    model = timm.create_model(name, num_classes=3)
+    twin = copy.deepcopy(model)
+    head = frozenset(stages_of(model)[-1])
+    optimizer, schedule = build_optimizer(model, config, head), Schedule.of(config, 10)
+    layers = group_parameters(twin, twin.group_matcher(coarse=False), reverse=True)
+    depth = max(layers.values())
+    assert depth > 3
+    unmoved = {"pos_embed", "cls_token", "reg_token"} if name == "test_vit" else set()
+    plain = []
+    for key, parameter in twin.named_parameters():
+        scale = 0.6 ** (depth - layers[key]) * (2.0 if key in head else 1.0)
+        decay = 0.0 if parameter.ndim <= 1 or key in unmoved else 0.1
+        plain.append({"params": [parameter], "scale": scale, "weight_decay": decay})
+    twin_optimizer = torch.optim.AdamW(plain, lr=1e-2)
+    images = torch.randn(4, 3, *model.pretrained_cfg["input_size"][1:])
+    for step in range(10):
+        schedule.apply(optimizer, step)
+        for group in twin_optimizer.param_groups:
+            group["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * step / 10)) * group["scale"]
+        for network, own in ((model, optimizer), (twin, twin_optimizer)):
+            own.zero_grad()
+            network(images).square().mean().backward()
+            own.step()
+    for (key, value), expected in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def test_norms_and_biases_are_not_decayed() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -121,6 +121,22 @@ def augmented_batches(
     changes = Augment(augment, config.seed)
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, config.seed) if augment.mixes else None
     return DeviceLoader(host, place.device, mean, std, changes, config.model.channels_last, mixing)
+
+
+def plain_training_batches(
+    config: Config,
+    split: Split,
+    place: RankPlace,
+    mean: Sequence[float],
+    std: Sequence[float],
+    steps: range,
+    bad_log: Path,
+) -> DeviceLoader:
+    """Return the samples of the same micro-batches as `training_batches`, prepared as in evaluation: never augmented."""
+    config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))  # nor mixed: no partners are read
+    orders = _training_orders(config, split, place, steps)
+    host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
+    return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 
 
 def evaluation_batches(

@@ -9,7 +9,6 @@ shape agrees.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from choral.errors import ConfigError
+from choral.checkpoints import weights_of
+from choral.errors import ChoralError, ConfigError
 
 if TYPE_CHECKING:
     from choral.config import ModelConfig
@@ -127,7 +127,8 @@ def _file_in_package(module: str) -> Path:
 
 def _file_of_run(place: str) -> Path:
     folder = Path(place)
-    marker = folder / "checkpoints" / "best.json"
-    if not marker.is_file():
-        raise ConfigError(f"model.weights: {place}: not a finished run of choral (no checkpoints/best.json)")
-    return marker.parent / str(json.loads(marker.read_text(encoding="utf-8"))["checkpoint"]) / "model.safetensors"
+    try:
+        checkpoint, weights = weights_of(folder / "checkpoints", "best")
+    except ChoralError:
+        raise ConfigError(f"model.weights: {place}: not a finished run of choral (no checkpoints/best.json)") from None
+    return checkpoint / weights

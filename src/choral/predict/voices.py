@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from choral.checkpoints import MODEL, checkpoint_of, read_meta
+from choral.checkpoints import read_meta, weights_of
 from choral.config import Config
 from choral.errors import ChoralError
 from choral.model.outputs import Outputs
@@ -30,8 +30,10 @@ class Voice:
     outputs: Outputs
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    weights: str
+    """Name of the checkpoint's file that holds them."""
     weights_hash: str
-    """SHA-256 of its tensors' file."""
+    """SHA-256 of that file."""
     dataset: str
     """Fingerprint of the data it was trained on."""
 
@@ -46,7 +48,7 @@ class Voice:
         from choral.model.build import restore_model  # torch only where a network is needed
         from choral.model.checkpoint import load_model_tensors
 
-        tensors = load_model_tensors(self.checkpoint)
+        tensors = load_model_tensors(self.checkpoint, self.weights)
         model = replace(self.config.model, weights="none")
         network = restore_model(model, len(self.outputs.names), self.config.data.image_size, tensors)
         return network.to(device).eval()
@@ -71,7 +73,7 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
         if member.result is None:
             unfinished.append(name)
             continue
-        checkpoint = checkpoint_of(member.checkpoints, config.evaluate.checkpoint)
+        checkpoint, weights = weights_of(member.checkpoints, config.evaluate.checkpoint)
         meta = read_meta(checkpoint)
         voices.append(
             Voice(
@@ -81,7 +83,8 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
                 outputs=Outputs.from_meta(meta),
                 mean=tuple(meta["mean"]),
                 std=tuple(meta["std"]),
-                weights_hash=str(meta["sha256"][MODEL]),
+                weights=weights,
+                weights_hash=str(meta["sha256"][weights]),
                 dataset=str(meta["dataset"]),
             )
         )

@@ -10,9 +10,12 @@ from __future__ import annotations
 import time
 
 from choral.config import Config
+from choral.model.stage_table import table_of, tell
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.train.range_test import find_rate
 from choral.train.saving import finish, resume, save
+from choral.train.soup import cook_soup, keep_ingredient
 from choral.train.state import TrainState
 from choral.train.tracking import Tracker
 from choral.train.trainer import Trainer
@@ -28,31 +31,55 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
 
     Raises:
         ConfigError, DataError: before the first step.
-        ChoralError: the gradient is not finite (no update was made), a checkpoint cannot be written.
+        ChoralError: the loss or the gradient is not finite (no update was made), a checkpoint cannot be written.
         Stopped: all ranks agreed to stop; the state is saved.
     """
     trainer = Trainer(config, folder, run)
     state = resume(trainer)
+    if state.step == 0:
+        find_rate(trainer)
+        trainer.start_average()
+    _tell_what_is_trained(trainer)
     total = trainer.schedule.total_steps
     save_every = config.train.save_every_steps or trainer.epoch_steps
     with trainer.batches_from(state.step) as loader, Tracker(config, folder, run, state, trainer.schedule) as tracker:
         batches = iter(loader)
-        if (validated := trainer.validate_if_due(state, tracker)) is not state:  # it was stopped just before that
+        if (validated := _validate_if_due(trainer, state, tracker)) is not state:  # it was stopped just before that
             state = validated
             save(trainer, state)
-        while state.step < total:
+        while not trainer.is_done(state):
+            if trainer.enter_phase(state.step):
+                _tell_what_is_trained(trainer)
             started = time.perf_counter()
             loss = trainer.train_step(batches, state.step)
             seconds = time.perf_counter() - started
-            state = state.advance(seconds)
+            state = state.advance(seconds, trainer.last_skips)
             tracker.count(loss, trainer.last_rate, seconds)
             if state.is_due(config.train.log_every_steps, total):
                 tracker.report_training(state)
+            keep_ingredient(trainer, state)
             if run.should_stop():  # first of all: whoever asks may not wait for a validation
                 save(trainer, state)
                 raise run.stopped(f"at step {state.step} of {total}")
-            state = trainer.validate_if_due(state, tracker)
-            if state.best_step == state.step or state.is_due(save_every, total):
+            state = _validate_if_due(trainer, state, tracker)
+            if state.best_step == state.step or state.is_due(save_every, total) or trainer.is_done(state):
                 save(trainer, state)
+        state = cook_soup(trainer, state, tracker)
         finish(trainer, state)
     return state
+
+
+def _validate_if_due(trainer: Trainer, state: TrainState, tracker: Tracker) -> TrainState:
+    """Validate where that is due at this step and has not been done, and return the state with what was found."""
+    every = trainer.config.train.eval_every_epochs * trainer.epoch_steps
+    if state.validated_step == state.step or not state.is_due(every, trainer.schedule.total_steps):
+        return state
+    state = state.validated(trainer.validate(), trainer.config.best_metric)
+    tracker.report_validation(state)
+    return state
+
+
+def _tell_what_is_trained(trainer: Trainer) -> None:
+    if trainer.run.is_main:
+        rows = table_of(trainer.network, trainer.optimizer, trainer.schedule.lr)
+        tell(rows, f"trained from step {trainer.phase.start_step} on")

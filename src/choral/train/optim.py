@@ -1,30 +1,64 @@
-"""Optimizers through timm's factory, and the learning-rate schedule as a pure function of the step."""
+"""Optimizers through timm's factory, rates by layer, and the learning-rate schedule as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from choral.config import TrainConfig
 from choral.errors import ConfigError, did_you_mean
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return timm's optimizer of the configured name; biases and norms are not decayed.
+def build_optimizer(model: nn.Module, config: TrainConfig, head: frozenset[str] = frozenset()) -> torch.optim.Optimizer:
+    """Return timm's optimizer of the configured name over the parameters of `model` that take gradients.
+
+    Biases, norms and what the network names itself are not decayed. Each group has a `lr_scale`, which `Schedule.apply`
+    honours: `layer_decay` to the power of the layer's distance from the last one, by timm's fine grouping, times
+    `head_lr_scale` in the head.
+
+    Args:
+        model: a timm network, not wrapped.
+        config: of the optimizer.
+        head: names of the head's parameters.
 
     Raises:
         ConfigError: a name that timm does not know, with the nearest ones.
     """
     check_optimizer(config.optimizer)
     optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        _groups(model, config, head),
+        opt=config.optimizer,
+        lr=1.0 if config.lr == "auto" else config.lr,  # set at every step by the schedule
+        weight_decay=0.0,  # stands in the groups
+        momentum=config.momentum,
     )
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def _groups(model: nn.Module, config: TrainConfig, head: frozenset[str]) -> list[dict[str, Any]]:
+    """Return parameter groups with `weight_decay` and `lr_scale`; those that the head shares with others are parted."""
+    named: Any = getattr(model, "no_weight_decay", set)()
+    if config.layer_decay < 1:
+        groups = param_groups_layer_decay(
+            model, config.weight_decay, no_weight_decay_list=named, layer_decay=config.layer_decay
+        )
+    else:
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=named)
+    in_head = {parameter for name, parameter in model.named_parameters() if name in head}
+    parted: list[dict[str, Any]] = []
+    for group in groups:
+        scale = group.get("lr_scale", 1.0)
+        for own, factor in ((False, 1.0), (True, config.head_lr_scale)):
+            parameters = [one for one in group["params"] if (one in in_head) is own]
+            if parameters:
+                parted.append({**group, "params": parameters, "lr_scale": scale * factor})
+    return parted
 
 
 def check_optimizer(name: str) -> None:
@@ -37,28 +71,35 @@ def check_optimizer(name: str) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a cosine to `min_lr_ratio` (Loshchilov and Hutter 2017). Steps are optimizer steps."""
+    """Linear warm-up, then `shape` down to `min_lr_ratio` (cosine: Loshchilov and Hutter 2017). Steps are optimizer steps."""
 
     lr: float
+    """At the end of the warm-up; not a number until a range test has found it (train.lr: auto)."""
     warmup_steps: int
     total_steps: int
     min_lr_ratio: float
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
 
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
         """Return the schedule of a config for a split with so many steps an epoch."""
         total = config.steps or max(1, round(config.epochs * steps_per_epoch))
         warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-        assert config.lr != "auto", "a range test has to find the rate first"
-        return cls(config.lr, warmup, total, config.min_lr_ratio)
+        lr = math.nan if config.lr == "auto" else config.lr
+        return cls(lr, warmup, total, config.min_lr_ratio, config.schedule)
 
     def at(self, step: int) -> float:
         """Return the learning rate of step 0 <= step < total_steps."""
+        assert not math.isnan(self.lr), "a range test has to find the rate first"
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
+        remaining = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "linear": 1 - progress,
+            "constant": 1.0,
+        }[self.shape]
+        return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * remaining)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set the rate of every parameter group (times its `lr_scale`) for `step` and return the unscaled rate."""

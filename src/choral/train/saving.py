@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from choral.checkpoints import MODEL, check_same_data, checkpoint_path, mark_best, newest_intact, read_meta, step_of
+from choral.checkpoints import (
+    EMA,
+    MODEL,
+    SOUP,
+    check_same_data,
+    checkpoint_path,
+    mark_best,
+    newest_intact,
+    read_meta,
+    step_of,
+)
 from choral.model.checkpoint import load_model_tensors, load_optimizer, optimizer_state, save_tensors
 from choral.runfolder import write_json
+from choral.train.averages import Weights
 from choral.train.state import TrainState
 from choral.train.trainer import Trainer
 
@@ -28,11 +39,16 @@ def resume(trainer: Trainer) -> TrainState:
     path = checkpoint_path(folder.checkpoints, step)
     meta = read_meta(path)
     check_same_data(trainer.fingerprint, meta["dataset"], folder.path)
+    state = TrainState(**meta["state"])
     trainer.network.load_state_dict(load_model_tensors(path))
+    trainer.enter_phase(state.step)
     load_optimizer(path, trainer.optimizer, trainer.network)
+    trainer.schedule = replace(trainer.schedule, lr=meta["lr"])
+    trainer.start_average()
+    if trainer.average is not None:
+        trainer.average.load(load_model_tensors(path, EMA))
     if run.accelerator.scaler is not None and meta["loss_scaler"]:
         run.accelerator.scaler.load_state_dict(meta["loss_scaler"])
-    state = TrainState(**meta["state"])
     if run.is_main:
         _mark_if_best(trainer, state)  # it may have been killed between the two writes
     _log.info("continuing at step %d of %d", state.step, trainer.schedule.total_steps)
@@ -42,10 +58,15 @@ def resume(trainer: Trainer) -> TrainState:
 def save(trainer: Trainer, state: TrainState) -> None:
     """Write a checkpoint (main rank; the others wait), and point to it when it is the best."""
     if trainer.run.is_main:
+        weights: dict[str, Weights] = {MODEL: trainer.network.state_dict()}
+        if trainer.average is not None:
+            weights[EMA] = trainer.average.weights
+        if trainer.soup is not None:
+            weights[SOUP] = trainer.soup
         save_tensors(
             trainer.folder.checkpoints,
             state.step,
-            {MODEL: trainer.network.state_dict()},
+            weights,
             optimizer_state(trainer.optimizer, trainer.network),
             _describe(trainer, state),
             trainer.config.train.keep_checkpoints,
@@ -60,6 +81,8 @@ def finish(trainer: Trainer, state: TrainState) -> None:
         result = {
             "steps": state.step,
             "best_step": state.best_step,
+            "best_weights": state.best_weights,
+            "stopped_early": state.step < trainer.schedule.total_steps,
             "train_minutes": state.seconds / 60,
             "dataset": trainer.fingerprint,
             **state.report,
@@ -70,7 +93,8 @@ def finish(trainer: Trainer, state: TrainState) -> None:
 
 def _mark_if_best(trainer: Trainer, state: TrainState) -> None:
     if state.best_step == state.step and state.best_value is not None:
-        mark_best(trainer.folder.checkpoints, state.step, trainer.config.best_metric, state.best_value)
+        metric = trainer.config.best_metric
+        mark_best(trainer.folder.checkpoints, state.step, metric, state.best_value, state.best_weights)
 
 
 def _describe(trainer: Trainer, state: TrainState) -> dict[str, Any]:
@@ -82,5 +106,6 @@ def _describe(trainer: Trainer, state: TrainState) -> dict[str, Any]:
         **trainer.objective.meta(),
         "mean": trainer.normalization.mean,
         "std": trainer.normalization.std,
+        "lr": trainer.schedule.lr,
         "loss_scaler": scaler.state_dict() if scaler is not None else {},
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from choral.config import Config
-from choral.errors import ChoralError
 from choral.inputs.device import Batch, DeviceLoader
 from choral.inputs.streams import (
     RankPlace,
@@ -20,16 +19,18 @@ from choral.inputs.streams import (
     training_batches,
 )
 from choral.model.build import Normalization, build_model, normalization_of
-from choral.model.strategy import apply_phase, phases_of, train_mode
+from choral.model.checkpoint import OptimizerState, optimizer_state, restore_optimizer
+from choral.model.strategy import apply_phase, phases_of, stages_of, train_mode
 from choral.model.syncbn import synchronize_batchnorm
 from choral.model.weights import resolve_weights
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.counter import key_of
+from choral.train.averages import MovingAverage, Weights, holding
+from choral.train.numerics import SKIPS_IN_A_ROW, NotFinite, check_gradient, check_loss
 from choral.train.objective import Objective
 from choral.train.optim import Schedule, build_optimizer
 from choral.train.state import TrainState
-from choral.train.tracking import Tracker
 
 _DROPOUT = 7  # purpose of the random numbers that layers draw
 
@@ -50,16 +51,21 @@ class Trainer:
         self.objective = Objective.of(config, self.train_split, run.device)
         self.epoch_steps = steps_per_epoch(config, self.train_split)
         self.schedule = Schedule.of(config.train, self.epoch_steps)
-        self.last_rate = 0.0
+        self.last_rate, self.last_skips = 0.0, 0
 
-        model = build_model(resolve_weights(config.model), self.objective.outputs, config.data.image_size, config.seed)
-        apply_phase(model, phases_of(model, config.finetune, self.epoch_steps, self.schedule.total_steps)[0])
-        self.normalization: Normalization = normalization_of(model)
+        network = build_model(
+            resolve_weights(config.model), self.objective.outputs, config.data.image_size, config.seed
+        )
+        self.normalization: Normalization = normalization_of(network)
+        self._head = frozenset(stages_of(network)[-1])
+        self.phases = phases_of(network, config.finetune, self.epoch_steps, self.schedule.total_steps)
         self._synchronized = config.model.sync_batchnorm and run.world_size > 1
         if self._synchronized:
-            model = synchronize_batchnorm(model, run.device.type)
-        optimizer = build_optimizer(model, config.train)
-        self.model, self.optimizer = run.accelerator.prepare(model, optimizer)
+            network = synchronize_batchnorm(network, run.device.type)
+        self.phase = self.phases[0]
+        self._prepare(network, OptimizerState())
+        self.average: MovingAverage | None = None
+        self.soup: Weights | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -68,61 +74,142 @@ class Trainer:
         assert isinstance(network, nn.Module)
         return network
 
+    def enter_phase(self, step: int) -> bool:
+        """Train what is to be trained from `step` on, and return whether that is something else than before.
+
+        What the optimizer knows of parameters that go on being trained is kept.
+        """
+        phase = next(phase for phase in reversed(self.phases) if phase.start_step <= step)
+        if phase is self.phase:
+            return False
+        self.phase = phase
+        network = self.network
+        self._prepare(network, optimizer_state(self.optimizer, network))
+        return True
+
+    def is_done(self, state: TrainState) -> bool:
+        """Whether all steps are made, or validation has not improved for `patience_epochs`."""
+        patience = self.config.train.patience_epochs * self.epoch_steps
+        return state.step >= self.schedule.total_steps or state.out_of_patience(patience)
+
+    def forget(self) -> None:
+        """Begin with a new optimizer in the first phase, as if no step had been made; weights stay as they are."""
+        self.phase = self.phases[0]
+        self._prepare(self.network, OptimizerState())
+
+    def _prepare(self, network: nn.Module, known: OptimizerState) -> None:
+        """Wrap the network anew for the parameters that the phase trains, with an optimizer for exactly those."""
+        accelerator = self.run.accelerator
+        self.model: nn.Module = network
+        self._forward: Callable[[Tensor], Tensor] = network
+        accelerator.free_memory()  # of the wrapper and the optimizer of the phase before
+        network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+        vars(network).pop("_is_accelerate_prepared", None)
+        apply_phase(network, self.phase)
+        network.zero_grad(set_to_none=True)
+        optimizer = build_optimizer(network, self.config.train, self._head)
+        self.model, self.optimizer = accelerator.prepare(network, optimizer)
+        restore_optimizer(self.optimizer, network, known)
+        # Compiled beside the module, so that names in checkpoints stay plain and validation runs as it is.
+        self._forward = torch.compile(self.model) if self.config.train.compile else self.model
+
+    def start_average(self) -> None:
+        """Begin the moving average, if there is to be one, with the weights as they are now."""
+        if self.config.train.ema_decay:
+            self.average = MovingAverage(self.network, self.config.train.ema_decay)
+
     def batches_from(self, step: int) -> DeviceLoader:
         """Return the loader of this rank's micro-batches from an optimizer step to the last one."""
+        return self.batches_of(range(step, self.schedule.total_steps))
+
+    def batches_of(self, steps: range) -> DeviceLoader:
+        """Return the loader of this rank's micro-batches of the given optimizer steps."""
         return training_batches(
             self.config,
             self.train_split,
             self.place,
             self.normalization.mean,
             self.normalization.std,
-            range(step, self.schedule.total_steps),
+            steps,
             self.folder.path / "bad_samples.jsonl",
         )
 
     def train_step(self, batches: Iterator[Batch], step: int) -> Tensor:
         """Take one optimizer step over `accumulate_steps` micro-batches.
 
+        Where fp16 overflows, the same samples are tried again with half the loss scale: which samples make which step,
+        and at which rate, stays a function of the step, and a checkpoint never lies between two attempts. (The running
+        statistics of BatchNorm take in those samples once an attempt, which is the same at every start.)
+
         Returns:
             this rank's share of the mean loss over the global batch, 0-d on the device; the sum over ranks is the mean.
 
         Raises:
-            ChoralError: the gradient is not finite, on every rank alike, since gradients are summed over ranks; no
-                update was made.
+            NotFinite: on every rank alike, the loss or the gradient, or fp16 overflowed again and again; no update was
+                made.
         """
-        config, accelerator = self.config.train, self.run.accelerator
+        config, scaler = self.config.train, self.run.accelerator.scaler
         train_mode(self.model)
         self.last_rate = self.schedule.apply(self.optimizer, step)
-        micro_batch = config.batch_size // config.accumulate_steps
+        micro_batches = (next(batches) for _ in range(config.accumulate_steps))
+        kept = micro_batches if scaler is None else list(micro_batches)
+        for attempt in range(SKIPS_IN_A_ROW):
+            loss = self._gradients(kept, step)
+            check_loss(self.run, loss, step)
+            if scaler is not None:
+                scaler.unscale_(self.optimizer.optimizer)
+            # torch's own: Accelerate's differs for other kinds of parallelism, and would unscale a second time.
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or float("inf"))
+            if scaler is None:
+                check_gradient(norm, loss, step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if not self.optimizer.step_was_skipped:
+                self.last_skips = attempt
+                if self.average is not None:
+                    self.average.update(self.network, step)
+                return loss
+        raise NotFinite(
+            f"step {step}: the gradient overflowed fp16 {SKIPS_IN_A_ROW} times in a row, with a loss scale down to "
+            f"{scaler.get_scale():g}; no update was made. Use train.precision: bf16, or lower train.lr"
+        )
+
+    def _gradients(self, micro_batches: Iterable[Batch], step: int) -> Tensor:
+        """Add up the gradient of the mean loss over the global batch, and return this rank's share of that loss."""
+        config, accelerator = self.config.train, self.run.accelerator
+        size = config.batch_size // config.accumulate_steps
         mean_loss = torch.zeros((), device=self.run.device)
-        for micro in range(config.accumulate_steps):
-            batch = next(batches)
+        for micro, batch in enumerate(micro_batches):
             # Layers that draw random numbers do so from a state that is computed, so that none has to be saved.
             torch.manual_seed(int(key_of(self.config.seed, _DROPOUT, step, micro, self.run.rank) >> 1))
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():
-                    logits = self.model(batch.images)
+                    logits = self._forward(batch.images)
                 # Ranks may hold slices of different sizes: dividing by the size of the whole micro-batch, times the
                 # world size that DDP's mean divides by, gives the gradient of the mean over all samples.
-                loss = self.objective.losses(logits, batch).sum() / micro_batch
+                loss = self.objective.losses(logits, batch).sum() / size
                 accelerator.backward(loss * self.run.world_size)
                 mean_loss += loss.detach() / config.accumulate_steps
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or float("inf"))
-                    if config.precision != "fp16" and not bool(torch.isfinite(norm)):  # fp16's scaler skips the step
-                        raise ChoralError(
-                            f"step {step}: the gradient is not finite (loss on rank {self.run.rank}: {mean_loss.item():g}); "
-                            "no update was made. Lower train.lr, or lengthen train.warmup_epochs"
-                        )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
         return mean_loss
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return what the task is measured by over the validation split: sums over ranks, divided once."""
+        """Return what the task is measured by over the validation split; of the moving average as "ema_" and the name."""
+        report = self.measure()
+        if self.average is not None:
+            with holding(self.network, self.average.weights):
+                averaged = self.measure()
+            report |= {f"ema_{key}": value for key, value in averaged.items() if key != "n"}
+        return report
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return what the task is measured by over the validation split, the same on all ranks.
+
+        Sums over ranks are divided once. Without SyncBatchNorm, ranks have running statistics of their own: those of the
+        main rank count.
+        """
         if not self._synchronized:
-            for buffer in self.network.buffers():  # without SyncBatchNorm each rank has averages of its own
+            for buffer in self.network.buffers():
                 self.run.broadcast(buffer)
         network = self.network.eval()
         meter = self.objective.meter(len(self.val_split))
@@ -139,13 +226,6 @@ class Trainer:
                 with self.run.accelerator.autocast():
                     logits = network(batch.images).float()
                 meter.add(logits, batch)
-        return meter.report(self.run.sum(meter.totals))
-
-    def validate_if_due(self, state: TrainState, tracker: Tracker) -> TrainState:
-        """Validate where that is due at this step and has not been done, and return the state with what was found."""
-        every = self.config.train.eval_every_epochs * self.epoch_steps
-        if state.validated_step == state.step or not state.is_due(every, self.schedule.total_steps):
-            return state
-        state = state.validated(self.validate(), self.config.best_metric)
-        tracker.report_validation(state)
-        return state
+        report = meter.report(self.run.sum(meter.totals))
+        agreed = torch.tensor(list(report.values()), dtype=torch.float64, device=self.run.device)
+        return dict(zip(report, self.run.broadcast(agreed).tolist(), strict=True))
