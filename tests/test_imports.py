@@ -21,6 +21,7 @@ LEVELS = [
     {"shards", "jobs", "score"},
     {"inputs"},
     {"runtime", "model"},
+    {"features"},
     {"train", "predict"},
     {"ensemble"},
     {"workflow"},

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from choral.config import Config, DataConfig
 from choral.inputs.augment.mixing import Mixing, with_partners
@@ -135,6 +137,31 @@ def plain_training_batches(
     """Return the samples of the same micro-batches as `training_batches`, prepared as in evaluation: never augmented."""
     config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))  # nor mixed: no partners are read
     orders = _training_orders(config, split, place, steps)
+    host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
+    return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
+
+
+def feature_batches(
+    config: Config,
+    split: Split,
+    place: RankPlace,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batches: Iterable[NDArray[np.int64]],
+    number: int,
+    bad_log: Path,
+) -> DeviceLoader:
+    """Return the given rows in batches, none larger than the first, each image once.
+
+    Args:
+        batches: (b,) rows of the index each.
+        number: of the pass: 0 shows images as evaluation does; the others crop and augment them as epoch `number` of
+            training would, but mix none, since a mixed image has no features that belong to one sample.
+        config, split, place, mean, std, bad_log: as for the other batches.
+    """
+    orders = (Order(rows=rows, epoch=number, step=step) for step, rows in enumerate(batches))
+    if number:
+        return augmented_batches(config, split, place, mean, std, orders, bad_log)
     host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
     return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.config import Config, DataConfig
+from choral.inputs.progress import SplitProgress
 from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
 from choral.model.outputs import Outputs
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.predict.plan import Evaluation, plan_evaluation
-from choral.predict.progress import EvaluationProgress
 from choral.predict.views import apply_view
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder
@@ -103,14 +103,14 @@ class _SplitEvaluation:
         collected: Columns = {}
         rows = skipped = np.zeros(0, dtype=np.int64)
         total = (share.stop - share.start) * len(groups)
-        with EvaluationProgress(self.meta.split, total, shown=self.run.is_main) as progress:
+        with SplitProgress(f"evaluating {self.meta.split}", total, shown=self.run.is_main) as progress:
             for group in groups:
                 rows, skipped, columns = self._ask(group, progress)
                 collected |= columns
         return rows, skipped, collected
 
     def _ask(
-        self, members: list[Voice], progress: EvaluationProgress
+        self, members: list[Voice], progress: SplitProgress
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
         networks = {voice.name: voice.load(self.run.device) for voice in members}
         read = [np.zeros(0, dtype=np.int64)]

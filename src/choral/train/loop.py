@@ -13,6 +13,8 @@ from choral.config import Config
 from choral.model.stage_table import table_of, tell
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.train.choice import resolve_strategy
+from choral.train.heads import initial_head, train_head
 from choral.train.range_test import find_rate
 from choral.train.saving import finish, resume, save
 from choral.train.soup import cook_soup, keep_ingredient
@@ -34,9 +36,14 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         ChoralError: the loss or the gradient is not finite (no update was made), a checkpoint cannot be written.
         Stopped: all ranks agreed to stop; the state is saved.
     """
+    config = resolve_strategy(config, folder, run)
+    if config.finetune.strategy in ("linear", "svm"):  # no steps at all
+        return train_head(config, folder, run)
     trainer = Trainer(config, folder, run)
     state = resume(trainer)
     if state.step == 0:
+        if config.finetune.strategy == "lp_ft":
+            initial_head(trainer)
         find_rate(trainer)
         trainer.start_average()
     _tell_what_is_trained(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -75,7 +76,7 @@ def save(trainer: Trainer, state: TrainState) -> None:
     trainer.run.barrier()
 
 
-def finish(trainer: Trainer, state: TrainState) -> None:
+def finish(trainer: Trainer, state: TrainState, further: Mapping[str, Any] | None = None) -> None:
     """Write result.json, whose presence says that training is done; the last checkpoint is there by then."""
     if trainer.run.is_main:
         result = {
@@ -86,6 +87,7 @@ def finish(trainer: Trainer, state: TrainState) -> None:
             "train_minutes": state.seconds / 60,
             "dataset": trainer.fingerprint,
             **state.report,
+            **(further or {}),
         }
         write_json(trainer.folder.path / "result.json", result)
     trainer.run.barrier()

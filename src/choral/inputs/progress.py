@@ -1,4 +1,4 @@
-"""How far an evaluation has come: a bar on a terminal, a line every ten seconds elsewhere."""
+"""How far a pass over a split has come: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _log = logging.getLogger(__name__)
 _LINE_EVERY_S = 10.0
 
 
-class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]):
+class SplitProgress(contextlib.AbstractContextManager["SplitProgress"]):
     """Counts the images that this rank has finished; silent unless it is the main one.
 
     Args:
-        name: of the split.
+        task: what is done, and to which split: "evaluating test".
         total: images of this rank, times the passes over them.
         shown: whether this rank shows anything.
     """
 
-    def __init__(self, name: str, total: int, shown: bool) -> None:
-        self._name, self._total, self._shown = name, total, shown
+    def __init__(self, task: str, total: int, shown: bool) -> None:
+        self._task, self._total, self._shown = task, total, shown
         self._done = 0
         self._started = self._said = time.monotonic()
         console = Console(stderr=True)
@@ -31,11 +31,11 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
         if shown and console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=console, transient=True)
-            self._bar.add_task(f"evaluating {name}", total=total)
+            self._bar.add_task(task, total=total)
             self._bar.start()
 
     def advance(self, images: int) -> None:
-        """Count images that all members and views have been asked about."""
+        """Count images that are done with."""
         self._done += images
         now = time.monotonic()
         if self._bar is not None:
@@ -43,7 +43,7 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
         elif self._shown and now - self._said > _LINE_EVERY_S:
             self._said = now
             rate = self._done / (now - self._started)
-            _log.info("%s: %d of %d images, %.1f images/s", self._name, self._done, self._total, rate)
+            _log.info("%s: %d of %d images, %.1f images/s", self._task, self._done, self._total, rate)
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:

@@ -1,0 +1,261 @@
+"""Linear heads fitted to features: logistic regression, ridge regression, a linear support vector machine.
+
+Each minimises a mean loss over the samples plus `regularization` times the squared norm of the weights, on features that
+were standardised; the standardisation is folded into the weights, so that the head takes features as they are. Without
+a given regularisation a grid is walked from strong to weak, each fit starting from the one before it, until the
+validation split has liked two in a row less than the best.
+
+Measured on 1,706 x 1,280 features of elpv, one thread: torch's L-BFGS, warm-started, 0.3 to 3 s a fit, against 0.4 to 11 s
+of scikit-learn's LogisticRegression for the same minimum; it also serves several labels at once and runs on a GPU. For
+the support vector machine scikit-learn's LIBLINEAR is the better one: the squared hinge has no second derivative.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from choral.config import Task
+from choral.errors import ChoralError, DataError
+
+GRID = tuple(10 ** (exponent / 2) for exponent in range(4, -12, -1))  # 100 to 3e-6
+_PATIENCE = 2
+_FEW = 1 << 27  # numbers in a matrix that is worth a GiB of float64; larger ones are fitted in float32
+_SVM_ITERATIONS = 1000  # of LIBLINEAR's Newton method; what needs more is regularised too little to be of use
+_MAX_SCALE = 1e3
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Features and what they are of."""
+
+    values: NDArray[np.float32]
+    """(n, width)"""
+    targets: Array
+    """(n,) int64 classes, (n, L) float32 labels, or (n, T) float32 standardised numbers."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer: outputs are values @ weight.T + bias."""
+
+    weight: NDArray[np.float64]
+    """(outputs, width)"""
+    bias: NDArray[np.float64]
+    """(outputs,)"""
+
+    def __call__(self, values: Array) -> NDArray[np.float64]:
+        """Return (n, outputs) for (n, width) features."""
+        result: NDArray[np.float64] = values @ self.weight.T + self.bias
+        return result
+
+    def scaled(self, factor: float) -> Head:
+        """Return the head whose outputs are `factor` times as large."""
+        return Head(self.weight * factor, self.bias * factor)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A head and how it was chosen."""
+
+    head: Head
+    regularization: float
+    metric: str
+    """accuracy (of svm), log_loss or rmse (standardised) on the validation split, which chose the regularisation."""
+    value: float
+    trials: tuple[tuple[float, float], ...]
+    """Regularisation and value of the metric, in the order tried."""
+
+
+def fit_linear(
+    task: Task, outputs: int, train: Samples, val: Samples, regularization: float | None, balanced: bool = False
+) -> Fit:
+    """Fit a multinomial logistic regression, one logistic regression a label, or a ridge regression.
+
+    Args:
+        task, outputs: of the network.
+        train, val: what it is fitted to, and what chooses the regularisation.
+        regularization: weight of the squared norm; None: chosen from GRID.
+        balanced: classes (of each label its ones and zeros) count alike.
+    """
+    grid = GRID if regularization is None else (regularization,)
+    metric = "rmse" if task == "regression" else "log_loss"
+    return _best(linear_path(task, outputs, train, grid, balanced), lambda head: _loss(task, head, val), metric)
+
+
+def linear_path(
+    task: Task, outputs: int, train: Samples, grid: tuple[float, ...], balanced: bool = False
+) -> Iterator[tuple[float, Head]]:
+    """Yield each regularisation of the grid, strong ones first, with its head; a fit is made when it is asked for."""
+    if task == "regression":
+        return _ridge_path(train, grid)
+    return _logistic_path(task, outputs, train, grid, balanced)
+
+
+def fit_svm(outputs: int, train: Samples, val: Samples, regularization: float | None, balanced: bool = False) -> Fit:
+    """Fit a linear support vector machine, one against all, by scikit-learn's LinearSVC.
+
+    Its scores become logits by one positive factor, fitted to the log loss on the validation split (temperature
+    scaling, Guo et al. 2017; Platt's method without its shift): softmax then gives probabilities that may be averaged,
+    and no decision is another than scikit-learn's.
+
+    Raises:
+        DataError: a class has no training sample that could be read.
+        ChoralError: a given regularisation is so weak that the fit does not come to an end.
+    """
+    empty = np.setdiff1d(np.arange(outputs), train.targets)
+    if len(empty):
+        raise DataError(f"finetune.strategy: svm needs samples of every class; class number {empty[0]} has none")
+    grid = GRID if regularization is None else (regularization,)
+
+    def error(head: Head) -> float:
+        return float(np.mean(head(val.values).argmax(axis=1) != val.targets))
+
+    fit = _best(_svm_path(train, grid, balanced), error, "accuracy")
+    head = fit.head.scaled(_best_scale(fit.head(val.values), val.targets))
+    trials = tuple((weight, 1 - value) for weight, value in fit.trials)
+    return Fit(head, fit.regularization, fit.metric, 1 - fit.value, trials)
+
+
+def _best(path: Iterator[tuple[float, Head]], cost: Callable[[Head], float], metric: str) -> Fit:
+    """Walk along a path of heads, strongest regularisation first; of equally good ones the first is kept."""
+    best: tuple[float, float, Head] | None = None
+    trials: list[tuple[float, float]] = []
+    since = 0
+    for regularization, head in path:
+        value = cost(head)
+        trials.append((regularization, value))
+        since += 1
+        if best is None or value < best[0]:
+            best, since = (value, regularization, head), 0
+        if since == _PATIENCE:
+            break
+    if best is None:
+        raise ChoralError("finetune.regularization: so weak that the fit did not come to an end; choose a larger one")
+    return Fit(best[2], best[1], metric, best[0], tuple(trials))
+
+
+class _Standardized:
+    """Features with mean 0 and deviation 1, in float64 unless they are many."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.mean = values.mean(axis=0, dtype=np.float64)
+        deviation = values.std(axis=0, dtype=np.float64)
+        self.std = np.where(deviation > 0, deviation, 1.0)  # a feature that never changes becomes 0
+        kind = np.float64 if values.size <= _FEW else np.float32
+        self.values: Array = ((values - self.mean) / self.std).astype(kind, copy=False)
+
+    def fold(self, weight: Array, bias: Array) -> Head:
+        """Return the head on features as they are, of one on standardised features."""
+        folded = np.asarray(weight, np.float64) / self.std
+        return Head(folded, np.asarray(bias, np.float64) - folded @ self.mean)
+
+
+def _logistic_path(
+    task: Task, outputs: int, train: Samples, grid: tuple[float, ...], balanced: bool
+) -> Iterator[tuple[float, Head]]:
+    features = _Standardized(train.values)
+    values, targets = torch.from_numpy(features.values), torch.from_numpy(train.targets)
+    weights = _balanced_weights(task, targets, outputs) if balanced else None
+    # Starting at 0, and with a penalty on the weights only, the minimum is one, also where classes can be told apart.
+    parameters = torch.zeros(outputs, values.shape[1] + 1, dtype=values.dtype, requires_grad=True)
+    for regularization in grid:
+        optimizer = torch.optim.LBFGS(
+            [parameters], max_iter=1000, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        )
+
+        def closure(optimizer: torch.optim.Optimizer = optimizer, regularization: float = regularization) -> Tensor:
+            optimizer.zero_grad()
+            logits = torch.addmm(parameters[:, -1], values, parameters[:, :-1].T)
+            losses = _losses(task, logits, targets)
+            loss = (losses if weights is None else losses * weights).mean()
+            loss = loss + regularization * parameters[:, :-1].square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        found = parameters.detach().numpy()
+        yield regularization, features.fold(found[:, :-1], found[:, -1])
+
+
+def _losses(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    if task == "multiclass":
+        return F.cross_entropy(logits, targets, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+
+
+def _balanced_weights(task: Task, targets: Tensor, outputs: int) -> Tensor:
+    """Return a weight for each loss that makes classes, or the ones and zeros of each label, count alike; mean 1."""
+    if task == "multiclass":
+        counts = torch.bincount(targets, minlength=outputs).double()
+        return len(targets) / ((counts > 0).sum() * counts)[targets]
+    ones = targets.double().mean(dim=0)
+    kinds = (ones > 0).double() + (ones < 1).double()
+    return 1 / (kinds * torch.where(targets > 0, ones, 1 - ones))
+
+
+def _ridge_path(train: Samples, grid: tuple[float, ...]) -> Iterator[tuple[float, Head]]:
+    """Solve all ridge regressions from one eigendecomposition."""
+    features = _Standardized(train.values)
+    values, targets = features.values, train.targets.astype(np.float64)
+    mean = targets.mean(axis=0)
+    eigenvalues, vectors = np.linalg.eigh((values.T @ values).astype(np.float64) / len(values))
+    along = vectors.T @ (values.T @ (targets - mean)) / len(values)
+    for regularization in grid:
+        weight = (vectors @ (along / (eigenvalues.clip(0)[:, None] + regularization))).T
+        yield regularization, features.fold(weight, mean)
+
+
+def _svm_path(train: Samples, grid: tuple[float, ...], balanced: bool) -> Iterator[tuple[float, Head]]:
+    from sklearn.exceptions import ConvergenceWarning  # a second to import, which only this strategy pays
+    from sklearn.svm import LinearSVC
+
+    features = _Standardized(train.values)
+    for regularization in grid:
+        # LIBLINEAR weighs the sum of losses by C against half the squared norm. Its primal solver takes no random numbers.
+        machine = LinearSVC(
+            C=1 / (2 * regularization * len(features.values)),
+            dual=False,
+            max_iter=_SVM_ITERATIONS,
+            class_weight="balanced" if balanced else None,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            try:
+                machine.fit(features.values, train.targets)
+            except ConvergenceWarning:  # weaker ones would not end either
+                return
+        weight, bias = machine.coef_, machine.intercept_
+        if len(weight) == 1:  # two classes have one row of scores, above 0 for the second: half of it for, half against
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        yield regularization, features.fold(weight, bias)
+
+
+def _best_scale(scores: NDArray[np.float64], targets: Array) -> float:
+    """Return the factor that minimises the log loss, which is convex in it."""
+    from scipy.optimize import minimize_scalar
+
+    logits, classes = torch.from_numpy(scores), torch.from_numpy(targets)
+
+    def cost(log_factor: float) -> float:
+        return F.cross_entropy(logits * float(np.exp(log_factor)), classes).item()
+
+    bounds = (-np.log(_MAX_SCALE), np.log(_MAX_SCALE))
+    return float(np.exp(minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
+
+
+def _loss(task: Task, head: Head, samples: Samples) -> float:
+    """Return the log loss, or the root mean squared error of standardised numbers."""
+    outputs = head(samples.values)
+    if task == "regression":
+        return float(np.sqrt(np.mean((outputs - samples.targets) ** 2)))
+    return _losses(task, torch.from_numpy(outputs), torch.from_numpy(samples.targets)).mean().item()

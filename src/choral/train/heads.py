@@ -1,0 +1,146 @@
+"""Heads fitted to features of the frozen network: whole runs (`linear`, `svm`), and the start of one (`lp_ft`)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.config import Config
+from choral.errors import DataError
+from choral.features.cache import Features
+from choral.features.classifier import Classifier
+from choral.features.extract import FeatureSource
+from choral.features.fit import Fit, Samples, fit_linear, fit_svm
+from choral.inputs.streams import Split
+from choral.runfolder import RunFolder, write_json
+from choral.runtime import Runtime
+from choral.train.saving import finish, save
+from choral.train.state import TrainState
+from choral.train.tracking import Tracker
+from choral.train.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+HEAD_FILE = "head.json"
+
+
+def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
+    """Fit the head that `linear` or `svm` asks for, and leave what every training run leaves: the checkpoint of step 0.
+
+    Started again after it was stopped or killed, it finds the features that were computed, and fits the same head.
+
+    Raises:
+        ConfigError: the network does not end in one linear layer.
+        DataError, ChoralError: as `train`.
+        Stopped: while features were computed; those that are there are kept.
+    """
+    # No optimizer step is made: what belongs to steps must neither be prepared nor saved.
+    rate = 1.0 if config.train.lr == "auto" else config.train.lr
+    config = replace(config, train=replace(config.train, lr=rate, ema_decay=0.0, soup="none"))
+    started = time.perf_counter()
+    trainer = Trainer(config, folder, run)
+    state = TrainState()
+    with Tracker(config, folder, run, state, trainer.schedule) as tracker:
+        fitted = fit_into(trainer)
+        state = replace(state, seconds=time.perf_counter() - started)
+        state = state.validated(trainer.validate(), config.best_metric)
+        tracker.report_validation(state)
+    save(trainer, state)
+    finish(trainer, state, {"stopped_early": False, **fitted})
+    return state
+
+
+def initial_head(trainer: Trainer) -> None:
+    """Write a linear head, fitted to features of the pretrained network, into a network about to be fine-tuned.
+
+    Fine-tuning from a random head distorts good features before the head fits them (Kumar et al. 2022,
+    "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). Nothing in it is random, so a
+    run that is started again before its first checkpoint begins with the same head.
+
+    Raises:
+        ConfigError, DataError, ChoralError, Stopped: as `train_head`.
+    """
+    if trainer.run.is_main:
+        _log.info("a linear head first, then everything from there")
+    fit_into(trainer)
+
+
+def fit_into(trainer: Trainer) -> dict[str, Any]:
+    """Fit a head as the config says, on all ranks, and write it into the network.
+
+    Returns:
+        what was chosen, on the main rank; it is also kept in the run folder's head.json.
+    """
+    config, run, network = trainer.config, trainer.run, trainer.network
+    source = FeatureSource(
+        config, run, trainer.place, network, trainer.normalization, trainer.folder.path / "bad_samples.jsonl"
+    )
+    started = time.perf_counter()
+    passes = [source.features(trainer.train_split, number=number) for number in range(config.finetune.feature_passes)]
+    val = source.features(trainer.val_split)
+    minutes = (time.perf_counter() - started) / 60
+    classifier = Classifier(network)
+    summary: dict[str, Any] = {}
+    if run.is_main:
+        train_samples = _samples(trainer, trainer.train_split, passes)
+        val_samples = _samples(trainer, trainer.val_split, [val])
+        started = time.perf_counter()
+        fit = _fit(trainer, train_samples, val_samples)
+        fit_minutes = (time.perf_counter() - started) / 60
+        classifier.write(fit.head.weight, fit.head.bias)
+        summary = _summary(config, fit, len(train_samples.values), minutes, fit_minutes)
+        write_json(trainer.folder.path / HEAD_FILE, summary)
+    for tensor in classifier.tensors():
+        run.broadcast(tensor)
+    run.barrier()
+    return summary
+
+
+def _fit(trainer: Trainer, train: Samples, val: Samples) -> Fit:
+    config = trainer.config
+    settings, balanced = config.finetune, config.train.class_weights == "balanced"
+    outputs = trainer.objective.outputs
+    if settings.strategy == "svm":
+        return fit_svm(outputs, train, val, settings.regularization, balanced)
+    return fit_linear(config.task, outputs, train, val, settings.regularization, balanced)
+
+
+def _samples(trainer: Trainer, split: Split, passes: list[Features | None]) -> Samples:
+    found = [features for features in passes if features is not None]
+    rows = np.concatenate([features.rows for features in found])
+    if not len(rows):
+        raise DataError(f"{split.index.dataset.folder}: no sample of split '{split.index.split}' could be read")
+    targets: NDArray[Any] = split.targets.of(rows)
+    if trainer.config.task == "regression":
+        meaning = trainer.objective.meaning
+        targets = (targets - np.asarray(meaning.target_mean)) / np.asarray(meaning.target_std)
+    values = found[0].values if len(found) == 1 else np.concatenate([features.values for features in found])
+    return Samples(values, targets)
+
+
+def _summary(config: Config, fit: Fit, samples: int, feature_minutes: float, fit_minutes: float) -> dict[str, Any]:
+    kind = "svm" if config.finetune.strategy == "svm" else "linear"
+    _log.info(
+        "%s head on %d samples: regularization %.2g of %d tried, validation %s %.4f (features %.1f min, fit %.1f min)",
+        kind,
+        samples,
+        fit.regularization,
+        len(fit.trials),
+        fit.metric.replace("_", " "),
+        fit.value,
+        feature_minutes,
+        fit_minutes,
+    )
+    return {
+        "head": kind,
+        "head_samples": samples,
+        "regularization": fit.regularization,
+        f"head_val_{fit.metric}": fit.value,
+        "feature_minutes": feature_minutes,
+        "fit_minutes": fit_minutes,
+        "trials": [{"regularization": weight, fit.metric: value} for weight, value in fit.trials],
+    }

@@ -1,0 +1,125 @@
+"""Heads fitted to features, against scikit-learn's own answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.svm import LinearSVC
+
+from choral.errors import ChoralError, DataError
+from choral.features.fit import GRID, Fit, Head, Samples, fit_linear, fit_svm
+
+
+def blobs(count: int, classes: int, seed: int, spread: float = 3.0) -> Samples:
+    """Overlapping clouds in 12 dimensions, of very different scales, one of which never changes."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, 12))
+    labels = random.integers(0, classes, count)
+    values = centres[labels] + spread * random.normal(size=(count, 12))
+    scales = np.logspace(-3, 3, 12)
+    values = values * scales + 5 * scales
+    values[:, 3] = 0.25
+    return Samples(values.astype(np.float32), labels)
+
+
+def standardized(train: Samples, other: Samples) -> np.ndarray:
+    mean, std = train.values.mean(0, dtype=np.float64), train.values.std(0, dtype=np.float64)
+    return (other.values - mean) / np.where(std > 0, std, 1)
+
+
+def layer(head: Head) -> torch.nn.Linear:
+    """Return the head as the network computes it: in float32."""
+    linear = torch.nn.Linear(head.weight.shape[1], len(head.bias))
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias))
+    return linear
+
+
+def answers(fit: Fit, samples: Samples) -> np.ndarray:
+    with torch.no_grad():
+        return layer(fit.head)(torch.from_numpy(samples.values)).numpy()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_linear_is_scikit_learn_s_logistic_regression(balanced: bool) -> None:
+    train, test = blobs(300, 3, 1), blobs(200, 3, 2)
+    fit = fit_linear("multiclass", 3, train, test, 0.01, balanced)
+    twin = LogisticRegression(
+        C=1 / (2 * 0.01 * 300), tol=1e-8, max_iter=5000, class_weight="balanced" if balanced else None
+    ).fit(standardized(train, train), train.targets)
+    expected = twin.predict_log_proba(standardized(train, test))
+    found = torch.from_numpy(answers(fit, test)).log_softmax(1).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert fit.regularization == 0.01 and len(fit.trials) == 1 and fit.metric == "log_loss"
+    assert fit.value == pytest.approx(-expected[np.arange(200), test.targets].mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_linear_fits_each_label_by_itself(balanced: bool) -> None:
+    train, test = blobs(300, 4, 1), blobs(200, 4, 2)
+    many, truth = (np.stack([s.targets > 0, s.targets == 2], 1).astype(np.float32) for s in (train, test))
+    fit = fit_linear("multilabel", 2, Samples(train.values, many), Samples(test.values, truth), 0.02, balanced)
+    found = answers(fit, test)
+    for label in range(2):  # the mean over two labels halves each one's loss
+        twin = LogisticRegression(
+            C=1 / (4 * 0.02 * 300), tol=1e-8, max_iter=5000, class_weight="balanced" if balanced else None
+        ).fit(standardized(train, train), many[:, label])
+        np.testing.assert_allclose(found[:, label], twin.decision_function(standardized(train, test)), atol=5e-3)
+
+
+def test_linear_is_a_ridge_regression_of_numbers() -> None:
+    train, test = blobs(300, 3, 1), blobs(200, 3, 2)
+    slopes = np.random.default_rng(5).normal(size=(12, 2))
+    numbers, truth = (standardized(train, s) @ slopes + 0.3 for s in (train, test))
+    fit = fit_linear("regression", 2, Samples(train.values, numbers), Samples(test.values, truth), 0.1)
+    twin = Ridge(alpha=0.1 * 300).fit(standardized(train, train), numbers)
+    np.testing.assert_allclose(answers(fit, test), twin.predict(standardized(train, test)), atol=1e-3)
+    chosen = fit_linear("regression", 2, Samples(train.values, numbers), Samples(test.values, truth), None)
+    assert chosen.regularization < 1e-3 and chosen.value < 0.01  # without noise, the less the better
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_svm_decides_as_scikit_learn_does(classes: int, balanced: bool) -> None:
+    """On every sample, from a float32 layer on features as they are, though the scores were scaled."""
+    train, val, test = blobs(200, classes, 1), blobs(150, classes, 2), blobs(5000, classes, 3)
+    fit = fit_svm(classes, train, val, None, balanced)
+    twin = LinearSVC(
+        C=1 / (2 * fit.regularization * 200), dual=False, class_weight="balanced" if balanced else None
+    ).fit(standardized(train, train), train.targets)
+    assert np.array_equal(answers(fit, test).argmax(1), twin.predict(standardized(train, test)))
+    assert fit.value == pytest.approx(twin.score(standardized(train, val), val.targets))
+    probabilities = torch.from_numpy(answers(fit, val)).softmax(1).numpy()
+    scores = twin.decision_function(standardized(train, val))
+    plain = torch.from_numpy(scores if classes > 2 else np.stack([-scores, scores], 1)).softmax(1).numpy()
+    loss, unscaled = (-np.log(p[np.arange(150), val.targets]).mean() for p in (probabilities, plain))
+    assert loss < unscaled and loss < np.log(classes)
+
+
+def test_the_regularization_is_what_validation_likes() -> None:
+    train, val = blobs(40, 3, 1), blobs(500, 3, 2)
+    fit = fit_linear("multiclass", 3, train, val, None)
+    assert [weight for weight, _ in fit.trials] == list(GRID[: len(fit.trials)])
+    assert (fit.regularization, fit.value) == min(fit.trials, key=lambda trial: trial[1])
+    assert 1e-4 < fit.regularization < 100 and len(fit.trials) < len(GRID)  # few samples: it overfits without
+    assert [value > fit.value for _, value in fit.trials[-2:]] == [True, True]
+    alone = fit_linear("multiclass", 3, train, val, fit.regularization)  # where the path came from does not matter
+    np.testing.assert_allclose(answers(alone, val), answers(fit, val), atol=1e-3)
+
+
+def test_of_equally_good_ones_the_strongest_is_chosen() -> None:
+    train = blobs(60, 2, 1, spread=0.01)  # any machine tells these apart
+    fit = fit_svm(2, train, train, None)
+    assert fit.value == 1.0 and fit.regularization == GRID[0] and len(fit.trials) == 3
+
+
+def test_what_an_svm_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = blobs(60, 3, 1)
+    with pytest.raises(DataError, match="svm needs samples of every class; class number 3 has none"):
+        fit_svm(4, train, train, None)
+    monkeypatch.setattr("choral.features.fit._SVM_ITERATIONS", 1)
+    with pytest.raises(ChoralError, match=r"finetune\.regularization: so weak that the fit did not come to an end"):
+        fit_svm(3, train, train, 1e-3)

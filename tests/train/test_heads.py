@@ -1,0 +1,233 @@
+"""Runs whose head is fitted to features: they end as every run does, and go on after a stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.svm import LinearSVC
+
+from choral.checkpoints import MODEL, checkpoint_of, read_meta
+from choral.config import Config
+from choral.configfile import load_config
+from choral.errors import DataError, Stopped
+from choral.features.cache import Features
+from choral.features.classifier import Classifier
+from choral.features.extract import FeatureSource
+from choral.predict.voices import voices_of
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.train.choice import resolve_strategy
+from choral.train.heads import initial_head
+from choral.train.loop import train
+from choral.train.trainer import Trainer
+
+
+@pytest.fixture
+def config(config_file: Path, tmp_path: Path) -> Config:
+    """The toy run, on a copy of the shards: features lie beside them."""
+    packed = tmp_path / "packed"
+    shutil.copytree(load_config(config_file).data.shards, packed)
+    return load_config(config_file, [f"data.shards={packed}", "finetune.strategy=linear"])
+
+
+def changed(config: Config, *overrides: str) -> Config:
+    from choral.configfile import parse_override, with_overrides
+
+    return with_overrides(config, dict(parse_override(text) for text in overrides), where="test")
+
+
+def folder_of(tmp_path: Path, name: str, config: Config) -> RunFolder:
+    folder = RunFolder(tmp_path / name)
+    folder.path.mkdir(exist_ok=True)
+    folder.claim(config)
+    return folder
+
+
+def features_of(trainer: Trainer, split: str, number: int = 0) -> Features:
+    source = FeatureSource(
+        trainer.config,
+        trainer.run,
+        trainer.place,
+        trainer.network,
+        trainer.normalization,
+        trainer.folder.path / "bad.jsonl",
+    )
+    found = source.features(trainer.train_split if split == "train" else trainer.val_split, number=number)
+    assert found is not None
+    return found
+
+
+def weights_of(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint_of(folder.checkpoints, "last") / MODEL)
+
+
+@pytest.mark.parametrize("strategy", ["linear", "svm"])
+def test_a_run_without_steps_ends_as_every_run_does(
+    config: Config, tmp_path: Path, run: Runtime, strategy: str
+) -> None:
+    config = changed(config, f"finetune.strategy={strategy}", "train.lr=auto", "train.ema_decay=0.9")
+    folder = folder_of(tmp_path, "run", config)
+    train(config, folder, run)
+    result = folder.result
+    assert result is not None and result["steps"] == 0 and result["head"] == strategy and result["n"] == 13
+    assert result["regularization"] in [trial["regularization"] for trial in result["trials"]]
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"]) for line in lines] == [(0, "val")]
+    assert lines[0]["accuracy"] == result["accuracy"] > 0.5
+    metric = "accuracy" if strategy == "svm" else "log_loss"
+    # What validation finds, asking the network, is what the fit found, asking features.
+    assert result[f"head_val_{metric}"] == pytest.approx(result[metric], abs=1e-4)
+    (voice,), unfinished = voices_of(folder, config)
+    assert not unfinished and voice.checkpoint.name == "step-00000000"
+    assert read_meta(voice.checkpoint)["dataset"] == result["dataset"]
+    network = voice.load(torch.device("cpu"))
+    pretrained = Trainer(changed(config, "train.lr=1e-3"), folder, run).network.state_dict()
+    for name, tensor in network.state_dict().items():  # nothing but the head has changed
+        assert torch.equal(tensor, pretrained[name]) == (not name.startswith("fc.")), name
+
+
+def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tmp_path: Path, run: Runtime) -> None:
+    config = changed(config, "finetune.strategy=svm")
+    folder = folder_of(tmp_path, "run", config)
+    trainer = Trainer(config, folder, run)
+    train_features, val_features = features_of(trainer, "train"), features_of(trainer, "val")
+    train(config, folder, run)
+    assert folder.result is not None
+    mean, std = train_features.values.mean(0, dtype=float), train_features.values.std(0, dtype=float)
+    std[std == 0] = 1
+    machine = LinearSVC(C=1 / (2 * folder.result["regularization"] * 37), dual=False)
+    machine.fit((train_features.values - mean) / std, trainer.train_split.index.labels)
+    (voice,), _ = voices_of(folder, config)
+    head = Classifier(voice.load(torch.device("cpu")))
+    weight, bias = head.tensors()
+    for features in (train_features, val_features):
+        decisions = (torch.from_numpy(np.array(features.values)) @ weight.T + bias).argmax(1).numpy()
+        assert np.array_equal(decisions, machine.predict((features.values - mean) / std))
+
+
+def test_further_passes_are_augmented_and_each_is_its_own(config: Config, tmp_path: Path, run: Runtime) -> None:
+    folder = folder_of(tmp_path, "run", config)
+    trainer = Trainer(config, folder, run)
+    passes = [features_of(trainer, "train", number) for number in range(3)]
+    assert all(features.rows.tolist() == list(range(37)) for features in passes)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (passes[first].values != passes[second].values).any(axis=1).all()
+    shutil.rmtree(Path(config.data.shards) / ".features")
+    np.testing.assert_array_equal(features_of(trainer, "train", 2).values, passes[2].values)
+    plain = Trainer(changed(config, "augment.preset=none"), folder, run)
+    np.testing.assert_array_equal(features_of(plain, "train", 1).values, passes[0].values)  # nothing to augment
+    mixed = Trainer(changed(config, "augment.mixup=0.5"), folder, run)
+    np.testing.assert_array_equal(features_of(mixed, "train", 1).values, passes[1].values)  # features are never mixed
+    three = changed(config, "finetune.feature_passes=3")
+    train(three, folder, run)
+    assert folder.result is not None and folder.result["head_samples"] == 3 * 37
+
+
+def test_validation_features_do_not_depend_on_augmentation(config: Config, tmp_path: Path, run: Runtime) -> None:
+    folder = folder_of(tmp_path, "run", config)
+    plain = features_of(Trainer(config, folder, run), "val")
+    shutil.rmtree(Path(config.data.shards) / ".features")
+    heavy = Trainer(changed(config, "augment.preset=heavy"), folder, run)
+    np.testing.assert_array_equal(features_of(heavy, "val").values, plain.values)
+
+
+def test_a_stop_while_features_are_computed_keeps_what_is_there(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
+    train(config, whole, run)
+    shutil.rmtree(Path(config.data.shards) / ".features")
+    read: list[int] = []
+    stops = [folder.stop_file]
+    compute = Classifier.features
+
+    def watched(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        read.append(len(images))
+        if sum(read) == 20 and stops:  # of 37, in parts of 16 and batches of 4
+            stops.pop().touch()
+        return compute(self, images)
+
+    monkeypatch.setattr(Classifier, "features", watched)
+    with pytest.raises(Stopped, match="stopped by request while computing features of train; what is there is kept"):
+        train(config, folder, run)
+    assert sum(read) == 20 and folder.result is None and not folder.stop_file.exists()
+    read.clear()
+    train(config, folder, run)
+    assert sum(read) == 37 - 16 + 13  # one part was complete; and the validation split
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(folder)[name])
+    read.clear()
+    train(config, folder_of(tmp_path, "third", config), run)
+    assert not read  # another run with the same network: all from the cache
+
+
+def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_path: Path, run: Runtime) -> None:
+    from choral.shards.index import Dataset, Index
+
+    dataset = Dataset.open(config.data.shards)
+    record = Index.open(dataset, "train").row(5)
+    with dataset.shard_path(record.shard).open("r+b") as shard:
+        shard.seek(record.offset)
+        shard.write(b"rubbish" * 10)
+    folder = folder_of(tmp_path, "run", config)
+    with pytest.raises(DataError, match=f"sample {record.key!r}"):
+        train(config, folder, run)
+    skipping = changed(config, "data.on_bad_sample=skip", "data.max_bad_fraction=0.1")
+    folder = folder_of(tmp_path, "skipping", skipping)
+    train(skipping, folder, run)
+    assert folder.result is not None and folder.result["head_samples"] == 36
+    assert record.key in (folder.path / "bad_samples.jsonl").read_text()
+    for strict in (config, changed(skipping, "data.max_bad_fraction=0.01")):  # the cache does not launder them
+        with pytest.raises(DataError, match=f"sample {record.key!r}"):
+            train(strict, folder_of(tmp_path, f"strict-{strict.data.on_bad_sample}", strict), run)
+
+
+def test_lp_ft_starts_from_the_linear_head_and_resumes_with_equal_bits(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear = folder_of(tmp_path, "linear", config)
+    train(config, linear, run)
+    config = changed(config, "finetune.strategy=lp_ft", "train.steps=4", "train.lr=1e-2")
+    trainer = Trainer(config, folder_of(tmp_path, "begun", config), run)
+    initial_head(trainer)
+    for name, tensor in weights_of(linear).items():
+        assert torch.equal(tensor, trainer.network.state_dict()[name]), name
+    whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
+    train(config, whole, run)
+    assert weights_of(whole)["conv1.0.weight"].ne(weights_of(linear)["conv1.0.weight"]).any()  # then everything
+    folder.stop_file.touch()
+    with pytest.raises(Stopped, match="at step 1 of 4"):
+        train(config, folder, run)
+    monkeypatch.setattr("choral.train.loop.initial_head", lambda trainer: pytest.fail("fitted again"))
+    train(config, folder, run)
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(folder)[name]), name
+
+
+def test_auto_is_measured_once(
+    config: Config, tmp_path: Path, run: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "choral")
+    config = changed(config, "finetune.strategy=auto", "train.steps=2")
+    folder = folder_of(tmp_path, "run", config)
+    resolved = resolve_strategy(config, folder, run)
+    said = [record.message for record in caplog.records if record.message.startswith("auto: ")]
+    assert len(said) == 2 and "12 samples a class" in said[0] and "similarity" in said[0]
+    stored = json.loads((folder.path / "strategy.json").read_text())
+    assert said[1] == f"auto: strategy {stored['strategy']}: {stored['reason']}"
+    assert stored["probed"] == 37 and 0 <= stored["similarity"] <= 1 and stored["chance"] == pytest.approx(1 / 3)
+    assert resolved.finetune.strategy == stored["strategy"]
+    monkeypatch.setattr("choral.train.choice.measure", lambda *arguments: pytest.fail("measured again"))
+    train(config, folder, run)
+    assert folder.result is not None
+    content = json.loads((folder.path / "strategy.json").read_text())
+    content["dataset"] = "0" * 64
+    (folder.path / "strategy.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="other data"):
+        train(config, folder, run)
