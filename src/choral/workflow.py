@@ -20,6 +20,7 @@ from rich.progress import Progress
 from choral.config import Config
 from choral.ensemble import score as scoring
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
+from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.inputs.targets import Targets
 from choral.jobs.launcher import launch_command, run_in_foreground
@@ -181,7 +182,7 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
 
 def print_scores(scores: scoring.Scores, console: Console) -> None:
     """Print the table of scores."""
-    console.print(scoring.render(scores))
+    console.print(render(scores))
 
 
 def scores_as_json(scores: scoring.Scores) -> str:

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from choral.ensemble.score import Scores, render, score_run, to_json
+from choral.ensemble.score import Scores, score_run, to_json
+from choral.ensemble.table import render
 from choral.errors import DataError
 from choral.predict.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
 from choral.score import bootstrap, paired_bootstrap

@@ -1,4 +1,4 @@
-"""Rules that make one prediction from the members' probabilities.
+"""Rules that make one prediction from those of the members.
 
 They work on a stack of (members, n, classes): a block of a ledger (`Ledger.blocks`), so that memory stays bounded
 however many samples there are, or what several networks say about new images.
@@ -28,7 +28,7 @@ class Votes:
 
 
 def soft(stack: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of the members' probabilities.
+    """Return the mean of the members' predictions: of probabilities the soft vote, of numbers their mean.
 
     Args:
         stack: (members, n, classes) float32.
@@ -38,6 +38,16 @@ def soft(stack: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     mean: NDArray[np.float32] = stack.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
+
+
+def median(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the (n, targets) float32 median of the members' numbers, which one member far off cannot move far.
+
+    Args:
+        stack: (members, n, targets) float32.
+    """
+    middle: NDArray[np.float32] = np.median(stack, axis=0).astype(np.float32)
+    return middle
 
 
 def hard(stack: NDArray[np.float32]) -> Votes:

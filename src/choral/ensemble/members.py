@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
@@ -111,13 +112,20 @@ def _progress(member: RunFolder) -> dict[str, str]:
     """Return the columns of the live table that a member's last report fills."""
     status = member.status
     if "step" not in status:
-        return {"step": "", "loss": "", "val acc": "", "images/s": "", "eta": ""}
+        return {"step": "", "loss": "", "validation": "", "images/s": "", "eta": ""}
     minutes, seconds = divmod(int(status.get("eta_s", 0)), 60)
-    accuracy = status.get("val_accuracy")
     return {
         "step": f"{status['step']}/{status['steps']}",
         "loss": f"{status['loss']:.3f}",
-        "val acc": f"{accuracy:.1%}" if accuracy is not None else "",
+        "validation": _validation(status),
         "images/s": f"{status['images_per_s']:.0f}",
         "eta": f"{minutes}:{seconds:02d}",
     }
+
+
+def _validation(status: Mapping[str, Any]) -> str:
+    """Return what the last validation found, in the one number that says most for the task."""
+    for key, form in (("accuracy", "{:.1%} right"), ("mean_ap", "{:.1%} mAP"), ("rmse", "{:.4g} RMSE")):
+        if (value := status.get(f"val_{key}")) is not None:
+            return form.format(value)
+    return ""

@@ -2,14 +2,16 @@
 
 Efron 1979, "Bootstrap methods: another look at the jackknife", https://doi.org/10.1214/aos/1176344552.
 
-A score is the mean of one number a sample. Samples are drawn with replacement, as many as there are, and the score of
-each such draw is noted: the interval spans the middle 95 % of them. Two predictors are compared on the same draws: what
-is hard for both cancels out, and the interval of the difference is narrower than those of the scores.
+A score is the mean of one number a sample, or is made from such means, or from the samples as a whole. Samples are drawn
+with replacement, as many as there are, and the score of each such draw is noted: the interval spans the middle 95 % of
+them. Two predictors are compared on the same draws: what is hard for both cancels out, and the interval of the difference
+is narrower than those of the scores.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,18 +67,24 @@ def resampled_means(values: NDArray[np.float64], *, seed: int = 0, draws: int = 
     Returns:
         (draws, K) float64.
     """
-    count = len(values)
+    parts = [times.astype(np.float64) @ values for times in resampled_counts(len(values), seed=seed, draws=draws)]
+    means: NDArray[np.float64] = np.concatenate(parts) / len(values)
+    return means
+
+
+def resampled_counts(count: int, *, seed: int = 0, draws: int = DRAWS) -> Iterator[NDArray[np.int64]]:
+    """Yield, some draws at a time, (some, count) int64: how often each of `count` samples was drawn.
+
+    The same count and seed give the same draws as everywhere in this module; fewer draws are the first of them.
+    """
     assert count > 0, "an interval needs at least one sample"
     random = np.random.default_rng(seed)
-    means = np.empty((draws, values.shape[1]))
     step = max(1, _CHUNK // count)
     for start in range(0, draws, step):
         size = min(step, draws - start)
         picks = random.integers(0, count, size=(size, count), dtype=np.int64)
         picks += np.arange(size)[:, None] * count
-        times = np.bincount(picks.ravel(), minlength=size * count).reshape(size, count)
-        means[start : start + size] = times.astype(np.float64) @ values
-    return means / count
+        yield np.bincount(picks.ravel(), minlength=size * count).reshape(size, count)
 
 
 def interval_of(values: NDArray[np.float64], means: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
@@ -85,5 +93,10 @@ def interval_of(values: NDArray[np.float64], means: NDArray[np.float64], *, leve
     The mean is summed exactly, and the ends are rounded to twelve decimals: no digit depends on the order in which a
     machine adds.
     """
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(math.fsum(values) / len(values), round(float(low), 12), round(float(high), 12))
+    return interval_around(math.fsum(values) / len(values), means, level=level)
+
+
+def interval_around(value: float, draws: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
+    """Return a score and the percentile interval of what it was on (draws,) draws, rounded to twelve decimals."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, round(float(low), 12), round(float(high), 12))

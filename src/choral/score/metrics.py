@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.errors import DataError
-
 _SMALLEST = float(np.finfo(np.float32).eps)  # as scikit-learn clips float32 probabilities: a loss of at most 15.9
 
 
@@ -43,34 +41,19 @@ def log_losses(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) ->
     return -np.log(np.clip(of_label, _SMALLEST, 1.0))
 
 
-def average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
-    """Return the area under the precision-recall curve as a step function, as scikit-learn defines it.
+def label_log_losses(labels: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean over the labels of -ln of the probability of what is true; the mean over samples is the log loss.
 
     Args:
-        labels: (N,) whether the label applies; at least once.
-        scores: (N,) higher where it is more likely; samples of equal score are found at the same threshold.
+        labels: (N, L) whether each label applies.
+        probabilities: (N, L), each for itself; clipped as for `log_losses`.
+
+    Returns:
+        (N,) float64, in nats a label.
     """
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(labels[order])
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of the samples of equal score
-    precision = hits[last] / (last + 1)
-    recall = hits[last] / hits[-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
-
-
-def mean_average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
-    """Return the mean over labels (macro) of the average precision; labels that no sample has are left out.
-
-    Args:
-        labels, scores: (N, L).
-
-    Raises:
-        DataError: no sample has any label, so that nothing can be measured.
-    """
-    known = np.flatnonzero(labels.any(axis=0))
-    if not len(known):
-        raise DataError("no sample of the split has any label: mean average precision needs some")
-    return float(np.mean([average_precision(labels[:, label], scores[:, label]) for label in known]))
+    of_truth = np.where(labels, probabilities.astype(np.float64), 1 - probabilities.astype(np.float64))
+    losses: NDArray[np.float64] = -np.log(np.clip(of_truth, _SMALLEST, 1.0)).mean(axis=1)
+    return losses
 
 
 def f1_of_counts(hits: Any, false_alarms: Any, misses: Any) -> Any:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from choral.inputs.device import Batch
 from choral.model.outputs import Outputs
-from choral.score.metrics import f1_of_counts, mean_average_precision, r2_of_sums
+from choral.score.metrics import f1_of_counts, r2_of_sums
+from choral.score.ranking import mean_average_precision
 
 
 class Meter(Protocol):

@@ -1,0 +1,53 @@
+"""Scores of multilabel: members and soft vote, by mean average precision, F1 and log loss."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.ensemble.combine import soft
+from choral.ensemble.rows import SEED, Estimate, Row, metric_rows, predictions_of
+from choral.predict.ledger import Ledger
+from choral.score.intervals import DRAWS, resampled_means
+from choral.score.metrics import f1_of_counts, label_log_losses
+from choral.score.ranking import mean_average_precision, resampled_mean_average_precisions
+
+_WORK = 2_000_000_000  # numbers looked at for the intervals of average precisions: a minute or so
+_FEWEST_DRAWS = 200
+
+
+def label_rows(ledger: Ledger) -> tuple[list[Row], str, int]:
+    """Return the rows, the member of the highest mean average precision, and the draws that its interval is from.
+
+    Mean average precision is over the labels (macro), F1 over all pairs of sample and label (micro), above one half, and
+    the log loss a label. An average precision has to be computed anew for each draw: with very many samples, labels and
+    members there are fewer draws, 200 at least.
+    """
+    labels = ledger.labels > 0
+    found = predictions_of(ledger, {"soft": soft})
+    draws = int(np.clip(_WORK // (labels.size * len(found)), _FEWEST_DRAWS, DRAWS))
+    drawn = resampled_mean_average_precisions(labels, list(found.values()), seed=SEED, draws=draws)
+    precisions = {
+        name: Estimate(mean_average_precision(labels, values), column)
+        for (name, values), column in zip(found.items(), drawn.T, strict=True)
+    }
+    best = max(list(found)[: len(ledger.members)], key=lambda name: precisions[name].value)
+    count = len(labels)
+    rows = metric_rows("mean_ap", precisions, best, count)
+    rows += metric_rows("f1", {name: _f1(labels, values) for name, values in found.items()}, best, count)
+    losses = {name: label_log_losses(labels, values) for name, values in found.items()}
+    means = resampled_means(np.stack(list(losses.values()), axis=1), seed=SEED)
+    estimates = {
+        name: Estimate(math.fsum(values) / count, column)
+        for (name, values), column in zip(losses.items(), means.T, strict=True)
+    }
+    return rows + metric_rows("log_loss", estimates, best, count), best, draws
+
+
+def _f1(labels: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> Estimate:
+    given = probabilities > 0.5
+    counts = np.stack([(given & labels).sum(1), (given & ~labels).sum(1), (~given & labels).sum(1)], axis=1)
+    drawn = np.rint(resampled_means(counts.astype(np.float64), seed=SEED) * len(labels))
+    return Estimate(float(f1_of_counts(*counts.sum(axis=0))), f1_of_counts(*drawn.T))

@@ -1,0 +1,52 @@
+"""Scores of regression: members, mean and median, by RMSE, MAE and R2, for each target in its own unit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.ensemble.combine import median, soft
+from choral.ensemble.rows import SEED, Estimate, TargetRow, metric_rows, predictions_of
+from choral.predict.ledger import Ledger
+from choral.score.intervals import resampled_means
+from choral.score.metrics import r2_of_sums
+
+_METRICS = ("rmse", "mae", "r2")
+
+
+def number_rows(ledger: Ledger) -> tuple[list[TargetRow], str]:
+    """Return the rows, and the best member: of the highest R2, with one target that of the lowest RMSE."""
+    found = predictions_of(ledger, {"mean": soft, "median": median})
+    estimates = [_estimates(ledger.labels, found, number) for number in range(len(ledger.classes))]
+    plain = list(found)[: len(ledger.members)]
+    best = max(plain, key=lambda name: sum(of_target["r2"][name].value for of_target in estimates))
+    rows = [
+        TargetRow(**row, target=target)
+        for target, of_target in zip(ledger.classes, estimates, strict=True)
+        for metric in _METRICS
+        for row in metric_rows(metric, of_target[metric], best, len(ledger))
+    ]
+    return rows, best
+
+
+def _estimates(
+    labels: NDArray[np.float32], found: dict[str, NDArray[np.float32]], target: int
+) -> dict[str, dict[str, Estimate]]:
+    """Return metric to predictor to score, of one target; all share their draws of samples."""
+    truth = labels[:, target].astype(np.float64)
+    centred = truth - math.fsum(truth) / len(truth)
+    errors = np.stack([values[:, target].astype(np.float64) - truth for values in found.values()], axis=1)
+    columns = np.concatenate([np.abs(errors), errors**2, centred[:, None], centred[:, None] ** 2], axis=1)
+    drawn = resampled_means(columns, seed=SEED)
+    means = np.array([math.fsum(column) / len(truth) for column in columns.T])
+    variances, variance = drawn[:, -1] - drawn[:, -2] ** 2, means[-1:]
+    result: dict[str, dict[str, Estimate]] = {metric: {} for metric in _METRICS}
+    for number, name in enumerate(found):
+        absolute, squared = number, number + len(found)
+        result["mae"][name] = Estimate(float(means[absolute]), drawn[:, absolute])
+        result["rmse"][name] = Estimate(math.sqrt(means[squared]), np.sqrt(drawn[:, squared]))
+        explained = float(r2_of_sums(means[squared : squared + 1], variance)[0])
+        result["r2"][name] = Estimate(explained, r2_of_sums(drawn[:, squared], variances))
+    return result

@@ -1,0 +1,114 @@
+"""The table of scores for people, in 80 columns or more."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from choral.ensemble.rows import ClassRow, Numbers, Row, Scores, TargetRow
+
+_HEADINGS = {
+    "multiclass": ("accuracy % [95 %]", "points to best [95 %]", "log loss"),
+    "multilabel": ("", "score [95 %]", "to best [95 %]"),
+    "regression": ("", "score [95 %]", "to best [95 %]"),
+}
+_METRICS = {
+    "mean_ap": "mAP %",
+    "f1": "F1 %",
+    "accuracy": "accuracy %",
+    "log_loss": "log loss",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R2",
+}
+_FRACTIONS = ("accuracy", "mean_ap", "f1")
+_RULES = {
+    "multiclass": "soft: mean of the members' probabilities; hard: majority of their votes",
+    "multilabel": "soft: mean of the members' probabilities; mAP: mean over labels of the average precision; F1: over all"
+    " labels together, above one half",
+    "regression": "mean, median: of the members' numbers",
+}
+
+
+def render(scores: Scores) -> Table:
+    """Return the scores as a table: fractions as percentages, and their differences in points.
+
+    Published figures stand in rows of their own, below, marked as such, with their source and without an interval.
+    """
+    skipped = f", {scores['skipped']} unreadable and left out" if scores["skipped"] else ""
+    table = Table(
+        title=Text(f"{scores['split']}: {scores['n']} samples{skipped}"),
+        caption=Text(_notes(scores), justify="left"),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("", overflow="fold")
+    for heading in _HEADINGS[scores["task"]]:
+        table.add_column(heading, no_wrap=True)
+    single = scores["task"] == "multiclass"
+    rows = scores["rows"]
+    for row, following in pairwise((*rows, None)):
+        assert row is not None
+        last = row["name"].startswith("hard") if single else following is None or _section(row) != _section(following)
+        style = "" if row["name"].startswith("member/") else "bold"
+        cells = _class_cells(cast(ClassRow, row)) if single else _metric_cells(row)
+        table.add_row(*map(Text, cells), style=style, end_section=last)
+    for reference in scores["references"]:
+        metric = reference["metric"]
+        value = f"{_number(metric, reference['value'])} published"
+        if single:
+            other = "" if metric == "accuracy" else f" ({metric})"
+            table.add_row(Text(f"{reference['name']}{other}"), value, "", "")
+        else:
+            table.add_row(Text(reference["name"]), _METRICS.get(metric, metric), value, "")
+    return table
+
+
+def _section(row: Row) -> tuple[str, str]:
+    return row["metric"], cast(TargetRow, row).get("target", "")
+
+
+def _class_cells(row: ClassRow) -> list[str]:
+    gain, loss = row["difference"], row["log_loss"]
+    accuracy, difference = _interval("accuracy", row), _interval("accuracy", gain, "+") if gain else "  best"
+    return [row["name"], accuracy, difference, f"{loss['value']:.4f}" if loss else "-"]
+
+
+def _metric_cells(row: Row) -> list[str]:
+    metric, gain = row["metric"], row["difference"]
+    heading = f"{_METRICS[metric]} {cast(TargetRow, row).get('target', '')}".strip()
+    difference = _interval(metric, gain, "+") if gain else "  best"
+    return [row["name"], heading, _interval(metric, row), difference]
+
+
+def _interval(metric: str, numbers: Numbers | Row, sign: str = "") -> str:
+    value, low, high = (_number(metric, numbers[key], sign) for key in ("value", "low", "high"))  # type: ignore[literal-required]
+    return f"{value} [{low.strip()}, {high.strip()}]"
+
+
+def _number(metric: str, value: float, sign: str = "") -> str:
+    if metric in _FRACTIONS:
+        return f"{100 * value:{sign}6.2f}"
+    return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
+
+
+def _notes(scores: Scores) -> str:
+    """Say under the table what the words in it mean, as far as they occur."""
+    notes = ["[low, high]: 95 % intervals, by bootstrap over the samples", _RULES[scores["task"]]]
+    ties = [f"{row['ties']} in {row['name']}" for row in cast(list[ClassRow], scores["rows"]) if row.get("ties")]
+    if ties:
+        notes[1] += f" (tied votes, decided by mean probability: {', '.join(ties)})"
+    if scores["tta_views"]:
+        notes.append(f"+tta: mean over the views {', '.join(scores['tta_views'])}")
+    points = "points to best" if scores["task"] == "multiclass" else "to best"
+    notes.append(f"{points}: paired difference to {scores['best_member']}, the best single member")
+    sources = dict.fromkeys(reference["source"] for reference in scores["references"])
+    for source in sources:
+        names = [reference["name"] for reference in scores["references"] if reference["source"] == source]
+        notes.append(f"published: {', '.join(names)}: {source}; perhaps on other samples, so not compared in pairs")
+    return "\n".join(notes)
