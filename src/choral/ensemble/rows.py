@@ -124,7 +124,8 @@ def scored_views(ledger: Ledger) -> list[tuple[str, str]]:
 
     A ledger without the identity is scored by what it has: its averaged views, else its first view.
     """
-    views = [view for view in ("identity", "tta") if view in ledger.views] or list(ledger.views[:1])
+    usual = ("identity", "tta")
+    views = [view for view in ledger.views if view in usual] or list(ledger.views[:1])
     return [(view, "" if view == "identity" else f"+{view}") for view in views]
 
 

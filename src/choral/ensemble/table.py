@@ -87,7 +87,7 @@ def _metric_cells(row: Row) -> list[str]:
 
 
 def _interval(metric: str, numbers: Numbers | Row, sign: str = "") -> str:
-    value, low, high = (_number(metric, numbers[key], sign) for key in ("value", "low", "high"))  # type: ignore[literal-required]
+    value, low, high = (_number(metric, numbers[key], sign) for key in ("value", "low", "high"))
     return f"{value} [{low.strip()}, {high.strip()}]"
 
 
