@@ -22,7 +22,7 @@ LEVELS = [
     {"inputs"},
     {"runtime", "model"},
     {"features"},
-    {"train", "predict"},
+    {"train", "predict", "show"},
     {"ensemble"},
     {"workflow"},
     {"cli"},

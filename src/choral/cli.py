@@ -110,6 +110,15 @@ def config_verb(options: argparse.Namespace) -> int:
     return 0
 
 
+def show_verb(options: argparse.Namespace) -> int:
+    """Draw a contact sheet of augmented training samples."""
+    from choral.show import contact_sheet
+
+    config = load_config(options.config, options.overrides)
+    print(contact_sheet(config, options.out, options.samples, options.epochs))
+    return 0
+
+
 def train_verb(options: argparse.Namespace) -> int:
     """Train one network through Accelerate's launcher."""
     config = load_config(options.config, options.overrides)
@@ -335,6 +344,18 @@ def _add_run_verbs(add: Callable[[str, Verb, str, str], argparse.ArgumentParser]
     with_config(
         add("config", config_verb, example, "Print the resolved config: defaults, base files, file and overrides.")
     )
+
+    verb = add(
+        "show",
+        show_verb,
+        "choral show configs/elpv-demo.yaml augment.preset=heavy --out heavy.png",
+        "Draw a contact sheet: training samples as evaluation sees them, and as training does in its first epochs.\n"
+        "Takes seconds, without a GPU and without a network; the data must be packed.",
+    )
+    with_config(verb)
+    verb.add_argument("--out", type=Path, metavar="FILE", help=".png or .jpg (default: show-RUN.png)")
+    verb.add_argument("--samples", type=int, default=6, help="rows (default: %(default)s)")
+    verb.add_argument("--epochs", type=int, default=5, help="augmented images a sample (default: %(default)s)")
 
     verb = add(
         "train",

@@ -26,6 +26,7 @@ from choral.inputs.augment.policy import apply_to_image
 from choral.inputs.augment.texture import add_noise_to_image, blur_image
 
 _LEVELS = np.arange(256)[:, None] / 255
+_IDENTITY = np.eye(3, dtype=np.float32)
 
 
 class Buffers:
@@ -138,9 +139,10 @@ class Normalizer:
         factor, summand = 1.0, 0.0
         if own["brightness"] != 1 or own["contrast"] != 1:
             factor, summand = colour_map(own, float(np.dot(cv2.mean(image)[:3], GREY_WEIGHTS)) / 255)
+        mixed = "colour" in parameters and not np.array_equal(parameters["colour"][at], _IDENTITY)
         blurred = "blurred" in parameters and parameters["blurred"][at]
         noisy = "noise" in parameters and parameters["noise"][at] > 0
-        if "colour" in parameters or blurred or noisy:
+        if mixed or blurred or noisy:
             self._through_floats(image, parameters, at, (factor, summand), out)
         else:
             self._look_up(image, plain if (factor, summand) == (1, 0) else self._table(factor, summand), out)
@@ -157,7 +159,7 @@ class Normalizer:
         out: NDArray[np.float32],
     ) -> None:
         factor, summand = line
-        matrix = parameters["colour"][at] if "colour" in parameters else np.eye(3, dtype=np.float32)
+        matrix = parameters["colour"][at] if "colour" in parameters else _IDENTITY
         whole = np.concatenate([matrix * (factor / 255), np.full((3, 1), summand)], 1).astype(np.float32)
         values = cv2.transform(image.astype(np.float32), whole)
         np.clip(values, 0, 1, out=values)
@@ -165,10 +167,9 @@ class Normalizer:
             values = blur_image(values, parameters["blur"][at])
         if "noise" in parameters and parameters["noise"][at] > 0:
             add_noise_to_image(values, parameters["noise"][at], int(parameters["noise_key"][at]))
-        line_out = out if self._channels_last else out.transpose(1, 2, 0)
         scale = np.diag(1 / self._std)
         normal = np.concatenate([scale, -(self._mean / self._std)[:, None]], 1)
-        np.copyto(line_out, cv2.transform(values, normal))
+        np.copyto(out if self._channels_last else out.transpose(1, 2, 0), cv2.transform(values, normal))
 
     def _turned(self, image: NDArray[np.uint8], transpose: int, hflip: int, vflip: int) -> NDArray[np.uint8]:
         """Use OpenCV: a copy of a reversed NumPy view takes 20 times as long."""

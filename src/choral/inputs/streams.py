@@ -137,8 +137,7 @@ def plain_training_batches(
     """Return the samples of the same micro-batches as `training_batches`, prepared as in evaluation: never augmented."""
     config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))  # nor mixed: no partners are read
     orders = _training_orders(config, split, place, steps)
-    host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
-    return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
+    return plain_batches(config, split, place, mean, std, orders, bad_log)
 
 
 def feature_batches(
@@ -162,8 +161,7 @@ def feature_batches(
     orders = (Order(rows=rows, epoch=number, step=step) for step, rows in enumerate(batches))
     if number:
         return augmented_batches(config, split, place, mean, std, orders, bad_log)
-    host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
-    return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
+    return plain_batches(config, split, place, mean, std, orders, bad_log)
 
 
 def evaluation_batches(
@@ -172,6 +170,19 @@ def evaluation_batches(
     """Return this rank's share of a split, never augmented; over all ranks each sample comes exactly once."""
     rows = exact_rows(len(split), place.rank, place.world_size, config.evaluate.batch_size)
     orders = (Order(rows=part, epoch=0, step=number) for number, part in enumerate(rows))
+    return plain_batches(config, split, place, mean, std, orders, bad_log)
+
+
+def plain_batches(
+    config: Config,
+    split: Split,
+    place: RankPlace,
+    mean: Sequence[float],
+    std: Sequence[float],
+    orders: Iterable[Order],
+    bad_log: Path | None,
+) -> DeviceLoader:
+    """Return the batches of any orders as in evaluation, never augmented."""
     host = _host_loader(config.data, split, place, _eval_crop(config.data), orders, bad_log)
     return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 

@@ -33,7 +33,7 @@ def mixes_channels(config: AugmentConfig) -> bool:
 
 
 def colour_matrices(config: AugmentConfig, seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return (b, 3, 3) float32: saturation, then hue, then grey."""
+    """Return (b, 3, 3) float32: saturation, then hue, then grey; exactly the identity where nothing is changed."""
     draws = np.ascontiguousarray(uniform(seed, epoch, rows, _DRAWS, _STREAM).T)
     saturation = 1 + config.saturation * (2 * draws[0] - 1)
     saturation = np.where(draws[2] < config.grey, 0.0, saturation)
@@ -42,8 +42,9 @@ def colour_matrices(config: AugmentConfig, seed: int, epoch: int, rows: NDArray[
     turned[:, 0, 0] = 1
     turned[:, 1, 1] = turned[:, 2, 2] = saturation * np.cos(angle)
     turned[:, 1, 2], turned[:, 2, 1] = -saturation * np.sin(angle), saturation * np.sin(angle)
-    matrices: NDArray[np.float32] = (_RGB @ turned @ _YIQ).astype(np.float32)
-    return matrices
+    unchanged = (saturation == 1) & (angle == 0)
+    matrices = np.where(unchanged[:, None, None], np.eye(3), _RGB @ turned @ _YIQ)
+    return matrices.astype(np.float32)
 
 
 def colour_map(parameters: Mapping[str, Any], grey: Any) -> tuple[Any, Any]:

@@ -1,0 +1,79 @@
+"""What each augmentation preset costs: CPU milliseconds an image on one core, and their ratio to `none`.
+
+    python tests/bench/bench_augment.py                # about a minute
+    python tests/bench/bench_augment.py --rounds 1 --images 128
+
+Images of 500 x 400 from a decoded cache to ready float batches of 64 x 3 x 224 x 224: crop, resize, changes, normalisation,
+and mixing where the preset mixes; without workers, on one thread. Presets take turns in each round, so the ratios mean more
+than the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BATCH, SIZE = 64, 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def cpu_ms(folder: Path, preset: str, images: int) -> float:
+    """Return the CPU milliseconds that an image takes."""
+    import torch
+
+    from choral.config import AugmentConfig, Config, DataConfig, TrainConfig
+    from choral.config.augment import PRESETS
+    from choral.inputs.streams import RankPlace, open_dataset, open_split, training_batches
+
+    torch.set_num_threads(1)
+    config = Config(
+        data=DataConfig(shards=str(folder / "packed"), image_size=SIZE, workers=0),
+        augment=AugmentConfig(preset=preset, **PRESETS[preset]),  # type: ignore[arg-type]
+        train=TrainConfig(batch_size=BATCH),
+    )
+    place = RankPlace(0, 1, torch.device("cpu"))
+    split = open_split(config, open_dataset(config.data), "train", place)
+    steps = max(2, images // BATCH)
+    with training_batches(config, split, place, MEAN, STD, range(steps + 1), folder / "bad.jsonl") as batches:
+        next(batches)  # buffers are made, libraries warm
+        started = time.process_time()
+        for _ in range(steps):
+            next(batches)
+        return 1000 * (time.process_time() - started) / (steps * BATCH)
+
+
+def main() -> int:
+    """Print a row a preset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512, help="a preset and round")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    from bench_stream import make_images
+
+    from choral.config.augment import PRESETS
+    from choral.shards.pack import PackOptions, pack
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_images(folder / "images", 256)
+        pack(str(folder / "images"), folder / "packed", PackOptions(val=0.0, test=0.0, processes=1))
+        found: dict[str, list[float]] = {preset: [] for preset in PRESETS}
+        for _ in range(options.rounds):
+            for preset, times in found.items():
+                times.append(cpu_ms(folder, preset, options.images))
+    print(f"{options.images} images a preset and round, {options.rounds} rounds\n")
+    print(f"{'preset':10} {'to none':>22} {'CPU ms':>8}")
+    for preset, times in found.items():
+        ratios = [own / none for own, none in zip(times, found["none"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{preset:10} {spread:>22} {statistics.median(times):8.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+    sys.exit(main())
