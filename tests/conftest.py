@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from toys import CLASSES, COUNTS, Choral, colour_image
+
+if TYPE_CHECKING:
+    from choral.runtime import Runtime
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -81,3 +85,17 @@ def choral(tmp_path: Path) -> Choral:
         )
 
     return run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """One rank, in this process."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    from choral.runtime import Runtime
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    torch.set_num_threads(1)
+    return Runtime("no", 1, 60, tmp_path / "run" / "stop")

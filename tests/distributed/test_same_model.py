@@ -18,10 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from choral.checkpoints import MODEL, checkpoint_of
+from choral.checkpoints import EMA, MODEL, SOUP, checkpoint_of
+from choral.configfile import load_config
 from choral.jobs.launcher import launch_command
 from choral.predict.ledger import Ledger
-from toys import Choral
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.train import range_test
+from choral.train.loop import train
+from choral.train.trainer import Trainer
+from toys import Choral, new_folder
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -56,6 +62,30 @@ def test_one_two_and_three_ranks_train_the_same_model(config_file: Path, tmp_pat
         other_keys, other = ten_steps(config_file, tmp_path / str(processes), processes)
         assert other_keys == keys
         assert_equal_tensors(network, other, 1e-5)
+
+
+def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runtime) -> None:
+    """Phases with a stop, averages, rates, what is not finite, options of DDP: on two ranks, some against one."""
+    more = "finetune: {strategy: gradual, trained_stages: 1}\n"
+    text = config_file.read_text().replace("steps: 10,", "steps: 8, ema_decay: 0.6, soup: uniform, soup_epochs: 2,")
+    config_file.write_text(text + more)
+    command, env = launch_command("choral.train", [], 2, on_gpus=False)
+    command = [*command[:-2], str(HERE / "two_ranks.py"), str(config_file), str(tmp_path)]
+    subprocess.run(command, env={**ENV, **env}, check=True, timeout=300)
+    rates = [json.loads((tmp_path / f"rate-{rank}.json").read_text()) for rank in range(2)]
+    assert rates[0] == rates[1] == json.loads((tmp_path / "rates" / "lr_range.json").read_text())["lr"]
+    train(load_config(config_file), new_folder(tmp_path / "alone"), run)
+    for name in (MODEL, EMA, SOUP):
+        alone, together = (load_file(checkpoint_of(tmp_path / f"{kind}/checkpoints", "last") / name) for kind in KINDS)
+        assert_equal_tensors(alone, together, 1e-4)
+    monkeypatch.setattr(range_test, "STEPS", 30)
+    overrides = ["train.lr=auto", "finetune.strategy=full"]
+    curve = range_test.run_test(Trainer(load_config(config_file, overrides), RunFolder(tmp_path / "one"), run))
+    kept = json.loads((tmp_path / "rates" / "lr_range.json").read_text())
+    assert kept["losses"][:15] == pytest.approx(curve.losses[:15], rel=1e-3)
+
+
+KINDS = ("alone", "whole")
 
 
 class Trainings:

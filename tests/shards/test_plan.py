@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from choral.errors import ConfigError
 from choral.shards.counter import key_of, permute, uniform
-from choral.shards.plan import EpochPlan, exact_rows, slice_of
+from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, exact_rows, slice_of
 
 
 @st.composite
@@ -181,3 +182,46 @@ def test_slices_cover_the_range() -> None:
         for world_size in range(1, 6):
             parts = [slice_of(count, rank, world_size) for rank in range(world_size)]
             assert [row for part in parts for row in range(count)[part]] == list(range(count))
+
+
+LABELS = np.array([0] * 60 + [1] * 3 + [3] * 17)[np.random.default_rng(0).permutation(80)]
+
+
+def balanced(epoch: int, batch: int = 10) -> NDArray[np.int64]:
+    plan = BalancedPlan(7, epoch, ClassRows(LABELS), batch)
+    assert plan.steps == 80 // batch
+    return np.concatenate([plan.batch(step) for step in range(plan.steps)])
+
+
+def test_balanced_batches_hold_each_class_as_often() -> None:
+    """80 samples of three classes, batches of 10: any three samples that belong together are of three classes."""
+    drawn = np.concatenate([balanced(epoch) for epoch in range(3)])
+    labels = LABELS[drawn % 80].reshape(-1, 3)
+    assert (np.sort(labels, axis=1) == [0, 1, 3]).all()
+    assert len({tuple(block) for block in labels.tolist()}) == 6  # in every order
+
+
+def test_balanced_sampling_uses_each_sample_of_a_class_before_any_again() -> None:
+    drawn = np.concatenate([balanced(epoch) for epoch in range(3)])
+    for label in (0, 1, 3):
+        rows = drawn[LABELS[drawn % 80] == label]
+        size = int((label == LABELS).sum())
+        assert len(rows) == 80
+        for start in range(0, 80, size):
+            part = rows[start : start + size]
+            assert len(set(part % 80)) == len(part)
+            assert set(part // 80) == {start // size}  # repetitions are told apart
+    assert len(set(drawn)) == len(drawn)
+    orders = {
+        tuple(rows[start : start + 3] % 80) for rows in [drawn[LABELS[drawn % 80] == 1]] for start in range(0, 78, 3)
+    }
+    assert len(orders) > 3
+
+
+def test_a_balanced_batch_does_not_depend_on_those_before() -> None:
+    plan = BalancedPlan(7, 1, ClassRows(LABELS), 10)
+    assert (plan.batch(5) == balanced(1)[50:60]).all()
+    assert (balanced(1, batch=5)[:80] == balanced(1)).all()
+    assert not (balanced(0) == balanced(1)).all()
+    with pytest.raises(IndexError):
+        plan.batch(8)

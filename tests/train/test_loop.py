@@ -7,13 +7,22 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
-from choral.inputs.streams import RankPlace, evaluation_batches, open_dataset, open_split, training_batches
+from choral.inputs.loader import Order
+from choral.inputs.streams import (
+    RankPlace,
+    augmented_batches,
+    evaluation_batches,
+    open_dataset,
+    open_split,
+    training_batches,
+)
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.train.loop import train
@@ -102,6 +111,33 @@ def test_training_images_do_not_depend_on_ranks_or_workers(
     with training_batches(cached, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
         for batch, expected in zip(loader, batches, strict=True):
             assert torch.equal(batch.images, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_balanced_batches_on_any_number_of_ranks(config_file: Path, tmp_path: Path, workers: int) -> None:
+    """Each class once in three samples, images and labels the same for one rank and two."""
+    config = load_config(config_file, ["data.sampling=balanced", f"data.workers={workers}", "augment.mixup=0.2"])
+    found = []
+    for world_size in (1, 2):
+        ranks = []
+        for rank in range(world_size):
+            place = RankPlace(rank, world_size, torch.device("cpu"))
+            split = open_split(config, open_dataset(config.data), "train", place)
+            with training_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, range(9), tmp_path / "bad") as loader:
+                ranks.append([(batch.images.clone(), batch.labels, batch.rows) for batch in loader])
+        steps = zip(*ranks, strict=True)
+        found.append(
+            [[torch.cat([*map(torch.as_tensor, parts)]) for parts in zip(*step, strict=True)] for step in steps]
+        )
+    for alone, together in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+        assert alone[1].reshape(-1, 3).sort(dim=1).values.tolist() == [[0, 1, 2]] * 4
+        assert alone[1].tolist() == split.index.labels[alone[2].numpy()].tolist()
+    repeated = [Order(np.array([5, 5 + 37, 5 + 74]), 0, 0)]  # of 37 samples: the same one, three times in an epoch
+    with augmented_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, repeated, tmp_path / "bad") as loader:
+        batch = next(loader)
+    assert batch.rows.tolist() == [5, 5, 5] and len(set(batch.labels.tolist())) == 1
+    assert not torch.equal(batch.images[0], batch.images[1]) and not torch.equal(batch.images[1], batch.images[2])
 
 
 @pytest.mark.parametrize("where", ["loss on rank 0", "gradient"])

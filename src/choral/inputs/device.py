@@ -132,7 +132,7 @@ class DeviceLoader:
     def _parameters(self, host: HostBatch) -> dict[str, NDArray[Any]] | None:
         if self._augment is None:
             return None
-        return self._augment.parameters(host.order.epoch, host.rows, host.images.shape[1])
+        return self._augment.parameters(host.order.epoch, host.order.rows, host.images.shape[1])
 
     def _small(self, host: HostBatch) -> dict[str, NDArray[Any]]:
         """Return what a batch has beside its images; with "partners" where these are to be mixed."""

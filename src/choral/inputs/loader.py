@@ -38,7 +38,8 @@ class Order:
     """A batch to be made: rows of the index, and where in training it belongs."""
 
     rows: NDArray[np.int64]
-    """(b,) int64. With partners (b + e,): behind the batch's own rows those that are read only to be mixed into them."""
+    """(b,) int64. With partners (b + e,): behind the batch's own rows those that are read only to be mixed into them.
+    row + k * len(index) is the k-th repetition of a row: the same sample, with random numbers of its own."""
     epoch: int
     step: int
     partners: NDArray[np.int64] | None = None
@@ -57,7 +58,7 @@ class HostBatch:
     images: NDArray[np.uint8]
     """(b, S, S, 3), RGB."""
     rows: NDArray[np.int64]
-    """(b,)"""
+    """(b,) of the index; random numbers go by those of the order, which tell repetitions apart."""
     labels: NDArray[Any]
     """(b,) int64 class ids, or (b, T) float32 labels or numbers; see `Targets.of`."""
     valid: NDArray[np.bool_]
@@ -225,14 +226,15 @@ class HostLoader:
             if isinstance(ticket.error, ChoralError):
                 raise ticket.error
             raise RuntimeError(f"decoding failed in epoch {order.epoch}, step {order.step}") from ticket.error
+        rows = order.rows % len(self._index)
         valid = np.ones(count, np.bool_)
         for position, reason in sorted(ticket.bad):
             valid[position] = False
             if position < order.own:  # others are recorded by the rank whose own they are
-                self._record(int(order.rows[position]), reason)
+                self._record(int(rows[position]), reason)
         images = self._ring.images[ticket.slot, :count]
-        labels = self._targets.of(order.rows)
-        return HostBatch(images, order.rows, labels, valid, order, lambda: self._free.append(ticket.slot))
+        labels = self._targets.of(rows)
+        return HostBatch(images, rows, labels, valid, order, lambda: self._free.append(ticket.slot))
 
     def _record(self, row: int, reason: str) -> None:
         record = self._index.row(row)

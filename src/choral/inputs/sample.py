@@ -64,7 +64,7 @@ class Recipe:
         """Make the images of some rows.
 
         Args:
-            rows: (b,) int64.
+            rows: (b,) int64, of an `Order`: repetitions of a row lie beyond the length of the index.
             epoch: what random crops and host transforms depend on, beside their seed and the row.
             images: (b, size, size, 3) uint8, to be filled; zeros where a sample cannot be read.
             starting: called with the position of each sample before it is read.
@@ -78,7 +78,7 @@ class Recipe:
         for position, row in enumerate(rows.tolist()):
             starting(position)
             try:
-                self._fill_one(row, draws[position], images[position])
+                self._fill_one(row % len(self._offsets), draws[position], images[position])
             except DataError as error:
                 images[position] = 0
                 bad.append(Unreadable(position, str(error)))

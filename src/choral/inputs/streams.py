@@ -1,6 +1,7 @@
 """From a config to the batches that a rank trains on or is asked about: index, cache, host loader, device loader.
 
-Which samples make a batch comes from `EpochPlan` or `exact_rows`; everything here only decides how fast they arrive.
+Which samples make a batch comes from `EpochPlan`, `BalancedPlan` or `exact_rows`; everything here only decides how
+fast they arrive.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +28,7 @@ from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.loader import HostLoader, Order
 from choral.inputs.targets import Targets
 from choral.shards.index import Dataset, Index
-from choral.shards.plan import EpochPlan, exact_rows, slice_of
+from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, exact_rows, slice_of
 from choral.shards.store import LocalStore
 
 
@@ -52,6 +54,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @cached_property
+    def class_rows(self) -> ClassRows:
+        """Its rows by class; of a multiclass split."""
+        return ClassRows(self.index.labels)
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -80,7 +87,7 @@ def open_split(config: Config, dataset: Dataset, split: str, place: RankPlace) -
 
 def steps_per_epoch(config: Config, split: Split) -> int:
     """Return the optimizer steps that one pass over a training split makes; a last partial batch is left out."""
-    return _plan(config, split.index, 0).steps
+    return _plan(config, split, 0).steps
 
 
 def training_batches(
@@ -187,22 +194,23 @@ def plain_batches(
     return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 
 
-def _plan(config: Config, index: Index, epoch: int) -> EpochPlan:
-    return EpochPlan(
-        config.seed, epoch, index.shard_sizes, config.train.batch_size, config.data.lanes, config.data.shuffle_window
-    )
+def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan:
+    data, batch_size = config.data, config.train.batch_size
+    if data.sampling == "balanced":
+        return BalancedPlan(config.seed, epoch, split.class_rows, batch_size)
+    return EpochPlan(config.seed, epoch, split.index.shard_sizes, batch_size, data.lanes, data.shuffle_window)
 
 
 def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[Order]:
     micro_steps = config.train.accumulate_steps
     micro_batch = config.train.batch_size // micro_steps
     part = slice_of(micro_batch, place.rank, place.world_size)
-    plan = _plan(config, split.index, 0)
+    plan = _plan(config, split, 0)
     epoch = 0
     for step in steps:
         if step // plan.steps != epoch:
             epoch = step // plan.steps
-            plan = _plan(config, split.index, epoch)
+            plan = _plan(config, split, epoch)
         # The batch lies lane by lane: each micro-batch takes its part of every lane, so that all are mixed alike.
         batch = plan.batch(step % plan.steps).reshape(config.data.lanes, micro_steps, -1)
         for micro in range(micro_steps):

@@ -134,7 +134,8 @@ class ProcessCrew:
         slot, position, stop = self.ring.busy[number].tolist()
         if slot < 0:
             return "while it held no sample"
-        keys = self._index.keys(self.ring.rows[slot, position : min(stop, position + _KEYS_NAMED)])
+        rows = self.ring.rows[slot, position : min(stop, position + _KEYS_NAMED)]
+        keys = self._index.keys(rows % len(self._index))
         following = f"; next in its hands: {', '.join(map(repr, keys[1:]))}" if len(keys) > 1 else ""
         return f"while it read sample {keys[0]!r}{following}"
 

@@ -34,6 +34,15 @@ def key_of(*parts: int) -> np.uint64:
     return np.uint64(key[0])
 
 
+def keys_of(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return what `key_of` returns for each element of its parts, which are broadcast against each other."""
+    keys = np.zeros(1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            keys = mix((keys ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
+    return keys
+
+
 def uniform(seed: int, epoch: int, rows: NDArray[np.int64], count: int, stream: int = 0) -> NDArray[np.float64]:
     """Return `count` numbers in [0, 1) for each row, independent of which other rows are asked for.
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.errors import ConfigError
-from choral.shards.counter import key_of, permute
+from choral.shards.counter import key_of, keys_of, permute
 
-_SHARD_ORDER, _WINDOW_ORDER = 1, 2  # purposes of the keys
+_SHARD_ORDER, _WINDOW_ORDER, _CLASS_ORDER, _SAMPLE_ORDER = 1, 2, 3, 4  # purposes of the keys
 
 
 class EpochPlan:
@@ -92,6 +92,63 @@ class EpochPlan:
             keys = np.array([key_of(*self._window_key, layer, int(a), int(b)) for a, b in names.T], dtype=np.uint64)
             offsets = begins + permute(offsets - begins, ends - begins, keys[inverse.reshape(-1)])
         return offsets
+
+
+class ClassRows:
+    """The rows of a split by class, made once.
+
+    Args:
+        labels: (n,) int64 class of each row.
+    """
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        self.rows = np.argsort(labels, kind="stable")
+        """(n,) class by class."""
+        _, self.starts, self.counts = np.unique(labels[self.rows], return_index=True, return_counts=True)
+
+    def __len__(self) -> int:
+        """Return the number of classes that occur."""
+        return len(self.counts)
+
+
+class BalancedPlan:
+    """As `EpochPlan`, but of any C consecutive samples, C being the number of classes, each is of another class.
+
+    More exactly: the samples of a run, over all epochs, are counted through and cut into blocks of C, each with every class
+    once, in an order of its own. The samples of a class come in random order, each once before any comes again. The k-th
+    time that a sample comes, k = 0, 1, ..., it stands as row + k * n, so that it is augmented in another way.
+
+    Args:
+        seed, epoch, global_batch: as in `EpochPlan`; an epoch has as many steps as there.
+        classes: of the split.
+
+    Raises:
+        ConfigError: a batch larger than the split.
+    """
+
+    def __init__(self, seed: int, epoch: int, classes: ClassRows, global_batch: int) -> None:
+        samples = len(classes.rows)
+        if global_batch > samples:
+            raise ConfigError(f"the global batch holds {global_batch} samples, but the split only {samples}: lower it")
+        self.global_batch = global_batch
+        self.steps = samples // global_batch
+        self._seed, self._classes = seed, classes
+        self._first = epoch * self.steps * global_batch
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the (global_batch,) int64 rows, or repetitions of rows, of global batch `step`, 0 <= step < steps."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of an epoch of {self.steps}")
+        classes, count = self._classes, len(self._classes)
+        numbers = self._first + np.arange(step * self.global_batch, (step + 1) * self.global_batch)
+        blocks, places = np.divmod(numbers, count)
+        drawn = permute(places, np.full(len(places), count), keys_of(self._seed, _CLASS_ORDER, blocks))
+        # A class occurs once a block, so the number of the block is how often it came before.
+        sizes = classes.counts[drawn]
+        passes, offsets = np.divmod(blocks, sizes)
+        offsets = permute(offsets, sizes, keys_of(self._seed, _SAMPLE_ORDER, drawn, passes))
+        rows: NDArray[np.int64] = classes.rows[classes.starts[drawn] + offsets] + passes * len(classes.rows)
+        return rows
 
 
 def slice_of(count: int, rank: int, world_size: int) -> slice:

@@ -74,7 +74,15 @@ def _train(config: Config, folder: RunFolder) -> int:
 
     settings = config.train
     try:
-        run = Runtime(settings.precision, settings.accumulate_steps, settings.timeout_s, folder.stop_file)
+        run = Runtime(
+            settings.precision,
+            settings.accumulate_steps,
+            settings.timeout_s,
+            folder.stop_file,
+            bucket_mib=settings.ddp_bucket_mib,
+            static_graph=settings.ddp_static_graph,
+            compression=settings.gradient_compression,
+        )
     except ChoralError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr)

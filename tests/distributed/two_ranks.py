@@ -1,0 +1,117 @@
+"""Run under the launcher: what ranks have to agree on, one thing after the other; any assertion fails the launch.
+
+accelerate launch two_ranks.py CONFIG OUT
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import weakref
+from pathlib import Path
+
+import torch
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+from choral.checkpoints import EMA, MODEL, SOUP, checkpoint_of
+from choral.config import Config
+from choral.configfile import load_config
+from choral.errors import Stopped
+from choral.model.checkpoint import load_model_tensors
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.train import range_test
+from choral.train.loop import train
+from choral.train.numerics import NotFinite
+from choral.train.trainer import Trainer
+
+
+def main() -> None:
+    out = Path(sys.argv[2])
+    run = Runtime("no", 1, 120, out / "stop")
+    assert run.world_size == 2
+    stopped_and_whole(run, out, load_config(sys.argv[1]))
+    config = load_config(sys.argv[1], ["finetune.strategy=full", "train.soup=none", "train.ema_decay=0"])
+    the_old_wrapper_is_let_go(run, out, load_config(sys.argv[1]))
+    one_bad_loss_stops_all(run, out, config)
+    options_of_ddp_change_no_figure(run, out, config)
+    ranks_find_one_rate(run, out, load_config(sys.argv[1], ["train.lr=auto", "finetune.strategy=full"]))
+    run.end()
+
+
+def stopped_and_whole(run: Runtime, out: Path, config: Config) -> None:
+    """Phases, average and soup, with a stop in the second phase: equal bits."""
+    whole, stopped = RunFolder(out / "whole"), RunFolder(out / "stopped")
+    for folder in (whole, stopped):
+        folder.path.mkdir(exist_ok=True)
+    train(config, whole, run)
+    asked = run.should_stop
+    answers = iter([False] * 4 + [True] + [False] * 100)
+    run.should_stop = lambda: next(answers)
+    try:
+        train(config, stopped, run)
+        raise AssertionError("it did not stop")
+    except Stopped:
+        train(config, stopped, run)
+    run.should_stop = asked
+    for name in (MODEL, EMA, SOUP):
+        first, second = (
+            load_model_tensors(checkpoint_of(folder.checkpoints, "last"), name) for folder in (whole, stopped)
+        )
+        assert all(torch.equal(value, second[key]) for key, value in first.items()), name
+
+
+def the_old_wrapper_is_let_go(run: Runtime, out: Path, config: Config) -> None:
+    trainer = Trainer(config, RunFolder(out / "phases"), run)
+    with trainer.batches_from(0) as loader:
+        batches = iter(loader)
+        trainer.train_step(batches, 0)
+        old = weakref.ref(trainer.model)
+        assert trainer.enter_phase(3) and old() is None
+        trainer.train_step(batches, 3)  # with a parameter that gets no gradient, DDP would raise in the next one
+        trainer.train_step(batches, 4)
+
+
+def one_bad_loss_stops_all(run: Runtime, out: Path, config: Config) -> None:
+    trainer = Trainer(config, RunFolder(out / "bad"), run)
+    losses = trainer.objective.losses
+    trainer.objective.losses = lambda logits, batch: losses(logits, batch) * (math.inf if run.rank == 1 else 1.0)
+    before = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    with trainer.batches_from(0) as loader:
+        try:
+            trainer.train_step(iter(loader), 0)
+            raise AssertionError("it went on")
+        except NotFinite as error:
+            assert "step 0: the loss on rank 1 is not finite" in str(error), error
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
+
+
+def options_of_ddp_change_no_figure(run: Runtime, out: Path, config: Config) -> None:
+    default = run.accelerator.ddp_handler
+    small = DistributedDataParallelKwargs(broadcast_buffers=False, bucket_cap_mb=0.01, static_graph=True)
+    bf16 = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=DDPCommunicationHookType.BF16)
+    found = []
+    for handler in (default, small, bf16):
+        run.accelerator.ddp_handler = handler
+        trainer = Trainer(config, RunFolder(out / "options"), run)
+        with trainer.batches_from(0) as loader:
+            batches = iter(loader)
+            found.append([run.sum(trainer.train_step(batches, step)).item() for step in range(4)])
+    run.accelerator.ddp_handler = default
+    assert all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(found[0], found[1], strict=True)), found
+    assert all(math.isclose(a, b, rel_tol=2e-2) for a, b in zip(found[0], found[2], strict=True)), found
+    assert found[0][1:] != found[2][1:]  # the gradients did travel as bf16
+
+
+def ranks_find_one_rate(run: Runtime, out: Path, config: Config) -> None:
+    folder = RunFolder(out / "rates")
+    folder.path.mkdir(exist_ok=True)
+    range_test.STEPS = 30
+    trainer = Trainer(config, folder, run)
+    range_test.find_rate(trainer)
+    (out / f"rate-{run.rank}.json").write_text(json.dumps(trainer.schedule.lr))
+
+
+if __name__ == "__main__":
+    main()
