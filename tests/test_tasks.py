@@ -1,0 +1,129 @@
+"""Several labels an image, and a number, from a manifest to the answer for a photo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from choral.cli import main
+from choral.config import Config
+from choral.configfile import load_config
+from choral.predict.evaluate import evaluate
+from choral.predict.ledger import Ledger
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.train.loop import train
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230)}
+SHAPES = 240
+
+
+def shapes_image(labels: list[str], seed: int) -> Image.Image:
+    """Grey noise of 32 x 32 pixels with a square of 12 of each colour named, in a corner of its own."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(120, 30, (32, 32, 3))
+    corners = rng.permutation(4)[: len(labels)]
+    for label, corner in zip(labels, corners, strict=True):
+        top, left = 18 * (corner // 2) + rng.integers(2), 18 * (corner % 2) + rng.integers(2)
+        pixels[top : top + 12, left : left + 12] = COLOURS[label] + rng.normal(0, 20, (12, 12, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of squares, none to three of them, packed from the command line; how many is a column of the metadata."""
+    root = tmp_path_factory.mktemp("shapes")
+    rng, lines = np.random.default_rng(0), ["image,label,squares"]
+    for number in range(SHAPES):
+        labels = [name for name in COLOURS if rng.random() < 0.4]
+        shapes_image(labels, number).save(root / f"{number}.png")
+        lines.append(f"{number}.png,{';'.join(labels)},{len(labels)}")
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    arguments = ["pack", str(root / "list.csv"), str(root / "packed"), "--task", "multilabel", "--processes", "1"]
+    assert main([*arguments, "--test", "0.2"]) == 0
+    return root / "packed"
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    torch.set_num_threads(1)
+    return Runtime("no", 1, 60, tmp_path / "run" / "stop")
+
+
+def trained(tmp_path: Path, packed: Path, runtime: Runtime, *overrides: str) -> tuple[Config, RunFolder]:
+    """Train a small network, write its ledger, and return where."""
+    (tmp_path / "config.yaml").write_text(
+        f"data: {{shards: '{packed}', image_size: 32, eval_crop: resized}}\n"
+        "model: {name: test_resnet, weights: none}\n"
+        "augment: {crop_scale: [1, 1], hflip: 0.5}\n"
+        "train: {steps: 60, batch_size: 24, lr: 1e-2, warmup_epochs: 0.5, eval_every_epochs: 3}\n"
+        "tracking: {wandb: 'off'}\n"
+    )
+    config, folder = load_config(tmp_path / "config.yaml", overrides), RunFolder(tmp_path / "run")
+    folder.path.mkdir(exist_ok=True)
+    with folder.lock():
+        folder.claim(config)
+        train(config, folder, runtime)
+        evaluate(config, folder, runtime)
+    return config, folder
+
+
+def scored(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], dict]:
+    capsys.readouterr()
+    assert main(["score", str(folder.path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all({"name", "metric", "value", "low", "high", "n"} <= row.keys() for row in rows)
+    return {(row["name"], row["metric"]): row for row in rows}
+
+
+def answers(folder: RunFolder, images: list[Path], capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    assert main(["predict", str(folder.path), *map(str, images), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_labels_from_a_manifest_to_an_answer(
+    packed: Path, tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(packed)]) == 0
+    assert main(["ls", str(packed)]) == 0
+    assert "3 labels in" in capsys.readouterr().out
+    _, folder = trained(tmp_path, packed, runtime, "task=multilabel", "train.class_weights=balanced")
+    assert folder.result is not None and folder.result["mean_ap"] > 0.8
+    ledger = Ledger.open(folder.predictions / "test.parquet")
+    assert ledger.meta.task == "multilabel" and ledger.labels.shape == (48, 3)
+    rows = scored(folder, capsys)
+    assert rows["soft+tta", "mean_ap"]["value"] > 0.8 and rows["member/model", "f1"]["n"] == 48
+    assert main(["score", str(folder.path)]) == 0
+    assert "mAP %" in capsys.readouterr().out
+    for name, labels in (("none", []), ("two", ["red", "blue"])):
+        shapes_image(labels, 1000).save(tmp_path / f"{name}.png")
+    none, two = answers(folder, [tmp_path / "none.png", tmp_path / "two.png"], capsys)
+    assert none["labels"] == {} and set(two["labels"]) == {"red", "blue"}
+    assert set(two["probabilities"]) == set(COLOURS)
+
+
+def test_a_column_of_the_same_data_as_a_number(
+    packed: Path, tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = trained(tmp_path, packed, runtime, "task=regression", "data.targets=squares", "train.loss=huber")
+    rows = scored(folder, capsys)
+    ledger = Ledger.open(folder.predictions / "test.parquet")
+    errors = np.abs(ledger.predictions("model") - ledger.labels)
+    assert rows["member/model", "mae"]["value"] == pytest.approx(errors.mean(), rel=1e-5)
+    assert rows["mean+tta", "r2"]["value"] > 0.6  # a constant has 0
+    best = json.loads((folder.checkpoints / "best.json").read_text())
+    assert best["metric"] == "rmse"
+    for name, labels in (("none", []), ("three", list(COLOURS))):
+        shapes_image(labels, 1000).save(tmp_path / f"{name}.png")
+    none, three = answers(folder, [tmp_path / "none.png", tmp_path / "three.png"], capsys)
+    assert none["values"]["squares"] + 1 < three["values"]["squares"]
+    assert three["spreads"] == {"squares": 0.0}
