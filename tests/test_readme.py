@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -32,6 +33,14 @@ def newcomer(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         shutil.copy(path, target)
     for name in ("configs", "launch"):
         shutil.copytree(REPOSITORY / name, folder / name)
+    images = sorted(path.relative_to(folder) for path in folder.glob("photos/*/*.png"))
+    for name, column in (("scenes", "label"), ("parcels", "weight")):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["image", column])
+            for number, image in enumerate(images):
+                labels = [label for label, every in (("sun", 2), ("beach", 3)) if number % every == 0]
+                rows.writerow([image, ";".join(labels) if name == "scenes" else number / 8])
     yield folder
 
 

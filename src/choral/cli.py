@@ -29,7 +29,7 @@ from choral.shards.options import TASKS, PackOptions
 from choral.shards.pack import pack
 
 Verb = Callable[[argparse.Namespace], int]
-_NAMES_OF = {"multiclass": "classes", "multilabel": "labels", "regression": "targets"}
+_NAMES_OF = {"multiclass": "classes", "multilabel": "labels", "regression": "target(s)"}
 _stdout, _stderr = Console(), Console(stderr=True)
 
 

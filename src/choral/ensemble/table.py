@@ -52,11 +52,12 @@ def render(scores: Scores) -> Table:
         table.add_column(heading, no_wrap=True)
     single = scores["task"] == "multiclass"
     rows = scores["rows"]
+    targets = len({cast(TargetRow, row).get("target", "") for row in rows})
     for row, following in pairwise((*rows, None)):
         assert row is not None
         last = row["name"].startswith("hard") if single else following is None or _section(row) != _section(following)
         style = "" if row["name"].startswith("member/") else "bold"
-        cells = _class_cells(cast(ClassRow, row)) if single else _metric_cells(row)
+        cells = _class_cells(cast(ClassRow, row)) if single else _metric_cells(row, named=targets > 1)
         table.add_row(*map(Text, cells), style=style, end_section=last)
     for reference in scores["references"]:
         metric = reference["metric"]
@@ -79,11 +80,11 @@ def _class_cells(row: ClassRow) -> list[str]:
     return [row["name"], accuracy, difference, f"{loss['value']:.4f}" if loss else "-"]
 
 
-def _metric_cells(row: Row) -> list[str]:
+def _metric_cells(row: Row, named: bool) -> list[str]:
     metric, gain = row["metric"], row["difference"]
-    heading = f"{_METRICS[metric]} {cast(TargetRow, row).get('target', '')}".strip()
-    difference = _interval(metric, gain, "+") if gain else "  best"
-    return [row["name"], heading, _interval(metric, row), difference]
+    heading = f"{_METRICS[metric]} {cast(TargetRow, row)['target']}" if named else _METRICS[metric]
+    difference = _interval(metric, gain, "+").strip() if gain else "best"
+    return [row["name"], heading, _interval(metric, row).strip(), difference]
 
 
 def _interval(metric: str, numbers: Numbers | Row, sign: str = "") -> str:
