@@ -40,17 +40,18 @@ def render(scores: Scores) -> Table:
     Published figures stand in rows of their own, below, marked as such, with their source and without an interval.
     """
     skipped = f", {scores['skipped']} unreadable and left out" if scores["skipped"] else ""
+    single = scores["task"] == "multiclass"
     table = Table(
         title=Text(f"{scores['split']}: {scores['n']} samples{skipped}"),
         caption=Text(_notes(scores), justify="left"),
         box=box.SIMPLE_HEAD,
+        pad_edge=single,  # a column more than others: names need the room
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("", overflow="fold")
     for heading in _HEADINGS[scores["task"]]:
         table.add_column(heading, no_wrap=True)
-    single = scores["task"] == "multiclass"
     rows = scores["rows"]
     targets = len({cast(TargetRow, row).get("target", "") for row in rows})
     for row, following in pairwise((*rows, None)):
@@ -83,8 +84,8 @@ def _class_cells(row: ClassRow) -> list[str]:
 def _metric_cells(row: Row, named: bool) -> list[str]:
     metric, gain = row["metric"], row["difference"]
     heading = f"{_METRICS[metric]} {cast(TargetRow, row)['target']}" if named else _METRICS[metric]
-    difference = _interval(metric, gain, "+").strip() if gain else "best"
-    return [row["name"], heading, _interval(metric, row).strip(), difference]
+    difference = _interval(metric, gain, "+") if gain else "best"
+    return [row["name"], heading, _interval(metric, row), difference]
 
 
 def _interval(metric: str, numbers: Numbers | Row, sign: str = "") -> str:
@@ -93,8 +94,8 @@ def _interval(metric: str, numbers: Numbers | Row, sign: str = "") -> str:
 
 
 def _number(metric: str, value: float, sign: str = "") -> str:
-    if metric in _FRACTIONS:
-        return f"{100 * value:{sign}6.2f}"
+    if metric in _FRACTIONS:  # of averages over labels, a second decimal says nothing
+        return f"{100 * value:{sign}6.2f}" if metric == "accuracy" else f"{100 * value:{sign}.1f}"
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
 
 
