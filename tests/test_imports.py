@@ -20,7 +20,7 @@ LEVELS = [
     {"checkpoints"},
     {"shards", "jobs", "score"},
     {"inputs"},
-    {"runtime", "model"},
+    {"runtime", "model", "tracking"},
     {"features"},
     {"train", "predict", "show"},
     {"ensemble"},

@@ -157,7 +157,28 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
     arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
     if not processes and not _gpus():
         processes = min(4, len(os.sched_getaffinity(0)))  # ranks scale better than threads, and change no figure
-    return _launch("choral.predict", arguments, processes, folder)
+    code = _launch("choral.predict", arguments, processes, folder)
+    if code == 0 and config.tracking.wandb != "off":
+        _track_evaluation(config, folder)
+    return code
+
+
+def _track_evaluation(config: Config, folder: RunFolder) -> None:
+    """Send the table of scores and the images of the worst predictions to W&B; what goes wrong is told and left."""
+    from choral.ensemble.worst import worst_pictures
+    from choral.tracking.wandb_run import WandbRun
+
+    run = WandbRun(config, folder, "evaluation")
+    try:
+        for split in config.evaluate.splits:
+            ledger = Ledger.open(folder.predictions / f"{split}.parquet")
+            index = Index.open(Dataset.open(config.data.shards), split)
+            pictures = worst_pictures(ledger, index, config.tracking.worst_images, config.data.max_pixels)
+            run.show(split, score(folder, split)["rows"], pictures)
+    except (ChoralError, OSError) as error:
+        print(f"W&B does not get the evaluation: {error}", file=sys.stderr)
+    finally:
+        run.close(failed=False)
 
 
 def score(folder: RunFolder, split: str | None) -> scoring.Scores:

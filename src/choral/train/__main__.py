@@ -15,6 +15,7 @@ from choral.inputs.host_transforms import check_host_transforms
 from choral.inputs.targets import Targets
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
+from choral.tracking.tensorboard import check_installed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,8 @@ def preflight(config: Config) -> None:
     Raises:
         ConfigError, DataError: naming the folder, shard, split, column or key.
     """
+    if config.tracking.tensorboard:
+        check_installed()
     dataset = Dataset.open(Path(config.data.shards))
     dataset.verify_present()
     for split in (config.data.train_split, config.data.val_split):

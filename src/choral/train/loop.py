@@ -73,6 +73,7 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
                 save(trainer, state)
         state = cook_soup(trainer, state, tracker)
         finish(trainer, state)
+        tracker.send_best()
     return state
 
 

@@ -1,0 +1,43 @@
+"""The progress bar of a training on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """Shows step, loss and speed; nothing where stderr is no terminal.
+
+    Args:
+        name: of the run.
+        start_step, total_steps: optimizer steps.
+    """
+
+    def __init__(self, name: str, start_step: int, total_steps: int) -> None:
+        self._progress: Progress | None = None
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[speed]} images/s"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._progress.add_task(name, total=total_steps, completed=start_step, loss="-", speed="-")
+        self._progress.start()
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Move on with what training reports."""
+        if self._progress is not None and split == "train":
+            loss, speed = f"{values['loss']:.3f}", f"{values['images_per_s']:.0f}"
+            self._progress.update(self._progress.task_ids[0], completed=step, loss=loss, speed=speed)
+
+    def close(self, failed: bool) -> None:
+        """Leave the terminal as it is."""
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,198 @@
+"""Where figures go: what W&B wrote on this disk without a network, TensorBoard's event files, and trackers that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from choral.configfile import load_config
+from choral.ensemble.worst import worst_pictures, worst_rows
+from choral.errors import ConfigError, Stopped
+from choral.predict.evaluate import evaluate
+from choral.predict.ledger import Ledger
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.shards.index import Dataset, Index
+from choral.tracking import wandb_run
+from choral.tracking.tensorboard import check_installed
+from choral.tracking.wandb_run import Picture, WandbRun
+from choral.train.loop import train
+from toys import new_folder
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is logged in, and whoever connects to another machine fails."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def records_of(folder: Path) -> list[Any]:
+    """Return the records of a run that W&B, in a process of its own, has written offline, or is about to."""
+    path = next(folder.glob("wandb/offline-run-*/*.wandb"))
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        records = _parsed(path.read_bytes())
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.05)
+    raise TimeoutError(f"{path}: W&B did not finish it")
+
+
+def _parsed(data: bytes) -> list[Any]:
+    """Read a log in LevelDB's format behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    records, position, content = [], 7, b""
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:  # too little of a block for a header
+            position += left
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        content += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(content)
+            records.append(record)
+            content = b""
+    return records
+
+
+@pytest.mark.usefixtures("no_network")
+def test_wandb_offline_has_group_job_type_config_curves_and_checkpoint(
+    config_file: Path, tmp_path: Path, run: Runtime
+) -> None:
+    overrides = ["tracking.wandb=auto", "tracking.artifact=true", "train.steps=2"]
+    folder = RunFolder(tmp_path / "runs" / "trio" / "members" / "a")
+    folder.path.mkdir(parents=True)
+    train(load_config(config_file, overrides), folder, run)
+    records = records_of(folder.path)
+    begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (begun.run_group, begun.job_type, begun.display_name) == ("trio", "member", "a")
+    assert begun.run_id == (folder.path / "wandb-id").read_text().strip()
+    assert {"train", "data", "model", "seed"} <= {item.key for item in begun.config.update}
+    logged = {
+        (item.key or "/".join(item.nested_key))
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+        for item in record.history.item
+    }
+    assert {"train/loss", "train/lr", "val/log_loss", "val/accuracy"} <= logged
+    text = b"".join(record.SerializeToString() for record in records)
+    assert b"a-best" in text and b"model.safetensors" in text
+
+
+@pytest.mark.usefixtures("no_network")
+def test_an_evaluation_shows_the_worst_predictions_and_the_table(
+    config_file: Path, tmp_path: Path, run: Runtime
+) -> None:
+    config = load_config(config_file, ["train.steps=2", "tracking.wandb=offline", "tracking.group=mine"])
+    folder = new_folder(tmp_path / "solo")
+    folder.claim(load_config(config_file, ["train.steps=2"]))
+    train(folder.config(), folder, run)
+    evaluate(folder.config(), folder, run, force=False)
+    ledger = Ledger.open(folder.predictions / "test.parquet")
+    rows = worst_rows(ledger, 3)
+    said = ledger.predictions("model", "tta")
+    wrong = 1 - said[np.arange(len(said)), ledger.labels]
+    assert [row for row, _ in rows] == np.argsort(-wrong, kind="stable")[:3].tolist()
+    pictures = worst_pictures(ledger, Index.open(Dataset.open(config.data.shards), "test"), 3, 10**6)
+    assert [picture.image.shape for picture in pictures] == [(20, 24, 3)] * 3
+    truth = ledger.classes[ledger.labels[rows[0][0]]]
+    assert pictures[0].caption.startswith(f"{ledger.keys[rows[0][0]]}: is {truth}, said ")
+    sink = WandbRun(config, folder, "evaluation")
+    sink.show("test", [{"name": "soft", "value": 0.5, "log_loss": {"value": 1.0, "low": 0.9}}], pictures)
+    sink.close(failed=False)
+    records = records_of(folder.path)
+    begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (begun.run_group, begun.job_type) == ("mine", "evaluation")
+    media = next((folder.path / "wandb").glob("offline-run-*")) / "files" / "media"
+    assert len(list(media.rglob("*.png"))) == 3
+    table = json.loads(next(media.rglob("*.table.json")).read_text())
+    assert table["columns"] == ["name", "value", "log_loss.value", "log_loss.low"]
+    assert table["data"] == [["soft", 0.5, 1.0, 0.9]]
+
+
+def test_the_worst_of_other_tasks() -> None:
+    class Fake:
+        views, classes = ("identity",), ("x", "y")
+
+        def __init__(self, task: str, labels: list[list[float]], said: list[list[float]]) -> None:
+            self.meta = type("Meta", (), {"task": task})
+            self.labels, self._said = np.array(labels, np.float32), np.array([said], np.float32)
+
+        def blocks(self, view: str) -> list[np.ndarray]:
+            return [self._said[:, :2], self._said[:, 2:]]
+
+    numbers = Fake("regression", [[0, 0], [2, 200], [4, 400]], [[0, 10], [2, 200], [1, 400]])
+    assert worst_rows(numbers, 2) == [(2, "x 4, said 1; y 400, said 400"), (0, "x 0, said 0; y 0, said 10")]
+    labels = Fake("multilabel", [[0, 1], [1, 1], [0, 0]], [[0.1, 0.8], [0.9, 0.2], [0.6, 0.1]])
+    assert [row for row, _ in worst_rows(labels, 3)] == [1, 2, 0]
+    assert worst_rows(labels, 1)[0][1] == "x yes, said 90%; y yes, said 20%"
+
+
+def test_tensorboard_has_the_curves_of_a_continued_run(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(config_file, ["train.steps=6", "tracking.tensorboard=true"])
+    folder = new_folder(tmp_path / "run")
+    answers = iter([False] * 3 + [True] + [False] * 100)
+    monkeypatch.setattr(run, "should_stop", lambda: next(answers))
+    with pytest.raises(Stopped):
+        train(config, folder, run)
+    train(config, folder, run)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    assert {"train/loss", "train/lr", "val/log_loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["split"] == "train"]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+
+
+def test_tensorboard_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("choral.tracking.tensorboard.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"tracking\.tensorboard: not installed; pip install 'choral\[tensorboard\]'"):
+        check_installed()
+
+
+@pytest.mark.parametrize("when", ["start", "log", "show", "finish"])
+def test_a_tracker_that_fails_costs_nothing(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    import wandb
+
+    def fails(*arguments: object, **named: object) -> None:
+        raise OSError("disk full")
+
+    class Broken:
+        log = fails if when in ("log", "show") else lambda self, *a, **k: None
+        finish = fails if when == "finish" else lambda self, *a, **k: None
+
+    monkeypatch.setattr(wandb, "init", fails if when == "start" else lambda **named: Broken())
+    config = load_config(config_file, ["tracking.wandb=offline"])
+    sink = wandb_run.WandbRun(config, new_folder(tmp_path / "run"), "train")
+    if when == "show":
+        sink.show("test", [], [Picture(np.zeros((2, 2, 3), np.uint8), "black")])
+    for step in range(3):
+        sink.log(step, "train", {"loss": 1.0})
+    sink.close(failed=False)
+    assert caplog.text.count("W&B") == 1 and "disk full" in caplog.text
