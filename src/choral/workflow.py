@@ -159,11 +159,11 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
         processes = min(4, len(os.sched_getaffinity(0)))  # ranks scale better than threads, and change no figure
     code = _launch("choral.predict", arguments, processes, folder)
     if code == 0 and config.tracking.wandb != "off":
-        _track_evaluation(config, folder)
+        track_evaluation(config, folder)
     return code
 
 
-def _track_evaluation(config: Config, folder: RunFolder) -> None:
+def track_evaluation(config: Config, folder: RunFolder) -> None:
     """Send the table of scores and the images of the worst predictions to W&B; what goes wrong is told and left."""
     from choral.ensemble.worst import worst_pictures
     from choral.tracking.wandb_run import WandbRun

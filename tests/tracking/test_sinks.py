@@ -23,8 +23,9 @@ from choral.runtime import Runtime
 from choral.shards.index import Dataset, Index
 from choral.tracking import wandb_run
 from choral.tracking.tensorboard import check_installed
-from choral.tracking.wandb_run import Picture, WandbRun
+from choral.tracking.wandb_run import Picture
 from choral.train.loop import train
+from choral.workflow import score, track_evaluation
 from toys import new_folder
 
 
@@ -103,7 +104,9 @@ def test_wandb_offline_has_group_job_type_config_curves_and_checkpoint(
 def test_an_evaluation_shows_the_worst_predictions_and_the_table(
     config_file: Path, tmp_path: Path, run: Runtime
 ) -> None:
-    config = load_config(config_file, ["train.steps=2", "tracking.wandb=offline", "tracking.group=mine"])
+    config = load_config(
+        config_file, ["train.steps=2", "tracking.wandb=offline", "tracking.group=mine", "tracking.worst_images=3"]
+    )
     folder = new_folder(tmp_path / "solo")
     folder.claim(load_config(config_file, ["train.steps=2"]))
     train(folder.config(), folder, run)
@@ -117,17 +120,17 @@ def test_an_evaluation_shows_the_worst_predictions_and_the_table(
     assert [picture.image.shape for picture in pictures] == [(20, 24, 3)] * 3
     truth = ledger.classes[ledger.labels[rows[0][0]]]
     assert pictures[0].caption.startswith(f"{ledger.keys[rows[0][0]]}: is {truth}, said ")
-    sink = WandbRun(config, folder, "evaluation")
-    sink.show("test", [{"name": "soft", "value": 0.5, "log_loss": {"value": 1.0, "low": 0.9}}], pictures)
-    sink.close(failed=False)
+    track_evaluation(config, folder)
     records = records_of(folder.path)
     begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (begun.run_group, begun.job_type) == ("mine", "evaluation")
     media = next((folder.path / "wandb").glob("offline-run-*")) / "files" / "media"
     assert len(list(media.rglob("*.png"))) == 3
     table = json.loads(next(media.rglob("*.table.json")).read_text())
-    assert table["columns"] == ["name", "value", "log_loss.value", "log_loss.low"]
-    assert table["data"] == [["soft", 0.5, 1.0, 0.9]]
+    assert {"name", "metric", "value", "low", "high", "log_loss.value"} <= set(table["columns"])
+    scores = score(folder, "test")["rows"]
+    assert [row[0] for row in table["data"]] == [row["name"] for row in scores]
+    assert [row[table["columns"].index("value")] for row in table["data"]] == [row["value"] for row in scores]
 
 
 def test_the_worst_of_other_tasks() -> None:
