@@ -10,7 +10,7 @@ import pytest
 
 from choral.config import Config
 from choral.configfile import load_config
-from choral.ensemble.members import member_config, pending_jobs, slots_of
+from choral.ensemble.members import _validation, member_config, pending_jobs, slots_of
 from choral.errors import ConfigError
 from choral.runfolder import RunFolder
 from toys import Choral
@@ -100,3 +100,10 @@ def test_two_processes_do_not_share_a_run_folder(config_file: Path, tmp_path: Pa
         result = choral("train", config_file)
     assert result.returncode == 1
     assert f"in use by another process (host {os.uname().nodename}, pid {os.getpid()})" in result.stderr
+
+
+def test_the_live_table_shows_one_number_of_each_task() -> None:
+    assert _validation({"val_accuracy": 0.5, "val_log_loss": 0.7, "val_n": 13}) == "50.0% right"
+    assert _validation({"val_f1": 0.5, "val_mean_ap": 0.755}) == "75.5% mAP"
+    assert _validation({"val_mae": 1.5, "val_rmse": 12.3456}) == "12.35 RMSE"
+    assert _validation({"step": 1}) == ""

@@ -22,6 +22,7 @@ from choral.inputs.device import Batch, DeviceLoader
 from choral.inputs.loader import HostLoader, Order
 from choral.inputs.normalize import Buffers, Normalizer
 from choral.inputs.standardize import Standardizer
+from choral.inputs.targets import Targets
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
 
@@ -45,7 +46,13 @@ RESAMPLED = [
 ]
 
 
-def host(index: Index, orders: list[Order], policy: BadSamples | None = None, crop: Crop | None = None) -> HostLoader:
+def host(
+    index: Index,
+    orders: list[Order],
+    policy: BadSamples | None = None,
+    crop: Crop | None = None,
+    targets: Targets | None = None,
+) -> HostLoader:
     return HostLoader(
         index,
         LocalStore(index.dataset),
@@ -57,6 +64,7 @@ def host(index: Index, orders: list[Order], policy: BadSamples | None = None, cr
         kind="thread",
         cache=None,
         policy=policy or BadSamples("fail"),
+        targets=targets,
     )
 
 
@@ -195,6 +203,17 @@ def test_skipped_samples_are_marked(damaged: Callable[..., Index]) -> None:
     ) as batches:
         (batch,) = list(batches)
     assert batch.valid.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_several_numbers_a_sample(index: Index, device: str) -> None:
+    columns = ("offset", "length")
+    loader = host(index, orders_of(13, 5), targets=Targets("regression", columns, index, columns))
+    with DeviceLoader(loader, torch.device(device), MEAN, STD, None, True) as batches:
+        found = torch.cat([batch.labels.cpu() for batch in batches])
+    rows = np.concatenate([order.rows for order in orders_of(13, 5)])
+    expected = np.stack([index.column(name)[rows] for name in columns], axis=1)
+    assert found.dtype == torch.float32 and found.tolist() == expected.tolist()
 
 
 def paired(orders: list[Order]) -> list[Order]:

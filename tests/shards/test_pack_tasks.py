@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from shard_samples import image_bytes, make_photos, write_tar
 
+from choral.cli import main
 from choral.config import Config, DataConfig
 from choral.errors import ChoralError, ConfigError, DataError
 from choral.inputs.targets import Targets
@@ -102,7 +103,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return pack(str(write_manifest(root / "in", "image,weight,label", cells)), root / "out", NUMBERS)
 
 
-def test_numbers_of_a_manifest(numbered: Dataset) -> None:
+def test_numbers_of_a_manifest(numbered: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     """No column is a class; one that is called label is a target like another, under another name."""
     assert (numbered.task, numbered.classes) == ("regression", ("weight", "meta_label"))
     wanted = {f"{number}.png": [number % 7, number / 4] for number in range(100)}
@@ -110,6 +111,8 @@ def test_numbers_of_a_manifest(numbered: Dataset) -> None:
     assert targets_by_path(numbered, "regression", ("meta_label",)) == {key: [b] for key, (_, b) in wanted.items()}
     assert check(numbered.folder).problems == []
     assert numbered.summary()["splits"]["val"]["class_counts"] == {}
+    assert main(["ls", str(numbered.folder)]) == 0
+    assert "meta_label" in capsys.readouterr().out
     for split in ("val", "test"):  # stratified by bins of the first target
         assert set(np.bincount(Index.open(numbered, split).column("weight"), minlength=7)) <= {2, 3, 4}
 
@@ -167,3 +170,10 @@ def test_a_config_of_another_task_is_refused_before_torch_is_there(labelled: Dat
     assert "packed for multilabel: set task: multilabel, or pack" in refused(labelled, "multiclass")
     assert "or name a column of numbers in data.targets" in refused(labelled, "regression")
     assert "expected 0 or 1" in refused(numbered, "multilabel", "weight")
+
+
+def test_a_split_without_any_label_is_refused_before_the_training(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, "image,label,split", ["a,train", "b,train", ",val"])
+    dataset = pack(str(manifest), tmp_path / "out", PackOptions(processes=1, task="multilabel"))
+    with pytest.raises(DataError, match="no sample of split 'val' has any label"):
+        preflight(Config(task="multilabel", data=DataConfig(shards=str(dataset.folder))))

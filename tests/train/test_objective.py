@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,8 +30,8 @@ class FixedTargets:
     def __len__(self) -> int:
         return len(self._values)
 
-    def of(self, rows: np.ndarray) -> np.ndarray:
-        return self._values[rows]
+    def blocks(self) -> Iterator[np.ndarray]:
+        yield from np.array_split(self._values, 2)
 
 
 def objective(task: str, values: np.ndarray, names: tuple[str, ...] = CLASSES, **train: object) -> Objective:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from choral.config import Config, Task
 from choral.errors import ConfigError, DataError
 from choral.shards.index import LABEL_IDS, Index
+
+_BLOCK = 1 << 16  # rows: some MB
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Targets:
         if self.columns:
             return np.stack([values[rows] for values in self._values], axis=1).astype(np.float32)
         return self._packed_labels(rows)
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """Yield the targets of all rows in order, some at a time, as `of` returns them."""
+        for start in range(0, len(self), _BLOCK):
+            yield self.of(np.arange(start, min(start + _BLOCK, len(self))))
 
     def _packed_labels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         starts, ends, ids = self._lists

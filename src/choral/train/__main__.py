@@ -59,9 +59,14 @@ def preflight(config: Config) -> None:
     dataset.verify_present()
     for split in (config.data.train_split, config.data.val_split):
         index = Index.open(dataset, split)
-        Targets.open(config, index)
+        targets = Targets.open(config, index)
         if not len(index):
             raise DataError(f"{dataset.folder}: split '{split}' is empty; pack again with another --val or --test")
+        if config.task == "multilabel" and not any(block.any() for block in targets.blocks()):
+            raise DataError(
+                f"{dataset.folder}: no sample of split '{split}' has any label: nothing can be learnt from it, nor measured; "
+                "give it some, or pack with another --seed"
+            )
     if config.train.batch_size > len(Index.open(dataset, config.data.train_split)):
         samples = len(Index.open(dataset, config.data.train_split))
         raise ConfigError(f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples")

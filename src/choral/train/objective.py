@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +18,6 @@ from choral.model.outputs import Outputs
 from choral.train.meters import ClassMeter, LabelMeter, Meter, NumberMeter
 
 _LOSS_OF = {"multiclass": "cross_entropy", "multilabel": "bce", "regression": "mse"}  # with train.loss: auto
-_BLOCK = 1 << 16  # rows of the index looked at at once
 _NEARLY_ZERO = 1e-12
 
 
@@ -163,18 +161,13 @@ def _power(values: Tensor, gamma: float) -> Tensor:
     return values.clamp_min(_NEARLY_ZERO).pow(gamma)
 
 
-def _blocks(targets: Targets) -> list[NDArray[Any]]:
-    starts = range(0, len(targets), _BLOCK)
-    return [targets.of(np.arange(start, min(start + _BLOCK, len(targets)))) for start in starts]
-
-
 def _balanced_weights(targets: Targets) -> Tensor:
     """Return weights that make classes (of each label its ones and zeros) count alike, mean 1 over the samples."""
     if targets.task == "multiclass":
-        ones = sum(np.bincount(block, minlength=len(targets.names)) for block in _blocks(targets))
+        ones = sum(np.bincount(block, minlength=len(targets.names)) for block in targets.blocks())
         counts = np.asarray(ones, dtype=np.float64)
     else:
-        ones = sum(block.sum(axis=0, dtype=np.float64) for block in _blocks(targets))
+        ones = sum(block.sum(axis=0, dtype=np.float64) for block in targets.blocks())
         counts = np.stack([len(targets) - ones, np.asarray(ones)])
     there = counts > 0  # what never occurs needs no weight, and takes none from the others
     weights = len(targets) / (there.sum(axis=0) * np.where(there, counts, 1)) * there
@@ -182,7 +175,7 @@ def _balanced_weights(targets: Targets) -> Tensor:
 
 
 def _mean_and_std(targets: Targets) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    values = np.concatenate(_blocks(targets)).astype(np.float64)
+    values = np.concatenate(list(targets.blocks())).astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
     for name, deviation in zip(targets.names, std, strict=True):
         if not deviation > 0:
