@@ -121,7 +121,7 @@ def test_a_column_of_the_same_data_as_a_number(
     assert rows["member/model", "mae"]["value"] == pytest.approx(errors.mean(), rel=1e-5)
     assert rows["mean+tta", "r2"]["value"] > 0.6  # a constant has 0
     best = json.loads((folder.checkpoints / "best.json").read_text())
-    assert best["metric"] == "rmse"
+    assert best["metric"] == "r2"
     for name, labels in (("none", []), ("three", list(COLOURS))):
         shapes_image(labels, 1000).save(tmp_path / f"{name}.png")
     none, three = answers(folder, [tmp_path / "none.png", tmp_path / "three.png"], capsys)

@@ -178,3 +178,17 @@ def test_number_meter(logits: Tensor) -> None:
         "rmse": pytest.approx(metrics.root_mean_squared_error(truth, found)),
         "r2": pytest.approx(metrics.r2_score(truth, found)),
     }
+
+
+def test_micro_batches_add_up_to_the_batch(logits: Tensor) -> None:
+    """Weighted by class and mixed: a sample's loss depends on nothing but itself, so accumulation changes no gradient."""
+    goal = objective("multiclass", LABELS.numpy(), class_weights="balanced", label_smoothing=0.1)
+    partners, shares = LABELS.roll(2), torch.linspace(0, 1, 9)
+    gradients = []
+    for micro_batches in ([slice(0, 9)], [slice(0, 2), slice(2, 7), slice(7, 9)]):
+        inputs = logits.clone().requires_grad_()
+        for rows in micro_batches:
+            batch = batch_of(LABELS[rows], partners=partners[rows], shares=shares[rows])
+            (goal.losses(inputs[rows], batch).sum() / 9).backward()
+        gradients.append(inputs.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])

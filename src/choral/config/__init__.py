@@ -108,7 +108,7 @@ class Config:
         """What chooses the best checkpoint: `train.best_by`, with auto resolved."""
         if self.train.best_by != "auto":
             return self.train.best_by
-        return "rmse" if self.task == "regression" else "log_loss"
+        return "r2" if self.task == "regression" else "log_loss"
 
     def _check_task(self) -> None:
         train, task = self.train, self.task

@@ -70,7 +70,8 @@ class TrainConfig:
     eval_every_epochs: float = 1.0
     """Validation, and the chance of a new best checkpoint; also at the last step."""
     best_by: Literal["auto", "accuracy", "log_loss", "mean_ap", "f1", "mae", "rmse", "r2"] = "auto"
-    """What makes a checkpoint the best one, on the validation split; auto: log_loss, for regression rmse."""
+    """What makes a checkpoint the best one, on the validation split; auto: log_loss, for regression r2: it orders
+    as rmse does, and weighs several targets alike, whatever their units."""
     save_every_steps: int = tuning(0)
     """Optimizer steps between checkpoints; 0: once an epoch."""
     keep_checkpoints: int = tuning(2)
