@@ -1,0 +1,128 @@
+"""A linear head, full fine-tuning, and one after the other (lp_ft), at an equal budget of optimizer steps on elpv.
+
+    python tests/bench/bench_lp_ft.py                  # about ten minutes on two cores
+
+EfficientNet-Lite0 from ImageNet weights, several seeds (of the head, the order and the augmentation), the same learning
+rate and schedule for both kinds of fine-tuning. `lp_ft` pays for its linear part: computing the features is a forward
+pass over the training data, about a third of the work of an epoch, so it gets a third of an epoch's steps less than
+`full`. `linear` makes no step and has no seed to speak of. Figures are those of the last step on the test split, without
+views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def overrides(strategy: str, seed: int, options: argparse.Namespace, folder: Path) -> list[str]:
+    """Return what the demo's config becomes."""
+    third = round(options.epoch_steps / 3)
+    return [
+        f"finetune.strategy={strategy}",
+        f"seed={seed}",
+        f"data.shards={options.shards}",
+        f"data.image_size={options.size}",
+        f"train.steps={options.steps - third if strategy == 'lp_ft' else options.steps}",
+        f"train.lr={options.lr}",
+        "train.warmup_epochs=0.25",
+        "train.eval_every_epochs=1000",
+        "train.save_every_steps=1000000",
+        "ensemble.members=[]",
+        "evaluate.views=identity",
+        "tracking.wandb=off",
+        f"run={folder.name}",
+    ]
+
+
+def accuracy_of(strategy: str, seed: int, options: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    """Train, evaluate, and return the test accuracy and log loss."""
+    import numpy as np
+
+    from choral.configfile import load_config
+    from choral.predict.evaluate import evaluate
+    from choral.predict.ledger import Ledger
+    from choral.runfolder import RunFolder
+    from choral.train.loop import train
+
+    config = load_config(REPOSITORY / "configs" / "elpv-demo.yaml", overrides(strategy, seed, options, folder))
+    run_folder = RunFolder(folder)
+    run_folder.path.mkdir(parents=True)
+    run_folder.claim(config)
+    train(config, run_folder, options.run)
+    evaluate(config, run_folder, options.run)
+    ledger = Ledger.open(run_folder.predictions / "test.parquet")
+    probabilities = ledger.predictions("model", "identity")
+    right = probabilities[np.arange(len(ledger.labels)), ledger.labels]
+    return float((probabilities.argmax(1) == ledger.labels).mean()), float(-np.log(right).mean())
+
+
+def verdict(accuracies: dict[str, list[float]]) -> str:
+    """Say in a line whether lp_ft beat the others: in the mean, and on every seed."""
+    parts = []
+    for other in ("linear", "full"):
+        differences = [100 * (a - b) for a, b in zip(accuracies["lp_ft"], accuracies[other], strict=True)]
+        mean = statistics.mean(differences)
+        won = sum(difference > 0 for difference in differences)
+        parts.append(
+            f"{'above' if mean > 0 else 'NOT above'} {other} ({mean:+.1f} points, {won} of {len(differences)} seeds)"
+        )
+    return "lp_ft is " + " and ".join(parts)
+
+
+def main() -> int:
+    """Train all of them and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", default="data/elpv", help="what `choral pack elpv` wrote")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=106, help="of batches of 32; 53 are an epoch")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    import torch
+
+    from choral.runtime import Runtime
+
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    torch.set_num_threads(options.threads)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    options.epoch_steps = 1706 // 32
+    accuracies: dict[str, list[float]] = {"linear": [], "full": [], "lp_ft": []}
+    losses: dict[str, list[float]] = {name: [] for name in accuracies}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        options.run = Runtime("no", 1, 60, Path(place) / "stop")
+        for seed in range(options.seeds):
+            for strategy in accuracies:
+                if strategy == "linear" and seed:  # the same again
+                    accuracy, loss = accuracies[strategy][0], losses[strategy][0]
+                else:
+                    accuracy, loss = accuracy_of(strategy, seed, options, Path(place) / f"{strategy}-{seed}")
+                accuracies[strategy].append(accuracy)
+                losses[strategy].append(loss)
+                minutes = (time.monotonic() - started) / 60
+                print(f"seed {seed}, {strategy}: {accuracy:.4f} ({minutes:.1f} min)", file=sys.stderr, flush=True)
+        options.run.end()
+    print(
+        f"{options.steps} steps of 32 at {options.size} pixels, lr {options.lr:g}, {options.seeds} seeds, test split\n"
+    )
+    print(f"{'':8} {'accuracy %':>12} {'spread':>8} {'log loss':>10}")
+    for name, values in accuracies.items():
+        spread = 100 * statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name:8} {100 * statistics.mean(values):12.2f} {spread:8.2f} {statistics.mean(losses[name]):10.4f}")
+    print(f"\n{verdict(accuracies)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY / "src"))
+    sys.exit(main())

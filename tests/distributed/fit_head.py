@@ -1,0 +1,61 @@
+"""Fit linear heads on several numbers of ranks: import everything once, then fork each rank, as a launcher would start it.
+
+fit_head.py FOLDER...: the folder's name is the number of ranks; it holds toy.yaml, and gets the run and the rows whose
+features each rank computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from choral.configfile import load_config
+from choral.features.cache import FeatureCache
+from choral.runfolder import RunFolder
+from choral.runtime import Runtime
+from choral.train.loop import train
+
+
+def fit(folder: Path) -> None:
+    torch.set_num_threads(1)
+    config = load_config(folder / "toy.yaml")
+    run = Runtime("no", 1, 120, folder / "stop")
+    written: list[list[int]] = []
+    write_part = FeatureCache.write_part
+
+    def watched(self, part, values, valid):
+        written.append(self.rows_of(part).tolist())
+        write_part(self, part, values, valid)
+
+    FeatureCache.write_part = watched
+    train(config, RunFolder(folder), run)
+    (folder / f"rows-{run.rank}.json").write_text(json.dumps(written))
+    run.end()
+
+
+def on_ranks(folder: Path) -> bool:
+    """Return whether all ranks ended well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = int(folder.name)
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ |= {name: str(value) for name, value in place.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+            fit(folder)
+            os._exit(0)
+        children.append(child)
+    return all(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(not all(on_ranks(Path(folder)) for folder in sys.argv[1:]))

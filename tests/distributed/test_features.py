@@ -1,0 +1,56 @@
+"""Features are computed by all ranks, each sample once, and the head does not depend on how many there were."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from choral.checkpoints import MODEL, checkpoint_of
+
+HERE = Path(__file__).parent
+
+
+def left_by(
+    folder: Path,
+) -> tuple[list[list[list[int]]], dict[tuple[str, int], np.ndarray], dict[str, torch.Tensor]]:
+    """Return the rows of the parts that each rank wrote, the features by split and pass, and the network."""
+    ranks = [json.loads((folder / f"rows-{rank}.json").read_text()) for rank in range(int(folder.name))]
+    found = {}
+    for meta in (folder / "packed" / ".features").glob("*/meta.json"):
+        description = json.loads(meta.read_text())["description"]
+        number = description["view"].get("pass", 0)
+        found[description["split"], number] = np.load(meta.parent / "features.npy", allow_pickle=False)
+    return ranks, found, load_file(checkpoint_of(folder / "checkpoints", "last") / MODEL)
+
+
+def test_one_two_and_three_ranks_compute_the_same_features_and_fit_the_same_head(
+    config_file: Path, shards: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / str(processes) for processes in (1, 2, 3)]
+    for folder in folders:
+        shutil.copytree(shards, folder / "packed")
+        text = config_file.read_text().replace(str(shards), str(folder / "packed"))
+        finetune = "finetune: {strategy: linear, feature_passes: 2, regularization: 0.05}\n"
+        (folder / "toy.yaml").write_text(text + finetune)
+    command = [sys.executable, str(HERE / "fit_head.py"), *map(str, folders)]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=200)
+    alone, expected, network = left_by(folders[0])
+    assert set(expected) == {("train", 0), ("train", 1), ("val", 0)}
+    for folder in folders[1:]:
+        ranks, found, other = left_by(folder)
+        assert sorted(part for rank in ranks for part in rank) == sorted(alone[0])
+        assert all(ranks), "every rank has work"
+        for key, values in expected.items():
+            np.testing.assert_allclose(found[key], values, atol=1e-6, rtol=0)
+        for name, tensor in network.items():
+            torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-4)
+    rows = [row for part in alone[0] for row in part]
+    assert sorted(rows) == sorted([*range(37), *range(37), *range(13)])  # two passes, and validation
