@@ -81,6 +81,24 @@ def test_a_compiled_network_keeps_its_names_and_numbers(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_accumulating_is_the_large_batch(config_file: Path, tmp_path: Path, run: Runtime, loss: str) -> None:
+    """With weights of classes, which micro-batches hold in other shares; the network has no BatchNorm."""
+    overrides = ["model.name=test_vit", "train.class_weights=balanced", f"train.loss={loss}", "train.lr=0.1"]
+    found = []
+    for micro_batches in (1, 3):
+        run.accelerator.gradient_accumulation_steps = micro_batches
+        config = load_config(config_file, [*overrides, f"train.accumulate_steps={micro_batches}"])
+        trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+        with trainer.batches_from(0) as loader:
+            batches = iter(loader)
+            losses = [trainer.train_step(batches, step).item() for step in range(3)]
+        found.append((losses, trainer.network.state_dict()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-4, atol=1e-6)
+
+
 def test_dropout_rates_reach_the_network(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     names = ["model.name=test_vit", "data.image_size=32", "model.drop_rate=0.3", "model.drop_path_rate=0.2"]
     trainer = Trainer(load_config(config_file, names), RunFolder(tmp_path / "run"), run)

@@ -48,8 +48,8 @@ class TrainConfig:
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a sample's loss counts inversely to the size of its class (of a label's ones and zeros), mean 1."""
     ema_decay: float = 0.0
-    """Of an exponential moving average of the weights, which is validated beside them; 0: none. Rises from 0 with the
-    steps made, as min(decay, (1 + step) / (10 + step))."""
+    """Of an exponential moving average of the weights, which is validated beside them; 0: none. It begins low and rises
+    with the steps made, as min(decay, (1 + step) / (10 + step))."""
     soup: Literal["none", "uniform", "greedy"] = "none"
     """The mean of the weights at the ends of the last epochs, BatchNorm statistics computed anew. uniform: of all of
     them (Izmailov et al. 2018); greedy: each only if it helps on the validation split (Wortsman et al. 2022)."""

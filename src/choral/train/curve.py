@@ -19,7 +19,7 @@ def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequen
         chosen: the rate to mark; None: none was found.
     """
     first, last = math.floor(math.log10(rates[0]) + 1e-9), math.ceil(math.log10(rates[-1]) - 1e-9)
-    low, high, ticks = _scale(smoothed)
+    low, high, ticks = _scale(losses, smoothed)
     last = max(last, first + 1)
 
     def x(rate: float) -> float:
@@ -27,13 +27,15 @@ def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequen
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def y(loss: float) -> float:
-        share = (min(max(loss, low), high) - low) / (high - low)
+        share = (min(loss, 9 * high) - low) / (high - low)  # what lies outside is clipped
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<clipPath id="plot"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
+        f'height="{_HEIGHT - _TOP - _BOTTOM}"/></clipPath>',
         _text(_LEFT, 28, "Learning-rate range test", size=16, weight="bold"),
     ]
     for tick in ticks:
@@ -46,7 +48,7 @@ def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequen
     parts.append(_line(_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, _QUIET))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(
-        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 14, "learning rate (a step, logarithmic)", anchor="middle")
+        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 14, "learning rate (per step, logarithmic)", anchor="middle")
     )
     parts.append(f'<g transform="rotate(-90 20 {middle})">{_text(20, middle, "training loss", anchor="middle")}</g>')
     dots = (
@@ -57,7 +59,8 @@ def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequen
     parts.append(f'<g fill="{_CURVE}" fill-opacity="0.3">{"".join(dots)}</g>')
     points = " ".join(f"{x(rate):.1f},{y(loss):.1f}" for rate, loss in zip(rates, smoothed, strict=True))
     parts.append(
-        f'<polyline points="{points}" fill="none" stroke="{_CURVE}" stroke-width="2.5" stroke-linejoin="round"/>'
+        f'<polyline clip-path="url(#plot)" points="{points}" fill="none" stroke="{_CURVE}" stroke-width="2.5" '
+        'stroke-linejoin="round"/>'
     )
     if chosen is not None:
         place = x(chosen)
@@ -72,9 +75,10 @@ def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequen
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _scale(smoothed: Sequence[float]) -> tuple[float, float, list[float]]:
+def _scale(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float, list[float]]:
     """Return the ends of the loss axis and its ticks at round numbers; a divergence at the end does not flatten the rest."""
-    floor, ceiling = min(smoothed), min(max(smoothed), 2 * smoothed[0] - min(smoothed))
+    floor = min(losses)
+    ceiling = min(max(smoothed), max(losses[:10]) + 0.5 * (max(losses[:10]) - floor))
     span = max(ceiling - floor, 1e-6)
     step = 10.0 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)

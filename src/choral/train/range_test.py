@@ -2,9 +2,9 @@
 
 The rate rises exponentially from 1e-6 to 10 over 100 training steps, which see the samples of the run's first steps. The
 loss is smoothed by an average that forgets with 0.9 a step and is corrected for its start. The test stops itself when the
-smoothed loss is more than 4 times the lowest so far or more than 1.5 times the first, or when a loss or gradient is not
-finite. The rate chosen is a tenth of that where the smoothed loss is lowest: there the loss still falls, with room to
-where it stops. Everything the test moved is put back.
+smoothed loss is more than 4 times the lowest so far or more than 1.5 times that of the start, the mean of the first ten
+steps, which are too slow to change it; or when a loss or gradient is not finite. The rate chosen is a tenth of that where
+the smoothed loss is lowest: there it still falls, with room to where it stops. Everything the test moved is put back.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _log = logging.getLogger(__name__)
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
 _FORGET = 0.9
-_FAR_ABOVE_LOWEST, _ABOVE_FIRST = 4.0, 1.5
-_MUST_FALL = 0.98  # of the first smoothed loss: what is above was noise
+_AT_START = 10  # steps
+_FAR_ABOVE_LOWEST, _ABOVE_START = 4.0, 1.5
+_MUST_FALL = 0.98  # of the loss at the start: what is above was noise
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,16 @@ class Curve:
     @property
     def diverged(self) -> bool:
         """Whether the rates are too high from here on."""
-        if not self.smoothed:
+        if len(self.smoothed) <= _AT_START:
             return False
         last = self.smoothed[-1]
-        return last > _FAR_ABOVE_LOWEST * min(self.smoothed) or last > _ABOVE_FIRST * self.smoothed[0]
+        return last > _FAR_ABOVE_LOWEST * min(self.smoothed) or last > _ABOVE_START * self.start
+
+    @property
+    def start(self) -> float:
+        """The loss before the rate mattered."""
+        first = self.losses[:_AT_START]
+        return sum(first) / len(first)
 
     def add(self, rate: float, loss: float) -> Curve:
         """Return the curve one step longer."""
@@ -63,8 +70,9 @@ class Curve:
         Raises:
             ChoralError: the loss never fell.
         """
-        lowest = min(range(len(self.smoothed)), key=self.smoothed.__getitem__, default=0)
-        if not self.smoothed or self.smoothed[lowest] > _MUST_FALL * self.smoothed[0]:
+        late = range(min(_AT_START, len(self.smoothed) - 1), len(self.smoothed))
+        lowest = min(late, key=self.smoothed.__getitem__, default=0)
+        if not self.smoothed or self.smoothed[lowest] > _MUST_FALL * self.start:
             raise ChoralError(
                 "train.lr: auto: no learning rate made the loss fall within the range test; see lr_range.svg, and set "
                 "train.lr to a number"
