@@ -70,6 +70,10 @@ def test_a_base_lends_everything_but_its_name(file: Path) -> None:
         ),
         ("data: {shards: s}\ntrain: {lr: fast}", "train.lr: expected a number, or auto, got 'fast'"),
         ("data: {shards: s}\ntrain: {lr: -1}", "train.lr: expected a learning rate above 0, got -1"),
+        (
+            "data: {shards: s}\ntrain: {ddp_static_graph: true, accumulate_steps: 2}",
+            "train.ddp_static_graph: expected false with train.accumulate_steps above 1",
+        ),
         ("data: {shards: s}\ntrain: {lr: nan}", "train.lr: expected a number, or auto, got 'nan'"),
         ("data: {shards: s, image_size: 1.5}", "data.image_size: expected a whole number, got '1.5'"),
         ("data: {shards: s, resize: bicubic}", "data.resize: expected antialias or fast, got 'bicubic'"),

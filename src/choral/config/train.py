@@ -64,7 +64,7 @@ class TrainConfig:
     ddp_bucket_mib: float = tuning(25.0)
     """Gradients that ranks exchange at once."""
     ddp_static_graph: bool = tuning(False)
-    """Tell DDP that every step uses the same parameters."""
+    """Tell DDP that every step uses the same parameters. Not with accumulate_steps: PyTorch 2.14 fails there."""
     gradient_compression: Literal["none", "bf16"] = "none"
     """How gradients travel between ranks."""
     eval_every_epochs: float = 1.0
@@ -89,6 +89,11 @@ class TrainConfig:
             self.batch_size % self.accumulate_steps == 0,
             "train.accumulate_steps",
             f"must divide train.batch_size: {self.batch_size} is not a multiple of {self.accumulate_steps}",
+        )
+        check(
+            not self.ddp_static_graph or self.accumulate_steps == 1,
+            "train.ddp_static_graph",
+            "expected false with train.accumulate_steps above 1: DistributedDataParallel cannot do both",
         )
         if self.lr != "auto":
             legal = 0 < self.lr < 1e3 and math.isfinite(self.lr)
