@@ -127,3 +127,20 @@ def test_a_column_of_the_same_data_as_a_number(
     none, three = answers(folder, [tmp_path / "none.png", tmp_path / "three.png"], capsys)
     assert none["values"]["squares"] + 1 < three["values"]["squares"]
     assert three["spreads"] == {"squares": 0.0}
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_linear_heads_serve_labels_and_numbers(packed: Path, tmp_path: Path, runtime: Runtime, task: str) -> None:
+    """Fitted to features of a network with random weights: what the fit found is what validation of the network finds."""
+    targets = ["data.targets=squares"] if task == "regression" else []
+    _, folder = trained(tmp_path, packed, runtime, f"task={task}", "finetune.strategy=linear", *targets)
+    result = folder.result
+    assert result is not None and result["steps"] == 0 and result["head"] == "linear"
+    ledger = Ledger.open(folder.predictions / "test.parquet")
+    if task == "multilabel":
+        assert result["head_val_log_loss"] == pytest.approx(result["log_loss"], rel=1e-4)
+        assert result["mean_ap"] > 0.6  # guessing has 0.4
+    else:
+        numbers = ledger.predictions("model", "identity")[:, 0]
+        assert np.corrcoef(numbers, np.asarray(ledger.labels).reshape(-1))[0, 1] > 0.5
+        assert result["r2"] > 0.2 and result["head_val_rmse"] < 1
