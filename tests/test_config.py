@@ -158,6 +158,17 @@ def test_config_is_frozen() -> None:
         Config.__dataclass_fields__["data"].default.image_size = 3
 
 
+def test_arguments_of_host_transforms_survive_being_stored(tmp_path: Path) -> None:
+    file, stored = tmp_path / "file.yaml", tmp_path / "stored.yaml"
+    arguments = "{clip_limit: 4, tile_grid_size: [8, 8], p: 0.5, how: null, fast: true, name: word}"
+    file.write_text(f"data: {{shards: s}}\naugment: {{host: [{{name: CLAHE, arguments: {arguments}}}]}}\n")
+    config = load_config(file)
+    expected = {"clip_limit": 4, "tile_grid_size": (8, 8), "p": 0.5, "how": None, "fast": True, "name": "word"}
+    assert config.augment.host[0].arguments == expected
+    stored.write_text(to_yaml(config))
+    assert load_config(stored, ["run=file"]) == config
+
+
 def test_a_preset_stands_for_keys_and_later_keys_win(tmp_path: Path) -> None:
     below, file = tmp_path / "below.yaml", tmp_path / "run.yaml"
     below.write_text("data: {shards: s}\naugment: {rotate: 77, host: [{name: CLAHE}]}\n")

@@ -53,8 +53,9 @@ def ten_steps(config: Path, out: Path, processes: int) -> tuple[list[list[str]],
 
 
 def test_one_two_and_three_ranks_train_the_same_model(config_file: Path, tmp_path: Path) -> None:
-    """Batches of 11 do not divide by 2 or 3; each step accumulates over micro-batches; SyncBatchNorm is on."""
+    """Batches of 11 do not divide by 2 or 3; steps accumulate over micro-batches; SyncBatchNorm is on; images are mixed."""
     text = config_file.read_text().replace("batch_size: 12", "batch_size: 22, accumulate_steps: 2")
+    text = text.replace("brightness: 0.2", "brightness: 0.2, mixup: 0.4, cutmix: 1")
     config_file.write_text(text)
     keys, network = ten_steps(config_file, tmp_path / "1", 1)
     assert [len(batch) for batch in keys] == [11] * 20

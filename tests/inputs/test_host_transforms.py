@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from image_bytes import photo
 
-from choral.config.augment import HostTransform
+from choral.config.augment import HostTransform, plain
 from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError
-from choral.inputs.host_transforms import HostTransforms, check_host_transforms, plain
+from choral.inputs.host_transforms import HostTransforms, check_host_transforms
 from choral.train.__main__ import preflight
 
 TRANSFORMS = (

@@ -14,7 +14,16 @@ from choral.config import AugmentConfig, Config, DataConfig, TrainConfig
 from choral.config.augment import PRESETS, HostTransform
 from choral.inputs.cache import DecodedCache
 from choral.inputs.device import Batch
-from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split, training_batches
+from choral.inputs.streams import (
+    RankPlace,
+    Split,
+    evaluation_batches,
+    feature_batches,
+    open_dataset,
+    open_split,
+    plain_training_batches,
+    training_batches,
+)
 from choral.predict import images as images_module
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,17 +120,37 @@ def test_every_change_is_a_change(packed: Path, tmp_path: Path, expected: list[B
         assert not all(torch.equal(a.images, b.images) for a, b in zip(expected, found, strict=True)), names
 
 
-def test_evaluation_is_never_changed(packed: Path, tmp_path: Path) -> None:
-    """What validation, test ledgers and features are computed from."""
+@pytest.mark.parametrize("what", ["evaluation", "features", "recalibration"])
+def test_nothing_but_training_is_changed(packed: Path, tmp_path: Path, what: str) -> None:
+    """What validation and test ledgers, features and the BatchNorm statistics of a soup are computed from."""
     found = []
     for augment in (EVERY_CHANGE, AugmentConfig(**PRESETS["none"])):
         config = config_of(packed, augment)
+        split, log = split_of(config), tmp_path / "bad.jsonl"
         place = RankPlace(0, 1, CPU)
-        with evaluation_batches(config, split_of(config), place, MEAN, STD, tmp_path / "bad.jsonl") as batches:
+        loaders = {
+            "evaluation": lambda: evaluation_batches(config, split, place, MEAN, STD, log),  # noqa: B023
+            "features": lambda: feature_batches(config, split, place, MEAN, STD, [np.arange(6)], 0, log),  # noqa: B023
+            "recalibration": lambda: plain_training_batches(config, split, place, MEAN, STD, range(2), log),  # noqa: B023
+        }
+        with loaders[what]() as batches:
             found.append(list(batches))
+    assert len(found[0]) == len(found[1]) > 0
     for batch, plain in zip(*found, strict=True):
         assert torch.equal(batch.images, plain.images)
         assert batch.partners is None and batch.shares is None
+
+
+def test_further_passes_of_features_are_changed_but_not_mixed(packed: Path, tmp_path: Path) -> None:
+    config = config_of(packed)
+    passes = []
+    for number in range(3):
+        place, rows = RankPlace(0, 1, CPU), [np.arange(6), np.arange(6, 13)[:6]]
+        with feature_batches(config, split_of(config), place, MEAN, STD, rows, number, tmp_path / "bad") as batches:
+            passes.append(list(batches))
+    for plain, first, second in zip(*passes, strict=True):
+        assert first.shares is None and second.partners is None
+        assert not torch.equal(plain.images, first.images) and not torch.equal(first.images, second.images)
 
 
 def test_an_image_file_is_never_changed() -> None:

@@ -9,6 +9,26 @@ from typing import Any, Literal
 from choral.config.fields import check
 from choral.errors import ConfigError, did_you_mean
 
+_WORDS = {"true": True, "false": False, "null": None, "none": None, "~": None}
+
+
+def plain(value: Any) -> Any:
+    """Return what strings from a YAML file mean: numbers, true and false, null; lists and mappings alike."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    if not isinstance(value, str):
+        return value
+    if value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostTransform:
@@ -17,7 +37,11 @@ class HostTransform:
     name: str
     """As in `albumentations.NAME`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What its constructor takes; `p` is its probability."""
+    """What its constructor takes; `p` is its probability. Numbers, true, false and null may be strings, as YAML files are
+    read; lists become tuples."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", {name: plain(value) for name, value in self.arguments.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from choral.shards.counter import uniform
 
 _STREAM = 48  # tells these random numbers from those of other purposes
 _TRIALS = 3  # images that each transform is tried on
-_WORDS = {"true": True, "false": False, "null": None, "none": None, "~": None}
 
 
 class HostTransforms:
@@ -123,29 +122,10 @@ def _check_arguments(transform: HostTransform, where: str) -> None:
 
 def _built(transform: HostTransform, where: str) -> Any:
     kind = _class_of(transform.name, where)
-    arguments = {name: plain(value) for name, value in transform.arguments.items()}
     try:
-        return kind(**arguments)
+        return kind(**transform.arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}.arguments: {transform.name}: {_short(str(error))}") from None
-
-
-def plain(value: Any) -> Any:
-    """Return what strings from a YAML file mean: numbers, true and false, null; lists and mappings alike."""
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(plain(item) for item in value)
-    if not isinstance(value, str):
-        return value
-    if value.lower() in _WORDS:
-        return _WORDS[value.lower()]
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
 
 
 def _short(message: str) -> str:

@@ -109,7 +109,10 @@ def _corners_moved(by: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 def warp_image(
     image: NDArray[np.uint8], homography: NDArray[np.float64], fill: tuple[int, int, int] | None
 ) -> NDArray[np.uint8]:
-    """Return a resampled (S, S, 3) uint8 image, linear; what lies outside is mirrored, or `fill`."""
+    """Return a resampled (S, S, 3) uint8 image, linear; what lies outside is mirrored, or `fill`.
+
+    OpenCV before version 5 rounds places to 32nds of a pixel.
+    """
     size = image.shape[0]
     border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -9,7 +9,7 @@ the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -264,9 +264,3 @@ def _tables(images: Tensor, chosen: Tensor, strength: Tensor) -> Tensor:
     for name, table in made.items():
         tables = torch.where((chosen == _AT[name])[:, None, None], table, tables)
     return tables.clamp(0, 255)
-
-
-def described(parameters: Mapping[str, NDArray[Any]], at: int) -> Iterator[str]:
-    """Yield the operations of a sample, such as "Rotate -12"."""
-    for chosen, strength in zip(parameters["policy"][at].tolist(), parameters["policy_strength"][at], strict=True):
-        yield f"{NAMES[chosen]} {strength:.2g}" if _OPERATIONS[chosen].randaugment else NAMES[chosen]
