@@ -53,6 +53,10 @@ class Targets:
             targets._check(values, name)
         return targets
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without what was read: the other process maps the same pages."""
+        return (Targets, (self.task, self.names, self.index, self.columns))
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.index)

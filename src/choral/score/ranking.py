@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from choral.errors import DataError
 from choral.score.intervals import DRAWS, resampled_counts
+
+_DRAWS_AT_ONCE = 32
 
 
 def average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
@@ -54,33 +57,55 @@ def resampled_mean_average_precisions(
         (draws, predictors) float64; in each draw, labels that none of its samples has are left out.
     """
     known = np.flatnonzero(labels.any(axis=0))
-    ranked = [[_ranking(labels[:, label], own[:, label]) for label in known] for own in scores]
+    ranked = [[_Found.of(labels[:, label], own[:, label]) for label in known] for own in scores]
     parts = []
-    for times in resampled_counts(len(labels), seed=seed, draws=draws):
-        found = np.full((len(times), len(scores), len(known)), np.nan)
-        for number, own in enumerate(ranked):
-            for place, ranking in enumerate(own):
-                found[:, number, place] = _precisions_of_draws(times, *ranking)
-        empty = np.isnan(found[:, 0]).all(axis=1)
-        found[empty] = 0  # no label in the whole draw: as improbable as it is hopeless
-        parts.append(np.nanmean(found, axis=2))
+    for many in resampled_counts(len(labels), seed=seed, draws=draws):
+        for start in range(0, len(many), _DRAWS_AT_ONCE):
+            times = np.ascontiguousarray(many[start : start + _DRAWS_AT_ONCE].T, dtype=np.int32)
+            found = np.stack([[ranking.precisions(times) for ranking in own] for own in ranked])
+            found[..., np.isnan(found[0]).all(axis=0)] = 0  # no label in the whole draw: as rare as it is hopeless
+            parts.append(np.nanmean(found, axis=1).T)
     return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where one predictor finds the samples that have a label, going down from its highest score.
+
+    Attributes:
+        order: (N,) the samples, highest score first.
+        hits: (positives,) those that have the label, in this order.
+        of_run: (runs,) the last of the hits of each run of equal scores that has some.
+        end: (runs,) the position in `order` at which the run ends.
+    """
+
+    order: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    of_run: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, labels: NDArray[np.bool_], scores: NDArray[Any]) -> _Found:
+        order, hit, last = _ranking(labels, scores)
+        run = np.searchsorted(last, np.flatnonzero(hit))  # of each hit
+        of_run = np.append(np.flatnonzero(np.diff(run)), len(run) - 1)
+        return cls(order, order[hit], of_run, last[run[of_run]])
+
+    def precisions(self, times: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Return the average precision of each draw, NaN where none of its samples has the label.
+
+        Args:
+            times: (N, draws) how often each sample was drawn; few draws, so that sums stay in the processor's cache.
+        """
+        seen = np.cumsum(times[self.order], axis=0, dtype=np.int32)[self.end]
+        hits = np.cumsum(times[self.hits], axis=0, dtype=np.int32)[self.of_run]
+        with np.errstate(invalid="ignore"):
+            found = (np.diff(hits, axis=0, prepend=0) * (hits / np.maximum(seen, 1))).sum(axis=0)
+            precisions: NDArray[np.float64] = found / hits[-1]
+        return precisions
 
 
 def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
     """Return the samples from the highest score down, their labels, and where runs of equal scores end."""
     order = np.argsort(-scores, kind="stable")
     return order, labels[order], np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-
-
-def _precisions_of_draws(
-    times: NDArray[np.int64], order: NDArray[np.int64], labels: NDArray[np.bool_], last: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the average precision of each draw, NaN where none of its samples has the label."""
-    drawn = times[:, order]
-    seen = np.cumsum(drawn, axis=1)[:, last]
-    hits = np.cumsum(drawn * labels, axis=1)[:, last]
-    precision = hits / np.maximum(seen, 1)
-    with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = (np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1) / hits[:, -1]
-    return found
