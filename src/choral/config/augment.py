@@ -81,7 +81,8 @@ class AugmentConfig:
     perspective: float = 0.0
     """Share of the side by which corners move at most."""
     geometry_prob: float = 1.0
-    """Probability of rotation, translation, zoom, shear and perspective, which are one resampling."""
+    """Probability of rotation, translation, zoom, shear and perspective, which are one resampling. What comes in from
+    outside is the image, mirrored; with a policy, the mean colour that images are normalised with."""
     brightness: float = 0.0
     """Factor drawn from [1 - x, 1 + x]."""
     contrast: float = 0.0
@@ -89,7 +90,7 @@ class AugmentConfig:
     saturation: float = 0.0
     """Factor drawn from [1 - x, 1 + x]; 0 is grey."""
     hue: float = 0.0
-    """Turn of the colour circle drawn from [-x, x]; 0.5 is half of it."""
+    """Turn of the colour circle (of YIQ) drawn from [-x, x]; 0.5 is half of it."""
     grey: float = 0.0
     """Probability of losing all colour."""
     blur: float = 0.0
