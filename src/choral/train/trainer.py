@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -108,7 +109,9 @@ class Trainer:
         apply_phase(network, self.phase)
         network.zero_grad(set_to_none=True)
         optimizer = build_optimizer(network, self.config.train, self._head)
-        self.model, self.optimizer = accelerator.prepare(network, optimizer)
+        with warnings.catch_warnings():  # until PyTorch's new name has both of the old one's meanings
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.model, self.optimizer = accelerator.prepare(network, optimizer)
         restore_optimizer(self.optimizer, network, known)
         # Compiled beside the module, so that names in checkpoints stay plain and validation runs as it is.
         self._forward = torch.compile(self.model) if self.config.train.compile else self.model
