@@ -150,6 +150,16 @@ def test_frozen_statistics_stay_frozen_when_wrapped_and_when_synchronised() -> N
     assert all(norm.training for norm in norms)
 
 
+def test_after_a_linear_head_everything_is_trained_but_statistics() -> None:
+    """The head was fitted to what the network computes with them: the first training step begins there."""
+    model = network()
+    apply_phase(model, phases_of(model, FinetuneConfig(strategy="lp_ft"), 1, 1)[0])
+    assert trained_names(model) == {name for name, _ in model.named_parameters()}
+    train_mode(model)
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(model(images), model.eval()(images))
+
+
 def test_a_network_without_a_classifier_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no classifier"):
         stages_of(timm.create_model("test_resnet", num_classes=0))

@@ -27,6 +27,8 @@ class Phase:
     """Optimizer steps made before it."""
     trained: frozenset[str]
     """Names of the parameters that are trained, as in `network.named_parameters()`."""
+    keeps_statistics: bool = False
+    """Whether every BatchNorm keeps its pretrained statistics, those with trained weights too."""
 
 
 def stages_of(model: nn.Module) -> list[list[str]]:
@@ -55,7 +57,9 @@ def phases_of(model: nn.Module, config: FinetuneConfig, steps_per_epoch: int, to
     assert config.strategy != "auto", "what auto stands for is chosen before the network is trained"
     *body, head = stages_of(model)
     if config.strategy in ("full", "lp_ft"):
-        return (Phase(0, frozenset(_flat([*body, head]))),)
+        # A linear head was fitted to features made with the pretrained statistics. With those of its own batches the
+        # network would begin as another one, which that head knows nothing of.
+        return (Phase(0, frozenset(_flat([*body, head])), keeps_statistics=config.strategy == "lp_ft"),)
     if config.strategy in ("head", "linear", "svm"):
         return (Phase(0, frozenset(head)),)
     if config.trained_stages > len(body):
@@ -92,6 +96,8 @@ def apply_phase(model: nn.Module, phase: Phase) -> None:
     bare = {f"{name}.weight": name for name, own in norms.items() if not own}
     own_stage = {name: stage for stage in _grouped(model, [*parameters, *bare]) for name in stage if name in bare}
     frozen = {name for name, own in norms.items() if own and phase.trained.isdisjoint(own)}
+    if phase.keeps_statistics:
+        frozen = set(norms)
     frozen |= {bare[name] for name, stage in own_stage.items() if phase.trained.isdisjoint(stage)}
     setattr(model, _FROZEN_NORMS, tuple(sorted(frozen)))
 
