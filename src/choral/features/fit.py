@@ -31,6 +31,7 @@ _PATIENCE = 2
 _FEW = 1 << 27  # numbers in a matrix that is worth a GiB of float64; larger ones are fitted in float32
 _SVM_ITERATIONS = 1000  # of LIBLINEAR's Newton method; what needs more is regularised too little to be of use
 _MAX_SCALE = 1e3
+_LEAST_DEVIATION = 0.3
 Array = NDArray[Any]
 
 
@@ -145,12 +146,19 @@ def _best(path: Iterator[tuple[float, Head]], cost: Callable[[Head], float], met
 
 
 class _Standardized:
-    """Features with mean 0 and deviation 1, in float64 unless they are many."""
+    """Features with mean 0 and deviation 1, or less where they hardly vary, in float64 unless they are many.
+
+    A feature that is almost always 0, as many are behind a ReLU, would need a huge weight to count like the others: views
+    and fine-tuning, which move all features a little, would drown the head's decision in it. So no deviation counts for
+    less than a share of the root mean square of all. On elpv at 224 pixels the largest weight falls from 847 to 1, and
+    validation log loss from 0.308 to 0.304 (svm: from 0.312 to 0.306).
+    """
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.mean = values.mean(axis=0, dtype=np.float64)
         deviation = values.std(axis=0, dtype=np.float64)
-        self.std = np.where(deviation > 0, deviation, 1.0)  # a feature that never changes becomes 0
+        least = _LEAST_DEVIATION * float(np.sqrt(np.mean(deviation**2)))
+        self.std = np.maximum(deviation, least or 1.0)  # features that never change become 0
         kind = np.float64 if values.size <= _FEW else np.float32
         self.values: Array = ((values - self.mean) / self.std).astype(kind, copy=False)
 
