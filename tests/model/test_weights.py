@@ -9,11 +9,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from choral.checkpoints import mark_best
+from choral.checkpoints import MODEL, mark_best
 from choral.config import ModelConfig
 from choral.errors import ConfigError
 from choral.model.build import build_model, check_name, normalization_of, restore_model
-from choral.model.checkpoint import save_tensors
+from choral.model.checkpoint import OptimizerState, save_tensors
 from choral.model.weights import PACKAGES, read_tensors, resolve_weights
 
 
@@ -56,8 +56,7 @@ def test_weights_of_a_file_with_other_classes(tmp_path: Path, source: torch.nn.M
 
 @pytest.mark.parametrize("classes", [2, 7])
 def test_weights_of_a_run(tmp_path: Path, source: torch.nn.Module, classes: int) -> None:
-    optimizer = torch.optim.SGD(source.parameters())
-    save_tensors(tmp_path / "checkpoints", 4, source.state_dict(), optimizer.state_dict(), {}, 1)
+    save_tensors(tmp_path / "checkpoints", 4, {MODEL: source.state_dict()}, OptimizerState(), {}, 1)
     mark_best(tmp_path / "checkpoints", 4, "accuracy", 0.5)
     assert_same_body(built(f"run:{tmp_path}", classes), source)
 
