@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from choral.configfile import load_config
-from choral.errors import ChoralError
+from choral.errors import ChoralError, Stopped
+from choral.inputs.device import Batch
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.train import range_test
@@ -19,6 +21,7 @@ from choral.train.curve import draw_curve
 from choral.train.loop import train
 from choral.train.range_test import Curve, find_rate, run_test
 from choral.train.trainer import Trainer
+from toys import new_folder
 
 
 def curve_of(loss: list[float]) -> Curve:
@@ -77,6 +80,68 @@ def test_a_range_test_leaves_nothing_behind_and_finds_the_same_again(
     assert rates[0]["lr"] == pytest.approx(0.0123 * 2 / 4)
     (folder.path / "lr_range.json").unlink()
     assert train(config, folder, run).step == 4  # the checkpoint knows it, too
+
+
+def test_what_changes_only_the_speed_does_not_repeat_the_test(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With lanes that do not divide the default batch size, which the run never has."""
+    curve = curve_of([2 - number / 40 for number in range(41)])
+    made: list[Trainer] = []
+    monkeypatch.setattr(range_test, "run_test", lambda trainer: made.append(trainer) or curve)
+    overrides = ["train.lr=auto", "data.lanes=3", "data.cache_gib=0", "data.shrink_jpegs=true"]
+    folder = new_folder(tmp_path / "run")
+    for further, tests in (
+        ([], 1),
+        (["data.workers=1", "train.timeout_s=77", "tracking.project=x", "run=other", "evaluate.views=[identity]"], 1),
+        (["train.momentum=0.8"], 2),
+    ):
+        trainer = Trainer(load_config(config_file, [*overrides, *further]), folder, run)
+        find_rate(trainer)
+        assert len(made) == tests and trainer.schedule.lr == curve.choose()
+
+
+def test_a_request_to_stop_is_heard(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    folder = new_folder(tmp_path / "run")
+    trainer = Trainer(load_config(config_file, ["train.lr=auto"]), folder, run)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    folder.stop_file.touch()
+    with pytest.raises(Stopped, match="stopped by request during the range test"):
+        find_rate(trainer)
+    assert not folder.stop_file.exists() and not (folder.path / "lr_range.json").exists()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+    assert not trainer.optimizer.state and math.isnan(trainer.schedule.lr)
+
+
+def test_a_loss_that_is_no_number_from_the_start_is_told(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    folder = new_folder(tmp_path / "run")
+    trainer = Trainer(load_config(config_file, ["train.lr=auto"]), folder, run)
+    trainer.network.fc.bias.data[0] = float("nan")
+    with pytest.raises(
+        ChoralError, match=r"lr: auto: .* \(step 0: the loss on rank 0 is not finite\).*look at the data"
+    ):
+        find_rate(trainer)
+    assert not (folder.path / "lr_range.svg").exists()
+
+
+def test_the_rate_of_gradual_is_for_all_that_will_be_trained(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(range_test, "STEPS", 2)
+    folder = new_folder(tmp_path / "run")
+    trainer = Trainer(load_config(config_file, ["train.lr=auto", "finetune.strategy=gradual"]), folder, run)
+    assert len(trainer.phases) > 1
+    seen, step = [], trainer.train_step
+
+    def watched(batches: Iterator[Batch], number: int) -> torch.Tensor:
+        seen.append({name for name, value in trainer.network.named_parameters() if value.requires_grad})
+        return step(batches, number)
+
+    monkeypatch.setattr(trainer, "train_step", watched)
+    run_test(trainer)
+    assert seen == [trainer.phases[-1].trained] * 2
+    now = {name for name, value in trainer.network.named_parameters() if value.requires_grad}
+    assert trainer.phase is trainer.phases[0] and now == trainer.phases[0].trained
 
 
 def test_the_picture_is_whole() -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "binding_difference",
+    "binding_values",
     "field_names",
     "unknown_key",
 ]
@@ -130,22 +131,28 @@ class Config:
         )
 
 
+def binding_values(config: Config) -> dict[str, Any]:
+    """Return what makes a config this experiment, by dotted key: all fields but those of `tuning` and the run's name."""
+    values: dict[str, Any] = {}
+
+    def walk(section: Any, prefix: str) -> None:
+        for item in dataclasses.fields(section):
+            value, key = getattr(section, item.name), prefix + item.name
+            if item.metadata.get("tuning") or key == "run":
+                continue
+            if dataclasses.is_dataclass(value):
+                walk(value, f"{key}.")
+            else:
+                values[key] = value
+
+    walk(config, "")
+    return values
+
+
 def binding_difference(old: Config, new: Config) -> list[str]:
     """Return a line "key: old -> new" for each field that makes the two different experiments; the run's name is none."""
-    lines: list[str] = []
-
-    def walk(before: Any, after: Any, prefix: str) -> None:
-        for item in dataclasses.fields(before):
-            a, b = getattr(before, item.name), getattr(after, item.name)
-            if item.metadata.get("tuning") or prefix + item.name == "run":
-                continue
-            if dataclasses.is_dataclass(a):
-                walk(a, b, f"{prefix}{item.name}.")
-            elif a != b:
-                lines.append(f"{prefix}{item.name}: {a} -> {b}")
-
-    walk(old, new, "")
-    return lines
+    before, after = binding_values(old), binding_values(new)
+    return [f"{key}: {value} -> {after[key]}" for key, value in before.items() if after[key] != value]
 
 
 def field_names(config_type: type) -> list[str]:

@@ -24,9 +24,11 @@ class TrainConfig:
     optimizer: str = "adamw"
     """A name of timm.optim.list_optimizers()."""
     lr: float | Literal["auto"] = 1e-3
-    """auto: what a range test finds, before the first step (Smith 2017)."""
+    """auto: what a range test finds, before the first step (Smith 2017); with finetune.strategy: gradual, by training
+    what the last phase trains."""
     momentum: float = 0.9
-    """Of sgd, and the first beta of the Adam family."""
+    """Of sgd, and the first beta of the Adam family. At 0.9, an optimizer whose own first beta differs keeps it (adan:
+    0.98)."""
     layer_decay: float = 1.0
     """Factor on the rate from each layer to the one before it, the head having 1 (Clark et al. 2020)."""
     head_lr_scale: float = 1.0

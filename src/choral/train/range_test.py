@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from choral.config import Config
-from choral.configfile import to_yaml
+from choral.config import binding_values
 from choral.errors import ChoralError
 from choral.runfolder import read_json, write_atomic, write_json
 from choral.train.averages import holding
@@ -95,7 +94,8 @@ def find_rate(trainer: Trainer) -> None:
     The result stands in RUN/lr_range.json and is drawn in RUN/lr_range.svg. All ranks take the main rank's.
 
     Raises:
-        ChoralError: the loss fell at no rate.
+        ChoralError: the loss fell at no rate, or was no number from the start.
+        Stopped: all ranks agreed to stop; nothing is kept of the test.
     """
     if trainer.config.train.lr != "auto":
         return
@@ -115,27 +115,46 @@ def find_rate(trainer: Trainer) -> None:
 
 
 def run_test(trainer: Trainer) -> Curve:
-    """Make the steps of the test from the weights as they are, and put everything back as it was."""
-    schedule, scaler = trainer.schedule, trainer.run.accelerator.scaler
+    """Make the steps of the test from the weights as they are, and put everything back as it was.
+
+    With strategy: gradual, all that the last phase trains is trained: its rate is the one that can do harm.
+
+    Raises:
+        NotFinite: at the first step; later ones end the test.
+        Stopped: all ranks agreed to stop.
+    """
+    schedule, run = trainer.schedule, trainer.run
+    scaler = run.accelerator.scaler
     loss_scale = scaler.state_dict() if scaler is not None else {}
-    curve = Curve((), (), ())
+    curve, stop, failure = Curve((), (), ()), False, ""
+    if trainer.phase is not trainer.phases[-1]:
+        trainer.begin(trainer.phases[-1])
     trainer.schedule = _Ramp(LOWEST, 0, STEPS, 0.0)
     try:
         with trainer.batches_of(range(STEPS)) as loader, holding(trainer.network, trainer.network.state_dict()):
             batches = iter(loader)
             for step in range(STEPS):
                 try:
-                    loss = trainer.run.sum(trainer.train_step(batches, step)).item()
-                except NotFinite:
+                    loss = run.sum(trainer.train_step(batches, step)).item()
+                except NotFinite as error:
+                    failure = str(error)
                     break
                 curve = curve.add(trainer.last_rate, loss)
-                if curve.diverged:
+                stop = run.should_stop()
+                if stop or curve.diverged:
                     break
     finally:
         trainer.schedule = schedule
-    trainer.forget()
+    trainer.begin(trainer.phases[0])
     if scaler is not None:
         scaler.load_state_dict(loss_scale)
+    if stop:
+        raise run.stopped("during the range test of train.lr: auto")
+    if not curve.rates:
+        raise NotFinite(
+            f"train.lr: auto: the range test ended before its first update, at a rate of {LOWEST:g} "
+            f"({failure.partition(';')[0]}): no rate would help; look at the data, model.weights and train.precision"
+        )
     return curve
 
 
@@ -155,13 +174,6 @@ def _keep(trainer: Trainer, curve: Curve, found: float, key: str) -> None:
 
 def _key(trainer: Trainer) -> str:
     """Return a hash of what decides the test's outcome."""
-    text = to_yaml(_that_matters(trainer.config)) + trainer.fingerprint
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _that_matters(config: Config) -> Config:
-    """Return the config with the sections that do not bear on training at their defaults."""
-    plain = Config(data=config.data)
-    return replace(
-        config, run="", evaluate=plain.evaluate, tracking=plain.tracking, ensemble=plain.ensemble, references=()
-    )
+    values = binding_values(trainer.config)
+    lines = [f"{key}={values[key]!r}" for key in sorted(values) if not key.startswith(("evaluate.", "ensemble."))]
+    return hashlib.sha256("\n".join([*lines, trainer.fingerprint]).encode()).hexdigest()

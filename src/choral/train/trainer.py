@@ -21,7 +21,7 @@ from choral.inputs.streams import (
 )
 from choral.model.build import Normalization, build_model, normalization_of
 from choral.model.checkpoint import OptimizerState, optimizer_state, restore_optimizer
-from choral.model.strategy import apply_phase, phases_of, stages_of, train_mode
+from choral.model.strategy import Phase, apply_phase, phases_of, stages_of, train_mode
 from choral.model.syncbn import synchronize_batchnorm
 from choral.model.weights import resolve_weights
 from choral.runfolder import RunFolder
@@ -93,9 +93,9 @@ class Trainer:
         patience = self.config.train.patience_epochs * self.epoch_steps
         return state.step >= self.schedule.total_steps or state.out_of_patience(patience)
 
-    def forget(self) -> None:
-        """Begin with a new optimizer in the first phase, as if no step had been made; weights stay as they are."""
-        self.phase = self.phases[0]
+    def begin(self, phase: Phase) -> None:
+        """Begin a phase with a new optimizer, as if no step had been made; weights stay as they are."""
+        self.phase = phase
         self._prepare(self.network, OptimizerState())
 
     def _prepare(self, network: nn.Module, known: OptimizerState) -> None:
