@@ -94,6 +94,34 @@ def test_norms_and_biases_are_not_decayed() -> None:
             assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "default", "other"),
+    [
+        ("adamw", "betas", (0.9, 0.999), (0.7, 0.999)),
+        ("lion", "betas", (0.9, 0.99), (0.7, 0.99)),
+        ("adan", "betas", (0.98, 0.92, 0.99), (0.7, 0.92, 0.99)),  # of its authors
+        ("sgd", "momentum", 0.9, 0.7),
+    ],
+)
+def test_momentum_reaches_every_optimizer(name: str, key: str, default: object, other: object) -> None:
+    """The update itself is measured against torch's AdamW with the same betas."""
+    for momentum, expected in ((0.9, default), (0.7, other)):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        twin = copy.deepcopy(model)
+        optimizer = build_optimizer(model, TrainConfig(optimizer=name, momentum=momentum, lr=0.1, weight_decay=0.0))
+        assert all(group[key] == expected for group in optimizer.param_groups)
+        if name != "adamw":
+            continue
+        plain = torch.optim.AdamW(twin.parameters(), lr=0.1, weight_decay=0.0, betas=(momentum, 0.999))
+        for factor in (1.0, -2.0):
+            for network, own in ((model, optimizer), (twin, plain)):
+                own.zero_grad()
+                (factor * network(torch.ones(1, 3))).sum().backward()
+                own.step()
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
 def test_a_misspelt_optimizer_is_told_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no optimizer 'adamww'. Did you mean adamw"):
         build_optimizer(timm.create_model("test_resnet"), TrainConfig(optimizer="adamww"))

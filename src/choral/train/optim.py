@@ -38,6 +38,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, head: frozenset[str] 
         momentum=config.momentum,
     )
     assert isinstance(optimizer, torch.optim.Optimizer)
+    _set_first_beta(optimizer, config.momentum)
     return optimizer
 
 
@@ -59,6 +60,15 @@ def _groups(model: nn.Module, config: TrainConfig, head: frozenset[str]) -> list
             if parameters:
                 parted.append({**group, "params": parameters, "lr_scale": scale * factor})
     return parted
+
+
+def _set_first_beta(optimizer: torch.optim.Optimizer, momentum: float) -> None:
+    """Give `momentum` to optimizers of the Adam family; at its default each keeps the betas that its authors chose."""
+    if momentum == TrainConfig.momentum:
+        return
+    for group in optimizer.param_groups:
+        if isinstance(group.get("betas"), (tuple, list)) and "momentum" not in group:
+            group["betas"] = (momentum, *group["betas"][1:])
 
 
 def check_optimizer(name: str) -> None:
