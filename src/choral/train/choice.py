@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def resolve_strategy(config: Config, folder: RunFolder, run: Runtime) -> Config:
 
     Raises:
         ConfigError: the network does not end in one linear layer, so its features cannot be probed.
-        DataError: samples that cannot be read; strategy.json was made for other data.
+        DataError: samples that cannot be read; strategy.json was made for other data, or these are too few to choose by.
         Stopped: while features were computed; those that are there are kept.
     """
     if config.finetune.strategy != "auto":
@@ -47,10 +48,30 @@ def _stored(folder: RunFolder, config: Config) -> Choice | None:
     content = read_json(folder.path / STRATEGY_FILE)
     if content is None or content.get("strategy") not in _CHOICES:
         return None
+    if content.get("measured_with") != _settings(config):  # which may change while nothing has been trained
+        _log.info("the strategy in %s was chosen with other settings: measuring again", folder.path / STRATEGY_FILE)
+        return None
     check_same_data(open_dataset(config.data).fingerprint, str(content.get("dataset")), folder.path)
     chosen: Choice = content["strategy"]
     _log.info("strategy %s, as chosen when the run began (%s)", chosen, folder.path / STRATEGY_FILE)
     return chosen
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return what the measurement depends on beside the data."""
+    data = config.data
+    return {
+        "model.name": config.model.name,
+        "model.weights": config.model.weights,
+        "data.train_split": data.train_split,
+        "data.image_size": data.image_size,
+        "data.resize": data.resize,
+        "data.eval_crop": data.eval_crop,
+        "data.crop_pct": data.crop_pct,
+        "finetune.probe_samples": config.finetune.probe_samples,
+        "train.precision": config.train.precision,
+        "seed": config.seed,
+    }
 
 
 def _measured(config: Config, folder: RunFolder, run: Runtime) -> Choice:
@@ -77,7 +98,9 @@ def _measured(config: Config, folder: RunFolder, run: Runtime) -> Choice:
     chosen, reason = choose(probe)
     _tell(probe, chosen, reason)
     content = {"strategy": chosen, "reason": reason, "similarity": probe.similarity, **asdict(probe)}
-    write_json(folder.path / STRATEGY_FILE, {**content, "dataset": dataset.fingerprint})
+    write_json(
+        folder.path / STRATEGY_FILE, {**content, "dataset": dataset.fingerprint, "measured_with": _settings(config)}
+    )
     return chosen
 
 
