@@ -54,3 +54,7 @@ def test_one_two_and_three_ranks_compute_the_same_features_and_fit_the_same_head
             torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-4)
     rows = [row for part in alone[0] for row in part]
     assert sorted(rows) == sorted([*range(37), *range(37), *range(13)])  # two passes, and validation
+    waiting = folders[1] / "waiting"  # for another process: found by both ranks in the same turn, and none is computed
+    assert all(len(json.loads((waiting / f"waits-{rank}.json").read_text())) == 3 for rank in range(2))
+    for name, tensor in load_file(checkpoint_of(waiting / "checkpoints", "last") / MODEL).items():
+        assert torch.equal(tensor, left_by(folders[1])[2][name])

@@ -52,6 +52,20 @@ def test_rows_that_could_not_be_read_are_left_out_and_named(tmp_path: Path) -> N
     assert np.array_equal(found.values, values_of(found.rows)) and 103 not in found.rows
 
 
+def test_what_could_not_be_read_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
+    built(tmp_path, unread=(103, 169))
+    cache = cache_of(tmp_path)
+    assert cache.missing().tolist() == [0, 4]
+    cache.write_part(0, values_of(cache.rows_of(0)), np.ones(16, bool))
+    assert cache.missing().tolist() == [4]
+    cache.write_part(4, values_of(cache.rows_of(4)), cache.rows_of(4) != 169)
+    assert cache.merge().unread.tolist() == [169]
+    again = cache_of(tmp_path)
+    fill(again)
+    found = again.merge()
+    assert not len(found.unread) and np.array_equal(found.values, values_of(ROWS)) and not len(again.missing())
+
+
 def test_another_key_is_another_folder(tmp_path: Path) -> None:
     built(tmp_path)
     others = [

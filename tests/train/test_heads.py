@@ -175,6 +175,8 @@ def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_
     record = Index.open(dataset, "train").row(5)
     with dataset.shard_path(record.shard).open("r+b") as shard:
         shard.seek(record.offset)
+        intact = shard.read(70)
+        shard.seek(record.offset)
         shard.write(b"rubbish" * 10)
     folder = folder_of(tmp_path, "run", config)
     with pytest.raises(DataError, match=f"sample {record.key!r}"):
@@ -187,6 +189,12 @@ def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_
     for strict in (config, changed(skipping, "data.max_bad_fraction=0.01")):  # the cache does not launder them
         with pytest.raises(DataError, match=f"sample {record.key!r}"):
             train(strict, folder_of(tmp_path, f"strict-{strict.data.on_bad_sample}", strict), run)
+    with dataset.shard_path(record.shard).open("r+b") as shard:
+        shard.seek(record.offset)
+        shard.write(intact)
+    mended = folder_of(tmp_path, "mended", skipping)
+    train(skipping, mended, run)  # a disk that failed for a moment costs no later run a sample
+    assert mended.result is not None and mended.result["head_samples"] == 37
 
 
 def test_lp_ft_starts_from_the_linear_head_and_resumes_with_equal_bits(
@@ -227,6 +235,10 @@ def test_auto_is_measured_once(
     monkeypatch.setattr("choral.train.choice.measure", lambda *arguments: pytest.fail("measured again"))
     train(config, folder, run)
     assert folder.result is not None
+    for other in ("seed=5", "model.name=test_vit", "finetune.probe_samples=100", "data.image_size=40"):
+        with pytest.raises(pytest.fail.Exception, match="measured again"):  # nothing that decides it may have changed
+            resolve_strategy(changed(config, other), folder, run)
+    resolve_strategy(changed(config, "train.lr=0.5", "model.drop_rate=0.1"), folder, run)
     content = json.loads((folder.path / "strategy.json").read_text())
     content["dataset"] = "0" * 64
     (folder.path / "strategy.json").write_text(json.dumps(content))

@@ -95,6 +95,14 @@ class FeatureCache:
             return None
 
     def _read(self) -> Features:
+        values, bad = self._whole()
+        if not len(bad):
+            return Features(self._rows, values, bad)
+        good = ~np.isin(self._rows, bad)
+        return Features(self._rows[good], values[good], bad)
+
+    def _whole(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return (rows, width) features, of unread samples as well, and the unread rows."""
         meta = json.loads((self.path / _META).read_bytes())
         if meta["description"] != self._description:
             raise _DamagedError("they are of something else")
@@ -104,11 +112,7 @@ class FeatureCache:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
         if values.shape != (len(self._rows), self._width) or values.dtype != np.float32:
             raise _DamagedError(f"{_FILE} has shape {values.shape}")
-        bad = np.asarray(meta["unread"], dtype=np.int64)
-        if not len(bad):
-            return Features(self._rows, values, bad)
-        good = ~np.isin(self._rows, bad)
-        return Features(self._rows[good], values[good], bad)
+        return values, np.asarray(meta["unread"], dtype=np.int64)
 
     def lock(self) -> TextIO | None:
         """Return the open lock file, to be closed when done; None: another process computes these features now.
@@ -129,8 +133,13 @@ class FeatureCache:
         return file
 
     def missing(self) -> NDArray[np.int64]:
-        """Return the numbers of the parts that are not there or damaged; the caller holds the lock."""
-        return np.array([part for part in range(self.parts) if self._part(part) is None], dtype=np.int64)
+        """Return the numbers of the parts that are not there, damaged, or without some sample; the caller holds the lock.
+
+        What an earlier start could not read, this one may: a disk can fail for a moment.
+        """
+        earlier = self._earlier()
+        parts = ((number, self._part(number, earlier)) for number in range(self.parts))
+        return np.array([number for number, part in parts if part is None or not part[1].all()], dtype=np.int64)
 
     def write_part(self, part: int, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
         """Keep a part: (n, width) features of its rows, and (n,) which of them could be read.
@@ -152,15 +161,15 @@ class FeatureCache:
             ChoralError: a part is missing or damaged, or nothing can be written.
         """
         aside = self.path.with_name(f"{self.path.name}.new")
+        earlier = self._earlier()
         try:
-            for leftover in (aside, self.path):  # of a process that was killed; damaged, or we would not be here
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
             aside.mkdir()
             shape = (len(self._rows), self._width)
             values = np.lib.format.open_memmap(aside / _FILE, mode="w+", dtype=np.float32, shape=shape)
             valid = np.zeros(len(self._rows), dtype=np.bool_)
             for number in range(self.parts):
-                part = self._part(number)
+                part = self._part(number, earlier)
                 if part is None:
                     raise ChoralError(f"{self._part_path(number)}: missing or damaged; run the same command again")
                 start = number * self.part_rows
@@ -174,6 +183,7 @@ class FeatureCache:
                 "sha256": sha256_of(aside / _FILE),
             }
             write_atomic(aside / _META, json.dumps(meta, indent=1).encode())
+            shutil.rmtree(self.path, ignore_errors=True)  # damaged, or with samples unread, or we would not be here
             aside.rename(self.path)
             sync(self.path.parent)
         except OSError as error:
@@ -181,16 +191,29 @@ class FeatureCache:
         shutil.rmtree(self._parts, ignore_errors=True)
         return self._read()
 
-    def _part(self, part: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+    def _earlier(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+        """Return the features on disk, (rows, width), and (rows,) which of the samples could be read then."""
+        if self.open() is None:
+            return None
+        values, bad = self._whole()
+        return values, ~np.isin(self._rows, bad)
+
+    def _part(
+        self, part: int, earlier: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+        """Return a part's values and which are valid: its file, else what is there from earlier if all were read."""
+        count = len(self.rows_of(part))
         try:
             content = load(self._part_path(part).read_bytes())
         except (OSError, SafetensorError):
-            return None
+            content = {}
         values, valid = content.get("values"), content.get("valid")
-        count = len(self.rows_of(part))
-        if values is None or valid is None or values.shape != (count, self._width) or valid.shape != (count,):
-            return None
-        return values, valid.astype(np.bool_)
+        if values is not None and valid is not None and values.shape == (count, self._width) and len(valid) == count:
+            return values, valid.astype(np.bool_)
+        own = slice(part * self.part_rows, part * self.part_rows + count)
+        if earlier is not None and earlier[1][own].all():
+            return earlier[0][own], earlier[1][own]
+        return None
 
     def _part_path(self, part: int) -> Path:
         return self._parts / f"part-{part:05d}.safetensors"

@@ -73,23 +73,32 @@ class FeatureSource:
         return found
 
     def _find(self, cache: FeatureCache) -> tuple[Features | None, TextIO | None]:
-        """Return features that are there, or the lock under which to compute them; on the main rank, with the others."""
-        found = cache.open() if self.run.is_main else None
+        """Return features that are there, or the lock under which to compute them; on the main rank, with the others.
+
+        Features of which some could not be read before are computed again as far as these are concerned: a disk may have
+        failed for a moment only.
+        """
+        run = self.run
+        found, lock = _complete(cache.open()) if run.is_main else None, None
         said = False
-        while self._agreed(found is None):
-            lock = cache.lock() if self.run.is_main else None
-            if lock is not None and (found := cache.open()) is not None:  # another process has just made them
+        while True:
+            if run.is_main and found is None and (lock := cache.lock()) is not None:
+                found = _complete(cache.open())  # another process may just have made them
+            if lock is not None and found is not None:
                 lock.close()
-                continue
-            if self._agreed(lock is not None):
+            # All that ranks tell each other in one message a turn: whatever the main rank finds, none waits for another.
+            answers = torch.tensor([found is not None, lock is not None, run.told_to_stop], device=run.device)
+            is_there, is_ours, stop = (run.sum(answers.float()) > 0).tolist()
+            if is_there:
+                return found, None
+            if is_ours:
                 return None, lock
-            if not said and self.run.is_main:
+            if stop:
+                raise run.stopped("while waiting for features")
+            if not said and run.is_main:
                 _log.info("waiting for another process that computes the same features (%s)", cache.path)
             said = True
-            if self.run.should_stop():
-                raise self.run.stopped("while waiting for features")
             time.sleep(_POLL_S)
-        return found, None
 
     def _compute(self, cache: FeatureCache, classifier: Classifier, split: Split, number: int) -> None:
         run = self.run
@@ -166,3 +175,8 @@ class FeatureSource:
     def _agreed(self, answer: bool) -> bool:
         """Return the main rank's answer on every rank."""
         return bool(self.run.broadcast(torch.tensor([float(answer)], device=self.run.device)).item())
+
+
+def _complete(found: Features | None) -> Features | None:
+    """Return features of which every sample could be read."""
+    return found if found is None or not len(found.unread) else None

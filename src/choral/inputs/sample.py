@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,8 +89,11 @@ class Recipe:
         return bad
 
     def _fill_one(self, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
+        image = None
         if self._cache is not None:
-            image = self._cache.get(row)
+            with contextlib.suppress(DataError):  # when the cache was made; a disk may have failed for a moment only
+                image = self._cache.get(row)
+        if image is not None:
             part = _part_of(image, self._crop.box(image.shape[0], image.shape[1], draws))
             # Grey is stored once: three channels again, so that it is resized by the arithmetic of any other image.
             place(grey_to_rgb(part) if part.shape[2] == 1 else part, self._crop, self.resize, out)
