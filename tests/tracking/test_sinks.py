@@ -171,6 +171,32 @@ def test_tensorboard_has_the_curves_of_a_continued_run(
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
 
 
+@pytest.mark.parametrize("strategy", ["full", "linear"])
+def test_a_training_is_finished_only_when_all_has_been_sent(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """Killed while it sends, it is continued, and sends again."""
+    folder, done = new_folder(tmp_path / "run"), []
+
+    class Watched:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def log(self, *arguments: object) -> None: ...
+
+        def send_checkpoint(self, path: Path, name: str) -> None:
+            done.append((path.name, (folder.path / "result.json").exists()))
+
+        def close(self, failed: bool) -> None:
+            done.append((failed, (folder.path / "result.json").exists()))
+
+    monkeypatch.setattr("choral.train.tracking.WandbRun", Watched)
+    overrides = ["train.steps=2", "tracking.artifact=true", f"finetune.strategy={strategy}"]
+    train(load_config(config_file, overrides), folder, run)
+    best = {"full": "step-00000002", "linear": "step-00000000"}[strategy]
+    assert done == [(best, False), (False, False)]
+    assert folder.result is not None
+
+
 def test_tensorboard_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("choral.tracking.tensorboard.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"tracking\.tensorboard: not installed; pip install 'choral\[tensorboard\]'"):

@@ -49,7 +49,8 @@ def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         state = replace(state, seconds=time.perf_counter() - started)
         state = state.validated(trainer.validate(), config.best_metric)
         tracker.report_validation(state)
-    save(trainer, state)
+        save(trainer, state)
+        tracker.send_best()
     finish(trainer, state, {"stopped_early": False, **fitted})
     return state
 
