@@ -65,6 +65,50 @@ def test_overflows_in_a_row_end_the_run(config_file: Path, tmp_path: Path, run: 
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
 
 
+def test_an_overflow_on_the_way_forward_is_one_too(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An infinite loss at a scale above 2^7, with a gradient that is finite: the step is made again, then as ever."""
+    config = load_config(config_file)
+    plain = Trainer(config, RunFolder(tmp_path / "plain"), run)
+    with plain.batches_from(0) as loader:
+        plain.train_step(iter(loader), 0)
+    scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer = Trainer(config, RunFolder(tmp_path / "scaled"), run)
+    losses = trainer.objective.losses
+    monkeypatch.setattr(
+        trainer.objective,
+        "losses",
+        lambda logits, batch: losses(logits, batch) + (float("inf") if scaler.get_scale() > 2.0**7 else 0.0),
+    )
+    with trainer.batches_from(0) as loader:
+        assert trainer.train_step(iter(loader), 0).isfinite()
+    assert trainer.last_skips == 3 and scaler.get_scale() == 2.0**7
+    for name, value in trainer.network.named_parameters():
+        torch.testing.assert_close(value, dict(plain.network.named_parameters())[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_stays_infinite_ends_the_run(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer = Trainer(load_config(config_file), RunFolder(tmp_path / "run"), run)
+    losses, attempts = trainer.objective.losses, []
+    monkeypatch.setattr(
+        trainer.objective,
+        "losses",
+        lambda logits, batch: attempts.append(1) or losses(logits, batch) + float("inf"),
+    )
+    before = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    with (
+        trainer.batches_from(0) as loader,
+        pytest.raises(ChoralError, match="step 0: the loss on rank 0 is not finite"),
+    ):
+        trainer.train_step(iter(loader), 0)
+    assert len(attempts) == SKIPS_IN_A_ROW
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
+
+
 def test_a_compiled_network_keeps_its_names_and_numbers(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

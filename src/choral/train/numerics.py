@@ -27,15 +27,20 @@ def check_loss(run: Runtime, loss: Tensor, step: int) -> None:
     Raises:
         NotFinite: naming the step and the ranks.
     """
-    flags = torch.zeros(run.world_size, device=run.device)
-    flags[run.rank] = ~torch.isfinite(loss)
-    ranks = run.sum(flags).nonzero().flatten().tolist()
+    ranks = ranks_not_finite(run, loss)
     if ranks:
         named = ", ".join(str(rank) for rank in ranks)
         raise NotFinite(
             f"step {step}: the loss on rank {named} is not finite; no update was made. "
             "Lower train.lr, lengthen train.warmup_epochs, or look at the data"
         )
+
+
+def ranks_not_finite(run: Runtime, loss: Tensor) -> list[int]:
+    """Return the ranks whose loss (0-d) is infinite or not a number, the same on all of them; all must call it."""
+    flags = torch.zeros(run.world_size, device=run.device)
+    flags[run.rank] = ~torch.isfinite(loss)
+    return [int(rank) for rank in run.sum(flags).nonzero().flatten().tolist()]
 
 
 def check_gradient(norm: Tensor, loss: Tensor, step: int) -> None:
