@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from choral.predict.voices import voices_of
 from choral.runtime import Runtime
 from choral.train.averages import MovingAverage, holding, mean_of
 from choral.train.loop import train
-from choral.train.soup import recalibrate
+from choral.train.soup import drop_leftovers, recalibrate
+from choral.train.state import TrainState
 from choral.train.trainer import Trainer
 from toys import new_folder
 
@@ -125,6 +127,46 @@ def test_a_greedy_soup_is_never_worse_than_its_best_ingredient(config_file: Path
     assert state.report["soup_log_loss"] <= min(single) + 1e-6
 
 
+def test_a_soup_has_no_ingredients_of_another_run(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at step 7, its checkpoints removed, and started anew with another config: soups of both are the same."""
+    folder, fresh = new_folder(tmp_path / "run"), new_folder(tmp_path / "fresh")
+    overrides = ["train.steps=8", "train.soup=uniform", "train.patience_epochs=50"]
+    stop_at(run, monkeypatch, 7)
+    with pytest.raises(Stopped):
+        train(load_config(config_file, overrides), folder, run)
+    assert sorted(path.name for path in (folder.path / "soup").iterdir()) == ["step-00000003", "step-00000006"]
+    shutil.rmtree(folder.checkpoints)
+    (folder.path / "soup" / "step-00000004").mkdir()
+    config = load_config(config_file, [*overrides, "train.lr=1e-3", "train.steps=6"])
+    soups = []
+    for one in (folder, fresh):
+        train(config, one, run)
+        soups.append(load_model_tensors(checkpoint_of(one.checkpoints, "last"), SOUP))
+    assert all(torch.equal(value, soups[1][key]) for key, value in soups[0].items())
+
+
+def test_ingredients_of_steps_to_come_are_dropped(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    trainer = Trainer(load_config(config_file, ["train.soup=uniform"]), new_folder(tmp_path / "run"), run)
+    for step in (3, 6, 9):
+        (trainer.folder.path / "soup" / f"step-{step:08d}").mkdir(parents=True)
+    drop_leftovers(trainer, TrainState(step=6))
+    assert sorted(path.name[-1] for path in (trainer.folder.path / "soup").iterdir()) == ["3", "6"]
+
+
+def test_a_greedy_soup_can_be_stopped_and_continued(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(config_file, ["train.steps=6", "train.soup=greedy"])
+    whole, folder = train(config, new_folder(tmp_path / "whole"), run), new_folder(tmp_path / "run")
+    stop_at(run, monkeypatch, 8)  # six steps, two candidates, and both of them together
+    with pytest.raises(Stopped, match="before a candidate for the soup"):
+        train(config, folder, run)
+    assert folder.result is None
+    assert train(config, folder, run).report == whole.report
+
+
 def test_the_better_weights_are_asked(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     """best.json names the file, and voices and model.weights: run:FOLDER take it; with `last` averages come first."""
     config = load_config(config_file, ["train.steps=4", "train.ema_decay=0.6"])
@@ -161,3 +203,18 @@ def test_patience_ends_a_run_and_so_does_its_second_start(
     (folder.path / "result.json").unlink()  # as if killed just before
     assert train(config, folder, run).step == 12
     assert next(losses) == 0.3  # nothing was validated again
+
+
+def test_a_validation_that_is_no_number_is_never_the_best(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = float("nan")
+    losses = iter([nan, 0.5, nan, float("inf"), 0.6])
+    monkeypatch.setattr(Trainer, "measure", lambda self: {"accuracy": 0.5, "log_loss": next(losses), "n": 13.0})
+    config = load_config(config_file, ["train.steps=60", "train.patience_epochs=3"])
+    state = train(config, new_folder(tmp_path / "run"), run)
+    assert (state.step, state.best_step, state.best_value) == (15, 6, -0.5)
+    assert checkpoint_of(tmp_path / "run" / "checkpoints", "best").name == "step-00000006"
+    monkeypatch.setattr(Trainer, "measure", lambda self: {"accuracy": 0.5, "log_loss": nan, "n": 13.0})
+    state = train(config, new_folder(tmp_path / "never"), run)
+    assert (state.step, state.best_value) == (9, None)  # patience counts from the start

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.inputs.device import Batch
 from choral.inputs.loader import Order
 from choral.inputs.streams import (
     RankPlace,
@@ -22,9 +25,12 @@ from choral.inputs.streams import (
     open_split,
     training_batches,
 )
+from choral.model.outputs import Outputs
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.train import trainer as trainer_module
 from choral.train.loop import train
+from choral.train.objective import Objective
 from choral.train.optim import build_optimizer
 from choral.train.trainer import Trainer
 
@@ -75,6 +81,28 @@ def test_validation_counts_each_sample_once(config_file: Path, tmp_path: Path, r
     assert report["accuracy"] == pytest.approx(torch.cat(hits).float().mean().item())
     rows = [row for batch in batches for row in batch.rows.tolist()]
     assert rows == list(range(13))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_validation_without_a_readable_sample_is_told(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    trainer = Trainer(load_config(config_file), RunFolder(tmp_path / "run"), run)
+
+    class NothingValid(contextlib.nullcontext[None]):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__()
+
+        def __iter__(self) -> Iterator[Batch]:
+            yield Batch(torch.zeros(2, 3, 32, 32), labels, torch.zeros(2) > 0, rows, 0, 0)
+
+    labels, rows = torch.zeros(2, dtype=torch.int64), np.arange(2)
+    if task == "multilabel":
+        labels = torch.zeros(2, 3)
+        trainer.objective = Objective(Outputs("multilabel", ("a", "b", "c")), "bce")
+    monkeypatch.setattr(trainer_module, "evaluation_batches", NothingValid)
+    with pytest.raises(DataError, match=r"no sample of split 'val' could be read, .*bad_samples\.jsonl"):
+        trainer.measure()
 
 
 def test_evaluation_images_do_not_depend_on_augmentation(config_file: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from choral.train.choice import resolve_strategy
 from choral.train.heads import initial_head, train_head
 from choral.train.range_test import find_rate
 from choral.train.saving import finish, resume, save
-from choral.train.soup import cook_soup, keep_ingredient
+from choral.train.soup import cook_soup, drop_leftovers, keep_ingredient
 from choral.train.state import TrainState
 from choral.train.tracking import Tracker
 from choral.train.trainer import Trainer
@@ -41,6 +41,7 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         return train_head(config, folder, run)
     trainer = Trainer(config, folder, run)
     state = resume(trainer)
+    drop_leftovers(trainer, state)
     if state.step == 0:
         if config.finetune.strategy == "lp_ft":
             initial_head(trainer)
@@ -72,8 +73,8 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
             if state.best_step == state.step or state.is_due(save_every, total) or trainer.is_done(state):
                 save(trainer, state)
         state = cook_soup(trainer, state, tracker)
-        finish(trainer, state)
         tracker.send_best()
+    finish(trainer, state)  # once all has been sent: nothing makes up for it later
     return state
 
 

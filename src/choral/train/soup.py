@@ -7,6 +7,7 @@ once the soup stands in the last checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from choral.checkpoints import MODEL
+from choral.checkpoints import MODEL, step_of
 from choral.inputs.streams import plain_training_batches
 from choral.model.checkpoint import OptimizerState, load_model_tensors, save_tensors
 from choral.model.strategy import train_mode
@@ -43,11 +44,27 @@ def keep_ingredient(trainer: Trainer, state: TrainState) -> None:
     trainer.run.barrier()
 
 
+def drop_leftovers(trainer: Trainer, state: TrainState) -> None:
+    """Delete the ingredients of steps that are about to be made again, after a start from `state`.
+
+    At step 0 these are all of them: perhaps another config's or other data's, whose checkpoints have been removed. A
+    checkpoint of a later step, which is of the same config and data, vouches for those before it.
+    """
+    if trainer.run.is_main:
+        for path in _kitchen(trainer).glob("step-*"):
+            if state.step == 0 or step_of(path) > state.step:
+                shutil.rmtree(path)
+    trainer.run.barrier()
+
+
 def cook_soup(trainer: Trainer, state: TrainState, tracker: Tracker) -> TrainState:
     """Make the soup, validate it, and write it into the last checkpoint; return the state with what validation found.
 
     uniform: the mean of all ingredients (Izmailov et al. 2018). greedy: the ingredients in the order of their own
     validation, each added if validation does not become worse (Wortsman et al. 2022).
+
+    Raises:
+        Stopped: between two candidates; everything that a further start needs is there.
     """
     settings = trainer.config.train
     if settings.soup == "none" or any(key.startswith("soup_") for key in state.report):
@@ -121,8 +138,12 @@ def _helpful(trainer: Trainer, ingredients: Sequence[Weights]) -> list[Weights]:
 
 
 def _value(trainer: Trainer, ingredients: Sequence[Weights]) -> float:
-    """Return what validation says of a soup; higher is better."""
+    """Return what validation says of a soup; higher is better, and what is no number is the worst."""
+    if trainer.run.should_stop():
+        raise trainer.run.stopped("before a candidate for the soup was validated")
     value = _tried(trainer, ingredients)[1][_metric(trainer)]
+    if math.isnan(value):
+        return -math.inf
     return -value if _metric(trainer) in LOWER_IS_BETTER else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -40,14 +41,15 @@ class TrainState:
 
         Args:
             report: metrics by name, those of averaged weights with their prefix; added to what the step's report holds.
-            metric: chooses the best weights. The first ones are the best so far; later ones must be better than those.
+            metric: chooses the best weights. The first whose metric is finite are the best so far; later ones must be
+                better than those.
         """
         merged = {**self.report, **report} if self.validated_step == self.step else dict(report)
         state = replace(self, validated_step=self.step, report=merged)
         for prefix, weights in VARIANTS.items():
             if prefix + metric in report:
                 value = report[prefix + metric] * (-1 if metric in LOWER_IS_BETTER else 1)
-                if state.best_value is None or value > state.best_value:
+                if math.isfinite(value) and (state.best_value is None or value > state.best_value):
                     state = replace(state, best_step=self.step, best_value=value, best_weights=weights)
         return state
 
@@ -56,5 +58,8 @@ class TrainState:
         return self.step > 0 and (self.step == total or int(self.step / every) > int((self.step - 1) / every))
 
     def out_of_patience(self, steps: float) -> bool:
-        """Whether the last validation found nothing better than one that lies `steps` or more before it; 0: never."""
-        return steps > 0 and self.best_value is not None and self.validated_step - self.best_step >= steps
+        """Whether the last validation found nothing better than one that lies `steps` or more before it; 0: never.
+
+        Where no validation has found a finite value yet, the start counts as the best one.
+        """
+        return steps > 0 and self.validated_step - max(self.best_step, 0) >= steps

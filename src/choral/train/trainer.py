@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from choral.config import Config
+from choral.errors import DataError
 from choral.inputs.device import Batch, DeviceLoader
 from choral.inputs.streams import (
     RankPlace,
@@ -28,7 +29,7 @@ from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.counter import key_of
 from choral.train.averages import MovingAverage, Weights, holding
-from choral.train.numerics import SKIPS_IN_A_ROW, NotFinite, check_gradient, check_loss
+from choral.train.numerics import SKIPS_IN_A_ROW, NotFinite, check_gradient, check_loss, ranks_not_finite
 from choral.train.objective import Objective
 from choral.train.optim import Schedule, build_optimizer
 from choral.train.state import TrainState
@@ -148,7 +149,7 @@ class Trainer:
             this rank's share of the mean loss over the global batch, 0-d on the device; the sum over ranks is the mean.
 
         Raises:
-            NotFinite: on every rank alike, the loss or the gradient, or fp16 overflowed again and again; no update was
+            NotFinite: on every rank alike, the loss or the gradient; with fp16, at each of many attempts. No update was
                 made.
         """
         config, scaler = self.config.train, self.run.accelerator.scaler
@@ -158,7 +159,10 @@ class Trainer:
         kept = micro_batches if scaler is None else list(micro_batches)
         for attempt in range(SKIPS_IN_A_ROW):
             loss = self._gradients(kept, step)
-            check_loss(self.run, loss, step)
+            if scaler is None or attempt == SKIPS_IN_A_ROW - 1:
+                check_loss(self.run, loss, step)
+            elif ranks_not_finite(self.run, loss):  # fp16 may have overflowed on the way forward, too
+                _spoil_gradient(self.model)
             if scaler is not None:
                 scaler.unscale_(self.optimizer.optimizer)
             # torch's own: Accelerate's differs for other kinds of parallelism, and would unscale a second time.
@@ -210,12 +214,16 @@ class Trainer:
 
         Sums over ranks are divided once. Without SyncBatchNorm, ranks have running statistics of their own: those of the
         main rank count.
+
+        Raises:
+            DataError: on all ranks alike, no sample of the split could be read.
         """
         if not self._synchronized:
             for buffer in self.network.buffers():
                 self.run.broadcast(buffer)
         network = self.network.eval()
         meter = self.objective.meter(len(self.val_split))
+        read = torch.zeros((), device=self.run.device)
         loader = evaluation_batches(
             self.config,
             self.val_split,
@@ -229,6 +237,18 @@ class Trainer:
                 with self.run.accelerator.autocast():
                     logits = network(batch.images).float()
                 meter.add(logits, batch)
+                read += batch.valid.sum()
+        if not self.run.sum(read).item():
+            index = self.val_split.index
+            raise DataError(
+                f"{index.dataset.folder}: no sample of split '{index.split}' could be read, so nothing can be measured; "
+                f"see {self.folder.path / 'bad_samples.jsonl'}, and pack it again"
+            )
         report = meter.report(self.run.sum(meter.totals))
         agreed = torch.tensor(list(report.values()), dtype=torch.float64, device=self.run.device)
         return dict(zip(report, self.run.broadcast(agreed).tolist(), strict=True))
+
+
+def _spoil_gradient(model: nn.Module) -> None:
+    """Let a loss scaler find an overflow, on a rank that has none of its own, so that no rank makes an update."""
+    next(parameter.grad for parameter in model.parameters() if parameter.grad is not None).fill_(float("inf"))
