@@ -22,7 +22,7 @@ from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.index import Dataset, Index
 from choral.tracking import wandb_run
-from choral.tracking.tensorboard import check_installed
+from choral.tracking.tensorboard import TensorBoard, check_installed
 from choral.tracking.wandb_run import Picture
 from choral.train.loop import train
 from choral.workflow import score, track_evaluation
@@ -201,6 +201,23 @@ def test_tensorboard_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("choral.tracking.tensorboard.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"tracking\.tensorboard: not installed; pip install 'choral\[tensorboard\]'"):
         check_installed()
+
+
+@pytest.mark.parametrize("when", ["__init__", "start", "log", "finish"])
+def test_tensorboard_that_fails_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    from accelerate.tracking import TensorBoardTracker
+
+    def fails(*arguments: object, **named: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(TensorBoardTracker, when, fails)
+    sink = TensorBoard(tmp_path, 0)
+    for step in range(3):
+        sink.log(step, "train", {"loss": 1.0})
+    sink.close(failed=False)
+    assert caplog.text.count("TensorBoard failed") == 1 and "disk full" in caplog.text
 
 
 @pytest.mark.parametrize("when", ["start", "log", "show", "finish"])

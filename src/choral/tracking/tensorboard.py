@@ -25,13 +25,21 @@ class TensorBoard:
     Args:
         folder: of the run.
         start_step: where this start of the run begins; TensorBoard hides what an earlier one wrote of later steps.
+
+    Raises:
+        ConfigError: it is not installed. Whatever else goes wrong, then or later, is said once and left.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
-        from accelerate.tracking import TensorBoardTracker
+        check_installed()
+        self._tracker: Any = None
+        try:
+            from accelerate.tracking import TensorBoardTracker
 
-        self._tracker: Any = TensorBoardTracker("tensorboard", str(folder), purge_step=start_step + 1)
-        self._tracker.start()
+            self._tracker = TensorBoardTracker("tensorboard", str(folder), purge_step=start_step + 1)
+            self._tracker.start()
+        except Exception as error:
+            self._give_up(error)
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
@@ -40,10 +48,17 @@ class TensorBoard:
         try:
             self._tracker.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
         except Exception as error:  # a tracker must never cost a training run
-            _log.warning("TensorBoard failed (%s): no more is written for it", error)
-            self._tracker = None
+            self._give_up(error)
 
     def close(self, failed: bool) -> None:
         """Close the event file."""
-        if self._tracker is not None:
+        if self._tracker is None:
+            return
+        try:
             self._tracker.finish()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._tracker = None
+        _log.warning("TensorBoard failed (%s): no more is written for it", error)
