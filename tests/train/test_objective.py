@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from choral.config import Config, DataConfig, TrainConfig
+from choral.config import Config, DataConfig, FinetuneConfig, TrainConfig
 from choral.inputs.device import Batch
 from choral.model.outputs import Outputs
 from choral.train.objective import Objective
@@ -55,6 +56,34 @@ def logits() -> Tensor:
 LABELS = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])
 MANY = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).repeat(3, 1)
 NUMBERS = torch.tensor([[1.0, 200], [2, 500], [4, 300], [7, 100], [3, 50], [2, 75], [1, 90], [5, 20], [9, 10]])
+
+
+def test_one_against_all_is_predicted_as_it_is_trained(logits: Tensor) -> None:
+    """bce makes sigmoids probabilities: divided by their sum, in predictions, validation and what a checkpoint keeps."""
+    goal = objective("multiclass", LABELS.numpy(), loss="bce")
+    sigmoids = logits.double().sigmoid()
+    expected = sigmoids / sigmoids.sum(dim=1, keepdim=True)
+    restored = Outputs.from_meta(json.loads(json.dumps(goal.meta())))
+    for meaning in (goal, restored):
+        torch.testing.assert_close(meaning.predictions(logits.double()), expected.float())
+    assert torch.equal(expected.argmax(1), logits.argmax(1))
+    meter = goal.meter(9)
+    meter.add(logits, batch_of(LABELS))
+    report = meter.report(meter.totals)
+    assert report["log_loss"] == pytest.approx(metrics.log_loss(LABELS, expected, labels=range(4)), rel=1e-5)
+    assert report["accuracy"] == (logits.argmax(1) == LABELS).double().mean().item()
+    before = {key: value for key, value in goal.meta().items() if key != "one_against_all"}  # checkpoints of before
+    for meta in (before, objective("multiclass", LABELS.numpy()).meta(), fitted_head("bce").meta()):
+        assert torch.equal(Outputs.from_meta(meta).predictions(logits), logits.softmax(dim=1))
+
+
+def fitted_head(loss: str) -> Objective:
+    """The objective of a head that is fitted to features, by the loss of the fit."""
+    config = Config(
+        data=DataConfig(shards="x"), train=TrainConfig(loss=loss), finetune=FinetuneConfig(strategy="linear")
+    )
+    targets = FixedTargets("multiclass", LABELS.numpy(), CLASSES)
+    return Objective.of(config, SimpleNamespace(targets=targets), DEVICE)  # type: ignore[arg-type]
 
 
 def test_class_weights_are_those_of_pytorch(logits: Tensor) -> None:

@@ -43,8 +43,8 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     loss: Literal["auto", "cross_entropy", "bce", "focal", "mse", "l1", "huber"] = "auto"
     """auto: cross_entropy for multiclass, bce for multilabel, mse for regression. bce with multiclass: one against all
-    (Wightman et al. 2021). focal: Lin et al. 2017. Regression targets are standardised, so huber's corner is at one
-    standard deviation."""
+    (Wightman et al. 2021); predictions are the sigmoids, divided by their sum. focal: Lin et al. 2017. Regression targets
+    are standardised, so huber's corner is at one standard deviation."""
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"

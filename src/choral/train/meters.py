@@ -31,12 +31,13 @@ class Meter(Protocol):
 class ClassMeter:
     """Accuracy and log loss (nats) of one class a sample."""
 
-    def __init__(self, device: torch.device | None) -> None:
+    def __init__(self, meaning: Outputs, device: torch.device | None) -> None:
+        self._meaning = meaning
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Count hits, losses and samples."""
-        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none") * batch.valid
+        losses = F.cross_entropy(self._meaning.class_scores(logits), batch.labels, reduction="none") * batch.valid
         hits = (logits.argmax(1) == batch.labels) & batch.valid
         self.totals += torch.stack([hits.sum().double(), losses.double().sum(), batch.valid.sum().double()])
 

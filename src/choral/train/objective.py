@@ -62,9 +62,12 @@ class Objective:
         """
         targets, settings = split.targets, config.train
         mean, std = _mean_and_std(targets) if targets.task == "regression" else ((), ())
+        loss = _LOSS_OF[targets.task] if settings.loss == "auto" else settings.loss
+        fitted = config.finetune.strategy in ("linear", "svm")  # not by this loss: their heads are for a softmax
+        one_against_all = targets.task == "multiclass" and loss == "bce" and not fitted
         return cls(
-            Outputs(targets.task, targets.names, mean, std),
-            _LOSS_OF[targets.task] if settings.loss == "auto" else settings.loss,
+            Outputs(targets.task, targets.names, mean, std, one_against_all),
+            loss,
             smoothing=settings.label_smoothing,
             gamma=settings.focal_gamma,
             weights=_balanced_weights(targets) if settings.class_weights == "balanced" else None,
@@ -105,13 +108,13 @@ class Objective:
     def meter(self, samples: int) -> Meter:
         """Return what measures predictions over a split of so many samples."""
         if self.meaning.task == "multiclass":
-            return ClassMeter(self._device)
+            return ClassMeter(self.meaning, self._device)
         if self.meaning.task == "multilabel":
             return LabelMeter(samples, self.outputs, self._device)
         return NumberMeter(self.meaning, self._device)
 
     def meta(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that predictions can be made from it: task, names, target_mean, target_std."""
+        """Return what a checkpoint keeps, so that predictions can be made from it; see `Outputs`."""
         return self.meaning.meta()
 
     def _losses_to(self, logits: Tensor, labels: Tensor) -> Tensor:
