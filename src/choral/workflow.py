@@ -22,6 +22,7 @@ from choral.ensemble import score as scoring
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.files import sha256_of
 from choral.inputs.targets import Targets
 from choral.jobs.launcher import launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
@@ -29,7 +30,7 @@ from choral.predict.ledger import Ledger
 from choral.predict.plan import plan_evaluation
 from choral.predict.views import expand
 from choral.predict.voices import member_folders, voices_of
-from choral.runfolder import RunFolder, write_json
+from choral.runfolder import RunFolder, read_json, write_json
 from choral.shards.index import DATASET_FILE, Dataset, Index
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
@@ -153,32 +154,64 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
     plan = plan_evaluation(config, folder, Dataset.open(config.data.shards))
     if not force and not plan.missing():
         print(f"{folder.path}: already evaluated", file=sys.stderr)
-        return 0
-    arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
-    if not processes and not _gpus():
-        processes = min(4, len(os.sched_getaffinity(0)))  # ranks scale better than threads, and change no figure
-    code = _launch("choral.predict", arguments, processes, folder)
-    if code == 0 and config.tracking.wandb != "off":
+    else:
+        arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
+        if not processes and not _gpus():
+            processes = min(4, len(os.sched_getaffinity(0)))  # ranks scale better than threads, and change no figure
+        code = _launch("choral.predict", arguments, processes, folder)
+        if code:
+            return code
+    show_evaluation(config, folder)
+    return 0
+
+
+def show_evaluation(config: Config, folder: RunFolder) -> None:
+    """Write the images of the worst predictions into the run folder, and send them and the scores to W&B.
+
+    What is there, or was sent, is left; an earlier start may have been killed before. What goes wrong is told and left.
+    """
+    from choral.ensemble.worst import keep_worst
+
+    for split in config.evaluate.splits if config.tracking.worst_images > 0 else ():
+        try:
+            ledger = Ledger.open(folder.predictions / f"{split}.parquet")
+            index = Index.open(Dataset.open(config.data.shards), split)
+            keep_worst(ledger, index, config.tracking.worst_images, folder.path / f"worst-{split}")
+        except (ChoralError, OSError) as error:
+            print(f"the worst predictions of split {split} are not shown: {error}", file=sys.stderr)
+    if config.tracking.wandb != "off":
         track_evaluation(config, folder)
-    return code
 
 
 def track_evaluation(config: Config, folder: RunFolder) -> None:
-    """Send the table of scores and the images of the worst predictions to W&B; what goes wrong is told and left."""
+    """Send the table of scores and the images of the worst predictions to W&B; what goes wrong is told and left.
+
+    RUN/wandb-evaluation.json says which ledgers were sent where, so that each is sent once, by whichever call can.
+    """
     from choral.ensemble.worst import worst_pictures
     from choral.tracking.wandb_run import WandbRun
 
-    run = WandbRun(config, folder, "evaluation")
+    mark, tracking = folder.path / "wandb-evaluation.json", config.tracking
+    ledgers = {split: folder.predictions / f"{split}.parquet" for split in config.evaluate.splits}
+    target = f"{tracking.wandb} {tracking.entity or ''}/{tracking.project}/{tracking.group or ''}"
+    run: WandbRun | None = None
     try:
-        for split in config.evaluate.splits:
-            ledger = Ledger.open(folder.predictions / f"{split}.parquet")
+        sent = read_json(mark) or {}
+        due = {split: f"{sha256_of(path)} to {target}" for split, path in ledgers.items()}
+        if due.items() <= sent.items():
+            return
+        run = WandbRun(config, folder, "evaluation")
+        for split in due:
             index = Index.open(Dataset.open(config.data.shards), split)
-            pictures = worst_pictures(ledger, index, config.tracking.worst_images, config.data.max_pixels)
+            pictures = worst_pictures(Ledger.open(ledgers[split]), index, tracking.worst_images, config.data.max_pixels)
             run.show(split, score(folder, split)["rows"], pictures)
-    except (ChoralError, OSError) as error:
-        print(f"W&B does not get the evaluation: {error}", file=sys.stderr)
-    finally:
         run.close(failed=False)
+        if run.took_all:
+            write_json(mark, {**sent, **due})
+    except Exception as error:  # a tracker must never cost an evaluation
+        print(f"W&B does not get the evaluation: {type(error).__name__}: {error}", file=sys.stderr)
+        if run is not None:
+            run.close(failed=True)
 
 
 def score(folder: RunFolder, split: str | None) -> scoring.Scores:

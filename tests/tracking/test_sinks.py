@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import time
@@ -21,11 +22,12 @@ from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.index import Dataset, Index
+from choral.shards.store import LocalStore
 from choral.tracking import wandb_run
 from choral.tracking.tensorboard import TensorBoard, check_installed
 from choral.tracking.wandb_run import Picture
 from choral.train.loop import train
-from choral.workflow import score, track_evaluation
+from choral.workflow import score, show_evaluation, track_evaluation
 from toys import new_folder
 
 
@@ -102,7 +104,7 @@ def test_wandb_offline_has_group_job_type_config_curves_and_checkpoint(
 
 @pytest.mark.usefixtures("no_network")
 def test_an_evaluation_shows_the_worst_predictions_and_the_table(
-    config_file: Path, tmp_path: Path, run: Runtime
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(
         config_file, ["train.steps=2", "tracking.wandb=offline", "tracking.group=mine", "tracking.worst_images=3"]
@@ -115,11 +117,11 @@ def test_an_evaluation_shows_the_worst_predictions_and_the_table(
     rows = worst_rows(ledger, 3)
     said = ledger.predictions("model", "tta")
     wrong = 1 - said[np.arange(len(said)), ledger.labels]
-    assert [row for row, _ in rows] == np.argsort(-wrong, kind="stable")[:3].tolist()
+    assert [wrong.row for wrong in rows] == np.argsort(-wrong, kind="stable")[:3].tolist()
     pictures = worst_pictures(ledger, Index.open(Dataset.open(config.data.shards), "test"), 3, 10**6)
     assert [picture.image.shape for picture in pictures] == [(20, 24, 3)] * 3
-    truth = ledger.classes[ledger.labels[rows[0][0]]]
-    assert pictures[0].caption.startswith(f"{ledger.keys[rows[0][0]]}: is {truth}, said ")
+    truth = ledger.classes[ledger.labels[rows[0].row]]
+    assert pictures[0].caption.startswith(f"{ledger.keys[rows[0].row]}: is {truth}, said ")
     track_evaluation(config, folder)
     records = records_of(folder.path)
     begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
@@ -128,9 +130,94 @@ def test_an_evaluation_shows_the_worst_predictions_and_the_table(
     assert len(list(media.rglob("*.png"))) == 3
     table = json.loads(next(media.rglob("*.table.json")).read_text())
     assert {"name", "metric", "value", "low", "high", "log_loss.value"} <= set(table["columns"])
+    marked = json.loads((folder.path / "wandb-evaluation.json").read_text())
+    assert list(marked) == ["test"]
+    with monkeypatch.context() as patched:
+        patched.setattr(wandb_run, "WandbRun", lambda *arguments: pytest.fail("it was sent already"))
+        track_evaluation(config, folder)
     scores = score(folder, "test")["rows"]
     assert [row[0] for row in table["data"]] == [row["name"] for row in scores]
     assert [row[table["columns"].index("value")] for row in table["data"]] == [row["value"] for row in scores]
+
+
+def test_the_worst_predictions_lie_in_the_run_folder(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without W&B; the keys are of the data's author, who may have meant paths."""
+    config = load_config(config_file, ["train.steps=1", "tracking.worst_images=3"])
+    folder = new_folder(tmp_path / "solo")
+    folder.claim(config)
+    train(config, folder, run)
+    evaluate(config, folder, run, force=False)
+    ledger = Ledger.open(folder.predictions / "test.parquet")
+    index = Index.open(Dataset.open(config.data.shards), "test")
+    show_evaluation(config, folder)
+    listing = json.loads((folder.path / "worst-test" / "worst.json").read_text())
+    expected = worst_rows(ledger, 3)
+    assert [image["key"] for image in listing["images"]] == [ledger.keys[wrong.row] for wrong in expected]
+    stored = {key: row for row, key in enumerate(index.keys(np.arange(len(index))))}
+    for number, (image, wrong) in enumerate(zip(listing["images"], expected, strict=True), start=1):
+        assert re.fullmatch(rf"00{number}-[A-Za-z0-9._-]+\.png", image["file"])
+        record = index.row(stored[image["key"]])
+        data = LocalStore(index.dataset).read(record.shard, record.offset, record.length)
+        assert (folder.path / "worst-test" / image["file"]).read_bytes() == data
+        assert image["label"] == ledger.classes[ledger.labels[wrong.row]]
+        assert image["loss"] == pytest.approx(-np.log(image["prediction"][image["label"]]))
+    assert {path.name for path in folder.path.glob(".worst*")} == set()
+    before = (folder.path / "worst-test").stat().st_ino
+    show_evaluation(config, folder)
+    assert (folder.path / "worst-test").stat().st_ino == before  # it is there
+    evil = ["../../evil" if row == expected[0].row else key for row, key in enumerate(ledger.keys)]
+    monkeypatch.setattr(Ledger, "keys", evil)
+    keys = index.keys(np.arange(len(index)))
+    renamed = ["../../evil" if key == listing["images"][0]["key"] else key for key in keys]
+    monkeypatch.setattr(Index, "keys", lambda self, rows: renamed)
+    show_evaluation(load_config(config_file, ["tracking.worst_images=1"]), folder)
+    assert sorted(path.name for path in (folder.path / "worst-test").iterdir()) == ["001-.._.._evil.png", "worst.json"]
+    (folder.predictions / "test.parquet").write_bytes(b"broken")
+    show_evaluation(config, folder)
+    assert "the worst predictions of split test are not shown" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_was_not_sent_is_sent_by_the_next_call(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(config_file, ["tracking.wandb=offline", "tracking.worst_images=0"])
+    folder = new_folder(tmp_path / "run")
+    calls = []
+
+    class Failing:
+        took_all = False
+
+        def __init__(self, *arguments: object) -> None:
+            calls.append("start")
+
+        def close(self, failed: bool) -> None: ...
+
+        def show(self, *arguments: object) -> None:
+            raise RuntimeError("killed")
+
+    class Working(Failing):
+        took_all = True
+
+        def show(self, *arguments: object) -> None:
+            calls.append("shown")
+
+    folder.predictions.mkdir()
+    (folder.predictions / "test.parquet").write_bytes(b"ledger")
+    monkeypatch.setattr("choral.workflow.score", lambda folder, split: {"rows": []})
+    monkeypatch.setattr(Ledger, "open", lambda path: None)
+    monkeypatch.setattr("choral.ensemble.worst.worst_pictures", lambda *arguments: [])
+    monkeypatch.setattr(wandb_run, "WandbRun", Failing)
+    track_evaluation(config, folder)
+    assert "W&B does not get the evaluation: RuntimeError: killed" in capsys.readouterr().err
+    monkeypatch.setattr(wandb_run, "WandbRun", Working)
+    for _ in range(2):
+        track_evaluation(config, folder)
+    assert calls == ["start", "start", "shown"]
+    (folder.predictions / "test.parquet").write_bytes(b"another")
+    track_evaluation(config, folder)
+    assert calls[3:] == ["start", "shown"]
 
 
 def test_the_worst_of_other_tasks() -> None:
@@ -145,10 +232,18 @@ def test_the_worst_of_other_tasks() -> None:
             return [self._said[:, :2], self._said[:, 2:]]
 
     numbers = Fake("regression", [[0, 0], [2, 200], [4, 400]], [[0, 10], [2, 200], [1, 400]])
-    assert worst_rows(numbers, 2) == [(2, "x 4, said 1; y 400, said 400"), (0, "x 0, said 0; y 0, said 10")]
+    found = worst_rows(numbers, 2)
+    assert [(wrong.row, wrong.caption) for wrong in found] == [
+        (2, "x 4, said 1; y 400, said 400"),
+        (0, "x 0, said 0; y 0, said 10"),
+    ]
+    assert (found[0].label, found[0].prediction) == ({"x": 4, "y": 400}, {"x": 1, "y": 400})
+    assert found[0].loss == pytest.approx(3 / np.std([0, 2, 4]) / 2)
     labels = Fake("multilabel", [[0, 1], [1, 1], [0, 0]], [[0.1, 0.8], [0.9, 0.2], [0.6, 0.1]])
-    assert [row for row, _ in worst_rows(labels, 3)] == [1, 2, 0]
-    assert worst_rows(labels, 1)[0][1] == "x yes, said 90%; y yes, said 20%"
+    found = worst_rows(labels, 3)
+    assert [wrong.row for wrong in found] == [1, 2, 0]
+    assert found[0].caption == "x yes, said 90%; y yes, said 20%" and found[0].label == ["x", "y"]
+    assert found[0].loss == pytest.approx(-np.log([0.9, 0.2]).mean())
 
 
 def test_tensorboard_has_the_curves_of_a_continued_run(

@@ -80,7 +80,7 @@ class TrackingConfig:
     artifact: bool = tuning(False)
     """Send the best checkpoint to W&B as an artifact."""
     worst_images: int = tuning(16)
-    """Of the test split, sent to W&B after an evaluation; 0: none."""
+    """Of each evaluated split, written to worst-SPLIT/ in the run folder and sent to W&B; 0: none."""
     tensorboard: bool = tuning(False)
     """Write curves for TensorBoard into the run folder, too."""
 

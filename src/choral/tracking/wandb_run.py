@@ -108,6 +108,11 @@ class WandbRun:
             if self._run is not None:
                 self._run.finish(exit_code=int(failed))
 
+    @property
+    def took_all(self) -> bool:
+        """Whether nothing has gone wrong so far."""
+        return self._run is not None
+
     def _give_up(self, what: str, error: BaseException) -> None:
         self._run = None
         _log.warning("W&B %s (%s): nothing more goes there; all figures stand in the run folder", what, error)
