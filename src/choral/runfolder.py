@@ -5,6 +5,7 @@
       status.json         what is going on: state, step, rate; replaced as a whole at each report
       result.json         written last: its presence means that training is done
       metrics.jsonl       one line a report
+      trained.txt         the table of what is trained, of each phase
       log.txt             output of the member's process
       checkpoints/        step-00000120/ ..., best.json
       members/MEMBER/     the same again for each member of an ensemble

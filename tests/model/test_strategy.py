@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,7 +16,7 @@ from torch import nn
 from choral.config import FinetuneConfig, ModelConfig, TrainConfig
 from choral.errors import ConfigError
 from choral.model.build import build_model
-from choral.model.stage_table import drawn, plain, table_of
+from choral.model.stage_table import StageRow, drawn, plain, table_of, tell
 from choral.model.strategy import apply_phase, classifier_names, phases_of, stages_of, train_mode
 from choral.train.optim import build_optimizer
 
@@ -183,3 +184,15 @@ def test_the_table_tells_rates_and_fits_80_columns(name: str) -> None:
     drawn_on = io.StringIO()
     Console(file=drawn_on, width=80, force_terminal=True, color_system=None).print(drawn(rows, "the same"))
     assert "2.5e-4 to 1e-3" in drawn_on.getvalue() and "…" not in drawn_on.getvalue()
+
+
+def test_tables_are_kept_in_a_file_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "choral.model.stage_table.Console", lambda **options: Console(file=io.StringIO(), force_terminal=True)
+    )
+    row = StageRow("head", "fc", "fc", 1, 10, 10, 1e-3, 1e-3)
+    file = tmp_path / "run" / "trained.txt"
+    for step in (0, 4, 0, 4):  # the run is started again; on a terminal, where nothing goes to the log
+        tell([row], f"trained from step {step} on", file)
+    first, second = (plain([row], f"trained from step {step} on") for step in (0, 4))
+    assert file.read_text().splitlines() == [*first, "", *second]

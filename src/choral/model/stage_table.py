@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,8 +13,10 @@ from rich.table import Table
 from torch import nn
 
 from choral.model.strategy import stages_of
+from choral.runfolder import write_atomic
 
 _log = logging.getLogger(__name__)
+TABLE_FILE = "trained.txt"
 _NAME_WIDTH = 11
 
 
@@ -33,7 +36,7 @@ class StageRow:
     """Parameters among them that the optimizer moves."""
     low_rate: float
     high_rate: float
-    """Highest learning rates of the schedule; two where layers of a stage have their own. 0: frozen."""
+    """Highest learning rates of the schedule; two where layers of a stage have their own. 0: frozen, or fitted."""
 
 
 def table_of(model: nn.Module, optimizer: torch.optim.Optimizer, peak_rate: float) -> list[StageRow]:
@@ -42,7 +45,8 @@ def table_of(model: nn.Module, optimizer: torch.optim.Optimizer, peak_rate: floa
     Args:
         model: the network, not wrapped.
         optimizer: over those of its parameters that are trained.
-        peak_rate: highest rate of the schedule, which groups multiply by their `lr_scale`.
+        peak_rate: highest rate of the schedule, which groups multiply by their `lr_scale`; 0: what is trained is fitted,
+            without a step.
     """
     rates = {
         id(parameter): peak_rate * float(group.get("lr_scale", 1.0))
@@ -71,13 +75,22 @@ def table_of(model: nn.Module, optimizer: torch.optim.Optimizer, peak_rate: floa
     return rows
 
 
-def tell(rows: Sequence[StageRow], title: str) -> None:
-    """Show the table: drawn on a terminal, as plain lines of the log elsewhere; at most 80 columns."""
+def tell(rows: Sequence[StageRow], title: str, file: Path) -> None:
+    """Show the table: drawn on a terminal, as plain lines of the log elsewhere; at most 80 columns.
+
+    Args:
+        rows, title: what is told.
+        file: keeps the tables of a run as plain text, each once, however often the run is started.
+    """
+    lines = plain(rows, title)
+    told, text = file.read_text(encoding="utf-8") if file.is_file() else "", "".join(f"{line}\n" for line in lines)
+    if text not in told:
+        write_atomic(file, f"{told}\n{text}" if told else text)
     console = Console(stderr=True)
     if console.is_terminal:
         console.print(drawn(rows, title), highlight=False)
         return
-    for line in plain(rows, title):
+    for line in lines:
         _log.info("%s", line)
 
 
@@ -113,6 +126,7 @@ def _cells(row: StageRow) -> tuple[str, ...]:
         trained = "all" if row.trained == row.parameters else f"{row.trained / row.parameters:.0%}"
         low, high = _rate(row.low_rate), _rate(row.high_rate)
         rate = high if low == high else f"{low} to {high}"
+        rate = rate if row.high_rate else "fitted"
     return row.stage, _span(row.first, row.last), str(row.layers), f"{row.parameters:,}", trained, rate
 
 

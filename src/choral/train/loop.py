@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from choral.config import Config
-from choral.model.stage_table import table_of, tell
+from choral.model.stage_table import TABLE_FILE, table_of, tell
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.train.choice import resolve_strategy
@@ -91,4 +91,4 @@ def _validate_if_due(trainer: Trainer, state: TrainState, tracker: Tracker) -> T
 def _tell_what_is_trained(trainer: Trainer) -> None:
     if trainer.run.is_main:
         rows = table_of(trainer.network, trainer.optimizer, trainer.schedule.lr)
-        tell(rows, f"trained from step {trainer.phase.start_step} on")
+        tell(rows, f"trained from step {trainer.phase.start_step} on", trainer.folder.path / TABLE_FILE)
