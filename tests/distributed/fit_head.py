@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -61,9 +62,8 @@ def fit_as_another_computes(config: Config, folder: Path, run: Runtime) -> None:
             theirs.rename(ours)
             lock.close()
 
-    extract.time.sleep, sleep = wait, extract.time.sleep
+    extract.time = SimpleNamespace(sleep=wait)
     train(config, RunFolder(folder), run)
-    extract.time.sleep = sleep
     (folder / f"waits-{run.rank}.json").write_text(json.dumps(waits))
 
 

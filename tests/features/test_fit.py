@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVC
 
 from choral.errors import ChoralError, DataError
-from choral.features.fit import GRID, Fit, Head, Samples, fit_linear, fit_svm
+from choral.features.fit import GRID, Fit, Head, Metric, Samples, _Standardized, fit_linear, fit_svm
 
 
 def blobs(count: int, classes: int, seed: int, spread: float = 3.0) -> Samples:
@@ -27,6 +27,12 @@ def blobs(count: int, classes: int, seed: int, spread: float = 3.0) -> Samples:
 def standardized(train: Samples, other: Samples) -> np.ndarray:
     mean, std = train.values.mean(0, dtype=np.float64), train.values.std(0, dtype=np.float64)
     return (other.values - mean) / np.maximum(std, 0.3 * np.sqrt((std**2).mean()))
+
+
+def counted(samples: Samples, balanced: bool) -> np.ndarray:
+    """Return how much each sample counts."""
+    counts = np.bincount(samples.targets)[samples.targets]
+    return 1 / counts if balanced else np.ones(len(counts))
 
 
 def layer(head: Head) -> torch.nn.Linear:
@@ -53,8 +59,10 @@ def test_linear_is_scikit_learn_s_logistic_regression(balanced: bool) -> None:
     expected = twin.predict_log_proba(standardized(train, test))
     found = torch.from_numpy(answers(fit, test)).log_softmax(1).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
-    assert fit.regularization == 0.01 and len(fit.trials) == 1 and fit.metric == "log_loss"
-    assert fit.value == pytest.approx(-expected[np.arange(200), test.targets].mean(), abs=1e-3)
+    assert fit.regularization == 0.01 and len(fit.trials) == 1
+    assert fit.metric == ("balanced_log_loss" if balanced else "log_loss")
+    losses = -expected[np.arange(200), test.targets]
+    assert fit.value == pytest.approx(np.average(losses, weights=counted(test, balanced)), abs=1e-3)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -91,11 +99,14 @@ def test_svm_decides_as_scikit_learn_does(classes: int, balanced: bool) -> None:
         C=1 / (2 * fit.regularization * 200), dual=False, class_weight="balanced" if balanced else None
     ).fit(standardized(train, train), train.targets)
     assert np.array_equal(answers(fit, test).argmax(1), twin.predict(standardized(train, test)))
-    assert fit.value == pytest.approx(twin.score(standardized(train, val), val.targets))
+    assert fit.value == pytest.approx(twin.score(standardized(train, val), val.targets, counted(val, balanced)))
     probabilities = torch.from_numpy(answers(fit, val)).softmax(1).numpy()
     scores = twin.decision_function(standardized(train, val))
     plain = torch.from_numpy(scores if classes > 2 else np.stack([-scores, scores], 1)).softmax(1).numpy()
-    loss, unscaled = (-np.log(p[np.arange(150), val.targets]).mean() for p in (probabilities, plain))
+    loss, unscaled = (
+        np.average(-np.log(p[np.arange(150), val.targets]), weights=counted(val, balanced))
+        for p in (probabilities, plain)
+    )
     assert loss < unscaled and loss < np.log(classes)
 
 
@@ -135,3 +146,59 @@ def test_what_an_svm_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("choral.features.fit._SVM_ITERATIONS", 1)
     with pytest.raises(ChoralError, match=r"finetune\.regularization: so weak that the fit did not come to an end"):
         fit_svm(3, train, train, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "svm", "ridge"])
+def test_a_fit_can_be_left_between_two_regularizations(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = blobs(60, 3, 1)
+    numbers = Samples(train.values, train.values[:, :2].astype(np.float32))
+    fits: list[object] = []
+    target, name = (LinearSVC, "fit") if kind == "svm" else (_Standardized, "fold")
+    plain = getattr(target, name)
+    monkeypatch.setattr(target, name, lambda *arguments: (fits.append(1), plain(*arguments))[1])
+    calls: list[int] = []
+
+    def between() -> None:
+        calls.append(len(fits))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        if kind == "svm":
+            fit_svm(3, train, train, None, between=between)
+        elif kind == "linear":
+            fit_linear("multiclass", 3, train, train, None, between=between)
+        else:
+            fit_linear("regression", 2, numbers, numbers, None, between=between)
+    assert calls == [0, 1, 2]
+
+
+def rare_and_common(count: int, seed: int) -> Samples:
+    """Two overlapping classes, one nine times as large."""
+    random = np.random.default_rng(seed)
+    labels = (random.random(count) < 0.1).astype(np.int64)
+    values = random.normal(size=(count, 8)) + 0.8 * labels[:, None] * np.arange(8) / 8
+    return Samples(values.astype(np.float32), labels)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+@pytest.mark.parametrize("kind", ["linear", "svm"])
+def test_what_chooses_the_regularization_is_the_metric_asked_for(kind: str, metric: Metric, balanced: bool) -> None:
+    """Where classes count alike in the fit, they do in what chooses as well."""
+    train, val = rare_and_common(150, 1), rare_and_common(400, 2)
+    if kind == "svm":
+        fit = fit_svm(2, train, val, None, balanced, metric)
+    else:
+        fit = fit_linear("multiclass", 2, train, val, None, balanced, metric)
+    weights = 200 / np.bincount(val.targets)[val.targets] if balanced else np.ones(400)
+    logs = torch.from_numpy(answers(fit, val)).double().log_softmax(1).numpy()
+    hits = logs.argmax(1) == val.targets
+    value = np.mean(weights * (hits if metric == "accuracy" else -logs[np.arange(400), val.targets]))
+    assert fit.value == pytest.approx(value, abs=1e-4)
+    assert fit.metric == ("balanced_" if balanced else "") + metric
+    best = max if metric == "accuracy" else min
+    assert fit.value == best(trial[1] for trial in fit.trials)
+    with_other = fit_linear("multiclass", 2, train, val, None, balanced, "log_loss")
+    if kind == "linear" and metric == "accuracy":
+        assert with_other.regularization != fit.regularization

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from choral.features.extract import FeatureSource
 from choral.predict.voices import voices_of
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.tracking.wandb_run import WandbRun
 from choral.train.choice import resolve_strategy
 from choral.train.heads import initial_head
 from choral.train.loop import train
@@ -70,11 +73,28 @@ def weights_of(folder: RunFolder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("strategy", ["linear", "svm"])
 def test_a_run_without_steps_ends_as_every_run_does(
-    config: Config, tmp_path: Path, run: Runtime, strategy: str
+    config: Config,
+    tmp_path: Path,
+    run: Runtime,
+    strategy: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = changed(config, f"finetune.strategy={strategy}", "train.lr=auto", "train.ema_decay=0.9")
+    caplog.set_level("INFO", "choral")
+    sent: list[object] = []
+    monkeypatch.setattr(WandbRun, "send_checkpoint", lambda self, path, name: sent.append(path))
+    monkeypatch.setattr(WandbRun, "close", lambda self, failed: sent.append("closed"))
+    config = changed(
+        config, f"finetune.strategy={strategy}", "train.lr=auto", "train.ema_decay=0.9", "tracking.artifact=true"
+    )
     folder = folder_of(tmp_path, "run", config)
     train(config, folder, run)
+    assert sent == [folder.checkpoints / "step-00000000", "closed"]
+    table = [record.message for record in caplog.records if record.name == "choral.model.stage_table"]
+    assert (folder.path / "trained.txt").read_text().splitlines() == table
+    assert table[0] == "fitted to features of what is frozen" and table[1].startswith("stage  modules")
+    (head,) = (line for line in table if line.startswith("head"))
+    assert head.split() == ["head", "fc", "1", head.split()[3], "all", "fitted"]
     result = folder.result
     assert result is not None and result["steps"] == 0 and result["head"] == strategy and result["n"] == 13
     assert result["regularization"] in [trial["regularization"] for trial in result["trials"]]
@@ -166,6 +186,37 @@ def test_a_stop_while_features_are_computed_keeps_what_is_there(
     read.clear()
     train(config, folder_of(tmp_path, "third", config), run)
     assert not read  # another run with the same network: all from the cache
+
+
+def test_a_stop_while_the_head_is_fitted_is_obeyed_between_two_regularizations(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, "run", config)
+
+    def fitting(*arguments: Any) -> None:
+        folder.stop_file.touch()
+        while True:  # a grid without end
+            arguments[-1]()
+            time.sleep(0.01)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("choral.train.heads.fit_linear", fitting)
+        with pytest.raises(Stopped, match="by request while fitting the head; features are kept; run the same"):
+            train(config, folder, run)
+    assert folder.result is None and not folder.stop_file.exists()
+    train(config, folder, run)
+    assert folder.result is not None
+
+
+def test_what_ends_a_fit_is_raised_where_it_is_waited_for(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise MemoryError("too much")
+
+    monkeypatch.setattr("choral.train.heads.fit_linear", broken)
+    with pytest.raises(MemoryError, match="too much"):
+        train(config, folder_of(tmp_path, "run", config), run)
 
 
 def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_path: Path, run: Runtime) -> None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ _SVM_ITERATIONS = 1000  # of LIBLINEAR's Newton method; what needs more is regul
 _MAX_SCALE = 1e3
 _LEAST_DEVIATION = 0.3
 Array = NDArray[Any]
+Metric = Literal["accuracy", "log_loss"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,22 @@ class Fit:
     head: Head
     regularization: float
     metric: str
-    """accuracy (of svm), log_loss or rmse (standardised) on the validation split, which chose the regularisation."""
+    """accuracy, log_loss or rmse (standardised) on the validation split, which chose the regularisation; "balanced_" and
+    the name where classes count alike in it."""
     value: float
     trials: tuple[tuple[float, float], ...]
     """Regularisation and value of the metric, in the order tried."""
 
 
 def fit_linear(
-    task: Task, outputs: int, train: Samples, val: Samples, regularization: float | None, balanced: bool = False
+    task: Task,
+    outputs: int,
+    train: Samples,
+    val: Samples,
+    regularization: float | None,
+    balanced: bool = False,
+    metric: Metric | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Fit:
     """Fit a multinomial logistic regression, one logistic regression a label, or a ridge regression.
 
@@ -86,11 +95,24 @@ def fit_linear(
         task, outputs: of the network.
         train, val: what it is fitted to, and what chooses the regularisation.
         regularization: weight of the squared norm; None: chosen from GRID.
-        balanced: classes (of each label its ones and zeros) count alike.
+        balanced: classes (of each label its ones and zeros) count alike, in the fit and in what chooses.
+        metric: of classes, that chooses; None: log_loss.
+        between: called before each fit of the grid; what it raises ends them.
     """
     grid = GRID if regularization is None else (regularization,)
-    metric = "rmse" if task == "regression" else "log_loss"
-    return _best(linear_path(task, outputs, train, grid, balanced), lambda head: _loss(task, head, val), metric)
+    path = linear_path(task, outputs, train, grid, balanced)
+    if task == "regression":
+        return _best(path, lambda head: _error_of_numbers(head, val), "rmse", between)
+    weights = _mean_weights(task, val, outputs, balanced)
+
+    def loss(head: Head) -> float:
+        return float(
+            (_losses(task, torch.from_numpy(head(val.values)), torch.from_numpy(val.targets)) * weights).mean()
+        )
+
+    if metric == "accuracy" and task == "multiclass":
+        return _by_accuracy(path, lambda head: _misses(head, val, weights), balanced, between)
+    return _best(path, loss, _named("log_loss", balanced), between)
 
 
 def linear_path(
@@ -102,12 +124,20 @@ def linear_path(
     return _logistic_path(task, outputs, train, grid, balanced)
 
 
-def fit_svm(outputs: int, train: Samples, val: Samples, regularization: float | None, balanced: bool = False) -> Fit:
+def fit_svm(
+    outputs: int,
+    train: Samples,
+    val: Samples,
+    regularization: float | None,
+    balanced: bool = False,
+    metric: Metric | None = None,
+    between: Callable[[], None] | None = None,
+) -> Fit:
     """Fit a linear support vector machine, one against all, by scikit-learn's LinearSVC.
 
     Its scores become logits by one positive factor, fitted to the log loss on the validation split (temperature
     scaling, Guo et al. 2017; Platt's method without its shift): softmax then gives probabilities that may be averaged,
-    and no decision is another than scikit-learn's.
+    and the order of the scores stays. The arguments are those of `fit_linear`; without a metric, accuracy chooses.
 
     Raises:
         DataError: a class has no training sample that could be read.
@@ -117,22 +147,37 @@ def fit_svm(outputs: int, train: Samples, val: Samples, regularization: float | 
     if len(empty):
         raise DataError(f"finetune.strategy: svm needs samples of every class; class number {empty[0]} has none")
     grid = GRID if regularization is None else (regularization,)
+    weights = _mean_weights("multiclass", val, outputs, balanced)
+    path = (
+        (weight, head.scaled(_best_scale(head(val.values), val.targets, weights)))
+        for weight, head in _svm_path(train, grid, balanced)
+    )
+    if metric != "log_loss":
+        return _by_accuracy(path, lambda head: _misses(head, val, weights), balanced, between)
 
-    def error(head: Head) -> float:
-        return float(np.mean(head(val.values).argmax(axis=1) != val.targets))
+    def loss(head: Head) -> float:
+        logits, classes = torch.from_numpy(head(val.values)), torch.from_numpy(val.targets)
+        return float((_losses("multiclass", logits, classes) * weights).mean())
 
-    fit = _best(_svm_path(train, grid, balanced), error, "accuracy")
-    head = fit.head.scaled(_best_scale(fit.head(val.values), val.targets))
-    trials = tuple((weight, 1 - value) for weight, value in fit.trials)
-    return Fit(head, fit.regularization, fit.metric, 1 - fit.value, trials)
+    return _best(path, loss, _named("log_loss", balanced), between)
 
 
-def _best(path: Iterator[tuple[float, Head]], cost: Callable[[Head], float], metric: str) -> Fit:
+def _best(
+    path: Iterator[tuple[float, Head]],
+    cost: Callable[[Head], float],
+    metric: str,
+    between: Callable[[], None] | None,
+) -> Fit:
     """Walk along a path of heads, strongest regularisation first; of equally good ones the first is kept."""
     best: tuple[float, float, Head] | None = None
     trials: list[tuple[float, float]] = []
     since = 0
-    for regularization, head in path:
+    while True:
+        if between is not None:
+            between()
+        regularization, head = next(path, (0.0, None))
+        if head is None:
+            break
         value = cost(head)
         trials.append((regularization, value))
         since += 1
@@ -143,6 +188,21 @@ def _best(path: Iterator[tuple[float, Head]], cost: Callable[[Head], float], met
     if best is None:
         raise ChoralError("finetune.regularization: so weak that the fit did not come to an end; choose a larger one")
     return Fit(best[2], best[1], metric, best[0], tuple(trials))
+
+
+def _by_accuracy(
+    path: Iterator[tuple[float, Head]],
+    misses: Callable[[Head], float],
+    balanced: bool,
+    between: Callable[[], None] | None,
+) -> Fit:
+    fit = _best(path, misses, _named("accuracy", balanced), between)
+    trials = tuple((weight, 1 - value) for weight, value in fit.trials)
+    return replace(fit, value=1 - fit.value, trials=trials)
+
+
+def _named(metric: str, balanced: bool) -> str:
+    return f"balanced_{metric}" if balanced else metric
 
 
 class _Standardized:
@@ -248,22 +308,32 @@ def _svm_path(train: Samples, grid: tuple[float, ...], balanced: bool) -> Iterat
         yield regularization, features.fold(weight, bias)
 
 
-def _best_scale(scores: NDArray[np.float64], targets: Array) -> float:
+def _best_scale(scores: NDArray[np.float64], targets: Array, weights: Tensor) -> float:
     """Return the factor that minimises the log loss, which is convex in it."""
     from scipy.optimize import minimize_scalar
 
     logits, classes = torch.from_numpy(scores), torch.from_numpy(targets)
 
     def cost(log_factor: float) -> float:
-        return F.cross_entropy(logits * float(np.exp(log_factor)), classes).item()
+        losses = F.cross_entropy(logits * float(np.exp(log_factor)), classes, reduction="none")
+        return float((losses * weights).mean())
 
     bounds = (-np.log(_MAX_SCALE), np.log(_MAX_SCALE))
     return float(np.exp(minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
 
 
-def _loss(task: Task, head: Head, samples: Samples) -> float:
-    """Return the log loss, or the root mean squared error of standardised numbers."""
-    outputs = head(samples.values)
-    if task == "regression":
-        return float(np.sqrt(np.mean((outputs - samples.targets) ** 2)))
-    return _losses(task, torch.from_numpy(outputs), torch.from_numpy(samples.targets)).mean().item()
+def _mean_weights(task: Task, samples: Samples, outputs: int, balanced: bool) -> Tensor:
+    """Return weights of the losses, or hits, of samples; mean 1."""
+    targets = torch.from_numpy(samples.targets)
+    return _balanced_weights(task, targets, outputs) if balanced else torch.ones(1, dtype=torch.float64)
+
+
+def _misses(head: Head, samples: Samples, weights: Tensor) -> float:
+    """Return the share of samples, by weight, that a head takes for another class."""
+    missed = torch.from_numpy(head(samples.values).argmax(axis=1) != samples.targets)
+    return float((missed.double() * weights).mean())
+
+
+def _error_of_numbers(head: Head, samples: Samples) -> float:
+    """Return the root mean squared error of standardised numbers."""
+    return float(np.sqrt(np.mean((head(samples.values) - samples.targets) ** 2)))

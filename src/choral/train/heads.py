@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,12 @@ from choral.errors import DataError
 from choral.features.cache import Features
 from choral.features.classifier import Classifier
 from choral.features.extract import FeatureSource
-from choral.features.fit import Fit, Samples, fit_linear, fit_svm
+from choral.features.fit import Fit, Metric, Samples, fit_linear, fit_svm
 from choral.inputs.streams import Split
+from choral.model.stage_table import TABLE_FILE, table_of, tell
 from choral.runfolder import RunFolder, write_json
 from choral.runtime import Runtime
+from choral.train.alone import on_main_rank
 from choral.train.saving import finish, save
 from choral.train.state import TrainState
 from choral.train.tracking import Tracker
@@ -36,7 +39,7 @@ def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
     Raises:
         ConfigError: the network does not end in one linear layer.
         DataError, ChoralError: as `train`.
-        Stopped: while features were computed; those that are there are kept.
+        Stopped: while features were computed, which are kept, or between two regularisations.
     """
     # No optimizer step is made: what belongs to steps must neither be prepared nor saved.
     rate = 1.0 if config.train.lr == "auto" else config.train.lr
@@ -44,6 +47,9 @@ def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
     started = time.perf_counter()
     trainer = Trainer(config, folder, run)
     state = TrainState()
+    if run.is_main:
+        rows = table_of(trainer.network, trainer.optimizer, peak_rate=0.0)
+        tell(rows, "fitted to features of what is frozen", folder.path / TABLE_FILE)
     with Tracker(config, folder, run, state, trainer.schedule) as tracker:
         fitted = fit_into(trainer)
         state = replace(state, seconds=time.perf_counter() - started)
@@ -86,14 +92,18 @@ def fit_into(trainer: Trainer) -> dict[str, Any]:
     minutes = (time.perf_counter() - started) / 60
     classifier = Classifier(network)
     summary: dict[str, Any] = {}
-    if run.is_main:
+    started = time.perf_counter()
+
+    def work(between: Callable[[], None]) -> tuple[Fit, int]:
         train_samples = _samples(trainer, trainer.train_split, passes)
         val_samples = _samples(trainer, trainer.val_split, [val])
-        started = time.perf_counter()
-        fit = _fit(trainer, train_samples, val_samples)
-        fit_minutes = (time.perf_counter() - started) / 60
+        return _fit(trainer, train_samples, val_samples, between), len(train_samples.values)
+
+    done = on_main_rank(run, work, "fitting the head; features are kept")
+    if done is not None:
+        fit, samples = done
         classifier.write(fit.head.weight, fit.head.bias)
-        summary = _summary(config, fit, len(train_samples.values), minutes, fit_minutes)
+        summary = _summary(config, fit, samples, minutes, (time.perf_counter() - started) / 60)
         write_json(trainer.folder.path / HEAD_FILE, summary)
     for tensor in classifier.tensors():
         run.broadcast(tensor)
@@ -101,13 +111,20 @@ def fit_into(trainer: Trainer) -> dict[str, Any]:
     return summary
 
 
-def _fit(trainer: Trainer, train: Samples, val: Samples) -> Fit:
-    config = trainer.config
-    settings, balanced = config.finetune, config.train.class_weights == "balanced"
-    outputs = trainer.objective.outputs
-    if settings.strategy == "svm":
-        return fit_svm(outputs, train, val, settings.regularization, balanced)
-    return fit_linear(config.task, outputs, train, val, settings.regularization, balanced)
+def _fit(trainer: Trainer, train: Samples, val: Samples, between: Callable[[], None]) -> Fit:
+    config, outputs = trainer.config, trainer.objective.outputs
+    regularization = config.finetune.regularization
+    balanced = config.train.class_weights == "balanced" or config.data.sampling == "balanced"
+    metric = _metric_of(config)
+    if config.finetune.strategy == "svm":
+        return fit_svm(outputs, train, val, regularization, balanced, metric, between)
+    return fit_linear(config.task, outputs, train, val, regularization, balanced, metric, between)
+
+
+def _metric_of(config: Config) -> Metric | None:
+    """Return by what `train.best_by` lets a head's regularisation be chosen; None: by what its kind goes by."""
+    by = config.train.best_by
+    return by if config.task == "multiclass" and (by == "accuracy" or by == "log_loss") else None
 
 
 def _samples(trainer: Trainer, split: Split, passes: list[Features | None]) -> Samples:
