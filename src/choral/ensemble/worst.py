@@ -129,7 +129,7 @@ def _losses(
 ) -> NDArray[np.float64]:
     if task == "multiclass":
         right = said[np.arange(len(said)), truth.astype(np.int64)]
-        surprise: NDArray[np.float64] = -np.log(np.maximum(right, _LEAST))
+        surprise: NDArray[np.float64] = 0.0 - np.log(np.maximum(right, _LEAST))  # no -0.0
         return surprise
     if task == "multilabel":
         right = np.where(truth.astype(bool), said, 1 - said)
