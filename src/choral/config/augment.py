@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -13,7 +14,11 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None, "~": None}
 
 
 def plain(value: Any) -> Any:
-    """Return what strings from a YAML file mean: numbers, true and false, null; lists and mappings alike."""
+    """Return what strings from a YAML file mean, in lists and mappings as well.
+
+    Finite numbers are numbers; true and false, and null, none and ~ in any case, are what Python calls so; all else is
+    text, "nan" and "inf" too. A transform that takes the text "none" cannot be given it.
+    """
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -24,9 +29,10 @@ def plain(value: Any) -> Any:
         return _WORDS[value.lower()]
     for kind in (int, float):
         try:
-            return kind(value)
+            number = kind(value)
         except ValueError:
             continue
+        return value if isinstance(number, float) and not math.isfinite(number) else number
     return value
 
 
@@ -37,8 +43,8 @@ class HostTransform:
     name: str
     """As in `albumentations.NAME`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What its constructor takes; `p` is its probability. Numbers, true, false and null may be strings, as YAML files are
-    read; lists become tuples."""
+    """What its constructor takes; `p` is its probability. Strings mean what `plain` says: finite numbers, true, false, null
+    (or none, ~), else text; lists become tuples."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", {name: plain(value) for name, value in self.arguments.items()})
