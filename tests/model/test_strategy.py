@@ -67,6 +67,7 @@ def test_strategies_name_what_they_train() -> None:
         assert only_phase(model, strategy=strategy) == {"fc.weight", "fc.bias"}
     assert only_phase(model, strategy="partial", trained_stages=2) == {*stages[3], *stages[4], *stages[5]}
     assert only_phase(model, strategy="partial", trained_stages=0) == set(stages[-1])
+    assert only_phase(model, strategy="partial") == {*stages[4], *stages[5]}
     with pytest.raises(ConfigError, match="has 5 stages before its head, got 9"):
         only_phase(model, strategy="partial", trained_stages=9)
 
@@ -74,10 +75,10 @@ def test_strategies_name_what_they_train() -> None:
 @pytest.mark.parametrize(
     ("finetune", "total", "starts"),
     [
-        ({"trained_stages": 0}, 100, [0, 10, 20, 30, 40, 50]),
+        ({}, 100, [0, 10, 20, 30, 40, 50]),
         ({"trained_stages": 2}, 100, [0, 10, 20]),
-        ({"trained_stages": 0}, 20, [0, 10]),  # nothing begins where the run ends
-        ({"trained_stages": 0, "unfreeze_every_epochs": 0.25}, 100, [0, 2, 5, 8, 10, 12]),
+        ({"trained_stages": None}, 20, [0, 10]),  # nothing begins where the run ends
+        ({"unfreeze_every_epochs": 0.25}, 100, [0, 2, 5, 8, 10, 12]),
         ({"trained_stages": 5, "unfreeze_every_epochs": 0.01}, 100, [0, 1]),  # ten times a step: all that is due joins
     ],
 )

@@ -50,9 +50,9 @@ class FinetuneConfig:
     linear, svm: features are computed once, a linear classifier is fitted to them and becomes the last layer. auto:
     chosen by the number of samples and by how well frozen features already separate the classes.
     What is frozen keeps its pretrained BatchNorm statistics."""
-    trained_stages: int = 1
-    """With partial: how many of the last stages, as timm groups the network's layers. With gradual: how many in the
-    end; 0: all."""
+    trained_stages: int | None = None
+    """With partial: how many of the last stages, as timm groups the network's layers; null: 1; 0: the head alone. With
+    gradual: how many in the end; null: all."""
     unfreeze_every_epochs: float = 1.0
     """With gradual: until the next stage joins."""
     feature_passes: int = 1
@@ -60,12 +60,18 @@ class FinetuneConfig:
     augmented."""
     regularization: float | None = None
     """With linear, svm and lp_ft: weight of the squared norm of the head, relative to the mean loss; null: chosen on
-    the validation split."""
+    the validation split, by train.best_by if that is accuracy or log_loss of classes, else by the log loss (svm: the
+    accuracy; regression: the squared error). With balanced sampling or class weights, classes count alike in that."""
     probe_samples: int = 2000
     """With auto: training samples, at most, that the choice is based on."""
 
     def __post_init__(self) -> None:
-        check(self.trained_stages >= 0, "finetune.trained_stages", "expected 0 (the head alone) or more")
+        least = 1 if self.strategy == "gradual" else 0
+        check(
+            self.trained_stages is None or self.trained_stages >= least,
+            "finetune.trained_stages",
+            "with gradual, expected at least 1, or null (all)" if least else "expected 0 (the head alone) or more",
+        )
         check(self.unfreeze_every_epochs > 0, "finetune.unfreeze_every_epochs", "expected more than 0")
         check(self.feature_passes >= 1, "finetune.feature_passes", "expected at least 1")
         check(

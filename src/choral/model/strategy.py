@@ -62,12 +62,13 @@ def phases_of(model: nn.Module, config: FinetuneConfig, steps_per_epoch: int, to
         return (Phase(0, frozenset(_flat([*body, head])), keeps_statistics=config.strategy == "lp_ft"),)
     if config.strategy in ("head", "linear", "svm"):
         return (Phase(0, frozenset(head)),)
-    if config.trained_stages > len(body):
+    if config.trained_stages is not None and config.trained_stages > len(body):
         raise ConfigError(
             f"finetune.trained_stages: the network has {len(body)} stages before its head, got {config.trained_stages}"
         )
     if config.strategy == "partial":
-        return (Phase(0, frozenset(_flat([*_last(body, config.trained_stages), head]))),)
+        count = 1 if config.trained_stages is None else config.trained_stages
+        return (Phase(0, frozenset(_flat([*_last(body, count), head]))),)
     starts: dict[int, int] = {}  # step to stages trained; of several that join at one step, the last counts
     for count in range((config.trained_stages or len(body)) + 1):
         start = round(count * config.unfreeze_every_epochs * steps_per_epoch)
