@@ -191,6 +191,14 @@ def test_a_preset_stands_for_keys_and_later_keys_win(tmp_path: Path) -> None:
         ("data.targets=[age]", "data.targets: needs task: regression or multilabel"),
         ("train.loss=huber", "train.loss: with task: multiclass, expected one of auto, cross_entropy, bce, focal"),
         ("train.best_by=rmse", "train.best_by: with task: multiclass, expected one of auto, accuracy, log_loss"),
+        ("finetune.strategy=linear train.loss=focal", "train.loss: with finetune.strategy: linear, whose head"),
+        ("finetune.strategy=svm train.loss=bce", "expected auto or cross_entropy, got bce"),
+        (
+            "finetune.strategy=auto train.loss=focal",
+            "train.loss: with finetune.strategy: auto, whose head may be fitted",
+        ),
+        ("finetune.strategy=gradual finetune.trained_stages=0", "with gradual, expected at least 1, or null (all)"),
+        ("finetune.trained_stages=-1", "finetune.trained_stages: expected 0 (the head alone) or more"),
         ("train.lr=fast", "train.lr: expected a number, or auto, got 'fast'"),
     ],
 )
@@ -198,6 +206,8 @@ def test_what_does_not_go_together(tmp_path: Path, override: str, message: str) 
     file = tmp_path / "run.yaml"
     file.write_text("data: {shards: s}")
     assert load_config(file, ["train.lr=auto"]).train.lr == "auto"
+    load_config(file, ["finetune.strategy=lp_ft", "train.loss=focal"])  # steps follow
+    load_config(file, ["finetune.strategy=linear", "task=multilabel", "data.targets=[a]", "train.loss=bce"])
     with pytest.raises(ConfigError) as found:
-        load_config(file, [override])
+        load_config(file, override.split())
     assert message in str(found.value)

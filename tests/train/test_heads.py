@@ -21,12 +21,14 @@ from choral.errors import DataError, Stopped
 from choral.features.cache import Features
 from choral.features.classifier import Classifier
 from choral.features.extract import FeatureSource
+from choral.features.fit import Samples
+from choral.inputs.streams import evaluation_batches
 from choral.predict.voices import voices_of
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.tracking.wandb_run import WandbRun
 from choral.train.choice import resolve_strategy
-from choral.train.heads import initial_head
+from choral.train.heads import _fit, initial_head
 from choral.train.loop import train
 from choral.train.trainer import Trainer
 
@@ -89,6 +91,8 @@ def test_a_run_without_steps_ends_as_every_run_does(
     )
     folder = folder_of(tmp_path, "run", config)
     train(config, folder, run)
+    said = [record.message for record in caplog.records if "does not apply" in record.message]
+    assert said == [f"strategy {strategy} makes no steps; this does not apply: train.ema_decay"]
     assert sent == [folder.checkpoints / "step-00000000", "closed"]
     table = [record.message for record in caplog.records if record.name == "choral.model.stage_table"]
     assert (folder.path / "trained.txt").read_text().splitlines() == table
@@ -125,11 +129,33 @@ def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tm
     machine = LinearSVC(C=1 / (2 * folder.result["regularization"] * 37), dual=False)
     machine.fit((train_features.values - mean) / std, trainer.train_split.index.labels)
     (voice,), _ = voices_of(folder, config)
-    head = Classifier(voice.load(torch.device("cpu")))
-    weight, bias = head.tensors()
-    for features in (train_features, val_features):
-        decisions = (torch.from_numpy(np.array(features.values)) @ weight.T + bias).argmax(1).numpy()
-        assert np.array_equal(decisions, machine.predict((features.values - mean) / std))
+    network = voice.load(torch.device("cpu")).eval()
+    mean_std = trainer.normalization.mean, trainer.normalization.std
+    for split, features in ((trainer.train_split, train_features), (trainer.val_split, val_features)):
+        decided: dict[int, int] = {}
+        with evaluation_batches(config, split, trainer.place, *mean_std, tmp_path / "bad.jsonl") as batches:
+            for batch in batches:
+                with torch.inference_mode():
+                    decided |= dict(zip(batch.rows.tolist(), network(batch.images).argmax(1).tolist(), strict=True))
+        expected = machine.predict((features.values - mean) / std)
+        assert [decided[row] for row in features.rows.tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["linear", "svm", "lp_ft"])
+def test_heads_are_fitted_by_what_the_config_says(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """Balanced sampling counts like balanced weights; accuracy or log loss chooses where train.best_by names it."""
+    config = changed(config, f"finetune.strategy={strategy}")
+    samples = Samples(np.zeros((3, 2), np.float32), np.arange(3))
+    found: list[tuple[object, ...]] = []
+    for name in ("fit_linear", "fit_svm"):
+        monkeypatch.setattr(f"choral.train.heads.{name}", lambda *arguments: found.append(arguments[-3:-1]))
+    trainer = Trainer(config, folder_of(tmp_path, "run", config), run)
+    for override in ("seed=0", "data.sampling=balanced", "train.class_weights=balanced", "train.best_by=accuracy"):
+        trainer.config = changed(config, override)
+        _fit(trainer, samples, samples, lambda: None)
+    assert found == [(False, None), (True, None), (True, None), (False, "accuracy")]
 
 
 def test_further_passes_are_augmented_and_each_is_its_own(config: Config, tmp_path: Path, run: Runtime) -> None:

@@ -53,6 +53,7 @@ _LOSSES = {
     "multilabel": ("auto", "bce", "focal"),
     "regression": ("auto", "mse", "l1", "huber"),
 }
+_FITTED_LOSSES = {"multiclass": "cross_entropy", "multilabel": "bce", "regression": "mse"}
 _METRICS = {
     "multiclass": ("auto", "accuracy", "log_loss"),
     "multilabel": ("auto", "mean_ap", "f1", "log_loss"),
@@ -128,6 +129,13 @@ class Config:
             task == "multiclass" or not fitted,
             "finetune.strategy",
             f"{self.finetune.strategy} needs task: multiclass; linear and lp_ft know the others",
+        )
+        own = self.finetune.strategy in ("linear", "svm", "auto")
+        check(
+            not own or train.loss in ("auto", _FITTED_LOSSES[task]),
+            "train.loss",
+            f"with finetune.strategy: {self.finetune.strategy}, whose head may be fitted to features by a loss of its own, "
+            f"expected auto or {_FITTED_LOSSES[task]}, got {train.loss}",
         )
 
 

@@ -41,6 +41,8 @@ def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         DataError, ChoralError: as `train`.
         Stopped: while features were computed, which are kept, or between two regularisations.
     """
+    if run.is_main and (idle := _idle_settings(config)):
+        _log.info("strategy %s makes no steps; this does not apply: %s", config.finetune.strategy, ", ".join(idle))
     # No optimizer step is made: what belongs to steps must neither be prepared nor saved.
     rate = 1.0 if config.train.lr == "auto" else config.train.lr
     config = replace(config, train=replace(config.train, lr=rate, ema_decay=0.0, soup="none"))
@@ -109,6 +111,20 @@ def fit_into(trainer: Trainer) -> dict[str, Any]:
         run.broadcast(tensor)
     run.barrier()
     return summary
+
+
+def _idle_settings(config: Config) -> list[str]:
+    """Return the keys of settings that a config, or one that it is based on, makes for optimizer steps."""
+    train, augment = config.train, config.augment
+    made = {
+        "augment.mixup": augment.mixes and augment.mixup > 0,
+        "augment.cutmix": augment.mixes and augment.cutmix > 0,
+        "train.label_smoothing": train.label_smoothing > 0,
+        "train.ema_decay": train.ema_decay > 0,
+        "train.soup": train.soup != "none",
+        "train.patience_epochs": train.patience_epochs > 0,
+    }
+    return [key for key, is_made in made.items() if is_made]
 
 
 def _fit(trainer: Trainer, train: Samples, val: Samples, between: Callable[[], None]) -> Fit:
