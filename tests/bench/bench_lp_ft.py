@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import statistics
 import sys
@@ -72,14 +73,17 @@ def run_one(
 
 
 def verdict(accuracies: dict[str, list[float]]) -> str:
-    """Say in a line whether lp_ft beat the others: in the mean, and on every seed."""
+    """Say in a line whether lp_ft beat the others: in the mean, on how many seeds, and whether by more than chance."""
     parts = []
     for other in ("linear", "full"):
         differences = [100 * (a - b) for a, b in zip(accuracies["lp_ft"], accuracies[other], strict=True)]
         mean = statistics.mean(differences)
         won = sum(difference > 0 for difference in differences)
+        spread = statistics.stdev(differences) if len(differences) > 1 else math.inf
+        clear = abs(mean) > 2 * spread / math.sqrt(len(differences))
         parts.append(
-            f"{'above' if mean > 0 else 'NOT above'} {other} ({mean:+.1f} points, {won} of {len(differences)} seeds)"
+            f"{'above' if mean > 0 else 'NOT above'} {other} ({mean:+.1f} points, {won} of {len(differences)} seeds, "
+            f"{'more' if clear else 'no more'} than twice its standard error)"
         )
     return "lp_ft is " + " and ".join(parts)
 
@@ -88,9 +92,9 @@ def main() -> int:
     """Train all of them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", default="data/elpv", help="what `choral pack elpv` wrote")
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=106, help="of batches of 32; 53 are an epoch")
-    parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 1e-3])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=212, help="of batches of 32; 53 are an epoch")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 5e-4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
