@@ -287,7 +287,8 @@ def test_lp_ft_starts_from_the_linear_head_and_resumes_with_equal_bits(
     whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
     train(config, whole, run)
     assert weights_of(whole)["conv1.0.weight"].ne(weights_of(linear)["conv1.0.weight"]).any()  # then everything
-    monkeypatch.setattr("choral.train.loop.find_rate", lambda trainer: folder.stop_file.touch())  # once the head is there
+    # Once the head is there: find_rate comes next.
+    monkeypatch.setattr("choral.train.loop.find_rate", lambda trainer: folder.stop_file.touch())
     with pytest.raises(Stopped, match="at step 1 of 4"):
         train(config, folder, run)
     monkeypatch.setattr("choral.train.loop.initial_head", lambda trainer: pytest.fail("fitted again"))
