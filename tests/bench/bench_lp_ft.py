@@ -1,6 +1,6 @@
 """A linear head, full fine-tuning, and one after the other (lp_ft), at an equal budget of optimizer steps on elpv.
 
-    python tests/bench/bench_lp_ft.py                  # about ten minutes on two cores
+    python tests/bench/bench_lp_ft.py                  # a quarter of an hour on one core
 
 EfficientNet-Lite0 from ImageNet weights, several seeds (of the head, the order and the augmentation), the same schedule
 for both kinds of fine-tuning; each gets the learning rate that the validation split (log loss) likes best with the first
