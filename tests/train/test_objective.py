@@ -13,7 +13,7 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-from choral.config import Config, DataConfig, FinetuneConfig, TrainConfig
+from choral.config import Config, DataConfig, TrainConfig
 from choral.inputs.device import Batch
 from choral.model.outputs import Outputs
 from choral.train.objective import Objective
@@ -73,17 +73,8 @@ def test_one_against_all_is_predicted_as_it_is_trained(logits: Tensor) -> None:
     assert report["log_loss"] == pytest.approx(metrics.log_loss(LABELS, expected, labels=range(4)), rel=1e-5)
     assert report["accuracy"] == (logits.argmax(1) == LABELS).double().mean().item()
     before = {key: value for key, value in goal.meta().items() if key != "one_against_all"}  # checkpoints of before
-    for meta in (before, objective("multiclass", LABELS.numpy()).meta(), fitted_head("bce").meta()):
+    for meta in (before, objective("multiclass", LABELS.numpy()).meta()):
         assert torch.equal(Outputs.from_meta(meta).predictions(logits), logits.softmax(dim=1))
-
-
-def fitted_head(loss: str) -> Objective:
-    """The objective of a head that is fitted to features, by the loss of the fit."""
-    config = Config(
-        data=DataConfig(shards="x"), train=TrainConfig(loss=loss), finetune=FinetuneConfig(strategy="linear")
-    )
-    targets = FixedTargets("multiclass", LABELS.numpy(), CLASSES)
-    return Objective.of(config, SimpleNamespace(targets=targets), DEVICE)  # type: ignore[arg-type]
 
 
 def test_class_weights_are_those_of_pytorch(logits: Tensor) -> None:

@@ -63,8 +63,7 @@ class Objective:
         targets, settings = split.targets, config.train
         mean, std = _mean_and_std(targets) if targets.task == "regression" else ((), ())
         loss = _LOSS_OF[targets.task] if settings.loss == "auto" else settings.loss
-        fitted = config.finetune.strategy in ("linear", "svm")  # not by this loss: their heads are for a softmax
-        one_against_all = targets.task == "multiclass" and loss == "bce" and not fitted
+        one_against_all = targets.task == "multiclass" and loss == "bce"
         return cls(
             Outputs(targets.task, targets.names, mean, std, one_against_all),
             loss,
