@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import Progress
 
-from choral.config import Config
+from choral.config import Config, members_of
 from choral.ensemble import score as scoring
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.ensemble.table import render
@@ -119,7 +119,7 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
         ChoralError: no member could be trained.
     """
     _check_before_start(config)
-    if not config.ensemble.members:
+    if not members_of(config):
         folder.claim(config)
         return train_one(config, folder, [str(folder.path / "config.yaml")], processes=0)
     with folder.lock():
@@ -131,7 +131,7 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
     if any(outcome.state == "stopped" for outcome in outcomes):
         console.print("stopped; run the same command again to continue")
         return Stopped.exit_code
-    members = len(config.ensemble.members)
+    members = len(members_of(config))
     if len(failed) == members:
         raise ChoralError(f"{folder.path}: none of {members} members could be trained: {failed[0].message}")
     if failed:
@@ -270,7 +270,7 @@ def _check_before_start(config: Config) -> None:
         ConfigError, DataError: naming the key, folder, shard or split.
     """
     expand(config.evaluate.views)
-    members = [member_config(config, member.name) for member in config.ensemble.members]
+    members = [member_config(config, member.name) for member in members_of(config)]
     for own in members or [config]:
         preflight(own)
     dataset = Dataset.open(config.data.shards)

@@ -61,10 +61,10 @@ def test_cores_are_shared_by_members_not_by_those_that_run_at_once(
     assert slots(2, max_parallel=3) == [("1", "")] * 3
     assert slots(12) == [("4", "")] * 3
     assert slots(12, max_parallel=1) == [("4", "")]
-    assert slots(12, processes_per_member=2) == [("2", "")] * 3
-    assert slots(8, ("0", "1", "2", "3"), processes_per_member=2) == [("", "0,1"), ("", "2,3")]
+    assert slots(12, devices_per_member=2) == [("2", "")] * 3
+    assert slots(8, ("0", "1", "2", "3"), devices_per_member=2) == [("", "0,1"), ("", "2,3")]
     with pytest.raises(ConfigError, match="2 GPUs a member, but this machine has 1"):
-        slots(8, ("0",), processes_per_member=2)
+        slots(8, ("0",), devices_per_member=2)
 
 
 def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(config: Config, tmp_path: Path) -> None:

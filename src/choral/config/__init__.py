@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from choral.config.augment import AugmentConfig
-from choral.config.data import DataConfig, PackConfig, Task
+from choral.config.data import DataConfig, PackConfig, ResampleConfig, Task
 from choral.config.ensemble import (
     LEGAL_NAME,
     EnsembleConfig,
@@ -24,6 +24,7 @@ from choral.config.ensemble import (
     TrackingConfig,
 )
 from choral.config.fields import check
+from choral.config.members import held_out_groups, members_of
 from choral.config.model import FinetuneConfig, ModelConfig
 from choral.config.train import TrainConfig
 from choral.errors import ConfigError, did_you_mean
@@ -39,12 +40,15 @@ __all__ = [
     "ModelConfig",
     "PackConfig",
     "Reference",
+    "ResampleConfig",
     "Task",
     "TrackingConfig",
     "TrainConfig",
     "binding_difference",
     "binding_values",
     "field_names",
+    "held_out_groups",
+    "members_of",
     "unknown_key",
 ]
 
@@ -96,7 +100,7 @@ class Config:
             f"must divide the micro-batch: {micro_batch} samples cannot be shared by {self.data.lanes} lanes",
         )
         self._check_task()
-        for member in self.ensemble.members:
+        for member in members_of(self):
             for key in member.set:
                 allowed = key.split(".")[0] in ("seed", "data", "model", "finetune", "augment", "train")
                 check(

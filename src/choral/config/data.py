@@ -48,6 +48,31 @@ class PackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResampleConfig:
+    """Which samples of the training split a member of an ensemble is trained on; `ensemble:` fills this in."""
+
+    kind: Literal["none", "fold", "bag", "boost"] = "none"
+    """none: all. fold: all but one fold. bag: a bootstrap sample. boost: all, weighted by what the members before got
+    wrong."""
+    number: int = 0
+    """Of the fold that is left out, of the bag, or of the round, from 0."""
+    count: int = 0
+    """With fold: how many there are."""
+    seed: int = 0
+    """Of the folds and bags; the same for all members, so that folds do not overlap."""
+    bootstrap: Literal["poisson", "exact"] = "poisson"
+    """With bag."""
+    by: Literal["loss", "sampling"] = "loss"
+    """With boost."""
+
+    def __post_init__(self) -> None:
+        check(self.number >= 0, "data.resample.number", "expected 0 or more")
+        fold = self.kind != "fold" or 0 <= self.number < self.count
+        check(fold, "data.resample.number", f"expected less than count, which is {self.count}")
+        check(self.seed >= 0, "data.resample.seed", "expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, and how they are read."""
 
@@ -61,6 +86,7 @@ class DataConfig:
     column a label). None: what was packed for the task, with `--task`."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: each sample once an epoch; balanced: each class as often, the samples of small ones more than once."""
+    resample: ResampleConfig = ResampleConfig()
     train_split: str = "train"
     val_split: str = "val"
     image_size: int = 224
@@ -92,6 +118,11 @@ class DataConfig:
         check(16 <= self.image_size <= 4096, "data.image_size", "expected 16 to 4096 pixels")
         check(0.1 <= self.crop_pct <= 1, "data.crop_pct", "expected 0.1 to 1")
         check(self.lanes >= 1, "data.lanes", "expected at least 1")
+        check(
+            self.resample.kind != "boost" or self.sampling == "shuffled",
+            "data.sampling",
+            "balanced and boosting both say how often a sample counts: choose one",
+        )
         check(
             self.lanes == 1 or self.sampling == "shuffled",
             "data.lanes",

@@ -47,23 +47,71 @@ class MemberConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig:
-    """The members, trained as parallel jobs on this machine."""
+    """The members, trained as parallel jobs.
+
+    Listed members and generators are multiplied: two architectures and five folds are ten members. `choral.config.members`
+    says what each is called and sets. Without any of them the run is one network, called `model`.
+    """
 
     members: tuple[MemberConfig, ...] = ()
-    """None: the run is one network, called `model`."""
+    """Listed one by one, each with what it sets."""
+    architectures: tuple[str, ...] = ()
+    """Values of model.name, one member each."""
+    resolutions: tuple[int, ...] = ()
+    """Values of data.image_size."""
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    """Any keys with the values they are to take, each with each: {train.lr: [1e-3, 3e-4], train.epochs: [5, 10]}."""
+    seeds: int = 0
+    """So many members that differ in the seed alone: that of the run, and those after it."""
+    folds: int = 0
+    """Parts of the training split, stratified by class, groups kept together; each member is trained on all but one of
+    them, with a seed of its own, and asked about that one (out-of-fold predictions). All validate on the validation
+    split, so that nothing of a fold reaches the member that it judges."""
+    bagging: int = 0
+    """Bootstrap samples of the training split, one a member, with a seed of its own (Breiman 1996); each member is asked
+    about what it has not seen (out-of-bag predictions)."""
+    bootstrap: Literal["poisson", "exact"] = "poisson"
+    """poisson: a hash of each key says how often it occurs, Poisson distributed with mean 1 (Oza and Russell 2001); exact:
+    as many draws with replacement as there are samples."""
+    boosting: int = 0
+    """Members trained one after the other, each on samples weighted by what the ones before got wrong (SAMME, Zhu et al.
+    2009). Ends early at a member that is no better than chance. Not with other generators."""
+    boosting_by: Literal["loss", "sampling"] = "loss"
+    """Whether the weights multiply the losses, or are the probabilities that samples are drawn with."""
+    snapshots: int = 0
+    """Networks out of each training: its schedule is run through so many times within the same steps, and the weights at
+    the end of each cycle are a voice (Huang et al. 2017)."""
     max_parallel: int = tuning(0)
     """Members trained at once; 0: as many as the devices (on a CPU: the cores) hold."""
-    processes_per_member: int = tuning(1)
-    """Ranks, and on a GPU machine devices, of each member."""
+    devices_per_member: int = tuning(1)
+    """GPUs of each member, one rank each; on a CPU: ranks."""
     retries: int = tuning(1)
     """Further attempts of a member that fails."""
 
     def __post_init__(self) -> None:
-        names = [member.name for member in self.members]
-        for name in names:
-            check(names.count(name) == 1, "ensemble.members", f"two members are called '{name}': names must differ")
+        for key in ("seeds", "folds", "bagging", "boosting", "snapshots"):
+            least = 2 if key in ("folds", "snapshots") else 1
+            value = getattr(self, key)
+            check(value == 0 or value >= least, f"ensemble.{key}", f"expected {least} or more, or 0: none")
+        check(not (self.folds and self.bagging), "ensemble.bagging", "not together with folds: choose one")
+        others = [
+            key
+            for key in ("members", "architectures", "resolutions", "grid", "seeds", "folds", "bagging", "snapshots")
+            if getattr(self, key)
+        ]
+        check(
+            not (self.boosting and others),
+            "ensemble.boosting",
+            f"is one chain of members, and goes with no other generator; remove {', '.join(others)}",
+        )
+        for key, values in self.grid.items():
+            is_list = isinstance(values, list | tuple) and len(values) > 0
+            check(is_list, f"ensemble.grid.{key}", f"expected a list of values, got '{values}'")
+        for key in ("architectures", "resolutions"):
+            values = getattr(self, key)
+            check(len(set(values)) == len(values), f"ensemble.{key}", "a value stands twice")
         check(self.max_parallel >= 0, "ensemble.max_parallel", "expected 0 or more")
-        check(self.processes_per_member >= 1, "ensemble.processes_per_member", "expected at least 1")
+        check(self.devices_per_member >= 1, "ensemble.devices_per_member", "expected at least 1")
         check(self.retries >= 0, "ensemble.retries", "expected 0 or more")
 
 

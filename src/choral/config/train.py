@@ -38,6 +38,8 @@ class TrainConfig:
     warmup_epochs: float = 1.0
     """The rate rises linearly over these, then follows the schedule."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    cycles: int = 1
+    """How often the schedule, warm-up included, is run through within the steps of the run (Loshchilov and Hutter 2017)."""
     min_lr_ratio: float = 0.0
     """Where the schedule ends, as a share of lr."""
     max_grad_norm: float | None = 1.0
@@ -110,6 +112,17 @@ class TrainConfig:
         check(0 <= self.momentum < 1, "train.momentum", "expected 0 up to, not with, 1")
         check(self.weight_decay >= 0, "train.weight_decay", "expected 0 or more")
         check(self.warmup_epochs >= 0, "train.warmup_epochs", "expected 0 or more")
+        check(self.cycles >= 1, "train.cycles", "expected at least 1")
+        check(
+            self.cycles == 1 or self.schedule != "constant",
+            "train.cycles",
+            "a constant schedule has no cycles: choose cosine or linear",
+        )
+        check(
+            self.cycles == 1 or not self.patience_epochs,
+            "train.patience_epochs",
+            "expected 0 with several cycles: validation falls back at the start of each",
+        )
         check(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", "expected 0 to 1")
         check(
             self.max_grad_norm is None or self.max_grad_norm > 0, "train.max_grad_norm", "expected more than 0, or null"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from choral.config import Config
+from choral.config import Config, EnsembleConfig, members_of
 from choral.configfile import to_yaml, with_overrides
 from choral.errors import ConfigError
 from choral.jobs.local import Job, Outcome, run_jobs
@@ -25,11 +25,16 @@ def member_config(config: Config, name: str) -> Config:
     Raises:
         ConfigError: a key or value of the member that does not fit, or no such member.
     """
-    for member in config.ensemble.members:
+    for member in members_of(config):
         if member.name == name:
-            where = f"ensemble.members.{name}.set"
-            own = with_overrides(config, member.set, where)
-            return replace(own, run=name, ensemble=replace(own.ensemble, members=()))
+            ensemble = config.ensemble
+            alone = EnsembleConfig(
+                max_parallel=ensemble.max_parallel,
+                devices_per_member=ensemble.devices_per_member,
+                retries=ensemble.retries,
+            )
+            own = with_overrides(replace(config, ensemble=alone), member.set, f"ensemble.members.{name}.set")
+            return replace(own, run=name)
     raise ConfigError(f"ensemble.members: no member '{name}'")
 
 
@@ -43,7 +48,7 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
     Raises:
         ConfigError: a member's setting does not fit, or its folder holds a member of another config.
     """
-    configs = {member.name: member_config(config, member.name) for member in config.ensemble.members}
+    configs = {member.name: member_config(config, member.name) for member in members_of(config)}
     for name, own in configs.items():
         folder.member(name).check_same(own)
     jobs = []
@@ -82,12 +87,12 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
     Raises:
         ConfigError: a member wants more GPUs than there are.
     """
-    each = config.ensemble.processes_per_member
-    members = len(config.ensemble.members)
+    each = config.ensemble.devices_per_member
+    members = len(members_of(config))
     wanted = config.ensemble.max_parallel or members
     if gpus:
         if each > len(gpus):
-            raise ConfigError(f"ensemble.processes_per_member: {each} GPUs a member, but this machine has {len(gpus)}")
+            raise ConfigError(f"ensemble.devices_per_member: {each} GPUs a member, but this machine has {len(gpus)}")
         groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)]
         groups = groups[:wanted]
         share = str(max(1, len(os.sched_getaffinity(0)) // len(groups)))
@@ -103,7 +108,7 @@ def _job(config: Config, name: str, member: RunFolder) -> Job:
     command = [
         *(sys.executable, "-m", "choral", "train", str(member.path / "requested.yaml")),
         *("--folder", str(member.path)),
-        *("--processes", str(config.ensemble.processes_per_member)),
+        *("--processes", str(config.ensemble.devices_per_member)),
     ]
     return Job(name=name, command=tuple(command), folder=member.path, env={})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from choral.checkpoints import read_meta, weights_of
-from choral.config import Config
+from choral.config import Config, members_of
 from choral.errors import ChoralError
 from choral.model.outputs import Outputs
 from choral.runfolder import RunFolder
@@ -56,9 +56,8 @@ class Voice:
 
 def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
     """Return where the members of a run live, by name; a run without members is its own only one."""
-    if not config.ensemble.members:
-        return {SINGLE: folder}
-    return {member.name: folder.member(member.name) for member in config.ensemble.members}
+    members = members_of(config)
+    return {member.name: folder.member(member.name) for member in members} if members else {SINGLE: folder}
 
 
 def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]]:
