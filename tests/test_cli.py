@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from choral.cli import _verbs, main
+from choral.cli import _parsers, main
 from toys import CLASSES, Choral, colour_image
 
 
@@ -139,7 +139,7 @@ def test_a_misspelt_model_is_told_the_nearest(config_file: Path, choral: Choral)
     assert mended.returncode == 0, mended.stderr
 
 
-@pytest.mark.parametrize("verb", list(_verbs()))
+@pytest.mark.parametrize("verb", list(_parsers()))
 def test_help_of_each_verb_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([verb, "--help"])
@@ -147,7 +147,7 @@ def test_help_of_each_verb_opens_with_an_example(verb: str, capsys: pytest.Captu
     first, example = capsys.readouterr().out.splitlines()[:2]
     assert first == "Example:"
     assert example.strip().startswith(f"choral {verb} ")
-    _verbs()[verb].parse_intermixed_args(example.split()[2:])  # what stands there is accepted
+    _parsers()[verb].parse_intermixed_args(example.split()[2:])  # what stands there is accepted
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == status
         printed = capsys.readouterr().out
         assert printed.startswith("Example")
-        assert all(f"\n  {verb} " in printed for verb in _verbs())
+        assert all(f"\n  {verb} " in printed for verb in _parsers())
 
 
 def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

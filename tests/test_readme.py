@@ -130,7 +130,7 @@ def test_parts_named_in_the_file_tree_are_those_that_exist() -> None:
         path.name for path in (REPOSITORY / "src" / "choral").iterdir() if not path.name.startswith(("__", "py.typed"))
     }
     assert named <= parts
-    assert parts - named == {"cli.py", "configfile.py", "checkpoints.py", "errors.py", "files.py"}
+    assert parts - named == {"configfile.py", "checkpoints.py", "errors.py", "files.py"}
 
 
 @pytest.mark.demo

@@ -1,0 +1,157 @@
+"""Verbs on configs and runs: config, show, train, ensemble, evaluate, score, predict, run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from choral import workflow
+from choral.cli.parser import Verbs, stderr, stdout, with_config, with_run
+from choral.configfile import load_config, to_yaml
+from choral.runfolder import RunFolder
+
+
+def add_run_verbs(verbs: Verbs) -> None:
+    """Add the verbs from config to predict."""
+    example = "choral config configs/default.yaml data.shards=shards/ train.lr=3e-4"
+    with_config(
+        verbs.add(
+            "config", config_verb, example, "Print the resolved config: defaults, base files, file and overrides."
+        )
+    )
+
+    verb = verbs.add(
+        "show",
+        show_verb,
+        "choral show configs/elpv-demo.yaml augment.preset=heavy --out heavy.png",
+        "Draw a contact sheet: training samples as evaluation sees them, and as training does in its first epochs.\n"
+        "Takes seconds, without a GPU and without a network; the data must be packed.",
+    )
+    with_config(verb)
+    verb.add_argument("--out", type=Path, metavar="FILE", help=".png or .jpg (default: show-RUN.png)")
+    verb.add_argument("--samples", type=int, default=6, help="rows (default: %(default)s)")
+    verb.add_argument("--epochs", type=int, default=5, help="augmented images a sample (default: %(default)s)")
+
+    verb = verbs.add(
+        "train",
+        train_verb,
+        "choral train configs/default.yaml data.shards=shards/ --processes 2",
+        "Train one network through Accelerate's launcher, or continue it. On a GPU machine a process is a GPU.",
+    )
+    with_config(verb)
+    verb.add_argument("--processes", type=int, default=0, help="ranks (default: all GPUs; 1 without any)")
+    verb.add_argument("--folder", type=Path, help="the run folder, instead of runs/NAME")
+
+    example = "choral ensemble configs/elpv-demo.yaml"
+    with_config(
+        verbs.add(
+            "ensemble", ensemble_verb, example, "Train the members of an ensemble as parallel jobs on this machine."
+        )
+    )
+
+    verb = verbs.add(
+        "evaluate",
+        evaluate_verb,
+        "choral evaluate elpv-demo evaluate.views=d4",
+        "Ask the trained members about the configured splits, under every view, and write the prediction ledger.",
+    )
+    with_run(verb)
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="of the evaluate section, and data.shards")
+    verb.add_argument(
+        "--processes", type=int, default=0, help="ranks (default: all GPUs; without any, up to four cores)"
+    )
+    verb.add_argument("--force", action="store_true", help="evaluate again what is there")
+
+    text = "Print members, soft and hard vote, without and with test-time views, each with a 95 % interval. No forward pass."
+    verb = with_run(verbs.add("score", score_verb, "choral score elpv-demo --json", text))
+    verb.add_argument("--split", help="default: the first that the config evaluates")
+    verb.add_argument("--json", action="store_true", help="for machines")
+
+    text = (
+        "Answer for image files: class, labels or numbers, and each member's vote. Files that cannot be read are named."
+    )
+    verb = with_run(verbs.add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text))
+    verb.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    verb.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    text = "Pack, train all members, evaluate and score: whatever is not done yet. Run it again to continue."
+    with_config(verbs.add("run", run_verb, "choral run configs/elpv-demo.yaml", text))
+
+
+def config_verb(options: argparse.Namespace) -> int:
+    """Print the resolved config."""
+    sys.stdout.write(to_yaml(load_config(options.config, options.overrides)))
+    return 0
+
+
+def show_verb(options: argparse.Namespace) -> int:
+    """Draw a contact sheet of augmented training samples."""
+    from choral.show import contact_sheet
+
+    config = load_config(options.config, options.overrides)
+    print(contact_sheet(config, options.out, options.samples, options.epochs))
+    return 0
+
+
+def train_verb(options: argparse.Namespace) -> int:
+    """Train one network through Accelerate's launcher."""
+    config = load_config(options.config, options.overrides)
+    folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
+    return workflow.train_one(config, folder, [options.config, *options.overrides], options.processes)
+
+
+def ensemble_verb(options: argparse.Namespace) -> int:
+    """Train the members of an ensemble as parallel jobs."""
+    config = load_config(options.config, options.overrides)
+    return workflow.train_all(config, RunFolder.of(config), stderr)
+
+
+def evaluate_verb(options: argparse.Namespace) -> int:
+    """Write the ledger of a run."""
+    folder = RunFolder.find(options.run)
+    return workflow.evaluate(folder, options.overrides, options.processes, options.force)
+
+
+def score_verb(options: argparse.Namespace) -> int:
+    """Print members and votes with intervals."""
+    folder = RunFolder.find(options.run)
+    scores = workflow.score(folder, options.split)
+    if options.json:
+        print(workflow.scores_as_json(scores))
+    else:
+        workflow.print_scores(scores, stdout)
+    return 0
+
+
+def predict_verb(options: argparse.Namespace) -> int:
+    """Answer for image files."""
+    folder = RunFolder.find(options.run)
+    failed = 0
+    table = Table(box=None, pad_edge=False)
+    for answer in workflow.predict(folder, options.images):
+        failed += bool(answer.error)
+        if not table.columns:
+            for heading in ("image", *answer.headings):
+                table.add_column(heading)
+        if options.json:
+            print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
+        elif answer.error:
+            empty = [""] * (len(answer.headings) - 2)
+            table.add_row(escape(answer.image), "[red]not read[/]", *empty, escape(answer.error))
+        else:
+            table.add_row(escape(answer.image), *map(escape, answer.cells()))
+    if not options.json:
+        stdout.print(table)
+    return 1 if failed else 0
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Pack, train, evaluate, score: whatever is not done yet."""
+    config = load_config(options.config, options.overrides)
+    return workflow.run_all(config, stderr, stdout)
