@@ -66,7 +66,19 @@ def test_every_part_has_a_level() -> None:
     assert {part_of(path) for path in MODULES} - {"__init__"} == set(LEVEL_OF)
 
 
-@pytest.mark.parametrize("module", ["cli", "workflow", "config", "shards.pack", "jobs.local", "score.metrics"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cli",
+        "workflow",
+        "config",
+        "inputs.sample_weights",
+        "predict.voices",
+        "shards.pack",
+        "jobs.local",
+        "score.metrics",
+    ],
+)
 def test_light_parts_do_not_import_torch(module: str) -> None:
     code = f"import sys, choral.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,8 @@
       ema.safetensors         the same, averaged over the steps (train.ema_decay)
       soup.safetensors        the same, averaged over the ends of epochs (train.soup), in the last checkpoint
       optimizer.safetensors   the optimizer's tensors, as "PARAMETER:NAME"
-      state.json              step, best value, classes, optimizer settings, and the SHA-256 of the other files
+      state.json              step, best value, classes, optimizer settings, and the SHA-256 of the other files; at the
+                              end of a cycle of the schedule (train.cycles) also the number of the cycle, as "snapshot"
     checkpoints/best.json     which one is the best, and which of its weights
 
 A checkpoint is a folder, complete or absent: written aside, synced and renamed. Hashes are verified before anything is
@@ -43,13 +44,14 @@ def step_of(path: Path) -> int:
 def write_checkpoint(
     folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], meta: Mapping[str, Any], keep: int
 ) -> None:
-    """Write the checkpoint of a step and delete all but the newest `keep` and the best.
+    """Write the checkpoint of a step and delete all but the newest `keep`, the best, and snapshots.
 
     Args:
         folder: the run's checkpoints folder.
         step: names it.
         files: name to a function that writes the file at a path.
-        meta: JSON content of state.json; the hashes of the files are added.
+        meta: JSON content of state.json; the hashes of the files are added. With "snapshot", the checkpoint is never
+            deleted.
         keep: at least 1.
 
     Raises:
@@ -77,7 +79,7 @@ def write_checkpoint(
         ) from error
     best = (read_json(folder / "best.json") or {}).get("checkpoint")
     for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
-        if path.name != best:
+        if path.name != best and not _snapshot_number(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -137,6 +139,20 @@ def weights_of(folder: Path, which: str) -> tuple[Path, str]:
         return path, str(marker.get("weights", MODEL))
     held = read_meta(path)["sha256"]
     return path, next((name for name in (SOUP, EMA) if name in held), MODEL)
+
+
+def snapshots_of(folder: Path) -> list[tuple[Path, str]]:
+    """Return the checkpoints at the ends of cycles, in order, each with the name of the file whose weights count.
+
+    They are the moving average, if there is one, else the weights as they were trained, as with the last checkpoint.
+    """
+    found = sorted(path for path in folder.glob("step-*") if _snapshot_number(path))
+    return [(path, EMA if EMA in read_meta(path)["sha256"] else MODEL) for path in found]
+
+
+def _snapshot_number(path: Path) -> int:
+    """Return the number of the cycle that a checkpoint ended, counted from 1; 0: none."""
+    return int((read_json(path / STATE) or {}).get("snapshot", 0))
 
 
 def read_meta(path: Path) -> dict[str, Any]:

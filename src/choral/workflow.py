@@ -257,8 +257,11 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
     config = folder.config()
     voices, unfinished = voices_of(folder, config)
     if unfinished:
-        total = len(voices) + len(unfinished)
-        print(f"{len(voices)} of {total} members answer; not trained: {', '.join(unfinished)}", file=sys.stderr)
+        answering = len({voice.member for voice in voices})
+        print(
+            f"{answering} of {answering + len(unfinished)} members answer; not trained: {', '.join(unfinished)}",
+            file=sys.stderr,
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from predict_images(config, voices, images, device)
 

@@ -52,7 +52,7 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     """
     dataset = open_dataset(config.data)
     plan = plan_evaluation(config, folder, dataset)
-    asked = len(plan.voices)
+    asked = len({voice.member for voice in plan.voices})
     if plan.unfinished:
         _log.warning(
             "%d of %d members: not trained: %s", asked, asked + len(plan.unfinished), ", ".join(plan.unfinished)
@@ -61,7 +61,7 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     for name in plan.ledgers if force else plan.missing():
         split = open_split(config, dataset, name, place)
         path, meta = plan.ledgers[name]
-        _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
+        _log.info("%s: %d samples, %d networks, %d views", name, len(split), len(plan.voices), len(plan.views))
         _SplitEvaluation(config, folder, run, place, split, plan, meta).write(path)
 
 

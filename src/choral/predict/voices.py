@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from choral.checkpoints import read_meta, weights_of
+from choral.checkpoints import read_meta, snapshots_of, weights_of
 from choral.config import Config, members_of
 from choral.errors import ChoralError
+from choral.inputs.sample_weights import rounds_of
 from choral.model.outputs import Outputs
 from choral.runfolder import RunFolder
 
@@ -25,6 +26,9 @@ class Voice:
     """A trained network that has not been loaded yet."""
 
     name: str
+    """Of its column in ledgers and its row in tables: the member's, or with snapshots MEMBER.1, MEMBER.2 and so on."""
+    member: str
+    """Whose training it comes from."""
     config: Config
     checkpoint: Path
     outputs: Outputs
@@ -55,13 +59,23 @@ class Voice:
 
 
 def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
-    """Return where the members of a run live, by name; a run without members is its own only one."""
+    """Return where the members of a run live, by name; a run without members is its own only one.
+
+    Members that come after the end of a chain of boosting are none, nor is one that ended it by being no better than chance.
+    """
     members = members_of(config)
-    return {member.name: folder.member(member.name) for member in members} if members else {SINGLE: folder}
+    if not members:
+        return {SINGLE: folder}
+    rounds = rounds_of(folder) if config.ensemble.boosting else None
+    names = [member.name for member in members if rounds is None or not rounds.leaves_out(member.name)]
+    return {name: folder.member(name) for name in names}
 
 
 def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]]:
-    """Return the trained members of a run, and the names of those whose training is not finished.
+    """Return the trained networks of a run, and the names of the members whose training is not finished.
+
+    A member has one network, which `evaluate.checkpoint` chooses, or with `ensemble.snapshots` one from the end of each
+    cycle of its schedule.
 
     Raises:
         ChoralError: none is finished, or they were trained on different classes.
@@ -72,24 +86,48 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
         if member.result is None:
             unfinished.append(name)
             continue
-        checkpoint, weights = weights_of(member.checkpoints, config.evaluate.checkpoint)
-        meta = read_meta(checkpoint)
-        voices.append(
-            Voice(
-                name=name,
-                config=member.config(),
-                checkpoint=checkpoint,
-                outputs=Outputs.from_meta(meta),
-                mean=tuple(meta["mean"]),
-                std=tuple(meta["std"]),
-                weights=weights,
-                weights_hash=str(meta["sha256"][weights]),
-                dataset=str(meta["dataset"]),
-            )
-        )
+        voices += _voices_of_member(name, member, config)
     if not voices:
-        raise ChoralError(f"{folder.path}: no member has finished training ({', '.join(unfinished)}); train them first")
+        raise ChoralError(f"{folder.path}: no member has finished training ({_why_none(folder, unfinished)})")
     for voice in voices:
         if not voice.outputs.agree(voices[0].outputs):
             raise ChoralError(f"{folder.path}: {voice.name} and {voices[0].name} were trained on different classes")
     return voices, unfinished
+
+
+def _voices_of_member(name: str, member: RunFolder, config: Config) -> list[Voice]:
+    """Return the networks of a member whose training is finished."""
+    cycles = config.ensemble.snapshots
+    if not cycles:
+        return [_voice(name, name, member, *weights_of(member.checkpoints, config.evaluate.checkpoint))]
+    found = snapshots_of(member.checkpoints)
+    if len(found) != cycles:
+        raise ChoralError(
+            f"{member.path}: has {len(found)} of {cycles} snapshots; delete its result.json and the checkpoints behind the "
+            "missing one, and train it again: it continues from there"
+        )
+    return [_voice(f"{name}.{number}", name, member, *place) for number, place in enumerate(found, start=1)]
+
+
+def _voice(name: str, member: str, folder: RunFolder, checkpoint: Path, weights: str) -> Voice:
+    meta = read_meta(checkpoint)
+    return Voice(
+        name=name,
+        member=member,
+        config=folder.config(),
+        checkpoint=checkpoint,
+        outputs=Outputs.from_meta(meta),
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        weights=weights,
+        weights_hash=str(meta["sha256"][weights]),
+        dataset=str(meta["dataset"]),
+    )
+
+
+def _why_none(folder: RunFolder, unfinished: list[str]) -> str:
+    if unfinished:
+        return f"{', '.join(unfinished)}; train them first"
+    rounds = rounds_of(folder)
+    assert rounds is not None, "without unfinished members, a chain has ended before the first"
+    return rounds.ended
