@@ -215,13 +215,17 @@ def track_evaluation(config: Config, folder: RunFolder) -> None:
 
 
 def score(folder: RunFolder, split: str | None) -> scoring.Scores:
-    """Score the ledger of a split (None: the first that the config evaluates) and keep the result in the run folder.
+    """Score the ledger of a split and keep the result in the run folder.
+
+    Args:
+        folder: of the run.
+        split: None: `default_split`.
 
     Raises:
         DataError: the split has not been evaluated.
     """
     config = folder.config()
-    name = split or config.evaluate.splits[0]
+    name = split or default_split(folder, config)
     path = folder.predictions / f"{name}.parquet"
     if not path.is_file():
         found = ", ".join(sorted(file.stem for file in folder.predictions.glob("*.parquet"))) or "none"
@@ -232,6 +236,11 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
     scores = scoring.score_run(Ledger.open(path), references)
     write_json(folder.path / f"scores-{name}.json", scores)
     return scores
+
+
+def default_split(folder: RunFolder, config: Config) -> str:
+    """Return the split that is scored if none is named: test where it is evaluated, else the last of evaluate.splits."""
+    return "test" if (folder.predictions / "test.parquet").is_file() else config.evaluate.splits[-1]
 
 
 def print_scores(scores: scoring.Scores, console: Console) -> None:

@@ -40,6 +40,7 @@ def overrides(strategy: str, seed: int, rate: float, options: argparse.Namespace
         "train.save_every_steps=1000000",
         "ensemble.members=[]",
         "evaluate.views=identity",
+        "evaluate.splits=[test]",
         "tracking.wandb=off",
         f"run={folder.name}",
     ]

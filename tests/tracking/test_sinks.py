@@ -107,7 +107,14 @@ def test_an_evaluation_shows_the_worst_predictions_and_the_table(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(
-        config_file, ["train.steps=2", "tracking.wandb=offline", "tracking.group=mine", "tracking.worst_images=3"]
+        config_file,
+        [
+            "train.steps=2",
+            "tracking.wandb=offline",
+            "tracking.group=mine",
+            "tracking.worst_images=3",
+            "evaluate.splits=[test]",
+        ],
     )
     folder = new_folder(tmp_path / "solo")
     folder.claim(load_config(config_file, ["train.steps=2"]))
@@ -182,7 +189,8 @@ def test_the_worst_predictions_lie_in_the_run_folder(
 def test_an_evaluation_that_was_not_sent_is_sent_by_the_next_call(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config(config_file, ["tracking.wandb=offline", "tracking.worst_images=0"])
+    settings = ["tracking.wandb=offline", "tracking.worst_images=0", "evaluate.splits=[test]"]
+    config = load_config(config_file, settings)
     folder = new_folder(tmp_path / "run")
     calls = []
 

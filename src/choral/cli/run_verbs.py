@@ -70,7 +70,7 @@ def add_run_verbs(verbs: Verbs) -> None:
 
     text = "Print members, soft and hard vote, without and with test-time views, each with a 95 % interval. No forward pass."
     verb = with_run(verbs.add("score", score_verb, "choral score elpv-demo --json", text))
-    verb.add_argument("--split", help="default: the first that the config evaluates")
+    verb.add_argument("--split", help="default: test where it is evaluated, else the last of evaluate.splits")
     verb.add_argument("--json", action="store_true", help="for machines")
 
     text = (

@@ -16,7 +16,8 @@ LEGAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class EvaluateConfig:
     """How trained members are asked."""
 
-    splits: tuple[str, ...] = ("test",)
+    splits: tuple[str, ...] = tuning(("val", "test"))
+    """Validation as well: what combines members (weights, temperature) is fitted there, and judged on test."""
     views: tuple[str, ...] = ("identity", "hflip")
     """Test-time views whose probabilities are averaged; d4 stands for the eight flips and rotations."""
     batch_size: int = tuning(64)
