@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from choral.config import Config, members_of
 from choral.ensemble import score as scoring
+from choral.ensemble.absent import absent_from, absent_members, how_many
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
@@ -131,14 +132,12 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
     if any(outcome.state == "stopped" for outcome in outcomes):
         console.print("stopped; run the same command again to continue")
         return Stopped.exit_code
-    members = len(members_of(config))
-    if len(failed) == members:
+    members = len(member_folders(folder, config))
+    if failed and len(failed) == members:
         raise ChoralError(f"{folder.path}: none of {members} members could be trained: {failed[0].message}")
     if failed:
-        names = ", ".join(outcome.job.name for outcome in failed)
-        console.print(
-            f"{members - len(failed)} of {members} members are trained; failed: {names}", style="yellow", markup=False
-        )
+        words = how_many(members, absent_members(folder, config))
+        console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -162,6 +161,7 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
         if code:
             return code
     show_evaluation(config, folder)
+    _say_absent(folder, config)
     return 0
 
 
@@ -233,7 +233,9 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
             f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
         )
     references = [asdict(reference) for reference in config.references if reference.split == name]
-    scores = scoring.score_run(Ledger.open(path), references)
+    ledger = Ledger.open(path)
+    absent = absent_from(ledger.members, folder, config)
+    scores = scoring.score_run(ledger, references, absent, configured=len(member_folders(folder, config)))
     write_json(folder.path / f"scores-{name}.json", scores)
     return scores
 
@@ -264,13 +266,8 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
     from choral.predict.images import predict_images
 
     config = folder.config()
-    voices, unfinished = voices_of(folder, config)
-    if unfinished:
-        answering = len({voice.member for voice in voices})
-        print(
-            f"{answering} of {answering + len(unfinished)} members answer; not trained: {', '.join(unfinished)}",
-            file=sys.stderr,
-        )
+    voices, _ = voices_of(folder, config)
+    _say_absent(folder, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from predict_images(config, voices, images, device)
 
@@ -296,6 +293,11 @@ def _check_before_start(config: Config) -> None:
     for own in members or [config]:
         check_name(own.model.name)
         check_optimizer(own.train.optimizer)
+
+
+def _say_absent(folder: RunFolder, config: Config) -> None:
+    if words := how_many(len(member_folders(folder, config)), absent_members(folder, config)):
+        print(words, file=sys.stderr)
 
 
 def _gpus() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,14 @@ def test_one_member_fails_for_good_and_the_others_answer(config_file: Path, tmp_
     overrides = [members, "ensemble.retries=0", "train.steps=2", "evaluate.views=identity,hflip"]
     result = choral("run", config_file, *overrides)
     assert result.returncode == 1
-    assert "2 of 3 members are trained; failed: bad" in result.stderr
-    assert "drop_path_rate" in result.stderr
-    rows = json.loads(choral("score", "toy", "--json").stdout)["rows"]
-    assert [row["name"] for row in rows[:4]] == ["member/good", "member/fine", "soft", "hard"]
+    why = r"failed: ConfigError: .*drop_path_rate.* \(log: runs/toy/members/bad/log.txt\)"
+    assert re.search(f"^2 of 3 members; without bad: {why}$", result.stderr, re.MULTILINE)
+    assert re.search(f"2 of 3 members; without bad: {why}", " ".join(result.stdout.split()))
+    score = choral("score", "toy", "--json")
+    scores = json.loads(score.stdout)
+    assert [row["name"] for row in scores["rows"][:4]] == ["member/good", "member/fine", "soft", "hard"]
+    assert (scores["configured"], list(scores["absent"])) == (3, ["bad"])
+    assert score.returncode == 0 and re.fullmatch(why, scores["absent"]["bad"])
     again = choral("run", config_file, *overrides)  # tries the failed one again, and nothing else
     assert again.returncode == 1
     assert "good: " not in again.stderr

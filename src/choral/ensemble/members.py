@@ -12,6 +12,7 @@ from rich.console import Console
 
 from choral.config import Config, EnsembleConfig, members_of
 from choral.configfile import to_yaml, with_overrides
+from choral.ensemble.absent import forget_failure, note_failures
 from choral.errors import ConfigError
 from choral.jobs.local import Job, Outcome, run_jobs
 from choral.runfolder import RunFolder, write_atomic
@@ -63,8 +64,13 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
 def run_members(
     jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
 ) -> list[Outcome]:
-    """Train members, as many at once as there are slots, with a live table, and return how each ended."""
-    return run_jobs(
+    """Train members, as many at once as there are slots, with a live table, and return how each ended.
+
+    Why a member failed for good is left in its folder: see `absent_members`.
+    """
+    for job in jobs:
+        forget_failure(RunFolder(job.folder))
+    outcomes = run_jobs(
         jobs,
         slots=slots,
         retries=retries,
@@ -73,6 +79,8 @@ def run_members(
         grace_s=_GRACE_S,
         console=console,
     )
+    note_failures(outcomes)
+    return outcomes
 
 
 def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:

@@ -76,6 +76,8 @@ class Scores(TypedDict):
     n: int
     skipped: int
     members: list[str]
+    configured: int  # members of the run
+    absent: dict[str, str]  # those of them that the ledger is without, and why
     tta_views: list[str]
     best_member: str
     dataset: str

@@ -21,7 +21,12 @@ from choral.score.intervals import DRAWS, LEVEL
 __all__ = ["Scores", "score_run", "to_json"]
 
 
-def score_run(ledger: Ledger, references: Sequence[Mapping[str, Any]] = ()) -> Scores:
+def score_run(
+    ledger: Ledger,
+    references: Sequence[Mapping[str, Any]] = (),
+    absent: Mapping[str, str] | None = None,
+    configured: int = 0,
+) -> Scores:
     """Score the members of a ledger and what they say together.
 
     Multilabel and regression have a row for each metric, and of regression for each target, and name: see `label_rows`
@@ -38,6 +43,8 @@ def score_run(ledger: Ledger, references: Sequence[Mapping[str, Any]] = ()) -> S
     Args:
         ledger: of one split.
         references: published figures (name, metric, value, source) that are passed on.
+        absent: members of the run that the ledger is without, and why; passed on.
+        configured: members of the run; 0: as many as have columns.
 
     Raises:
         DataError: a ledger without a sample.
@@ -68,6 +75,8 @@ def score_run(ledger: Ledger, references: Sequence[Mapping[str, Any]] = ()) -> S
         n=len(ledger),
         skipped=ledger.meta.skipped,
         members=list(ledger.members),
+        configured=configured or len(ledger.members),
+        absent=dict(absent or {}),
         tta_views=list(ledger.meta.tta_views) if "tta" in ledger.views else [],
         best_member=best,
         dataset=ledger.meta.dataset,

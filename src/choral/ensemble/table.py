@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from choral.ensemble.absent import how_many
 from choral.ensemble.rows import ClassRow, Numbers, Row, Scores, TargetRow
 
 _HEADINGS = {
@@ -40,9 +41,11 @@ def render(scores: Scores) -> Table:
     Published figures stand in rows of their own, below, marked as such, with their source and without an interval.
     """
     skipped = f", {scores['skipped']} unreadable and left out" if scores["skipped"] else ""
+    absent, total = len(scores["absent"]), scores["configured"]
+    members = f"; {total - absent} of {total} members" if absent else ""
     single = scores["task"] == "multiclass"
     table = Table(
-        title=Text(f"{scores['split']}: {scores['n']} samples{skipped}"),
+        title=Text(f"{scores['split']}: {scores['n']} samples{skipped}{members}"),
         caption=Text(_notes(scores), justify="left"),
         box=box.SIMPLE_HEAD,
         pad_edge=single,  # a column more than others: names need the room
@@ -113,4 +116,6 @@ def _notes(scores: Scores) -> str:
     for source in sources:
         names = [reference["name"] for reference in scores["references"] if reference["source"] == source]
         notes.append(f"published: {', '.join(names)}: {source}; perhaps on other samples, so not compared in pairs")
+    if scores["absent"]:
+        notes.insert(0, how_many(scores["configured"], scores["absent"]))
     return "\n".join(notes)
