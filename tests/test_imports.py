@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "choral"
 LEVELS = [
     {"errors"},
-    {"files"},
+    {"files", "figures"},
     {"config"},
     {"configfile"},
     {"runfolder"},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from choral.figures.svg import CURVE, GRID, MARK, QUIET, line, page, polyline, round_scale, text, upright
+
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 56, 60
-_INK, _QUIET, _GRID, _CURVE, _MARK = "#1f2933", "#66727f", "#e4e8ec", "#1565a8", "#c2410c"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -31,70 +32,40 @@ def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequen
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="Helvetica, Arial, sans-serif" font-size="13">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         f'<clipPath id="plot"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
         f'height="{_HEIGHT - _TOP - _BOTTOM}"/></clipPath>',
-        _text(_LEFT, 28, "Learning-rate range test", size=16, weight="bold"),
+        text(_LEFT, 28, "Learning-rate range test", size=16, weight="bold"),
     ]
     for tick in ticks:
-        parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), _GRID))
-        parts.append(_text(_LEFT - 10, y(tick) + 4.5, f"{tick:g}", _QUIET, anchor="end"))
+        parts.append(line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), GRID))
+        parts.append(text(_LEFT - 10, y(tick) + 4.5, f"{tick:g}", QUIET, anchor="end"))
     for power in range(first, last + 1):
-        parts.append(_line(x(10.0**power), _HEIGHT - _BOTTOM, x(10.0**power), _HEIGHT - _BOTTOM + 5, _QUIET))
+        parts.append(line(x(10.0**power), _HEIGHT - _BOTTOM, x(10.0**power), _HEIGHT - _BOTTOM + 5, QUIET))
         label = f"10{str(power).translate(_SUPERSCRIPTS)}"
-        parts.append(_text(x(10.0**power), _HEIGHT - _BOTTOM + 21, label, _QUIET, anchor="middle"))
-    parts.append(_line(_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, _QUIET))
-    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts.append(
-        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 14, "learning rate (per step, logarithmic)", anchor="middle")
-    )
-    parts.append(f'<g transform="rotate(-90 20 {middle})">{_text(20, middle, "training loss", anchor="middle")}</g>')
+        parts.append(text(x(10.0**power), _HEIGHT - _BOTTOM + 21, label, QUIET, anchor="middle"))
+    parts.append(line(_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, QUIET))
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(text(middle, _HEIGHT - 14, "learning rate (per step, logarithmic)", anchor="middle"))
+    parts.append(upright(20, (_TOP + _HEIGHT - _BOTTOM) / 2, "training loss"))
     dots = (
         f'<circle cx="{x(rate):.1f}" cy="{y(loss):.1f}" r="2"/>'
         for rate, loss in zip(rates, losses, strict=True)
         if low <= loss <= high
     )
-    parts.append(f'<g fill="{_CURVE}" fill-opacity="0.3">{"".join(dots)}</g>')
-    points = " ".join(f"{x(rate):.1f},{y(loss):.1f}" for rate, loss in zip(rates, smoothed, strict=True))
-    parts.append(
-        f'<polyline clip-path="url(#plot)" points="{points}" fill="none" stroke="{_CURVE}" stroke-width="2.5" '
-        'stroke-linejoin="round"/>'
-    )
+    parts.append(f'<g fill="{CURVE}" fill-opacity="0.3">{"".join(dots)}</g>')
+    points = [(x(rate), y(loss)) for rate, loss in zip(rates, smoothed, strict=True)]
+    parts.append(polyline(points, CURVE, clip="plot"))
     if chosen is not None:
         place = x(chosen)
-        left_half = place < (_LEFT + _WIDTH - _RIGHT) / 2
-        parts.append(_line(place, _TOP - 4, place, _HEIGHT - _BOTTOM, _MARK, width=1.5, dash="5 4"))
-        label = f"chosen: {chosen:.1e}"
-        parts.append(
-            _text(place + (7 if left_half else -7), _TOP + 6, label, _MARK, anchor="start" if left_half else "end")
-        )
-    legend = _WIDTH - _RIGHT
-    parts.append(_text(legend, 28, "dots: each step; line: smoothed", _QUIET, anchor="end"))
-    return "\n".join([*parts, "</svg>\n"])
+        left_half = place < middle
+        parts.append(line(place, _TOP - 4, place, _HEIGHT - _BOTTOM, MARK, width=1.5, dash="5 4"))
+        label, anchor = f"chosen: {chosen:.1e}", "start" if left_half else "end"
+        parts.append(text(place + (7 if left_half else -7), _TOP + 6, label, MARK, anchor=anchor))
+    parts.append(text(_WIDTH - _RIGHT, 28, "dots: each step; line: smoothed", QUIET, anchor="end"))
+    return page(_WIDTH, _HEIGHT, parts)
 
 
 def _scale(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float, list[float]]:
     """Return the ends of the loss axis and its ticks at round numbers; a divergence at the end does not flatten the rest."""
     floor = min(losses)
-    ceiling = min(max(smoothed), max(losses[:10]) + 0.5 * (max(losses[:10]) - floor))
-    span = max(ceiling - floor, 1e-6)
-    step = 10.0 ** math.floor(math.log10(span / 4))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
-    low, high = math.floor(floor / step - 0.3), math.ceil(ceiling / step + 0.3)
-    return low * step, high * step, [round(number * step, 10) for number in range(low, high + 1)]
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0, dash: str = "") -> str:
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{dashes}/>'
-
-
-def _text(
-    x: float, y: float, text: str, colour: str = _INK, *, size: int = 13, weight: str = "normal", anchor: str = "start"
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size}" font-weight="{weight}" '
-        f'text-anchor="{anchor}">{text}</text>'
-    )
+    return round_scale(floor, min(max(smoothed), max(losses[:10]) + 0.5 * (max(losses[:10]) - floor)))
