@@ -257,6 +257,11 @@ class Index:
         """Return the number of samples."""
         return int(self._table.num_rows)
 
+    @property
+    def table(self) -> pa.Table:
+        """All columns, mapped into memory."""
+        return self._table
+
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
         """(shards of the split,) int64: samples of this split in each of its shards, in row order."""

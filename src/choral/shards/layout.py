@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,12 +19,11 @@ from choral.shards.options import PackOptions
 from choral.shards.sources import ImageSource, TarSource
 from choral.shards.sources.base import check_targets
 from choral.shards.splits import carve, key_hashes, shares
+from choral.shards.strata import groups_of, strata_of
 
 _SMALL_SHARD = (
     64  # small data are spread over eight shards, but none smaller than this: enough to work in parallel and to resume
 )
-_BINS = 10  # of the first target, over which a regression's splits are spread evenly
-_COMMON = 10  # samples that make a combination of labels a stratum of its own
 _NOT_METADATA = (LABEL_IDS, "key", "location", "size", "label", "split", "group", "shard", "offset", "length", "ext")
 
 
@@ -132,12 +130,12 @@ def assign_splits(
     _check_classes(samples, result, classes, options)
     val, test = _fractions(set(given or ()), source, options)
     strata = _strata(samples, options.stratify or source.stratify, options.task, classes)
-    groups = _groups(samples)
+    groups = groups_of(samples)
     if val or test:
         pool = np.flatnonzero(result == 0)
         counts = shares(samples.num_rows, val, test)
         keys = samples["key"].take(pa.array(pool)).to_pylist()
-        pool_groups = None if groups is None else np.unique(groups[pool], return_inverse=True)[1]
+        pool_groups = None if groups is None else np.unique(groups[1][pool], return_inverse=True)[1]
         pool_strata = np.unique(strata[pool], return_inverse=True)[1]
         result[pool] = carve(keys, pool_strata, *counts, options.seed, pool_groups)
         _check_classes(samples, result, classes, options)
@@ -160,15 +158,7 @@ def _fractions(given: set[str], source: ImageSource | TarSource, options: PackOp
 def _strata(samples: pa.Table, columns: Sequence[str], task: str, classes: Sequence[str]) -> NDArray[np.int64]:
     """Return the (n,) number of each sample's combination of class (or what comes near it) and the values of `columns`."""
     known = metadata_columns(samples)
-    if task == "multiclass":
-        strata: NDArray[np.int64] = samples["label"].to_numpy()
-    elif task == "multilabel":
-        strata = _label_strata(samples, len(classes))
-    else:
-        values = samples[classes[0]].to_numpy()
-        bins = max(1, min(_BINS, len(values) // _BINS))
-        edges = np.unique(np.quantile(values, np.arange(1, bins) / bins))
-        strata = np.searchsorted(edges, values, side="right")
+    strata: NDArray[np.int64] = strata_of(samples, task, classes)
     for name in columns:
         if name not in known:
             raise ConfigError(
@@ -182,29 +172,6 @@ def _strata(samples: pa.Table, columns: Sequence[str], task: str, classes: Seque
         ranks = np.unique(np.array([str(value) for value in values.to_pylist()]), return_inverse=True)[1]
         strata = np.unique(strata * (int(ranks.max()) + 1) + ranks, return_inverse=True)[1]
     return strata
-
-
-def _label_strata(samples: pa.Table, labels: int) -> NDArray[np.int64]:
-    """Return the (n,) number of each sample's combination of labels; rare ones are pooled by the rarest of their labels."""
-    sets: list[list[int]] = samples[LABEL_IDS].to_pylist()
-    combinations = Counter(map(tuple, sets))
-    counts = count_classes(samples, "multilabel", labels)
-    names = [
-        f"{ids}" if combinations[tuple(ids)] >= _COMMON or not ids else f"rare {min(ids, key=lambda i: (counts[i], i))}"
-        for ids in sets
-    ]
-    numbers: NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
-    return numbers
-
-
-def _groups(samples: pa.Table) -> NDArray[np.int64] | None:
-    """Return the (n,) number of each sample's group (its own where it has none), or None if nothing is grouped."""
-    if "group" not in samples.column_names or samples["group"].null_count == samples.num_rows:
-        return None
-    keys, groups = samples["key"].to_pylist(), samples["group"].to_pylist()
-    names = [f"0{key}" if group is None else f"1{group}" for key, group in zip(keys, groups, strict=True)]
-    numbers: NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
-    return numbers
 
 
 def _check_keys(samples: pa.Table, splits: NDArray[np.int8], source: ImageSource | TarSource) -> None:

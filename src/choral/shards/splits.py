@@ -88,10 +88,20 @@ def apportion(total: int, sizes: NDArray[np.int64], capacity: NDArray[np.int64])
     return result
 
 
-def _carve_groups(
-    hashes: NDArray[np.uint64], strata: NDArray[np.int64], val: int, test: int, groups: NDArray[np.int64]
-) -> NDArray[np.int8]:
-    """Place whole groups, the largest first, each where its strata are still missed most."""
+def place_groups(
+    hashes: NDArray[np.uint64], strata: NDArray[np.int64], groups: NDArray[np.int64], wanted: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Place whole groups, the largest first, each into the part where its strata are still missed most.
+
+    Args:
+        hashes: (n,) uint64 of the samples; they decide between groups of one size.
+        strata, groups: (n,) int64, from 0, numbered without gaps.
+        wanted: (parts, strata) how many samples each part should get; parts that want none get none.
+
+    Returns:
+        (groups,) int64, the part of each group. Of parts that want the same, none is left without any while there are as
+        many groups as parts.
+    """
     count = int(groups.max()) + 1
     kinds = int(strata.max()) + 1
     tie = np.zeros(count, dtype=np.uint64)
@@ -99,21 +109,30 @@ def _carve_groups(
     cells, amounts = np.unique(groups * kinds + strata, return_counts=True)
     ends = np.searchsorted(cells, np.arange(1, count + 1) * kinds).tolist()
     contents = list(zip((cells % kinds).tolist(), amounts.tolist(), strict=True))  # (stratum, samples), by group
-    wanted = np.array([len(strata) - val - test, val, test])[:, None] * np.bincount(strata)[None, :] / len(strata)
-    lacking: list[list[float]] = wanted.tolist()  # [split][stratum]; plain lists: a loop over groups, not over arrays
-    asked = [split for split, size in ((TRAIN, len(strata)), (VAL, val), (TEST, test)) if size]
-    home = np.zeros(count, dtype=np.int8)
+    lacking: list[list[float]] = wanted.tolist()  # [part][stratum]; plain lists: a loop over groups, not over arrays
+    room: list[float] = wanted.sum(axis=1).tolist()  # of each part; decides where its strata are missed alike
+    asked = [part for part, size in enumerate(room) if size > 0]
+    home = np.zeros(count, dtype=np.int64)
     for number in np.lexsort((tie, -np.bincount(groups))).tolist():
         mine = contents[ends[number - 1] if number else 0 : ends[number]]
-        best = max(asked, key=lambda split: sum(lacking[split][s] * n for s, n in mine))
+        best = max(asked, key=lambda part: (sum(lacking[part][s] * n for s, n in mine), room[part]))
         for stratum, amount in mine:
             lacking[best][stratum] -= amount
+            room[best] -= amount
         home[number] = best
-    for split in asked:
-        if not (home == split).any():
+    return home
+
+
+def _carve_groups(
+    hashes: NDArray[np.uint64], strata: NDArray[np.int64], val: int, test: int, groups: NDArray[np.int64]
+) -> NDArray[np.int8]:
+    wanted = np.array([len(strata) - val - test, val, test])[:, None] * np.bincount(strata)[None, :] / len(strata)
+    home = place_groups(hashes, strata, groups, wanted).astype(np.int8)
+    for split, size in ((TRAIN, len(strata)), (VAL, val), (TEST, test)):
+        if size and not (home == split).any():
             name = ("training", "validation", "testing")[split]
             raise DataError(
-                f"{count} groups cannot be divided: {name} would get none of them; bring more groups or ask for a "
+                f"{len(home)} groups cannot be divided: {name} would get none of them; bring more groups or ask for a "
                 "larger fraction"
             )
     return home[groups]
