@@ -31,13 +31,13 @@ class FixedTargets:
     def __len__(self) -> int:
         return len(self._values)
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self, rows: None) -> Iterator[np.ndarray]:
         yield from np.array_split(self._values, 2)
 
 
 def objective(task: str, values: np.ndarray, names: tuple[str, ...] = CLASSES, **train: object) -> Objective:
     config = Config(task=task, data=DataConfig(shards="x"), train=TrainConfig(**train))  # type: ignore[arg-type]
-    split = SimpleNamespace(targets=FixedTargets(task, values, names))
+    split = SimpleNamespace(targets=FixedTargets(task, values, names), training_rows=None)
     return Objective.of(config, split, DEVICE)  # type: ignore[arg-type]
 
 

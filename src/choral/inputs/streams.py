@@ -1,7 +1,7 @@
 """From a config to the batches that a rank trains on or is asked about: index, cache, host loader, device loader.
 
-Which samples make a batch comes from `EpochPlan`, `BalancedPlan` or `exact_rows`; everything here only decides how
-fast they arrive.
+Which samples make a batch comes from `Selection`, `EpochPlan`, `BalancedPlan` and `exact_rows`; everything here only
+decides how fast they arrive.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from choral.inputs.crop import Crop
 from choral.inputs.device import DeviceLoader
 from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.loader import HostLoader, Order
+from choral.inputs.resample import Selection, select
 from choral.inputs.targets import Targets
 from choral.shards.index import Dataset, Index
-from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, exact_rows, slice_of
+from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, SelectedPlan, exact_rows, slice_of
 from choral.shards.store import LocalStore
 
 
@@ -51,14 +52,35 @@ class Split:
     store: LocalStore
     cache: DecodedCache | None
     targets: Targets
+    selection: Selection | None = None
+    """Which samples are trained on, and how often each; None: all, once."""
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def training_samples(self) -> int:
+        """How many samples one pass of training makes, repetitions counted."""
+        return len(self.index) if self.selection is None else len(self.selection.rows)
+
+    @property
+    def training_rows(self) -> NDArray[np.int64] | None:
+        """(training_samples,) rows of the index that are trained on, ascending, each as often as it is seen; None: all."""
+        return None if self.selection is None else self.selection.rows % len(self.index)
+
+    @cached_property
+    def training_shard_sizes(self) -> NDArray[np.int64]:
+        """(shards of the split,) how many training samples lie in each of its shards, repetitions counted."""
+        sizes, rows = self.index.shard_sizes, self.training_rows
+        if rows is None:
+            return sizes
+        return np.diff(np.searchsorted(rows, np.cumsum(sizes)), prepend=0)
+
     @cached_property
     def class_rows(self) -> ClassRows:
-        """Its rows by class; of a multiclass split."""
-        return ClassRows(self.index.labels)
+        """The positions of its training samples by class; of a multiclass split."""
+        rows = self.training_rows
+        return ClassRows(self.index.labels if rows is None else self.index.labels[rows])
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -83,6 +105,16 @@ def open_split(config: Config, dataset: Dataset, split: str, place: RankPlace) -
         folder = dataset.folder / ".decoded"
         cache = DecodedCache.open_or_build(index, store, folder, config.data.cache_gib, workers, config.data.max_pixels)
     return Split(index, store, cache, targets)
+
+
+def open_training_split(config: Config, dataset: Dataset, place: RankPlace) -> Split:
+    """Open the training split, with what of it `data.resample` lets this run, or member, be trained on.
+
+    Raises:
+        ConfigError, DataError: as `open_split`; too few samples for the folds.
+    """
+    split = open_split(config, dataset, config.data.train_split, place)
+    return replace(split, selection=select(config.data.resample, split.index))
 
 
 def steps_per_epoch(config: Config, split: Split) -> int:
@@ -194,11 +226,15 @@ def plain_batches(
     return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 
 
-def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan:
+def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan | SelectedPlan:
     data, batch_size = config.data, config.train.batch_size
+    plan: EpochPlan | BalancedPlan
     if data.sampling == "balanced":
-        return BalancedPlan(config.seed, epoch, split.class_rows, batch_size)
-    return EpochPlan(config.seed, epoch, split.index.shard_sizes, batch_size, data.lanes, data.shuffle_window)
+        plan = BalancedPlan(config.seed, epoch, split.class_rows, batch_size)
+    else:
+        sizes = split.training_shard_sizes
+        plan = EpochPlan(config.seed, epoch, sizes, batch_size, data.lanes, data.shuffle_window)
+    return plan if split.selection is None else SelectedPlan(plan, split.selection.rows, len(split))
 
 
 def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[Order]:

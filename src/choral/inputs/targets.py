@@ -74,10 +74,12 @@ class Targets:
             return np.stack([values[rows] for values in self._values], axis=1).astype(np.float32)
         return self._packed_labels(rows)
 
-    def blocks(self) -> Iterator[NDArray[Any]]:
-        """Yield the targets of all rows in order, some at a time, as `of` returns them."""
-        for start in range(0, len(self), _BLOCK):
-            yield self.of(np.arange(start, min(start + _BLOCK, len(self))))
+    def blocks(self, rows: NDArray[np.int64] | None = None) -> Iterator[NDArray[Any]]:
+        """Yield the targets of rows (None: of all) in order, some at a time, as `of` returns them."""
+        count = len(self) if rows is None else len(rows)
+        for start in range(0, count, _BLOCK):
+            end = min(start + _BLOCK, count)
+            yield self.of(np.arange(start, end) if rows is None else rows[start:end])
 
     def _packed_labels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         starts, ends, ids = self._lists

@@ -151,6 +151,27 @@ class BalancedPlan:
         return rows
 
 
+class SelectedPlan:
+    """A plan for part of a split: what it orders are positions in a list of rows.
+
+    Args:
+        plan: over as many samples as there are rows.
+        rows: (M,) int64, 0 or more; row + k * n is the k-th repetition of a row.
+        n: samples of the split.
+    """
+
+    def __init__(self, plan: EpochPlan | BalancedPlan, rows: NDArray[np.int64], n: int) -> None:
+        self.steps = plan.steps
+        self._plan, self._rows = plan, rows
+        self._shift = (int(rows.max()) // n + 1) * n  # so that what comes again is a repetition of its own
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the (global_batch,) int64 rows, or repetitions of rows, of global batch `step`, 0 <= step < steps."""
+        passes, positions = np.divmod(self._plan.batch(step), len(self._rows))
+        rows: NDArray[np.int64] = self._rows[positions] + passes * self._shift
+        return rows
+
+
 def slice_of(count: int, rank: int, world_size: int) -> slice:
     """Return the contiguous part of range(count) that belongs to `rank`; parts differ in size by at most one."""
     return slice(count * rank // world_size, count * (rank + 1) // world_size)

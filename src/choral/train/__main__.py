@@ -12,6 +12,7 @@ from choral.config import Config
 from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.inputs.host_transforms import check_host_transforms
+from choral.inputs.resample import select
 from choral.inputs.targets import Targets
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def preflight(config: Config) -> None:
-    """Find what would fail later: missing or damaged shards, unknown splits, another task, host transforms.
+    """Find what would fail later: missing or damaged shards, unknown splits, another task, too few samples, host transforms.
 
     torch is not imported, unless host transforms are named: Albumentations needs it.
 
@@ -62,14 +63,20 @@ def preflight(config: Config) -> None:
         targets = Targets.open(config, index)
         if not len(index):
             raise DataError(f"{dataset.folder}: split '{split}' is empty; pack again with another --val or --test")
-        if config.task == "multilabel" and not any(block.any() for block in targets.blocks()):
+        training = split == config.data.train_split
+        selection = select(config.data.resample, index) if training else None
+        rows = None if selection is None else selection.rows % len(index)
+        if config.task == "multilabel" and not any(block.any() for block in targets.blocks(rows)):
             raise DataError(
                 f"{dataset.folder}: no sample of split '{split}' has any label: nothing can be learnt from it, nor measured; "
                 "give it some, or pack with another --seed"
             )
-    if config.train.batch_size > len(Index.open(dataset, config.data.train_split)):
-        samples = len(Index.open(dataset, config.data.train_split))
-        raise ConfigError(f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples")
+        samples = len(index) if rows is None else len(rows)
+        if training and config.train.batch_size > samples:
+            which = "" if rows is None else f" of {config.data.resample.kind} {config.data.resample.number + 1}"
+            raise ConfigError(
+                f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples{which}"
+            )
     kind, _, place = config.model.weights.partition(":")
     if kind == "file" and not Path(place).is_file():
         raise ConfigError(f"model.weights: {place}: no such file")

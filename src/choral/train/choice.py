@@ -14,7 +14,7 @@ from choral.config import Config
 from choral.errors import DataError
 from choral.features.extract import FeatureSource
 from choral.features.probe import Choice, Probe, choose, measure, probe_rows
-from choral.inputs.streams import RankPlace, open_dataset, open_split
+from choral.inputs.streams import RankPlace, open_dataset, open_training_split
 from choral.model.build import build_model, normalization_of
 from choral.model.weights import resolve_weights
 from choral.runfolder import RunFolder, read_json, write_json
@@ -64,6 +64,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "model.name": config.model.name,
         "model.weights": config.model.weights,
         "data.train_split": data.train_split,
+        "data.resample": asdict(data.resample),
         "data.image_size": data.image_size,
         "data.resize": data.resize,
         "data.eval_crop": data.eval_crop,
@@ -78,17 +79,19 @@ def _measured(config: Config, folder: RunFolder, run: Runtime) -> Choice:
     """Probe features of the pretrained network, and write what was found and chosen."""
     dataset = open_dataset(config.data)
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
-    split = open_split(config, dataset, config.data.train_split, place)
+    split = open_training_split(config, dataset, place)
     network = build_model(resolve_weights(config.model), len(dataset.classes), config.data.image_size, config.seed)
     source = FeatureSource(
         config, run, place, network.to(run.device).eval(), normalization_of(network), folder.path / "bad_samples.jsonl"
     )
     labels = split.index.labels
-    rows = probe_rows(labels, config.finetune.probe_samples, config.seed)
+    # Each sample once: a repeated one in both halves of the probe would be judged by a head that knows it.
+    mine = np.arange(len(split)) if split.training_rows is None else np.unique(split.training_rows)
+    rows = mine[probe_rows(labels[mine], config.finetune.probe_samples, config.seed)]
     features = source.features(split, rows)
     if features is None:  # the main rank decides
         return _CHOICES[0]
-    counts = np.bincount(labels, minlength=len(dataset.classes))
+    counts = np.bincount(labels[mine], minlength=len(dataset.classes))
     if (counts > 0).sum() < 2 or len(features.rows) < 2 * len(counts):
         raise DataError(
             f"{dataset.folder}: {len(features.rows)} samples of {int((counts > 0).sum())} classes are too few to choose a "

@@ -145,15 +145,25 @@ def _metric_of(config: Config) -> Metric | None:
 
 def _samples(trainer: Trainer, split: Split, passes: list[Features | None]) -> Samples:
     found = [features for features in passes if features is not None]
-    rows = np.concatenate([features.rows for features in found])
+    places = [_places(features, split) for features in found]
+    rows = np.concatenate([features.rows[place] for features, place in zip(found, places, strict=True)])
     if not len(rows):
         raise DataError(f"{split.index.dataset.folder}: no sample of split '{split.index.split}' could be read")
     targets: NDArray[Any] = split.targets.of(rows)
     if trainer.config.task == "regression":
         meaning = trainer.objective.meaning
         targets = (targets - np.asarray(meaning.target_mean)) / np.asarray(meaning.target_std)
-    values = found[0].values if len(found) == 1 else np.concatenate([features.values for features in found])
-    return Samples(values, targets)
+    parts = [features.values[place] for features, place in zip(found, places, strict=True)]
+    return Samples(parts[0] if len(parts) == 1 else np.concatenate(parts), targets)
+
+
+def _places(features: Features, split: Split) -> NDArray[np.int64] | slice:
+    """Return where the training samples of a split stand in its features, each as often as it is seen."""
+    rows = split.training_rows
+    if rows is None:
+        return slice(None)
+    rows = rows[np.isin(rows, features.rows)]  # others could not be read
+    return np.searchsorted(features.rows, rows)
 
 
 def _summary(config: Config, fit: Fit, samples: int, feature_minutes: float, fit_minutes: float) -> dict[str, Any]:

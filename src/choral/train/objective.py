@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,7 +53,7 @@ class Objective:
 
     @classmethod
     def of(cls, config: Config, split: Split, device: torch.device) -> Objective:
-        """Return the objective of a config; weights of classes, and mean and deviation of targets, are those of `split`.
+        """Return the objective of a config; class weights, and targets' mean and deviation, are those of what is trained on.
 
         Args:
             split: the training split, the same for all ranks.
@@ -61,7 +62,8 @@ class Objective:
             DataError: a target that is the same for all training samples: there is nothing to learn.
         """
         targets, settings = split.targets, config.train
-        mean, std = _mean_and_std(targets) if targets.task == "regression" else ((), ())
+        rows = split.training_rows
+        mean, std = _mean_and_std(targets, rows) if targets.task == "regression" else ((), ())
         loss = _LOSS_OF[targets.task] if settings.loss == "auto" else settings.loss
         one_against_all = targets.task == "multiclass" and loss == "bce"
         return cls(
@@ -69,7 +71,7 @@ class Objective:
             loss,
             smoothing=settings.label_smoothing,
             gamma=settings.focal_gamma,
-            weights=_balanced_weights(targets) if settings.class_weights == "balanced" else None,
+            weights=_balanced_weights(targets, rows) if settings.class_weights == "balanced" else None,
             device=device,
         )
 
@@ -163,26 +165,27 @@ def _power(values: Tensor, gamma: float) -> Tensor:
     return values.clamp_min(_NEARLY_ZERO).pow(gamma)
 
 
-def _balanced_weights(targets: Targets) -> Tensor:
+def _balanced_weights(targets: Targets, rows: NDArray[np.int64] | None) -> Tensor:
     """Return weights that make classes (of each label its ones and zeros) count alike, mean 1 over the samples."""
+    samples = len(targets) if rows is None else len(rows)
     if targets.task == "multiclass":
-        ones = sum(np.bincount(block, minlength=len(targets.names)) for block in targets.blocks())
+        ones = sum(np.bincount(block, minlength=len(targets.names)) for block in targets.blocks(rows))
         counts = np.asarray(ones, dtype=np.float64)
     else:
-        ones = sum(block.sum(axis=0, dtype=np.float64) for block in targets.blocks())
-        counts = np.stack([len(targets) - ones, np.asarray(ones)])
+        ones = sum(block.sum(axis=0, dtype=np.float64) for block in targets.blocks(rows))
+        counts = np.stack([samples - ones, np.asarray(ones)])
     there = counts > 0  # what never occurs needs no weight, and takes none from the others
-    weights = len(targets) / (there.sum(axis=0) * np.where(there, counts, 1)) * there
+    weights = samples / (there.sum(axis=0) * np.where(there, counts, 1)) * there
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def _mean_and_std(targets: Targets) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    values = np.concatenate(list(targets.blocks())).astype(np.float64)
+def _mean_and_std(targets: Targets, rows: NDArray[np.int64] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    values = np.concatenate(list(targets.blocks(rows))).astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
     for name, deviation in zip(targets.names, std, strict=True):
         if not deviation > 0:
             raise DataError(
-                f"{targets.index.dataset.folder}: target {name!r} is the same for all samples of split "
+                f"{targets.index.dataset.folder}: target {name!r} is the same for all training samples of split "
                 f"{targets.index.split}: there is nothing to learn; choose another column in data.targets"
             )
     return tuple(mean.tolist()), tuple(std.tolist())

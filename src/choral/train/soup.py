@@ -152,7 +152,7 @@ def _tried(trainer: Trainer, ingredients: Sequence[Weights]) -> tuple[Weights, d
     network, run = trainer.network, trainer.run
     with holding(network, mean_of(ingredients)):
         if len(ingredients) > 1:
-            images = min(RECALIBRATION_IMAGES, len(trainer.train_split))
+            images = min(RECALIBRATION_IMAGES, trainer.train_split.training_samples)
             steps = max(1, min(trainer.epoch_steps, images // trainer.config.train.batch_size))
             with plain_training_batches(
                 trainer.config,

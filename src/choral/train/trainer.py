@@ -17,6 +17,7 @@ from choral.inputs.streams import (
     evaluation_batches,
     open_dataset,
     open_split,
+    open_training_split,
     steps_per_epoch,
     training_batches,
 )
@@ -48,7 +49,7 @@ class Trainer:
         dataset = open_dataset(config.data)
         self.place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
         self.fingerprint = dataset.fingerprint
-        self.train_split: Split = open_split(config, dataset, config.data.train_split, self.place)
+        self.train_split: Split = open_training_split(config, dataset, self.place)
         self.val_split: Split = open_split(config, dataset, config.data.val_split, self.place)
         self.objective = Objective.of(config, self.train_split, run.device)
         self.epoch_steps = steps_per_epoch(config, self.train_split)
