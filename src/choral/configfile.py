@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
@@ -21,6 +21,7 @@ from choral.config import Config, unknown_key
 from choral.config.augment import expand_preset
 from choral.errors import ConfigError
 
+T = TypeVar("T")
 _NULLS = ("null", "~", "", "none", "None")
 
 
@@ -67,6 +68,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{override}: {error}") from None
     values["run"] = values.get("run") or (path.stem if path.stem != "config" else path.resolve().parent.name)
     return from_values(values, where=str(path))
+
+
+def load_typed(path: Path, kind: type[T]) -> T:
+    """Return the frozen dataclass `kind` as a YAML file fills it in; keys and values are checked like those of a config.
+
+    Raises:
+        ConfigError: naming the file and the key.
+    """
+    try:
+        built = _build(kind, _read_file(path), "")
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
+    assert isinstance(built, kind)
+    return built
 
 
 def from_values(values: Mapping[str, Any], where: str) -> Config:
@@ -127,6 +143,23 @@ def parse_override(text: str) -> tuple[str, Any]:
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise ConfigError(f"{path}: base: leads back to a file that is based on this one")
+    values = _read_file(path)
+    if isinstance(values.get("augment"), dict):
+        try:
+            values["augment"] = expand_preset(values["augment"])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: base: expected the path of one config file")
+    inherited = _read_with_bases(path.parent / base, (*chain, path.resolve()))
+    inherited.pop("run", None)  # a run's name is its own file's
+    return _merge(inherited, values)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
@@ -144,19 +177,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     values = {} if values in (None, "") else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, such as 'seed: 1'")
-    if isinstance(values.get("augment"), dict):
-        try:
-            values["augment"] = expand_preset(values["augment"])
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f"{path}: base: expected the path of one config file")
-    inherited = _read_with_bases(path.parent / base, (*chain, path.resolve()))
-    inherited.pop("run", None)  # a run's name is its own file's
-    return _merge(inherited, values)
+    return values
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,12 @@
       metrics.jsonl       one line a report
       trained.txt         the table of what is trained, of each phase
       log.txt             output of the member's process
+      attempts.json       how often a job of a cluster was started, and how far the last start got
       checkpoints/        step-00000120/ ..., best.json
       members/MEMBER/     the same again for each member of an ensemble
       predictions/        SPLIT.parquet: the ledger
       scores-SPLIT.json   what `choral score` found
+      slurm/              scripts as they were submitted, jobs.json, output of SLURM itself
 
 Files are written aside, synced and renamed, so that a reader finds the old or the new one, never half of one.
 """
@@ -21,11 +23,13 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from choral import files
 from choral.config import Config, binding_difference
@@ -33,6 +37,7 @@ from choral.configfile import load_config, to_yaml
 from choral.errors import ChoralError, ConfigError
 
 RUNS = Path("runs")
+_LOCK_TRIALS = 5
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -164,15 +169,38 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(stream):
                 stream.seek(0)
                 raise ChoralError(
                     f"{self.path}: in use by another process ({stream.read().strip() or 'unknown'}); "
                     "wait for it, or choose run=NAME"
-                ) from None
+                )
             stream.truncate(0)
             stream.write(f"host {socket.gethostname()}, pid {os.getpid()}")
             stream.flush()
             yield
+
+    def holder(self) -> tuple[str, int] | None:
+        """Return host and pid of the process that holds the folder, or None: nobody does."""
+        try:
+            with (self.path / ".lock").open(encoding="utf-8") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found = re.fullmatch(r"host (.*), pid (\d+)", stream.read().strip())
+                    return (found[1], int(found[2])) if found else ("an unknown host", 0)
+        except FileNotFoundError:
+            pass
+        return None
+
+
+def _locked(stream: IO[str]) -> bool:
+    """Lock a file for this process alone; more than one trial, since somebody may only be asking who holds it."""
+    for _ in range(_LOCK_TRIALS):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import Progress
 
+from choral.checkpoints import step_of
 from choral.config import Config, members_of
 from choral.ensemble import score as scoring
-from choral.ensemble.absent import absent_from, absent_members, how_many
+from choral.ensemble.absent import absent_from, absent_members, forget_failure, how_many
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.files import sha256_of
 from choral.inputs.targets import Targets
-from choral.jobs.launcher import launch_command, run_in_foreground
+from choral.jobs.attempts import Attempts
+from choral.jobs.launcher import Machines, launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
 from choral.predict.ledger import Ledger
 from choral.predict.plan import plan_evaluation
@@ -87,13 +89,16 @@ def pack_if_missing(config: Config, console: Console) -> None:
         )
 
 
-def train_one(config: Config, folder: RunFolder, arguments: Sequence[str], processes: int) -> int:
+def train_one(
+    config: Config, folder: RunFolder, arguments: Sequence[str], processes: int, machines: Machines | None = None
+) -> int:
     """Train one network through the launcher, sharing this terminal.
 
     Args:
         config, folder: of the run.
         arguments: config file and overrides, as the user gave them.
-        processes: ranks; 0: all GPUs, or one.
+        processes: ranks of this machine; 0: all GPUs, or one.
+        machines: that train it together, each by a call of its own; None: this one alone.
 
     Returns:
         0 done, 1 failed (the reason has been printed), 75 stopped.
@@ -106,7 +111,48 @@ def train_one(config: Config, folder: RunFolder, arguments: Sequence[str], proce
         print(f"{folder.path}: already trained", file=sys.stderr)
         return 0
     preflight(config)
-    return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder)
+    return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder, machines)
+
+
+def train_one_of_several_starts(
+    config: Config,
+    folder: RunFolder,
+    arguments: Sequence[str],
+    processes: int,
+    machines: Machines,
+    retries: int,
+    max_stalls: int,
+) -> int:
+    """Like `train_one`, for a scheduler that starts a job again after exit status 75: counts the starts, and ends them.
+
+    The first machine counts, in RUN/attempts.json, for each job of the scheduler (SLURM_JOB_ID) anew.
+
+    Args:
+        retries: a failure returns 75 so many times, before it returns 1.
+        max_stalls: starts without a newer checkpoint in between.
+
+    Raises:
+        ChoralError: so many starts found the run where it is.
+    """
+    if machines.rank or folder.result is not None:
+        return train_one(config, folder, arguments, processes, machines)
+    path = folder.path / "attempts.json"
+    newest = max((step_of(found) for found in folder.checkpoints.glob("step-*")), default=-1)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    attempts = Attempts.read(path, os.environ.get("SLURM_JOB_ID", ""))
+    try:
+        attempts = attempts.started(path, newest, max_stalls)
+    except ChoralError as error:
+        folder.report(**{**folder.status, "state": "failed", "reason": str(error)})
+        raise
+    forget_failure(folder)
+    code = train_one(config, folder, arguments, processes, machines)
+    if code not in (0, Stopped.exit_code):
+        attempts = attempts.failed(path)
+        if attempts.failures <= retries:
+            print(f"{folder.path}: failed; attempt {attempts.failures + 1} of {retries + 1} follows", file=sys.stderr)
+            return Stopped.exit_code
+    return code
 
 
 def train_all(config: Config, folder: RunFolder, console: Console) -> int:
@@ -272,8 +318,8 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
     yield from predict_images(config, voices, images, device)
 
 
-def _check_before_start(config: Config) -> None:
-    """Find the mistakes that would otherwise show after the training of the first member, or of the last.
+def check_run(config: Config) -> None:
+    """Find what would fail after the training of the first member, or of the last, as far as that needs no torch.
 
     Raises:
         ConfigError, DataError: naming the key, folder, shard or split.
@@ -285,11 +331,21 @@ def _check_before_start(config: Config) -> None:
     dataset = Dataset.open(config.data.shards)
     for split in config.evaluate.splits:
         Targets.open(config, Index.open(dataset, split))
+
+
+def _check_before_start(config: Config) -> None:
+    """Like `check_run`, with the names of networks and optimizers, which torch's libraries know.
+
+    Raises:
+        ConfigError, DataError: naming the key, folder, shard or split.
+    """
+    check_run(config)
     if all(member.result for member in member_folders(RunFolder.of(config), config).values()):
         return  # their names were right
     from choral.model.build import check_name
     from choral.train.optim import check_optimizer
 
+    members = [member_config(config, member.name) for member in members_of(config)]
     for own in members or [config]:
         check_name(own.model.name)
         check_optimizer(own.train.optimizer)
@@ -309,15 +365,28 @@ def _gpus() -> list[str]:
     return visible[:count] if visible else [str(number) for number in range(count)]
 
 
-def _launch(module: str, arguments: Sequence[str], processes: int, folder: RunFolder) -> int:
+def _launch(
+    module: str, arguments: Sequence[str], processes: int, folder: RunFolder, machines: Machines | None = None
+) -> int:
     gpus = len(_gpus())
-    with folder.lock():  # nobody else is at work here: what an earlier start left is out of date
-        folder.stop_file.unlink(missing_ok=True)
-        if folder.status:
-            folder.report(**{**folder.status, "state": "starting"})
-    command, env = launch_command(module, arguments, processes or max(1, gpus), on_gpus=gpus > 0)
+    if machines is None or machines.rank == 0:
+        with folder.lock():  # nobody else is at work here: what an earlier start left is out of date
+            if not _stop_is_meant_for_this_start(folder):
+                folder.stop_file.unlink(missing_ok=True)
+            if folder.status:
+                folder.report(**{**folder.status, "state": "starting"})
+    command, env = launch_command(module, arguments, processes or max(1, gpus), gpus > 0, machines)
     code, asked_to_stop = run_in_foreground(command, env, request_stop=folder.stop_file.touch)
     if code == 0:
         return 0
     # The launcher turns every exit status into 1; the folder tells whether the ranks were stopped.
     return Stopped.exit_code if asked_to_stop or folder.status.get("state") == "stopped" else 1
+
+
+def _stop_is_meant_for_this_start(folder: RunFolder) -> bool:
+    """Whether the stop file names this start of this SLURM job: its script may be told to stop before we are at work."""
+    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    try:
+        return job is not None and folder.stop_file.read_text().strip() == f"{job}.{restarts}"
+    except FileNotFoundError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.table import Table
 from choral import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_config, with_run
 from choral.configfile import load_config, to_yaml
+from choral.errors import ConfigError
+from choral.jobs.launcher import Machines
 from choral.runfolder import RunFolder
 
 
@@ -47,6 +50,14 @@ def add_run_verbs(verbs: Verbs) -> None:
     with_config(verb)
     verb.add_argument("--processes", type=int, default=0, help="ranks (default: all GPUs; 1 without any)")
     verb.add_argument("--folder", type=Path, help="the run folder, instead of runs/NAME")
+    verb.add_argument(
+        "--machines", type=int, default=1, help="that train together, each with this command (default: 1)"
+    )
+    verb.add_argument("--machine-rank", type=int, help="of this machine, from 0 (default: SLURM_NODEID, else 0)")
+    verb.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first machine; with --machines")
+    text = "for schedulers that start a job again after exit status 75:"
+    verb.add_argument("--retries", type=int, default=0, help=f"{text} failures that end so (default: %(default)s)")
+    verb.add_argument("--max-stalls", type=int, help=f"{text} starts without a newer checkpoint (default: no limit)")
 
     example = "choral ensemble configs/elpv-demo.yaml"
     with_config(
@@ -103,7 +114,24 @@ def train_verb(options: argparse.Namespace) -> int:
     """Train one network through Accelerate's launcher."""
     config = load_config(options.config, options.overrides)
     folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
-    return workflow.train_one(config, folder, [options.config, *options.overrides], options.processes)
+    arguments, machines = [options.config, *options.overrides], _machines(options)
+    if options.max_stalls is None:
+        return workflow.train_one(config, folder, arguments, options.processes, machines)
+    return workflow.train_one_of_several_starts(
+        config, folder, arguments, options.processes, machines, options.retries, options.max_stalls
+    )
+
+
+def _machines(options: argparse.Namespace) -> Machines:
+    if options.machines == 1:
+        return Machines()
+    rank = int(os.environ.get("SLURM_NODEID", "0")) if options.machine_rank is None else options.machine_rank
+    host, _, port = (options.rendezvous or "").rpartition(":")
+    if options.machines < 1 or not 0 <= rank < options.machines:
+        raise ConfigError(f"--machines {options.machines} --machine-rank {rank}: expected ranks from 0 to machines - 1")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--rendezvous: with several machines, expected HOST:PORT, got '{options.rendezvous or ''}'")
+    return Machines(options.machines, rank, host, int(port))
 
 
 def ensemble_verb(options: argparse.Namespace) -> int:

@@ -102,7 +102,8 @@ def open_split(config: Config, dataset: Dataset, split: str, place: RankPlace) -
     cache = None
     if config.data.cache_gib > 0:
         workers = _cores(place)
-        folder = dataset.folder / ".decoded"
+        scratch = os.environ.get("CHORAL_SCRATCH")  # a disk of this machine's own, where the shards' is shared by many
+        folder = Path(scratch) / "choral-decoded" if scratch else dataset.folder / ".decoded"
         cache = DecodedCache.open_or_build(index, store, folder, config.data.cache_gib, workers, config.data.max_pixels)
     return Split(index, store, cache, targets)
 

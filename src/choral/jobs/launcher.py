@@ -14,36 +14,60 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from choral.jobs import guard
 from choral.jobs.signals import StopSignals
 
 _GRACE_S = 100.0  # below that of `run_jobs`, so that ranks of a stopped member end before the member is killed
+_HANDLED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # without SIGUSR1, that one kills torchrun and orphans its ranks
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines that share a job; the same command is started once on each.
+
+    Attributes:
+        count: of machines.
+        rank: of this one, from 0.
+        address, port: where the first of them waits for the others; for one machine, any free port of its own.
+    """
+
+    count: int = 1
+    rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
 
 
 def launch_command(
-    module: str, arguments: Sequence[str], processes: int, on_gpus: bool
+    module: str, arguments: Sequence[str], processes: int, on_gpus: bool, machines: Machines | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs `python -m MODULE ARGUMENTS` on so many ranks, and the variables it needs.
 
     Args:
         module: with a `__main__`, such as "choral.train".
         arguments: of the module.
-        processes: ranks, all on this machine.
+        processes: ranks of this machine; each machine has as many.
         on_gpus: one GPU a rank; else the cores are shared out, unless OMP_NUM_THREADS says how many threads a rank has.
+        machines: that share the job; None: this one alone.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    env: dict[str, str] = {}
+    machines = machines or Machines()
+    ranks = processes * machines.count
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_machines", str(machines.count)]
+    command += ["--num_processes", str(ranks), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    env = {"TORCHELASTIC_SIGNALS_TO_HANDLE": _HANDLED}
     if not on_gpus:
         cores = len(os.sched_getaffinity(0))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // processes)))
-        env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
+        env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
         # Large activations would otherwise be mapped and unmapped at every use: 1.1 to 1.25 times the images a second.
         env |= {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
         command += ["--num_cpu_threads_per_process", threads]
-    if processes > 1:
-        command += ["--multi_gpu", "--main_process_port", str(_free_port())]
+    if ranks > 1:
+        command += ["--multi_gpu", "--main_process_port", str(machines.port or _free_port())]
+        if machines.count > 1:
+            command += ["--main_process_ip", machines.address, "--machine_rank", str(machines.rank)]
+            command += ["--rdzv_backend", "static", "--same_network"]
     elif not on_gpus:
         command += ["--cpu"]
     return [*command, "-m", module, *arguments], env

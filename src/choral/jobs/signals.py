@@ -13,7 +13,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
     """Takes note of signals that ask for a stop, instead of dying from them, while it is entered in the main thread.
 
     Attributes:
-        stop: SIGINT, SIGTERM or SIGHUP came.
+        stop: SIGINT, SIGTERM, SIGHUP or SIGUSR1 (schedulers: time is running out) came.
         kill: SIGINT came again: somebody at the keyboard does not want to wait.
     """
 
@@ -25,7 +25,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
     def __enter__(self) -> StopSignals:
         """Take over the signals that are not ignored."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, background jobs of scripts
                     self._before[number] = signal.signal(number, self._note)
         return self
