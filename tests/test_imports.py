@@ -25,6 +25,7 @@ LEVELS = [
     {"train", "predict", "show"},
     {"ensemble"},
     {"workflow"},
+    {"slurm"},
     {"cli"},
     {"__main__"},
 ]

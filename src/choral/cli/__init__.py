@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from choral import __version__
 from choral.cli.data_verbs import add_data_verbs
+from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
 from choral.cli.run_verbs import add_run_verbs
 from choral.errors import ChoralError, ConfigError, did_you_mean
@@ -68,4 +69,5 @@ def _parsers() -> dict[str, Parser]:
     verbs = Verbs()
     add_data_verbs(verbs)
     add_run_verbs(verbs)
+    add_job_verbs(verbs)
     return verbs.parsers

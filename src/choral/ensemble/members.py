@@ -74,7 +74,7 @@ def run_members(
         jobs,
         slots=slots,
         retries=retries,
-        progress=lambda job: _progress(RunFolder(job.folder)),
+        progress=lambda job: progress_columns(RunFolder(job.folder).status),
         progress_token=lambda job: RunFolder(job.folder).status.get("step"),
         grace_s=_GRACE_S,
         console=console,
@@ -121,10 +121,9 @@ def _job(config: Config, name: str, member: RunFolder) -> Job:
     return Job(name=name, command=tuple(command), folder=member.path, env={})
 
 
-def _progress(member: RunFolder) -> dict[str, str]:
-    """Return the columns of the live table that a member's last report fills."""
-    status = member.status
-    if "step" not in status:
+def progress_columns(status: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of tables of members that a member's last report (status.json) fills."""
+    if "step" not in status or "loss" not in status:
         return {"step": "", "loss": "", "validation": "", "images/s": "", "eta": ""}
     minutes, seconds = divmod(int(status.get("eta_s", 0)), 60)
     return {

@@ -1,0 +1,220 @@
+"""A run as SLURM jobs: its members as an array, or as a chain where each builds on those before, and an evaluation."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from choral.config import Config, members_of
+from choral.config.fields import check
+from choral.ensemble.members import pending_jobs
+from choral.errors import ChoralError
+from choral.predict.plan import plan_evaluation
+from choral.predict.voices import member_folders
+from choral.runfolder import RunFolder, read_json, write_atomic, write_json
+from choral.shards.index import Dataset
+from choral.slurm import queue
+from choral.slurm.queue import Entry
+from choral.slurm.scripts import Resources, evaluation_script, training_script
+from choral.slurm.site import Site
+from choral.workflow import check_run
+
+
+@dataclass
+class Jobs:
+    """The newest job of each member and of the evaluation, by id; kept in RUN/slurm/jobs.json."""
+
+    members: dict[str, str] = field(default_factory=dict)
+    evaluation: str = ""
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Jobs:
+        """Return the jobs of a run; none where it was never submitted."""
+        known = read_json(slurm_folder(folder) / "jobs.json") or {}
+        return cls(dict(known.get("members", {})), str(known.get("evaluation", "")))
+
+    def write(self, folder: RunFolder) -> None:
+        """Keep them."""
+        write_json(slurm_folder(folder) / "jobs.json", {"members": self.members, "evaluation": self.evaluation})
+
+    def live(self, entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], Entry | None]:
+        """Return the entries of members, and of the evaluation, that wait or run."""
+        members = {name: entries[job] for name, job in self.members.items() if job in entries and entries[job].is_live}
+        evaluation = entries.get(self.evaluation)
+        return members, evaluation if evaluation is not None and evaluation.is_live else None
+
+
+def slurm_folder(folder: RunFolder) -> Path:
+    """Return where a run keeps what belongs to SLURM."""
+    return folder.path / "slurm"
+
+
+def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Site, console: Console) -> None:
+    """Submit what is neither done nor in the queue, and say what that is.
+
+    Raises:
+        ConfigError, DataError: found before anything is submitted.
+        ChoralError: another process works in the run's folder; SLURM does not answer or refuses.
+    """
+    _check(config, folder, resources)
+    entries = queue.read_queue()
+    with folder.lock():
+        folder.check_same(config)
+        pending_jobs(config, folder)
+        folder.claim(config)
+        submission = _Submission(config, folder, resources, entries, lambda text: _say(console, text))
+        for name, text in _scripts(config, folder, resources, site).items():
+            write_atomic(slurm_folder(folder) / name, text)
+        submission.write_members()
+        submission.send()
+
+
+def show_submission(config: Config, folder: RunFolder, resources: Resources, site: Site, console: Console) -> None:
+    """Print the scripts and commands that `submit_run` would write and run, and do nothing."""
+    _check(config, folder, resources)
+    entries = queue.read_queue() if queue.is_here() else {}
+    for name, text in _scripts(config, folder, resources, site).items():
+        _say(console, f"##### {slurm_folder(folder) / name}\n{text}")
+    _say(console, "##### commands")
+    _Submission(config, folder, resources, entries, lambda text: _say(console, text), dry=True).send()
+
+
+def _check(config: Config, folder: RunFolder, resources: Resources) -> None:
+    folder.check_same(config)
+    members = members_of(config)
+    single = config.ensemble.boosting > 0 or not members
+    check(not single or not resources.max_parallel, "--max-parallel", "this run has no members that could run at once")
+    if (
+        importlib.util.find_spec("torch") is None
+    ):  # a login node: host transforms, which need it, are checked by the jobs
+        config = replace(config, augment=replace(config.augment, host=()))
+    check_run(config)
+
+
+def _scripts(config: Config, folder: RunFolder, resources: Resources, site: Site) -> dict[str, str]:
+    """Return the run's scripts by file name."""
+    ranks = config.ensemble.devices_per_member
+    if not resources.gpus and not resources.cpus:
+        resources = replace(resources, cpus=ranks)
+    options, name, place = resources.options(site), f"choral-{folder.name}", slurm_folder(folder)
+    settings = {"ranks": ranks, "retries": config.ensemble.retries, "max_stalls": 5}
+    pattern = "train-%A_%a.log" if members_of(config) and not config.ensemble.boosting else "train-%j.log"
+    return {
+        "train.sbatch": training_script(name, place / pattern, options, site, settings),
+        "evaluate.sbatch": evaluation_script(
+            f"{name}-evaluate"[:80], place / "evaluate-%j.log", options, site, {"ranks": ranks}
+        ),
+    }
+
+
+class _Submission:
+    """The jobs of one call: which members still need one, and the commands in their order."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        resources: Resources,
+        entries: Mapping[str, Entry],
+        say: Callable[[str], None],
+        dry: bool = False,
+    ) -> None:
+        self._config, self._folder, self._resources, self._say, self._dry = config, folder, resources, say, dry
+        self._jobs = Jobs.read(folder)
+        self._live, self._live_evaluation = self._jobs.live(entries)
+        self._names = list(member_folders(folder, config))
+        self._unfinished = [
+            name
+            for name, member in member_folders(folder, config).items()
+            if member.result is None or name in self._live
+        ]
+
+    def write_members(self) -> None:
+        """Write members.txt, whose line N is the member of an array's task N."""
+        if members_of(self._config):
+            write_atomic(slurm_folder(self._folder) / "members.txt", "".join(f"{name}\n" for name in self._names))
+
+    def send(self) -> None:
+        """Submit the training jobs and the evaluation."""
+        new = [name for name in self._unfinished if name not in self._live]
+        done = len(self._names) - len(self._unfinished)
+        if done:
+            self._say(f"{done} of {len(self._names)} already trained")
+        for name, entry in self._live.items():
+            self._say(f"{name}: already in the queue as job {self._jobs.members[name]} ({entry.state.lower()})")
+        if self._config.ensemble.boosting:
+            self._send_chain(new)
+        elif new and members_of(self._config):
+            self._send_array(new)
+        elif new:
+            self._keep({new[0]: self._sbatch([], "train.sbatch")})
+        self._send_evaluation(bool(new))
+
+    def _send_array(self, names: Sequence[str]) -> None:
+        tasks = {name: self._names.index(name) + 1 for name in names}
+        limit = f"%{self._resources.max_parallel}" if self._resources.max_parallel else ""
+        job = self._sbatch([f"--array={','.join(map(str, tasks.values()))}{limit}"], "train.sbatch")
+        self._keep({name: f"{job}_{task}" for name, task in tasks.items()})
+
+    def _send_chain(self, names: Sequence[str]) -> None:
+        before = ""
+        for name in self._unfinished:
+            if name in names:
+                options = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"] if before else []
+                self._keep({name: self._sbatch(options, "train.sbatch", name)})
+            before = self._jobs.members[name]
+
+    def _send_evaluation(self, trains: bool) -> None:
+        if not trains and self._live_evaluation is not None:
+            self._say(f"evaluation: already in the queue as job {self._jobs.evaluation}")
+            return
+        if not self._unfinished and self._evaluated():
+            self._say(f"everything is done: choral score {self._folder.name}")
+            return
+        if self._live_evaluation is not None and self._live_evaluation.state == "PENDING":
+            self._say(f"evaluation: job {self._jobs.evaluation} would come too early, and is replaced")
+            if not self._dry:
+                queue.cancel([self._jobs.evaluation])
+        waits_for = dict.fromkeys(self._jobs.members[name].partition("_")[0] for name in self._unfinished)
+        options = [f"--dependency=afterany:{':'.join(waits_for)}"] if waits_for else []
+        self._jobs.evaluation = self._sbatch(options, "evaluate.sbatch")
+        if not self._dry:
+            self._jobs.write(self._folder)
+            self._say(f"evaluation: job {self._jobs.evaluation}")
+            self._say(f"How far it is: choral status {self._folder.name}")
+
+    def _evaluated(self) -> bool:
+        try:
+            return not plan_evaluation(self._config, self._folder, Dataset.open(self._config.data.shards)).missing()
+        except ChoralError:
+            return False
+
+    def _sbatch(self, options: Sequence[str], script: str, *member: str) -> str:
+        words = [
+            "sbatch",
+            "--parsable",
+            *options,
+            str(slurm_folder(self._folder) / script),
+            str(self._folder.path),
+            *member,
+        ]
+        if not self._dry:
+            return queue.submit(words)
+        self._say(shlex.join(words))
+        return "_".join(("ID", *member))  # what sbatch would print
+
+    def _keep(self, jobs: Mapping[str, str]) -> None:
+        self._jobs.members |= jobs
+        if not self._dry:
+            self._jobs.write(self._folder)
+            for name, job in jobs.items():
+                self._say(f"{name}: job {job}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
