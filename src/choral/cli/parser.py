@@ -9,7 +9,7 @@ from rich.console import Console
 
 Verb = Callable[[argparse.Namespace], int]
 """Does what its parsed arguments say and returns the exit status; the docstring is its line in the help."""
-stdout, stderr = Console(), Console(stderr=True)
+stdout, stderr = Console(emoji=False), Console(stderr=True, emoji=False)  # H:M:S is no emoji
 
 
 class Parser(argparse.ArgumentParser):

@@ -111,7 +111,9 @@ def evaluation_script(name: str, log: Path, options: Mapping[str, str], site: Si
 
 def _fill(template: str, options: Mapping[str, str], site: Site, settings: Mapping[str, int]) -> str:
     check(_JOB_NAME.fullmatch(options["job-name"]) is not None, "run", f"'{options['job-name']}' is no name for a job")
-    head, lines, body = [], {}, []
+    head: list[str] = []
+    body: list[str] = []
+    lines: dict[str, str] = {}
     for line in (TEMPLATES / template).read_text(encoding="utf-8").splitlines(keepends=True):
         if line.startswith("#SBATCH --"):
             key, _, value = line.removeprefix("#SBATCH --").strip().partition("=")
@@ -146,7 +148,7 @@ def _with_variables(text: str) -> str:
 
 def _quoted(key: str, value: str) -> str:
     """Return a value for a `#SBATCH` line; SLURM knows double quotes and backslashes there."""
-    check(value.isprintable(), f"--{key}", f"unprintable characters in '{value!a}'")
+    check(value.isprintable(), f"--{key}", f"unprintable characters in {value!a}")
     if _PLAIN.fullmatch(value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,8 @@ from choral.slurm.submit import Jobs
 
 _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "pending": "blue"}
 EVALUATION = "evaluation"
+_SHOWN = ("step", "validation", "eta")
+_SHORT_NOTE = 24
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _member_row(
     if entry is not None and entry.state == "CANCELLED":
         return Row(name, job, "cancelled", columns, entry.reason)
     if entry is not None and entry.state != "COMPLETED":
-        return Row(name, job, "failed", columns, f"SLURM: {entry.state.lower().replace('_', ' ')}; {reason}")
+        return Row(name, job, "failed", columns, f"{_in_words(entry)}; {reason}")
     if known == "stopped":
         return Row(name, job, "stopped", columns, reason)
     if known not in ("", "waiting"):
@@ -116,6 +119,11 @@ def _in_queue(entry: Entry, columns: Mapping[str, str]) -> tuple[str, Mapping[st
     return entry.state.lower(), columns, entry.nodes
 
 
+def _in_words(entry: Entry) -> str:
+    state = entry.state.lower().replace("_", " ")
+    return f"SLURM: {state}{f' ({entry.reason})' if entry.reason else ''}"
+
+
 def _evaluation_row(folder: RunFolder, config: Config, job: str, entries: Mapping[str, Entry]) -> Row:
     entry, empty = entries.get(job), progress_columns({})
     if entry is not None and entry.is_live:
@@ -126,22 +134,24 @@ def _evaluation_row(folder: RunFolder, config: Config, job: str, entries: Mappin
         return Row(EVALUATION, job, "cancelled", empty, entry.reason)
     if entry is not None and entry.state != "COMPLETED":
         log = folder.path / "slurm" / f"evaluate-{job}.log"
-        return Row(EVALUATION, job, "failed", empty, f"SLURM: {entry.state.lower().replace('_', ' ')} (log: {log})")
+        return Row(EVALUATION, job, "failed", empty, f"{_in_words(entry)} (log: {log})")
     return Row(EVALUATION, job, "not started", empty, "")
 
 
-def render(status: Status, title: str) -> Table:
-    """Return the rows as a table."""
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, caption=Text(status.queue_error))
-    names = list(dict.fromkeys(name for row in status.rows for name in row.columns))
-    for heading in ("member", "job", "state", *names):
+def render(status: Status, title: str) -> Group:
+    """Return the rows as a table, in 80 columns; below it a line for each longer note."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("member", "job", "state", *_SHOWN, ""):
         table.add_column(Text(heading), no_wrap=True)
-    table.add_column("", overflow="fold")
+    below = [Text(f"queue: {status.queue_error}")] if status.queue_error else []
     for row in status.rows:
         state = Text(row.state, style=_STYLES.get(row.state, "yellow"))
-        cells = [Text(row.columns.get(name, "")) for name in names]
-        table.add_row(Text(row.name), Text(row.job), state, *cells, Text(row.note))
-    return table
+        cells = [Text(row.columns.get(name, "")) for name in _SHOWN]
+        short = len(row.note) <= _SHORT_NOTE
+        table.add_row(Text(row.name), Text(row.job), state, *cells, Text(row.note if short else "see below"))
+        if not short:
+            below.append(Text(f"{row.name}: {row.note}"))
+    return Group(table, *below)
 
 
 def as_json(status: Status, run: str) -> dict[str, Any]:

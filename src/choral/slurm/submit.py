@@ -86,6 +86,8 @@ def show_submission(config: Config, folder: RunFolder, resources: Resources, sit
 
 def _check(config: Config, folder: RunFolder, resources: Resources) -> None:
     folder.check_same(config)
+    here = str(Path.cwd())
+    check(not set(here) & set("%\\"), "submit", f"SLURM reads % and \\ in the name of this folder as patterns: {here}")
     members = members_of(config)
     single = config.ensemble.boosting > 0 or not members
     check(not single or not resources.max_parallel, "--max-parallel", "this run has no members that could run at once")
@@ -127,6 +129,7 @@ class _Submission:
         self._config, self._folder, self._resources, self._say, self._dry = config, folder, resources, say, dry
         self._jobs = Jobs.read(folder)
         self._live, self._live_evaluation = self._jobs.live(entries)
+        self._shown = 0
         self._names = list(member_folders(folder, config))
         self._unfinished = [
             name
@@ -206,7 +209,8 @@ class _Submission:
         if not self._dry:
             return queue.submit(words)
         self._say(shlex.join(words))
-        return "_".join(("ID", *member))  # what sbatch would print
+        self._shown += 1
+        return f"JOB{self._shown}"  # what sbatch would print
 
     def _keep(self, jobs: Mapping[str, str]) -> None:
         self._jobs.members |= jobs

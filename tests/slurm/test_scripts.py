@@ -1,0 +1,260 @@
+"""The scripts, without a cluster: as text against committed files, and as bash beside stand-ins for SLURM's commands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from choral.cli import main
+from choral.slurm.scripts import TEMPLATES
+from toys import REPOSITORY
+
+EXPECTED = Path(__file__).parent / "expected"
+ENSEMBLE = "ensemble={architectures: [test_resnet, test_vit], seeds: 2, devices_per_member: 2}"
+SITE = ["--site", str(REPOSITORY / "slurm" / "site.yaml")]
+CASES = {
+    "array": ([ENSEMBLE], ["--cpus", "8", "--mem", "16G", "--max-parallel", "2"]),
+    "site": ([ENSEMBLE], [*SITE, "--gpus", "4", "--nodes", "2", "--time", "1-12", "--partition", "short"]),
+    "chain": (["ensemble.boosting=3", "ensemble.retries=0"], []),
+    "single": ([], ["--constraint", 'new "and" fast', "--time", "4:00:00"]),
+}
+
+
+@pytest.fixture
+def no_cluster(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with toy.yaml, no SLURM and no site file."""
+    monkeypatch.chdir(config_file.parent)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("HOME", str(config_file.parent))
+    monkeypatch.delenv("CHORAL_SITE", raising=False)
+    return config_file.parent
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dry_runs_print_what_is_committed(case: str, no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a change on purpose: `CHORAL_WRITE_EXPECTED=1 python -m pytest tests/slurm/test_scripts.py`."""
+    overrides, options = CASES[case]
+    assert main(["submit", "toy.yaml", *overrides, "--dry-run", *options]) == 0
+    printed = capsys.readouterr().out.replace(sys.executable, "PYTHON")
+    path = EXPECTED / f"{case}.txt"
+    if os.environ.get("CHORAL_WRITE_EXPECTED"):
+        path.write_text(printed)
+    assert printed == path.read_text()
+    assert not (no_cluster / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "-1"], "--gpus: expected 0 or more"),
+        (["--nodes", "0"], "--nodes: expected at least 1"),
+        (["--mem", "much"], "--mem: expected a size such as 32G"),
+        (["--time", "soon"], "--time: expected minutes, H:M:S or D-H:M:S, got 'soon'"),
+        (["--time", "2:30"], "--time: 2:30 is too short: a job saves 120 s before its limit; expected 3 minutes"),
+        (["--max-parallel", "2"], "--max-parallel: this run has no members that could run at once"),
+        (["--partition", "a\nb"], "--partition: unprintable characters in 'a\\nb'"),
+        (["--site", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+        (["data.shards=nowhere"], "nowhere"),
+        ([], "squeue: no such command: this machine is no part of a SLURM cluster; `choral run` trains on it directly"),
+    ],
+)
+def test_nonsense_is_refused_and_nothing_is_left(
+    options: list[str], message: str, no_cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "toy.yaml", *options, *([] if not options else ["--dry-run"])]) in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (no_cluster / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("acount: a", "account"),
+        ("modules: ['a; rm -rf /']", "modules: 'a; rm -rf /' is no module name"),
+        ("options: {array: 1-3}", "options.array: choral sets this one itself"),
+        ("options: {Mail: x}", "options.Mail: expected a long option of sbatch, without dashes"),
+        ("container: 'run \"open'", "container: 'run \"open': No closing quotation"),
+        ("partition: [a, b]", "partition: expected text"),
+    ],
+)
+def test_a_site_file_is_checked_like_a_config(
+    text: str, message: str, no_cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (no_cluster / "site.yaml").write_text(text)
+    monkeypatch.setenv("CHORAL_SITE", "site.yaml")
+    assert main(["submit", "toy.yaml", "--dry-run"]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "site.yaml: " in printed and message in printed
+
+
+def test_the_user_s_site_file_is_found_and_options_win(no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = no_cluster / ".config" / "choral" / "site.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("partition: mine\naccount: ours\nscratch: /fast/$USER's/$(id)\n")
+    assert main(["submit", "toy.yaml", "--dry-run", "--partition", "other"]) == 0
+    printed = capsys.readouterr().out
+    assert "#SBATCH --partition=other\n" in printed and "#SBATCH --account=ours\n" in printed
+    (line,) = {line for line in printed.splitlines() if line.startswith("export CHORAL_SCRATCH")}
+    shown = subprocess.run(
+        ["/bin/bash", "-c", f'{line}; printf %s "$CHORAL_SCRATCH"'],
+        env={"USER": "me"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "/fast/me's/$(id)"
+
+
+def test_a_login_node_needs_no_torch(no_cluster: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'timm', 'accelerate', 'albumentations', 'wandb'):\n"
+        "    sys.modules[name] = None\n"
+        "from choral.cli import main\n"
+        "host = 'augment.host=[{name: CLAHE}]'\n"
+        "sys.exit(main(['submit', 'toy.yaml', 'ensemble.seeds=2', host, '--dry-run']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--array=1,2 runs/toy/slurm/train.sbatch" in result.stdout
+
+
+class Script:
+    """A template, run as bash in a folder of its own with stand-ins: `choral` of the given lines, and SLURM's commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = folder / "my 'first' \"run\""
+        (self.run / "slurm").mkdir(parents=True)
+        (self.run / "config.yaml").touch()
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self, template: str, choral: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
+        srun = 'while [ "${1#--}" != "$1" ]; do echo "$1" >> srun.log; shift; done; exec "$@"'
+        for name, body in {
+            "choral": choral,
+            "srun": srun,
+            "scontrol": 'if [ "$1" = show ]; then echo n1; echo n2; else echo "$@" >> scontrol.log; fi',
+            "squeue": 'echo "${STATE:-RUNNING}"',
+        }.items():
+            path = self.folder / name
+            path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+            path.chmod(0o755)
+        known = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "COLUMNS")}
+        variables = {**known, "PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", **env}
+        command = ["bash", str(TEMPLATES / template), *map(str, arguments)]
+        process = subprocess.Popen(
+            command, env=variables, cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._processes.append(process)
+        return process
+
+    def train(self, choral: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
+        return self.start("train.sbatch", choral, *(arguments or (self.run,)), **env)
+
+    @property
+    def requeued(self) -> bool:
+        log = self.folder / "scontrol.log"
+        return log.exists() and log.read_text() == "requeue 42\n"
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def script(tmp_path: Path):
+    script = Script(tmp_path)
+    yield script
+    script.close()
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "again"),
+    [("exit 0", 0, False), ("exit 1", 1, False), ("exit 75", 0, True), ("kill -9 $$", 0, True)],
+)
+def test_what_is_stopped_or_killed_is_requeued(script: Script, lines: str, code: int, again: bool) -> None:
+    assert script.train(lines).wait(timeout=20) == code
+    assert script.requeued == again
+
+
+def test_a_job_that_slurm_has_ended_does_not_come_back(script: Script) -> None:
+    assert script.train("exit 75", STATE="COMPLETING").wait(timeout=20) == 75
+    assert not script.requeued
+
+
+@pytest.mark.parametrize("template", ["train.sbatch", "evaluate.sbatch"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_becomes_a_stop_file_and_the_saving_is_waited_for(
+    script: Script, template: str, number: signal.Signals
+) -> None:
+    stop = script.run / "stop"
+    lines = f"touch ready; until [ -e {shlex.quote(str(stop))} ]; do sleep 0.05; done; touch saved; exit 75"
+    process = script.start(template, lines, script.run, SLURM_RESTART_COUNT="3")
+    while not (script.folder / "ready").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 0
+    assert (script.folder / "saved").exists()
+    assert stop.read_text() == "42.3\n"  # names this start
+    assert script.requeued
+
+
+def test_words_arrive_whole_and_each_gpu_gets_a_rank(script: Script) -> None:
+    lines = 'printf "%s\\n" "$@" > words; echo "$CUDA_VISIBLE_DEVICES $SRUN_CPUS_PER_TASK" > env'
+    gpus = {"CUDA_VISIBLE_DEVICES": "2,3", "SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "6"}
+    assert script.train(lines, **gpus).wait(timeout=20) == 0
+    words = ["train", f"{script.run}/config.yaml", "--folder", str(script.run), "--processes", "2"]
+    assert (script.folder / "words").read_text().splitlines() == [*words, "--retries", "1", "--max-stalls", "5"]
+    assert (script.folder / "env").read_text() == "2,3 6\n"
+
+
+def test_a_task_of_an_array_trains_its_member_on_all_its_nodes(script: Script) -> None:
+    (script.run / "slurm" / "members.txt").write_text("first\nsecond one\n")
+    (script.run / "members" / "second one").mkdir(parents=True)
+    (script.run / "members" / "second one" / "requested.yaml").touch()
+    lines = 'printf "%s\\n" "$@" > words; echo said'
+    env = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    assert script.train(lines, **env).wait(timeout=20) == 0
+    member = f"{script.run}/members/second one"
+    words = (script.folder / "words").read_text().splitlines()
+    assert words[:4] == ["train", f"{member}/requested.yaml", "--folder", member]
+    assert words[-4:] == ["--machines", "2", "--rendezvous", "n1:20042"]
+    assert (
+        "--nodes=2\n--ntasks=2\n--ntasks-per-node=1\n--kill-on-bad-exit=0\n--wait=60\n"
+        in (script.folder / "srun.log").read_text()
+    )
+    assert "said" in Path(member, "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("cpus", "own", "threads"), [("6", "", "6"), ("", "", ""), ("6", "2", "2")])
+def test_threads_of_a_cpu_rank(script: Script, cpus: str, own: str, threads: str) -> None:
+    env = {key: value for key, value in {"SLURM_CPUS_PER_TASK": cpus, "OMP_NUM_THREADS": own}.items() if value}
+    assert script.train('echo "$OMP_NUM_THREADS" > threads', **env).wait(timeout=20) == 0
+    assert (script.folder / "threads").read_text().strip() == (threads or "1")
+
+
+def test_wrong_usage_is_told(script: Script) -> None:
+    for template, words in (("train.sbatch", "[MEMBER]"), ("evaluate.sbatch", "RUN")):
+        process = script.start(template, "exit 0")
+        assert process.wait(timeout=20) == 2
+        assert process.stderr is not None
+        assert words in process.stderr.read()
+    process = script.train("exit 0", script.run, "nobody")
+    assert process.wait(timeout=20) == 2
+    assert process.stderr is not None and "members/nobody/requested.yaml: no such file" in process.stderr.read()
+
+
+@pytest.mark.parametrize(("lines", "code"), [("exit 0", 0), ('[ "$1" != status ]', 1), ('[ "$1" != evaluate ]', 1)])
+def test_the_evaluation_says_by_its_exit_status_whether_somebody_is_missing(
+    script: Script, lines: str, code: int
+) -> None:
+    assert script.start("evaluate.sbatch", lines, script.run).wait(timeout=20) == code
