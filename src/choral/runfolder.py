@@ -12,6 +12,7 @@
       members/MEMBER/     the same again for each member of an ensemble
       predictions/        SPLIT.parquet: the ledger
       scores-SPLIT.json   what `choral score` found
+      diversity-SPLIT.svg what an ensemble gains, and why
       slurm/              scripts as they were submitted, jobs.json, output of SLURM itself
 
 Files are written aside, synced and renamed, so that a reader finds the old or the new one, never half of one.

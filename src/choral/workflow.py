@@ -21,6 +21,8 @@ from choral.checkpoints import step_of
 from choral.config import Config, members_of
 from choral.ensemble import score as scoring
 from choral.ensemble.absent import absent_from, absent_members, forget_failure, how_many
+from choral.ensemble.diversity_figure import draw_diversity
+from choral.ensemble.diversity_table import render_diversity
 from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
 from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
@@ -33,7 +35,7 @@ from choral.predict.ledger import Ledger
 from choral.predict.plan import plan_evaluation
 from choral.predict.views import expand
 from choral.predict.voices import member_folders, voices_of
-from choral.runfolder import RunFolder, read_json, write_json
+from choral.runfolder import RunFolder, read_json, write_atomic, write_json
 from choral.shards.index import DATASET_FILE, Dataset, Index
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
@@ -57,7 +59,7 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
     evaluated = evaluate(folder, [], processes=0, force=False)
     if evaluated:
         return evaluated
-    print_scores(score(folder, None), results)
+    print_scores(score(folder, None), folder, results)
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     results.print(
         f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False
@@ -283,6 +285,8 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
     absent = absent_from(ledger.members, folder, config)
     scores = scoring.score_run(ledger, references, absent, configured=len(member_folders(folder, config)))
     write_json(folder.path / f"scores-{name}.json", scores)
+    if scores["diversity"] is not None:
+        write_atomic(diversity_figure(folder, name), draw_diversity(scores["diversity"], name))
     return scores
 
 
@@ -291,9 +295,19 @@ def default_split(folder: RunFolder, config: Config) -> str:
     return "test" if (folder.predictions / "test.parquet").is_file() else config.evaluate.splits[-1]
 
 
-def print_scores(scores: scoring.Scores, console: Console) -> None:
-    """Print the table of scores."""
+def print_scores(scores: scoring.Scores, folder: RunFolder, console: Console) -> None:
+    """Print the table of scores, and of several members what they gain, why, and where the figure of it is."""
     console.print(render(scores))
+    if scores["diversity"] is not None:
+        console.print(render_diversity(scores["diversity"]))
+        console.print(
+            f"Figure: {diversity_figure(folder, scores['split'])}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def diversity_figure(folder: RunFolder, split: str) -> Path:
+    """Return the path of the figure of what a split says about the gain and the diversity of members."""
+    return folder.path / f"diversity-{split}.svg"
 
 
 def scores_as_json(scores: scoring.Scores) -> str:

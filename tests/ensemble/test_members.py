@@ -90,6 +90,8 @@ def test_one_member_fails_for_good_and_the_others_answer(config_file: Path, tmp_
     why = r"failed: ConfigError: .*drop_path_rate.* \(log: runs/toy/members/bad/log.txt\)"
     assert re.search(f"^2 of 3 members; without bad: {why}$", result.stderr, re.MULTILINE)
     assert re.search(f"2 of 3 members; without bad: {why}", " ".join(result.stdout.split()))
+    assert "Figure: runs/toy/diversity-test.svg" in result.stdout
+    assert (tmp_path / "runs" / "toy" / "diversity-test.svg").is_file()
     score = choral("score", "toy", "--json")
     scores = json.loads(score.stdout)
     assert [row["name"] for row in scores["rows"][:4]] == ["member/good", "member/fine", "soft", "hard"]

@@ -79,7 +79,10 @@ def add_run_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--force", action="store_true", help="evaluate again what is there")
 
-    text = "Print members, soft and hard vote, without and with test-time views, each with a 95 % interval. No forward pass."
+    text = (
+        "Print members, soft and hard vote, without and with test-time views, each with a 95 % interval; what "
+        "they gain together, and why. No forward pass."
+    )
     verb = with_run(verbs.add("score", score_verb, "choral score elpv-demo --json", text))
     verb.add_argument("--split", help="default: test where it is evaluated, else the last of evaluate.splits")
     verb.add_argument("--json", action="store_true", help="for machines")
@@ -153,7 +156,7 @@ def score_verb(options: argparse.Namespace) -> int:
     if options.json:
         print(workflow.scores_as_json(scores))
     else:
-        workflow.print_scores(scores, stdout)
+        workflow.print_scores(scores, folder, stdout)
     return 0
 
 

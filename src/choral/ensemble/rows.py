@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from choral.ensemble.diversity_rows import Diversity
 from choral.predict.ledger import Ledger
 from choral.score.intervals import Interval, interval_around
 
@@ -83,6 +84,7 @@ class Scores(TypedDict):
     dataset: str
     evaluation: str
     bootstrap: dict[str, float]
+    diversity: Diversity | None  # None: a single member
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choral.ensemble.class_scores import class_rows
+from choral.ensemble.diversity import diversity_of
 from choral.ensemble.label_scores import label_rows
+from choral.ensemble.number_diversity import number_diversity
 from choral.ensemble.number_scores import number_rows
 from choral.ensemble.rows import SEED, Reference, Row, Scores
 from choral.errors import DataError
@@ -82,6 +84,7 @@ def score_run(
         dataset=ledger.meta.dataset,
         evaluation=ledger.meta.evaluation,
         bootstrap=bootstrap,
+        diversity=number_diversity(ledger) if ledger.meta.task == "regression" else diversity_of(ledger),
     )
 
 
