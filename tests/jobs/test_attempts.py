@@ -1,0 +1,148 @@
+"""A job that a scheduler starts again: starts and failures are counted, and end it; the launch on several machines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from choral import workflow
+from choral.cli import main
+from choral.configfile import load_config
+from choral.errors import ChoralError
+from choral.jobs.attempts import Attempts
+from choral.jobs.launcher import Machines, launch_command, run_in_foreground
+from choral.runfolder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def start(run: RunFolder, config_file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return a function that makes one start, in which the training ends as told after `steps` more."""
+    config = load_config(config_file)
+
+    def start(code: int, steps: int = 0, job: str = "7", rank: int = 0) -> int:
+        def train_one(*arguments: object) -> int:
+            (run.checkpoints / f"step-{start.step + steps:08d}").mkdir(parents=True, exist_ok=True)
+            start.step += steps
+            return code
+
+        monkeypatch.setattr(workflow, "train_one", train_one)
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        machines = Machines(2, rank, "host", 1234)
+        return workflow.train_one_of_several_starts(config, run, [], 1, machines, retries=1, max_stalls=3)
+
+    start.step = 0
+    return start
+
+
+def test_starts_without_progress_end_the_job(start, run: RunFolder) -> None:
+    assert [start(75, steps=1) for _ in range(5)] == [75] * 5  # each gets further
+    assert [start(75) for _ in range(3)] == [75] * 3
+    with pytest.raises(ChoralError, match="started 3 times without getting further than step 5, so it is not started"):
+        start(75)
+    assert run.status["state"] == "failed" and "started 3 times" in run.status["reason"]
+    assert start(75, job="8") == 75  # submitted again: counted anew
+    assert run.status["state"] == "waiting"
+
+
+def test_a_start_that_ends_without_a_word_counts(start, run: RunFolder) -> None:
+    def killed(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_JOB_ID", "7")
+            patch.setattr(workflow, "train_one", killed)
+            workflow.train_one_of_several_starts(None, run, [], 1, Machines(), 0, 3)  # type: ignore[arg-type]
+    with pytest.raises(ChoralError, match="started 3 times without getting further than step 0"):
+        start(0)
+
+
+def test_failures_are_tried_again_so_many_times(start, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(1, steps=1) == 75
+    assert "attempt 2 of 2 follows" in capsys.readouterr().err
+    assert start(75, steps=1) == 75  # a stop is no failure
+    assert start(1, steps=1) == 1
+    assert start(0) == 0
+
+
+def test_only_the_first_machine_counts(start, run: RunFolder) -> None:
+    assert [start(1, rank=1) for _ in range(5)] == [1] * 5
+    assert not (run.path / "attempts.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"job": "7", "nonsense": 1}', '{"job": "other", "stalls": 9}'])
+def test_what_is_damaged_or_another_job_s_counts_nothing(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "attempts.json"
+    path.write_text(content)
+    assert Attempts.read(path, "7") == Attempts(job="7")
+
+
+def test_several_machines_share_ranks_and_a_rendezvous() -> None:
+    command, env = launch_command("choral.train", ["x"], 2, False, Machines(3, 1, "first", 29123))
+    words = " ".join(command)
+    for part in (
+        "--num_machines 3 --num_processes 6 ",
+        "--multi_gpu --main_process_port 29123 --main_process_ip first --machine_rank 1 --rdzv_backend static",
+    ):
+        assert part in words
+    assert "SIGUSR1" in env["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+    command, _ = launch_command("choral.train", ["x"], 1, False, Machines(2, 0, "first", 29123))
+    assert "--num_processes 2 " in " ".join(command) and "--multi_gpu" in command
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--machines", "2"], "--rendezvous: with several machines, expected HOST:PORT, got ''"),
+        (["--machines", "2", "--rendezvous", "host:0"], "expected HOST:PORT, got 'host:0'"),
+        (["--machines", "2", "--machine-rank", "2", "--rendezvous", "h:1"], "expected ranks from 0 to machines - 1"),
+        (["--machines", "0"], "expected ranks from 0 to machines - 1"),
+    ],
+)
+def test_machines_that_do_not_fit_are_refused(
+    options: list[str], message: str, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config_file), *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_stop_file_that_names_this_start_is_kept(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
+    monkeypatch.setattr(workflow, "_gpus", list)
+    run.path.mkdir()
+    for job, restarts, left in (("7", "2", True), ("7", "3", False), (None, "2", False)):
+        run.stop_file.write_text("7.2\n")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        if job:
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+        else:
+            monkeypatch.delenv("SLURM_JOB_ID")
+        assert workflow._launch("choral.train", [], 1, run) == 0
+        assert run.stop_file.exists() == left
+
+
+def test_usr1_asks_for_a_stop(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "os.kill(int(sys.argv[1]), signal.SIGUSR1)\n"
+        "while not os.path.exists(sys.argv[2]): time.sleep(0.05)"
+    )
+    command = [sys.executable, "-S", "-c", code, str(os.getpid()), str(tmp_path / "stop")]
+    assert run_in_foreground(command, {}, (tmp_path / "stop").touch) == (0, True)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_the_holder_of_a_folder_is_known_and_asking_keeps_nobody_out(run: RunFolder) -> None:
+    assert run.holder() is None
+    with run.lock():
+        assert run.holder() == (os.uname().nodename, os.getpid())
+    assert run.holder() is None

@@ -1,0 +1,203 @@
+"""Runs on a real SLURM cluster of two nodes: the same digits as here, through requeues, failures and cancellations."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+
+from choral.cli import main
+from choral.runfolder import RunFolder
+from choral.slurm.queue import Entry, read_queue
+from choral.slurm.submit import Jobs
+from toys import Choral
+
+CONFIG = """\
+data: {{shards: '{shards}', image_size: 32, eval_crop: resized}}
+model: {{name: test_resnet, weights: none}}
+augment: {{crop_scale: [0.5, 1], vflip: 0.5, brightness: 0.2}}
+train: {{steps: 60, batch_size: 12, lr: 3e-2, optimizer: sgd, log_every_steps: 1, save_every_steps: 4, timeout_s: 120}}
+evaluate: {{splits: [test], views: [hflip], batch_size: 4}}
+tracking: {{wandb: 'off'}}
+"""
+ENSEMBLE = "ensemble={seeds: 3}"
+
+
+class Place:
+    """A folder with toy.yaml, where runs are submitted from; its name is a shell's nightmare."""
+
+    def __init__(self, folder: Path, shards: Path) -> None:
+        self.folder = folder / 'it\'s a "folder" $(touch x); #'
+        self.folder.mkdir()
+        (self.folder / "toy.yaml").write_text(CONFIG.format(shards=shards))
+
+    def choral(self, *arguments: str) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            return main(list(arguments))
+
+    def run(self, name: str) -> RunFolder:
+        return RunFolder(self.folder / "runs" / name)
+
+    def entry(self, run: str, name: str) -> Entry:
+        jobs = Jobs.read(self.run(run))
+        job = jobs.members[name] if name != "evaluation" else jobs.evaluation
+        return read_queue()[job]
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 240) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.report()
+            time.sleep(0.3)
+
+    def wait_for_end(self, run: str) -> Entry:
+        """Wait until the evaluation has ended, and return how."""
+        self.wait(lambda: not self.entry(run, "evaluation").is_live)
+        return self.entry(run, "evaluation")
+
+    def wait_for_step(self, member: RunFolder, step: int) -> None:
+        self.wait(lambda: member.status.get("state") == "running" and member.status.get("step", 0) >= step)
+
+    def report(self) -> str:
+        logs = [*self.folder.glob("runs/*/slurm/*.log"), *self.folder.glob("runs/**/log.txt")]
+        return "\n".join([str(read_queue()), *(f"== {log}\n{log.read_text()[-3000:]}" for log in logs)])
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("slurm"), shards)
+    yield place
+    assert not list(place.folder.rglob("x")), "a name was executed"
+
+
+@pytest.fixture(scope="module")
+def interrupted(place: Place) -> Place:
+    """Three members, of which the first is told to stop and the second is requeued in mid-training."""
+    assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far", "--cpus", "1") == 0
+    first, second = (place.run("far").member(name) for name in ("seed1", "seed2"))
+    jobs = Jobs.read(place.run("far")).members
+    place.wait_for_step(first, 3)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", jobs["seed1"]], check=True)
+    place.wait_for_step(second, 3)
+    subprocess.run(["scontrol", "requeue", jobs["seed2"]], check=True)
+    return place
+
+
+def weights_of(member: RunFolder) -> bytes:
+    return (member.checkpoints / "step-00000060" / "model.safetensors").read_bytes()
+
+
+def test_three_members_end_as_they_do_here_though_two_were_interrupted(
+    interrupted: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, far, here = interrupted, interrupted.run("far"), interrupted.run("here")
+    assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far", "--cpus", "1") == 0  # asked again: nothing is
+    printed = capsys.readouterr().out
+    assert printed.count("already in the queue as job") + ("already trained" in printed) >= 2
+    assert place.choral("run", "toy.yaml", ENSEMBLE, "run=here") == 0
+    assert place.wait_for_end("far").state == "COMPLETED"
+    for name in ("seed1", "seed2", "seed3"):
+        assert weights_of(far.member(name)) == weights_of(here.member(name)), name
+    assert "stopped by request at step" in (far.member("seed1").path / "log.txt").read_text()
+    for name in ("seed1", "seed2"):
+        log = (far.member(name).path / "log.txt").read_text()
+        assert "start 2," in log and "continuing at step" in log
+    assert (far.path / "scores-test.json").read_bytes() == (here.path / "scores-test.json").read_bytes()
+    (log,) = far.path.glob("slurm/evaluate-*.log")
+    assert "member/seed1" in log.read_text() and "soft" in log.read_text()
+    capsys.readouterr()
+    assert place.choral("status", "far", "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["state"]) for row in status["rows"]] == [
+        *((name, "done") for name in ("seed1", "seed2", "seed3", "evaluation")),
+    ]
+    assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far") == 0
+    assert "3 of 3 already trained\neverything is done: choral score far" in capsys.readouterr().out
+
+
+def test_one_member_fails_for_good_and_the_others_answer(
+    interrupted: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Continues a copy of the first run, whose third member is not trained and cannot save."""
+    place = interrupted
+    place.wait_for_end("far")
+    run = place.run("sick")
+    shutil.copytree(place.run("far").path, run.path, ignore=shutil.ignore_patterns("seed3", "predictions", "slurm"))
+    (run.path / "members" / "seed3").mkdir()
+    run.member("seed3").checkpoints.touch()  # a file where a folder has to be
+    capsys.readouterr()
+    assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=sick") == 0
+    assert "2 of 3 already trained\nseed3: job" in capsys.readouterr().out
+    assert place.wait_for_end("sick").state == "FAILED"
+    assert place.entry("sick", "seed3").state == "FAILED"
+    log = (run.member("seed3").path / "log.txt").read_text()
+    assert "attempt 2 of 2 follows" in log and "start 2," in log and "start 3," not in log
+    (log,) = run.path.glob("slurm/evaluate-*.log")
+    text = log.read_text()
+    assert "2 of 3 members; without seed3: failed" in text and "the checkpoint cannot be written" in text
+    assert "member/seed2" in text and "soft" in text
+    assert place.choral("status", "sick") == 1
+    printed = capsys.readouterr().out
+    assert "seed3: failed" in printed and "the checkpoint cannot be written" in printed
+
+
+def test_a_member_on_two_nodes_is_cancelled_and_continued(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    member = ["ensemble.members=[{name: wide}]", "train.steps=60"]
+    assert place.choral("submit", "toy.yaml", *member, "run=wide", "--nodes", "2", "--cpus", "1") == 0
+    wide = place.run("wide").member("wide")
+    place.wait_for_step(wide, 3)
+    capsys.readouterr()
+    assert place.choral("status", "wide") == 75
+    printed = capsys.readouterr().out
+    assert "running" in printed and "choral[1-2]" in printed and "pending" in printed and "Dependency" in printed
+    assert place.choral("cancel", "wide") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("cancelled") == 2
+    place.wait(lambda: place.entry("wide", "wide").state == "CANCELLED")
+    time.sleep(2)  # that a requeue would take
+    assert place.entry("wide", "wide").state == "CANCELLED"
+    assert place.choral("status", "wide") == 75
+    assert place.choral("cancel", "wide") == 0
+    assert "nothing is running or waiting" in capsys.readouterr().out
+    assert place.choral("submit", "toy.yaml", *member, "run=wide", "--nodes", "2", "--cpus", "1") == 0
+    place.wait(lambda: wide.result is not None)
+    twin = ["train", "toy.yaml", "run=twin", "--processes", "2"]
+    assert place.choral(*twin) == 0
+    assert weights_of(wide) == weights_of(place.run("twin"))
+    assert place.choral("cancel", "wide") == 0  # an evaluation of one member says nothing more
+
+
+def test_status_and_cancel_of_a_run_of_this_machine(
+    config_file: Path, choral: Choral, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without SLURM: who works on it, and how it is stopped."""
+    words = ["train", str(config_file), "train.steps=100000"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    import sys
+
+    process = subprocess.Popen([sys.executable, "-m", "choral", *words], cwd=tmp_path, env=env)
+    run = RunFolder(tmp_path / "runs" / "toy")
+    try:
+        deadline = time.monotonic() + 120
+        while run.status.get("state") != "running" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        status = choral("status", "toy")
+        assert status.returncode == 75
+        assert "running" in status.stdout and f"host {os.uname().nodename}, pid" in status.stdout
+        cancelled = choral("cancel", "toy")
+        assert "to save and stop" in cancelled.stdout
+        assert process.wait(timeout=120) == 75
+    finally:
+        process.kill()
+    status = choral("status", "toy", "--json")
+    assert json.loads(status.stdout)["rows"][0]["state"] == "stopped"
+    assert choral("cancel", "toy").stdout == "nothing is running or waiting\n"
+    run.report(**{**run.status, "state": "running"})  # as a kill -9 leaves it
+    assert "interrupted" in choral("status", "toy").stdout
