@@ -27,13 +27,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from choral import files
-from choral.config import Config, binding_difference
+from choral.config import Config, binding_difference, members_of
 from choral.configfile import load_config, to_yaml
 from choral.errors import ChoralError, ConfigError
 
@@ -138,7 +138,8 @@ class RunFolder:
         """Check that the folder, if there is one yet, holds a run of this config.
 
         Fields that only say how fast or how visibly a run goes may differ, and everything may while nothing has been
-        trained: a config that turned out not to work can be mended.
+        trained: a config that turned out not to work can be mended. An ensemble may get further members, and lose those
+        that have not come to a checkpoint: each member is a training of its own, and those that are there stay what they are.
 
         Raises:
             ConfigError: it holds a run of another config; the differences are shown.
@@ -149,12 +150,20 @@ class RunFolder:
         if not trained or not (self.path / "config.yaml").is_file():
             return
         differences = binding_difference(self.config(), config)
-        if differences:
+        if differences and not self._keeps_members(config, differences):
             shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
             raise ConfigError(
                 f"{self.path}: holds a run of another config ({shown}). "
                 "Give this one its own folder with run=NAME, or delete that one"
             )
+
+    def _keeps_members(self, config: Config, differences: Sequence[str]) -> bool:
+        """Return whether nothing but the list of members differs, and each that is trained is in it as it was."""
+        if any(self.checkpoints.glob("step-*")) or not all(line.startswith("ensemble.") for line in differences):
+            return False
+        before, after = ({one.name: one.set for one in members_of(each)} for each in (self.config(), config))
+        trained = [name for name in before if any(self.member(name).checkpoints.glob("step-*"))]
+        return all(name in after and after[name] == before[name] for name in trained)
 
     def claim(self, config: Config) -> None:
         """Store the config of a run, new or continued, after `check_same`."""

@@ -45,6 +45,9 @@ def test_each_state_has_its_words(config: Config, folder: RunFolder) -> None:
     ):
         b.report(**status)
         assert absent_members(folder, config)["b"] == words
+    b.report(state="running", **at)
+    with b.lock():
+        assert absent_members(folder, config)["b"] == f"still in training at step 40 of 120 (log: {log})"
 
 
 def test_a_failure_is_noted_where_the_member_could_not(folder: RunFolder, config: Config) -> None:

@@ -81,6 +81,74 @@ def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(con
         pending_jobs(config, folder)
 
 
+def checkpointed(folder: RunFolder, config: Config, *names: str) -> None:
+    """Leave behind what training members of a config does, as far as it matters here."""
+    folder.claim(config)
+    for name in names:
+        folder.member(name).claim(member_config(config, name))
+        (folder.member(name).checkpoints / "step-00000001").mkdir(parents=True)
+
+
+def test_a_run_may_get_further_members(config_file: Path, config: Config, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    checkpointed(folder, config, "a", "b")  # c has not come to a checkpoint
+    (folder.member("a").path / "result.json").write_text("{}")
+    a, b = "{name: a}", "{name: b, set: {seed: 5, train.lr: 1e-2}}"
+    for members, left in (
+        (f"{a}, {b}, {{name: c, set: {{data.image_size: 48}}}}, {{name: d, set: {{seed: 9}}}}", ["b", "c", "d"]),
+        (f"{{name: d}}, {b}, {a}", ["d", "b"]),  # another order, and without c
+        (f"{a}, {b}, {{name: c, set: {{seed: 7}}}}", ["b", "c"]),  # another c
+    ):
+        changed = load_config(config_file, [f"ensemble.members=[{members}]"])
+        folder.check_same(changed)
+        assert [job.name for job in pending_jobs(changed, folder)] == left
+        folder.claim(changed)
+
+
+@pytest.mark.parametrize(
+    ("members", "further", "message"),
+    [
+        ("{name: a}, {name: c}", "", r"ensemble.members: .*name='b'.* -> "),
+        ("{name: a}, {name: b}, {name: c}", "", r"ensemble.members: .*train.lr.* -> "),
+        ("{name: a}, {name: b, set: {seed: 5, train.lr: 1e-2}}, {name: d}", "train.epochs=3", r"train.epochs: .* -> 3"),
+        ("{name: a}, {name: b, set: {seed: 5, train.lr: 1e-2}}", "ensemble.seeds=2", "ensemble.seeds: 0 -> 2"),
+        ("{name: a}, {name: b, set: {seed: 5, train.lr: 1e-2}}", "ensemble.snapshots=2", "ensemble.snapshots: 0 -> 2"),
+    ],
+    ids=["without one", "one changed", "all changed", "renamed", "trained otherwise"],
+)
+def test_but_those_that_are_trained_stay_as_they_are(
+    config_file: Path, config: Config, tmp_path: Path, members: str, further: str, message: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    checkpointed(folder, config, "a", "b")
+    changed = load_config(config_file, [f"ensemble.members=[{members}]", *([further] if further else [])])
+    with pytest.raises(ConfigError, match=f"holds a run of another config .*{message}"):
+        folder.check_same(changed)
+
+
+def test_a_single_network_does_not_become_an_ensemble(config_file: Path, config: Config, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(load_config(config_file))
+    (folder.checkpoints / "step-00000001").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        folder.check_same(config)
+
+
+def test_more_seeds_are_further_members(config_file: Path, tmp_path: Path) -> None:
+    folder, two, four = (
+        RunFolder(tmp_path / "run"),
+        *(load_config(config_file, [f"ensemble.seeds={n}"]) for n in (2, 4)),
+    )
+    checkpointed(folder, two, "seed1", "seed2")
+    assert [job.name for job in pending_jobs(four, folder)] == ["seed1", "seed2", "seed3", "seed4"]
+    folder.claim(four)
+    with pytest.raises(ConfigError, match="members/seed2: holds a run of another config"):
+        (folder.member("seed2").path / "config.yaml").write_text(
+            (folder.member("seed1").path / "config.yaml").read_text()
+        )
+        pending_jobs(four, folder)
+
+
 def test_one_member_fails_for_good_and_the_others_answer(config_file: Path, tmp_path: Path, choral: Choral) -> None:
     bad = "{name: bad, set: {model.name: vgg11, model.drop_path_rate: 0.1}}"  # which that network does not take
     members = f"ensemble.members=[{{name: good}}, {bad}, {{name: fine, set: {{seed: 1}}}}]"

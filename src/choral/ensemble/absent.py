@@ -76,6 +76,8 @@ def _reason(member: RunFolder) -> str:
         return f"failed{place}: {_one_line(str(status.get('reason', 'no reason given')))}{where}"
     if state == "stopped":
         return f"stopped{place}"
+    if member.holder():
+        return f"still in training{place}{where}"
     if place:
         return f"not finished; last heard of{place}{where}"
     words = _last_words(tail(log))
