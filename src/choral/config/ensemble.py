@@ -25,6 +25,8 @@ class EvaluateConfig:
     checkpoint: Literal["best", "last"] = "best"
     keep_views: bool = False
     """Keep each view's probabilities in the ledger, not only the identity and the mean."""
+    held_out: bool = tuning(True)
+    """With folds or bagging, ask members also about training samples they have not seen: predictions/held-out.parquet."""
 
     def __post_init__(self) -> None:
         check(len(self.splits) > 0, "evaluate.splits", "expected at least one split")

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from choral.ensemble.absent import how_many
 from choral.ensemble.rows import ClassRow, Numbers, Row, Scores, TargetRow
+from choral.predict.plan import HELD_OUT
 
 _HEADINGS = {
     "multiclass": ("accuracy % [95 %]", "points to best [95 %]", "log loss"),
@@ -40,7 +41,8 @@ def render(scores: Scores) -> Table:
 
     Published figures stand in rows of their own, below, marked as such, with their source and without an interval.
     """
-    skipped = f", {scores['skipped']} unreadable and left out" if scores["skipped"] else ""
+    why = "seen by all members, or unreadable," if scores["split"] == HELD_OUT else "unreadable and"
+    skipped = f", {scores['skipped']} {why} left out" if scores["skipped"] else ""
     absent, total = len(scores["absent"]), scores["configured"]
     members = f"; {total - absent} of {total} members" if absent else ""
     single = scores["task"] == "multiclass"

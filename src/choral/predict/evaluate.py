@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.config import Config, DataConfig
+from choral.inputs.loader import Order
 from choral.inputs.progress import SplitProgress
-from choral.inputs.streams import RankPlace, Split, evaluation_batches, open_dataset, open_split
+from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, plain_batches
 from choral.model.outputs import Outputs
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
-from choral.predict.plan import Evaluation, plan_evaluation
+from choral.predict.plan import HELD_OUT, plan_evaluation
+from choral.predict.questions import Question, about_all, about_unseen, rows_to_ask
 from choral.predict.views import apply_view
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder
@@ -52,17 +54,19 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     """
     dataset = open_dataset(config.data)
     plan = plan_evaluation(config, folder, dataset)
-    asked = len({voice.member for voice in plan.voices})
+    asked = len(plan.voices)
     if plan.unfinished:
         _log.warning(
             "%d of %d members: not trained: %s", asked, asked + len(plan.unfinished), ", ".join(plan.unfinished)
         )
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
     for name in plan.ledgers if force else plan.missing():
-        split = open_split(config, dataset, name, place)
+        split = open_split(config, dataset, config.data.train_split if name == HELD_OUT else name, place)
+        unseen = name == HELD_OUT
+        questions = about_unseen(plan.groups, split.index) if unseen else about_all(plan.voices)
         path, meta = plan.ledgers[name]
-        _log.info("%s: %d samples, %d networks, %d views", name, len(split), len(plan.voices), len(plan.views))
-        _SplitEvaluation(config, folder, run, place, split, plan, meta).write(path)
+        _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
+        _SplitEvaluation(config, folder, run, place, split, questions, plan.views, meta).write(path)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ class _SplitEvaluation:
     run: Runtime
     place: RankPlace
     split: Split
-    plan: Evaluation
+    questions: list[Question]
+    views: tuple[str, ...]
+    """All that "tta" averages."""
     meta: LedgerMeta
 
     def write(self, path: Path) -> None:
@@ -84,61 +90,92 @@ class _SplitEvaluation:
         if run.is_main:
             shutil.rmtree(parts, ignore_errors=True)  # of an attempt that was killed
         run.barrier()
-        rows, skipped, columns = self.predict()
+        rows, left_out, columns = self.predict()
         table = ledger_table(self.meta, index.keys(rows), self.split.targets.of(rows), columns)
-        write_part(parts, run.rank, run.world_size, table, index.keys(skipped))
+        write_part(parts, run.rank, run.world_size, table, index.keys(left_out))
         run.barrier()
         if run.is_main:
             merge_parts(parts, run.world_size, index.keys(np.arange(len(index))), path, self.meta)
         run.barrier()
 
     def predict(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
-        """Return this rank's rows, the rows it could not read, and the (n, outputs) float32 columns by (member, view).
+        """Return this rank's rows, those left out, and the (n, outputs) float32 columns by (column, view).
 
-        Members with equal inputs are asked together, so that each image is read once for all of them.
+        Left out are rows that could not be read, and those that all voices of a column have been trained on. Voices with
+        equal inputs are asked together, so that each image is read once for all of them.
         """
-        ordered = sorted(self.plan.voices, key=lambda voice: repr(voice.inputs))
-        groups = [list(group) for _, group in groupby(ordered, key=lambda voice: voice.inputs)]
-        share = slice_of(len(self.split), self.run.rank, self.run.world_size)
-        collected: Columns = {}
-        rows = skipped = np.zeros(0, dtype=np.int64)
-        total = (share.stop - share.start) * len(groups)
-        with SplitProgress(f"evaluating {self.meta.split}", total, shown=self.run.is_main) as progress:
+        part = slice_of(len(self.split), self.run.rank, self.run.world_size)
+        rows, left_out = rows_to_ask(self.questions, part)
+        self._tell_left_out(len(left_out))
+        ordered = sorted(self.questions, key=lambda question: repr(question.voice.inputs))
+        groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.voice.inputs)]
+        shape = (len(rows), len(self.meta.classes))
+        columns = {(name, view): np.zeros(shape, np.float32) for name in self.meta.members for view in self.meta.views}
+        heard = {name: np.zeros(len(rows), dtype=np.int64) for name in self.meta.members}
+        readable = np.ones(len(rows), dtype=np.bool_)
+        with SplitProgress(
+            f"evaluating {self.meta.split}", len(rows) * len(groups), shown=self.run.is_main
+        ) as progress:
             for group in groups:
-                rows, skipped, columns = self._ask(group, progress)
-                collected |= columns
-        return rows, skipped, collected
+                self._ask(group, rows, columns, heard, readable, progress)
+        for (name, _), values in columns.items():
+            if len(rows) and heard[name].max() > 1:
+                values /= heard[name][:, None]
+        if readable.all():
+            return rows, left_out, columns
+        columns = {column: values[readable] for column, values in columns.items()}
+        return rows[readable], np.concatenate([left_out, rows[~readable]]), columns
 
     def _ask(
-        self, members: list[Voice], progress: SplitProgress
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Columns]:
-        networks = {voice.name: voice.load(self.run.device) for voice in members}
-        read = [np.zeros(0, dtype=np.int64)]
-        unread = [np.zeros(0, dtype=np.int64)]
-        empty = np.zeros((0, len(self.meta.classes)), dtype=np.float32)
-        blocks = {(name, view): [empty] for name in networks for view in self.meta.views}
-        inputs = replace(self.config, data=_with_inputs_of(members[0], self.config.data))
+        self,
+        questions: list[Question],
+        rows: NDArray[np.int64],
+        columns: Columns,
+        heard: dict[str, NDArray[np.int64]],
+        readable: NDArray[np.bool_],
+        progress: SplitProgress,
+    ) -> None:
+        """Add the answers of voices with equal inputs to the columns, and count in `heard` how many there are."""
+        networks = [question.voice.load(self.run.device) for question in questions]
+        asked = [np.ones(len(rows), np.bool_) if own.rows is None else own.rows[rows] for own in questions]
+        voice = questions[0].voice
+        inputs = replace(self.config, data=_with_inputs_of(voice, self.config.data))
+        size = self.config.evaluate.batch_size
+        places = np.flatnonzero(np.logical_or.reduce(asked))
+        batches = [places[start : start + size] for start in range(0, len(places), size)]
+        orders = (Order(rows=rows[batch], epoch=0, step=number) for number, batch in enumerate(batches))
         bad_log = self.folder.path / "bad_samples.jsonl"
-        with evaluation_batches(inputs, self.split, self.place, members[0].mean, members[0].std, bad_log) as loader:
-            for batch in loader:
+        with plain_batches(inputs, self.split, self.place, voice.mean, voice.std, orders, bad_log) as loader:
+            for here, batch in zip(batches, loader, strict=True):
                 _stop_if_asked(self.run)
-                valid = batch.valid.cpu().numpy()
-                read.append(batch.rows[valid])
-                unread.append(batch.rows[~valid])
-                for voice in members:
+                readable[here[~batch.valid.cpu().numpy()]] = False
+                for question, network, own in zip(questions, networks, asked, strict=True):
+                    mine = own[here]
+                    if not mine.any():
+                        continue
+                    images = batch.images if mine.all() else batch.images[torch.from_numpy(mine).to(self.run.device)]
                     found = member_predictions(
-                        networks[voice.name],
-                        voice.outputs,
-                        batch.images,
-                        self.plan.views,
+                        network,
+                        question.voice.outputs,
+                        images,
+                        self.views,
                         self.meta.views,
                         self.run.accelerator.autocast,
                     )
+                    heard[question.column][here[mine]] += 1
                     for view, predictions in found.items():
-                        blocks[voice.name, view].append(predictions.cpu().numpy()[valid])
-                progress.advance(len(batch.rows))
-        columns = {column: np.concatenate(parts) for column, parts in blocks.items()}
-        return np.concatenate(read), np.concatenate(unread), columns
+                        columns[question.column, view][here[mine]] += predictions.cpu().numpy()
+                progress.advance(len(here))
+
+    def _tell_left_out(self, count: int) -> None:
+        total = int(self.run.sum(torch.tensor(float(count), dtype=torch.float64, device=self.run.device)).item())
+        if total and self.run.is_main:
+            _log.warning(
+                "%s: %d of %d samples are left out: all trained members, or all of a group, have seen them",
+                self.meta.split,
+                total,
+                len(self.split),
+            )
 
 
 @torch.inference_mode()

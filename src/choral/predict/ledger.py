@@ -46,7 +46,8 @@ class LedgerMeta:
         evaluation: fingerprint of what predicted (weights, options): a part with another one is never merged.
         tta_views: the views that the "tta" columns average.
         task: multiclass (as in all ledgers of before there were others), multilabel or regression.
-        skipped: samples that have no row because they could not be read.
+        skipped: samples that have no row because they could not be read, or, among held-out predictions, because everybody
+            has seen them.
     """
 
     classes: tuple[str, ...]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from choral.checkpoints import check_same_data
-from choral.config import Config
+from choral.config import Config, held_out_groups
 from choral.errors import DataError
 from choral.inputs.targets import Targets
 from choral.model.outputs import Outputs
@@ -17,6 +17,9 @@ from choral.predict.views import expand
 from choral.predict.voices import Voice, voices_of
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
+
+HELD_OUT = "held-out"
+"""Names the ledger of the training split that holds, for each sample, what those say who were not trained on it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Evaluation:
     """Members that are not trained, and not asked."""
     views: tuple[str, ...]
     ledgers: dict[str, tuple[Path, LedgerMeta]]
-    """Split to its ledger's path and what the ledger will hold."""
+    """Split, or HELD_OUT, to its ledger's path and what the ledger will hold."""
+    groups: dict[str, tuple[Voice, ...]]
+    """The voices whose mean each column of the held-out ledger is; none: there is no such ledger."""
 
     def missing(self) -> list[str]:
         """Return the splits whose ledger is not there, or holds something else: other weights, views or data."""
@@ -46,7 +51,8 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
     views = expand(config.evaluate.views)
     voices, unfinished = voices_of(folder, config)
     outputs = voices[0].outputs
-    for split in config.evaluate.splits:
+    groups = _held_out_voices(config, voices, dataset)
+    for split in (*config.evaluate.splits, *([config.data.train_split] if groups else [])):
         targets = Targets.open(config, Index.open(dataset, split))
         if not outputs.agree(Outputs(targets.task, targets.names)):
             raise DataError(
@@ -58,26 +64,54 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
             check_same_data(dataset.fingerprint, voice.dataset, voice.checkpoint.parent.parent)
     several = len(views) > 1
     kept = views if config.evaluate.keep_views or not several else tuple(view for view in views if view == "identity")
-    ledgers = {}
-    for split in config.evaluate.splits:
+
+    def ledger(name: str, members: Sequence[str], evaluation: str) -> tuple[Path, LedgerMeta]:
         meta = LedgerMeta(
             classes=outputs.names,
-            members=tuple(voice.name for voice in voices),
+            members=tuple(members),
             views=(*kept, "tta") if several else kept,
-            split=split,
+            split=name,
             dataset=dataset.fingerprint,
-            evaluation=_fingerprint(voices, config.train.precision),
+            evaluation=evaluation,
             tta_views=views if several else (),
             task=outputs.task,
         )
-        ledgers[split] = (folder.predictions / f"{split}.parquet", meta)
-    return Evaluation(voices, unfinished, views, ledgers)
+        return folder.predictions / f"{name}.parquet", meta
+
+    precision = config.train.precision
+    names = [voice.name for voice in voices]
+    ledgers = {split: ledger(split, names, _fingerprint(voices, precision)) for split in config.evaluate.splits}
+    if groups:
+        ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, precision))
+    return Evaluation(voices, unfinished, views, ledgers, groups)
+
+
+def _held_out_voices(config: Config, voices: Sequence[Voice], dataset: Dataset) -> dict[str, tuple[Voice, ...]]:
+    """Return the trained voices of each group of folds or bags whose training split this is; groups without any are none."""
+    if not config.evaluate.held_out:
+        return {}
+    split = config.data.train_split
+    here = [
+        voice for voice in voices if voice.dataset == dataset.fingerprint and voice.config.data.train_split == split
+    ]
+    groups = {
+        group: tuple(voice for voice in here if voice.member in members)
+        for group, members in held_out_groups(config).items()
+    }
+    return {group: found for group, found in groups.items() if found}
 
 
 def _fingerprint(voices: Sequence[Voice], precision: str) -> str:
     """Return a hash of everything that decides the probabilities of a view, apart from the data."""
     parts = [*(f"{voice.name} {voice.weights_hash} {voice.inputs}" for voice in voices), precision]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _held_out_fingerprint(groups: Mapping[str, Sequence[Voice]], precision: str) -> str:
+    """Return a hash of the same, and of who is asked about what."""
+    parts = [f"{group} {voice.name} {voice.config.data.resample}" for group, own in groups.items() for voice in own]
+    voices = [voice for own in groups.values() for voice in own]
+    return hashlib.sha256("\n".join([*parts, _fingerprint(voices, precision)]).encode()).hexdigest()
 
 
 def _holds(path: Path, meta: LedgerMeta) -> bool:

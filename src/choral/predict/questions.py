@@ -1,0 +1,78 @@
+"""Who is asked about which samples: everybody about all of a split, or members about what they were not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.config import ResampleConfig
+from choral.inputs.resample import select
+from choral.predict.voices import Voice
+from choral.shards.index import Index
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one voice is asked.
+
+    Attributes:
+        column: of the ledger that its answers go into; a column holds the mean over its voices that were asked.
+        voice: who answers.
+        rows: (n,) which rows of the index it is asked about; None: all.
+    """
+
+    column: str
+    voice: Voice
+    rows: NDArray[np.bool_] | None = None
+
+
+def about_all(voices: Sequence[Voice]) -> list[Question]:
+    """Return the questions of an ordinary ledger: each voice is a column of its own, and asked about everything."""
+    return [Question(voice.name, voice) for voice in voices]
+
+
+def about_unseen(groups: Mapping[str, Sequence[Voice]], index: Index) -> list[Question]:
+    """Return the questions of the held-out ledger: each voice is asked about the training samples that it never saw.
+
+    Args:
+        groups: the voices of each column.
+        index: of the training split.
+
+    Raises:
+        DataError: as `select`.
+    """
+    unseen: dict[ResampleConfig, NDArray[np.bool_]] = {}
+    questions = []
+    for column, voices in groups.items():
+        for voice in voices:
+            resample = voice.config.data.resample
+            if resample not in unseen:
+                selection = select(resample, index)
+                rows = np.zeros(len(index), dtype=np.bool_)
+                if selection is not None:  # without folds and bags, everything was seen
+                    rows[selection.held_out] = True
+                unseen[resample] = rows
+            questions.append(Question(column, voice, unseen[resample]))
+    return questions
+
+
+def rows_to_ask(questions: Sequence[Question], part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of a part of the split for which every column has somebody to ask, and the others.
+
+    The first come in an order that brings rows with the same voices to ask together, so that batches are full; where all
+    are asked about everything, in the order of the index.
+    """
+    rows = np.arange(part.start, part.stop)
+    heard: dict[str, NDArray[np.bool_]] = {}
+    masks = [question.rows[part] for question in questions if question.rows is not None]
+    if not masks:
+        return rows, rows[:0]
+    for question in questions:
+        asked = np.ones(len(rows), dtype=np.bool_) if question.rows is None else question.rows[part]
+        heard[question.column] = heard.get(question.column, np.zeros_like(asked)) | asked
+    complete = np.logical_and.reduce(list(heard.values()))
+    order = np.lexsort([asked[complete] for asked in masks])
+    return rows[complete][order], rows[~complete]
