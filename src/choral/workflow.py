@@ -23,10 +23,11 @@ from choral.ensemble import score as scoring
 from choral.ensemble.absent import absent_from, absent_members, forget_failure, how_many
 from choral.ensemble.diversity_figure import draw_diversity
 from choral.ensemble.diversity_table import render_diversity
-from choral.ensemble.members import member_config, pending_jobs, run_members, slots_of
+from choral.ensemble.members import member_config, pending_jobs, run_chain, run_members, slots_of
 from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.files import sha256_of
+from choral.inputs.sample_weights import rounds_of, why_not_trained
 from choral.inputs.targets import Targets
 from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
@@ -112,6 +113,9 @@ def train_one(
     if folder.result is not None:
         print(f"{folder.path}: already trained", file=sys.stderr)
         return 0
+    if reason := why_not_trained(config.data.resample, folder):
+        print(f"{folder.path}: not trained: {reason}", file=sys.stderr)
+        return 0
     preflight(config)
     return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder, machines)
 
@@ -175,16 +179,24 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
         folder.check_same(config)
         jobs = pending_jobs(config, folder)
         folder.claim(config)
-        outcomes = run_members(jobs, slots_of(config, _gpus()), config.ensemble.retries, console) if jobs else []
+        slots, retries = slots_of(config, _gpus()), config.ensemble.retries
+        if config.ensemble.boosting:
+            outcomes = run_chain(folder, jobs, slots, retries, console)
+        else:
+            outcomes = run_members(jobs, slots, retries, console) if jobs else []
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if any(outcome.state == "stopped" for outcome in outcomes):
         console.print("stopped; run the same command again to continue")
         return Stopped.exit_code
-    members = len(member_folders(folder, config))
-    if failed and len(failed) == members:
-        raise ChoralError(f"{folder.path}: none of {members} members could be trained: {failed[0].message}")
+    members, rounds = member_folders(folder, config), rounds_of(folder)
+    ended = rounds.ended if rounds is not None else ""
+    if all(member.result is None for member in members.values()):
+        why = failed[0].message if failed else ended
+        raise ChoralError(f"{folder.path}: none of {len(members_of(config))} members could be trained: {why}")
+    if ended:
+        console.print(f"boosting has ended: {ended}", markup=False, highlight=False, soft_wrap=True)
     if failed:
-        words = how_many(members, absent_members(folder, config))
+        words = how_many(len(members), absent_members(folder, config))
         console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 

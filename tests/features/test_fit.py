@@ -155,7 +155,7 @@ def test_a_fit_can_be_left_between_two_regularizations(kind: str, monkeypatch: p
     fits: list[object] = []
     target, name = (LinearSVC, "fit") if kind == "svm" else (_Standardized, "fold")
     plain = getattr(target, name)
-    monkeypatch.setattr(target, name, lambda *arguments: (fits.append(1), plain(*arguments))[1])
+    monkeypatch.setattr(target, name, lambda *given, **more: (fits.append(1), plain(*given, **more))[1])
     calls: list[int] = []
 
     def between() -> None:

@@ -100,6 +100,7 @@ class Config:
             f"must divide the micro-batch: {micro_batch} samples cannot be shared by {self.data.lanes} lanes",
         )
         self._check_task()
+        self._check_rounds_and_cycles()
         for member in members_of(self):
             for key in member.set:
                 allowed = key.split(".")[0] in ("seed", "data", "model", "finetune", "augment", "train")
@@ -115,6 +116,28 @@ class Config:
         if self.train.best_by != "auto":
             return self.train.best_by
         return "r2" if self.task == "regression" else "log_loss"
+
+    def _check_rounds_and_cycles(self) -> None:
+        strategy, cycles = self.finetune.strategy, self.train.cycles > 1 or self.ensemble.snapshots > 0
+        check(
+            not cycles or strategy not in ("linear", "svm", "auto"),
+            "finetune.strategy",
+            f"with train.cycles or ensemble.snapshots, expected one that makes steps, which {strategy} does not, or may not",
+        )
+        if self.data.resample.kind != "boost" and not self.ensemble.boosting:
+            return
+        check(self.task == "multiclass", "ensemble.boosting", "needs task: multiclass: SAMME goes by classes")
+        check(
+            self.train.class_weights == "none",
+            "train.class_weights",
+            "balanced and boosting both say how much a sample counts: choose one",
+        )
+        by = self.data.resample.by if self.data.resample.kind == "boost" else self.ensemble.boosting_by
+        check(
+            by == "loss" or self.data.lanes == 1,
+            "data.lanes",
+            "boosting by sampling reads everywhere: expected 1",
+        )
 
     def _check_task(self) -> None:
         train, task = self.train, self.task

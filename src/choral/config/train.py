@@ -39,7 +39,8 @@ class TrainConfig:
     """The rate rises linearly over these, then follows the schedule."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     cycles: int = 1
-    """How often the schedule, warm-up included, is run through within the steps of the run (Loshchilov and Hutter 2017)."""
+    """How often the schedule, warm-up included, is run through within the steps of the run (Loshchilov and Hutter 2017).
+    With several, the checkpoint at the end of each is kept."""
     min_lr_ratio: float = 0.0
     """Where the schedule ends, as a share of lr."""
     max_grad_norm: float | None = 1.0
@@ -122,6 +123,11 @@ class TrainConfig:
             self.cycles == 1 or not self.patience_epochs,
             "train.patience_epochs",
             "expected 0 with several cycles: validation falls back at the start of each",
+        )
+        check(
+            self.cycles == 1 or self.soup == "none",
+            "train.soup",
+            "expected none with several cycles: a soup of epochs' ends would mix the middle of a cycle with its end",
         )
         check(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", "expected 0 to 1")
         check(

@@ -14,7 +14,9 @@ from choral.config import Config, EnsembleConfig, members_of
 from choral.configfile import to_yaml, with_overrides
 from choral.ensemble.absent import forget_failure, note_failures
 from choral.errors import ConfigError
+from choral.inputs.sample_weights import rounds_of
 from choral.jobs.local import Job, Outcome, run_jobs
+from choral.predict.voices import member_folders
 from choral.runfolder import RunFolder, write_atomic
 
 _GRACE_S = 110.0  # more than the member's own launcher gives its ranks
@@ -42,6 +44,8 @@ def member_config(config: Config, name: str) -> Config:
 def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
     """Return a job for each member that is not trained yet; all members' configs are validated before there is one.
 
+    Members that a chain of boosting leaves out have none.
+
     Args:
         config: of the run.
         folder: of the run, claimed.
@@ -53,10 +57,9 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
     for name, own in configs.items():
         folder.member(name).check_same(own)
     jobs = []
-    for name, own in configs.items():
-        member = folder.member(name)
+    for name, member in member_folders(folder, config).items() if configs else ():
         if member.result is None:
-            write_atomic(member.path / "requested.yaml", to_yaml(own))
+            write_atomic(member.path / "requested.yaml", to_yaml(configs[name]))
             jobs.append(_job(config, name, member))
     return jobs
 
@@ -83,6 +86,25 @@ def run_members(
     return outcomes
 
 
+def run_chain(
+    folder: RunFolder, jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
+) -> list[Outcome]:
+    """Train the members of a chain of boosting one after the other, up to its end or to the first that fails or is stopped.
+
+    Returns:
+        how each ended that was started.
+    """
+    outcomes: list[Outcome] = []
+    for job in jobs:
+        rounds = rounds_of(folder)
+        if rounds is not None and rounds.leaves_out(job.name):
+            break
+        outcomes += run_members([job], slots[:1], retries, console)
+        if outcomes[-1].state != "done":
+            break
+    return outcomes
+
+
 def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
     """Return the places where members can run at once, each with the environment that confines a member to it.
 
@@ -96,8 +118,9 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
         ConfigError: a member wants more GPUs than there are.
     """
     each = config.ensemble.devices_per_member
-    members = len(members_of(config))
-    wanted = config.ensemble.max_parallel or members
+    chain = config.ensemble.boosting > 0
+    members = 1 if chain else len(members_of(config))  # that run side by side, if there are devices for all
+    wanted = 1 if chain else config.ensemble.max_parallel or members
     if gpus:
         if each > len(gpus):
             raise ConfigError(f"ensemble.devices_per_member: {each} GPUs a member, but this machine has {len(gpus)}")

@@ -44,6 +44,8 @@ class Samples:
     """(n, width)"""
     targets: Array
     """(n,) int64 classes, (n, L) float32 labels, or (n, T) float32 standardised numbers."""
+    weights: NDArray[np.float64] | None = None
+    """(n,) of the samples' losses in a fit of classes, mean 1, before those that let classes count alike; None: 1."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,9 @@ def _logistic_path(
     features = _Standardized(train.values)
     values, targets = torch.from_numpy(features.values), torch.from_numpy(train.targets)
     weights = _balanced_weights(task, targets, outputs) if balanced else None
+    if train.weights is not None:
+        own = torch.from_numpy(train.weights)
+        weights = own if weights is None else own * weights
     # Starting at 0, and with a penalty on the weights only, the minimum is one, also where classes can be told apart.
     parameters = torch.zeros(outputs, values.shape[1] + 1, dtype=values.dtype, requires_grad=True)
     for regularization in grid:
@@ -299,7 +304,7 @@ def _svm_path(train: Samples, grid: tuple[float, ...], balanced: bool) -> Iterat
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:
-                machine.fit(features.values, train.targets)
+                machine.fit(features.values, train.targets, sample_weight=train.weights)
             except ConvergenceWarning:  # weaker ones would not end either
                 return
         weight, bias = machine.coef_, machine.intercept_

@@ -52,6 +52,8 @@ class Batch:
     """Labels of the images mixed in, as `labels`; None where nothing is mixed."""
     shares: Tensor | None = None
     """(B,) float32, 0 to 1, on the device: share of the sample's own image; None where nothing is mixed."""
+    partner_rows: NDArray[np.int64] | None = None
+    """(B,) rows of the images mixed in, on the host; None where nothing is mixed."""
 
 
 @dataclass(frozen=True)
@@ -184,4 +186,5 @@ def _batch(host: HostBatch, images: Tensor, small: Mapping[str, Tensor]) -> Batc
     order = host.order
     labels, valid, rows = small["labels"], small["valid"], host.rows[: order.own]
     partners, shares = small.get("partner_labels"), small.get("share")
-    return Batch(images, labels, valid, rows, order.epoch, order.step, partners, shares)
+    partner_rows = host.rows[order.partners] if partners is not None else None
+    return Batch(images, labels, valid, rows, order.epoch, order.step, partners, shares, partner_rows)

@@ -1,7 +1,7 @@
 """From a config to the batches that a rank trains on or is asked about: index, cache, host loader, device loader.
 
-Which samples make a batch comes from `Selection`, `EpochPlan`, `BalancedPlan` and `exact_rows`; everything here only
-decides how fast they arrive.
+Which samples make a batch comes from `Selection`, `EpochPlan`, `BalancedPlan`, `WeightedPlan` and `exact_rows`; everything
+here only decides how fast they arrive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from choral.inputs.loader import HostLoader, Order
 from choral.inputs.resample import Selection, select
 from choral.inputs.targets import Targets
 from choral.shards.index import Dataset, Index
-from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, SelectedPlan, exact_rows, slice_of
+from choral.shards.plan import (
+    BalancedPlan,
+    ClassRows,
+    EpochPlan,
+    SelectedPlan,
+    WeightedPlan,
+    exact_rows,
+    slice_of,
+)
 from choral.shards.store import LocalStore
 
 
@@ -54,6 +62,8 @@ class Split:
     targets: Targets
     selection: Selection | None = None
     """Which samples are trained on, and how often each; None: all, once."""
+    weights: NDArray[np.float64] | None = None
+    """(n,) of its rows, mean 1, in a round of boosting."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -227,8 +237,10 @@ def plain_batches(
     return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 
 
-def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan | SelectedPlan:
+def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan | SelectedPlan | WeightedPlan:
     data, batch_size = config.data, config.train.batch_size
+    if split.weights is not None and data.resample.by == "sampling":
+        return WeightedPlan(config.seed, epoch, split.weights, batch_size)
     plan: EpochPlan | BalancedPlan
     if data.sampling == "balanced":
         plan = BalancedPlan(config.seed, epoch, split.class_rows, batch_size)

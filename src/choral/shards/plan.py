@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.errors import ConfigError
-from choral.shards.counter import key_of, keys_of, permute
+from choral.shards.counter import key_of, keys_of, permute, uniform
 
 _SHARD_ORDER, _WINDOW_ORDER, _CLASS_ORDER, _SAMPLE_ORDER = 1, 2, 3, 4  # purposes of the keys
+_DRAWS = 49  # tells these random numbers from those of other purposes
 
 
 class EpochPlan:
@@ -170,6 +171,43 @@ class SelectedPlan:
         passes, positions = np.divmod(self._plan.batch(step), len(self._rows))
         rows: NDArray[np.int64] = self._rows[positions] + passes * self._shift
         return rows
+
+
+class WeightedPlan:
+    """As `EpochPlan`, but each sample of a batch is drawn, with a probability in proportion to its weight, with replacement.
+
+    An epoch makes as many draws as the split has samples, each a function of (seed, epoch, position). The k-th time that a
+    sample comes in an epoch, k = 0, 1, ..., it stands as row + k * n, so that it is augmented in another way.
+
+    Args:
+        seed, epoch, global_batch: as in `EpochPlan`; an epoch has as many steps as there.
+        weights: (n,) float64, at least 0, not all 0; their sum does not matter.
+
+    Raises:
+        ConfigError: a batch larger than the split.
+    """
+
+    def __init__(self, seed: int, epoch: int, weights: NDArray[np.float64], global_batch: int) -> None:
+        samples = len(weights)
+        if global_batch > samples:
+            raise ConfigError(f"the global batch holds {global_batch} samples, but the split only {samples}: lower it")
+        self.global_batch = global_batch
+        self.steps = samples // global_batch
+        ends = np.cumsum(weights)  # each sample has a stretch as long as its weight, and each draw points to a place
+        places = uniform(seed, epoch, np.arange(samples), 1, _DRAWS)[:, 0] * ends[-1]
+        last = int(np.flatnonzero(weights)[-1])
+        rows = np.minimum(np.searchsorted(ends, places, side="right"), last)  # a product may be rounded up to the end
+        order = np.argsort(rows, kind="stable")
+        _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+        times = np.empty(samples, dtype=np.int64)
+        times[order] = np.arange(samples) - np.repeat(starts, counts)
+        self._rows: NDArray[np.int64] = rows + times * samples
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the (global_batch,) int64 rows, or repetitions of rows, of global batch `step`, 0 <= step < steps."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of an epoch of {self.steps}")
+        return self._rows[step * self.global_batch : (step + 1) * self.global_batch]
 
 
 def slice_of(count: int, rank: int, world_size: int) -> slice:

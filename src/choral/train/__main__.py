@@ -13,6 +13,7 @@ from choral.configfile import load_config
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.inputs.host_transforms import check_host_transforms
 from choral.inputs.resample import select
+from choral.inputs.sample_weights import why_not_trained
 from choral.inputs.targets import Targets
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if folder.result is not None:
             if rank == 0:
                 print(f"{folder.path}: already trained", file=sys.stderr)
+            return 0
+        if reason := why_not_trained(config.data.resample, folder):
+            if rank == 0:
+                print(f"{folder.path}: not trained: {reason}", file=sys.stderr)
             return 0
         preflight(config)
     except ChoralError as error:

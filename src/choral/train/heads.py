@@ -22,6 +22,7 @@ from choral.model.stage_table import TABLE_FILE, table_of, tell
 from choral.runfolder import RunFolder, write_json
 from choral.runtime import Runtime
 from choral.train.alone import on_main_rank
+from choral.train.boosting import end_round
 from choral.train.saving import finish, save
 from choral.train.state import TrainState
 from choral.train.tracking import Tracker
@@ -59,7 +60,8 @@ def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
         tracker.report_validation(state)
         save(trainer, state)
         tracker.send_best()
-    finish(trainer, state, {"stopped_early": False, **fitted})
+    if end_round(trainer):
+        finish(trainer, state, {"stopped_early": False, **fitted})
     return state
 
 
@@ -154,7 +156,9 @@ def _samples(trainer: Trainer, split: Split, passes: list[Features | None]) -> S
         meaning = trainer.objective.meaning
         targets = (targets - np.asarray(meaning.target_mean)) / np.asarray(meaning.target_std)
     parts = [features.values[place] for features, place in zip(found, places, strict=True)]
-    return Samples(parts[0] if len(parts) == 1 else np.concatenate(parts), targets)
+    # Of boosting. Drawing samples by their weights, time and again, would come to fitting with the weights.
+    weights = None if split.weights is None else split.weights[rows]
+    return Samples(parts[0] if len(parts) == 1 else np.concatenate(parts), targets, weights)
 
 
 def _places(features: Features, split: Split) -> NDArray[np.int64] | slice:

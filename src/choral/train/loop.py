@@ -13,6 +13,7 @@ from choral.config import Config
 from choral.model.stage_table import TABLE_FILE, table_of, tell
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.train.boosting import end_round
 from choral.train.choice import resolve_strategy
 from choral.train.heads import initial_head, train_head
 from choral.train.range_test import find_rate
@@ -70,11 +71,13 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
                 save(trainer, state)
                 raise run.stopped(f"at step {state.step} of {total}")
             state = _validate_if_due(trainer, state, tracker)
-            if state.best_step == state.step or state.is_due(save_every, total) or trainer.is_done(state):
+            kept = state.best_step == state.step or trainer.schedule.snapshot_at(state.step) > 0
+            if kept or state.is_due(save_every, total) or trainer.is_done(state):
                 save(trainer, state)
         state = cook_soup(trainer, state, tracker)
         tracker.send_best()
-    finish(trainer, state)  # once all has been sent: nothing makes up for it later
+    if end_round(trainer):
+        finish(trainer, state)  # once all has been sent: nothing makes up for it later
     return state
 
 

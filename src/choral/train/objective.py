@@ -33,6 +33,8 @@ class Objective:
         gamma: of the focal loss.
         weights: (C,) float32 weight of a sample by its class; with multilabel (2, L), of a label's zeros and ones.
         device: of the batches.
+        sample_weights: (n,) of the training samples, mean 1, by row of their index; they multiply losses. A batch's losses
+            are still divided by its size.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Objective:
         gamma: float = 2.0,
         weights: Tensor | None = None,
         device: torch.device | None = None,
+        sample_weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.meaning, self._loss, self._smoothing, self._gamma = meaning, loss, smoothing, gamma
         self._weights = weights.to(device) if weights is not None else None
         self._mean = torch.tensor(meaning.target_mean, dtype=torch.float32, device=device)
         self._std = torch.tensor(meaning.target_std, dtype=torch.float32, device=device)
         self._device = device
+        self._sample_weights = None if sample_weights is None else sample_weights.astype(np.float32)
 
     @classmethod
     def of(cls, config: Config, split: Split, device: torch.device) -> Objective:
@@ -73,6 +77,7 @@ class Objective:
             gamma=settings.focal_gamma,
             weights=_balanced_weights(targets, rows) if settings.class_weights == "balanced" else None,
             device=device,
+            sample_weights=split.weights if config.data.resample.by == "loss" else None,
         )
 
     @property
@@ -89,16 +94,17 @@ class Objective:
         """Return the loss of each sample, (B,) float32; samples that could not be read count nothing.
 
         Where images were mixed, it is the mean of the losses to both labels, weighted by their shares: the loss to the
-        mixed label, since every loss here but those of regression is linear in it (Zhang et al. 2018).
+        mixed label, since every loss here but those of regression is linear in it (Zhang et al. 2018). Each of the two is
+        multiplied by the weight of the sample that the label is of, where samples have weights.
 
         Args:
             logits: (B, outputs), any float type.
             batch: labels, perhaps partners and shares.
         """
         logits = logits.float()
-        losses = self._losses_to(logits, batch.labels)
+        losses = self._weighted(self._losses_to(logits, batch.labels), batch.rows)
         if batch.partners is not None and batch.shares is not None:
-            others = self._losses_to(logits, batch.partners)
+            others = self._weighted(self._losses_to(logits, batch.partners), batch.partner_rows)
             losses = batch.shares * losses + (1 - batch.shares) * others
         return losses * batch.valid
 
@@ -117,6 +123,12 @@ class Objective:
     def meta(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that predictions can be made from it; see `Outputs`."""
         return self.meaning.meta()
+
+    def _weighted(self, losses: Tensor, rows: NDArray[np.int64] | None) -> Tensor:
+        """Return losses times the weights of the samples in these rows."""
+        if self._sample_weights is None or rows is None:
+            return losses
+        return losses * torch.from_numpy(self._sample_weights[rows]).to(losses.device)
 
     def _losses_to(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.meaning.task == "multiclass":

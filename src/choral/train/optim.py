@@ -81,7 +81,11 @@ def check_optimizer(name: str) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then `shape` down to `min_lr_ratio` (cosine: Loshchilov and Hutter 2017). Steps are optimizer steps."""
+    """Linear warm-up, then `shape` down to `min_lr_ratio` (cosine: Loshchilov and Hutter 2017). Steps are optimizer steps.
+
+    With several cycles, the steps are parted among them as equally as can be, and each goes through all of that, warm-up
+    included (snapshot ensembles: Huang et al. 2017).
+    """
 
     lr: float
     """At the end of the warm-up; not a number until a range test has found it (train.lr: auto)."""
@@ -89,27 +93,46 @@ class Schedule:
     total_steps: int
     min_lr_ratio: float
     shape: Literal["cosine", "linear", "constant"] = "cosine"
+    cycles: int = 1
 
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
-        """Return the schedule of a config for a split with so many steps an epoch."""
+        """Return the schedule of a config for a split with so many steps an epoch.
+
+        Raises:
+            ConfigError: more cycles than steps.
+        """
         total = config.steps or max(1, round(config.epochs * steps_per_epoch))
-        warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+        if config.cycles > total:
+            raise ConfigError(f"train.cycles: {config.cycles} cycles do not fit into {total} steps; train longer")
+        warmup = min(round(config.warmup_epochs * steps_per_epoch), total // config.cycles - 1)
         lr = math.nan if config.lr == "auto" else config.lr
-        return cls(lr, warmup, total, config.min_lr_ratio, config.schedule)
+        return cls(lr, warmup, total, config.min_lr_ratio, config.schedule, config.cycles)
+
+    def end_of(self, cycle: int) -> int:
+        """Return how many steps are made when cycle 1 <= cycle <= cycles ends; 0: none."""
+        return self.total_steps * cycle // self.cycles
 
     def at(self, step: int) -> float:
         """Return the learning rate of step 0 <= step < total_steps."""
         assert not math.isnan(self.lr), "a range test has to find the rate first"
+        cycle = ((step + 1) * self.cycles - 1) // self.total_steps  # the last one that begins at or before this step
+        start = self.end_of(cycle)
+        length, step = self.end_of(cycle + 1) - start, step - start
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, length - self.warmup_steps)
         remaining = {
             "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
             "linear": 1 - progress,
             "constant": 1.0,
         }[self.shape]
         return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * remaining)
+
+    def snapshot_at(self, steps: int) -> int:
+        """Return the number of the cycle, counted from 1, that ends when so many steps are made; 0: none, or one of one."""
+        ends = [self.end_of(cycle) for cycle in range(1, self.cycles + 1)]
+        return ends.index(steps) + 1 if self.cycles > 1 and steps in ends else 0
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set the rate of every parameter group (times its `lr_scale`) for `step` and return the unscaled rate."""

@@ -102,7 +102,9 @@ def _mark_if_best(trainer: Trainer, state: TrainState) -> None:
 def _describe(trainer: Trainer, state: TrainState) -> dict[str, Any]:
     """Return what a checkpoint holds beside tensors: where the run stands, and what it takes to use the network."""
     scaler = trainer.run.accelerator.scaler
+    snapshot = trainer.schedule.snapshot_at(state.step)
     return {
+        **({"snapshot": snapshot} if snapshot else {}),
         "state": asdict(state),
         "dataset": trainer.fingerprint,
         **trainer.objective.meta(),

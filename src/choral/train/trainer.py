@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from choral.config import Config
-from choral.errors import DataError
+from choral.errors import ConfigError, DataError
 from choral.inputs.device import Batch, DeviceLoader
+from choral.inputs.sample_weights import run_folder_of, weights_of_round
 from choral.inputs.streams import (
     RankPlace,
     Split,
@@ -49,7 +51,7 @@ class Trainer:
         dataset = open_dataset(config.data)
         self.place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
         self.fingerprint = dataset.fingerprint
-        self.train_split: Split = open_training_split(config, dataset, self.place)
+        self.train_split: Split = self._weighted(open_training_split(config, dataset, self.place))
         self.val_split: Split = open_split(config, dataset, config.data.val_split, self.place)
         self.objective = Objective.of(config, self.train_split, run.device)
         self.epoch_steps = steps_per_epoch(config, self.train_split)
@@ -62,6 +64,7 @@ class Trainer:
         self.normalization: Normalization = normalization_of(network)
         self._head = frozenset(stages_of(network)[-1])
         self.phases = phases_of(network, config.finetune, self.epoch_steps, self.schedule.total_steps)
+        _check_first_cycle(self.phases, self.schedule)
         self._synchronized = config.model.sync_batchnorm and run.world_size > 1
         if self._synchronized:
             network = synchronize_batchnorm(network, run.device.type)
@@ -69,6 +72,13 @@ class Trainer:
         self._prepare(network, OptimizerState())
         self.average: MovingAverage | None = None
         self.soup: Weights | None = None
+
+    def _weighted(self, split: Split) -> Split:
+        """Return the training split with what its samples weigh in a round of boosting."""
+        resample = self.config.data.resample
+        if resample.kind != "boost":
+            return split
+        return replace(split, weights=weights_of_round(run_folder_of(self.folder), resample.number, split.index))
 
     @property
     def network(self) -> nn.Module:
@@ -248,6 +258,16 @@ class Trainer:
         report = meter.report(self.run.sum(meter.totals))
         agreed = torch.tensor(list(report.values()), dtype=torch.float64, device=self.run.device)
         return dict(zip(report, self.run.broadcast(agreed).tolist(), strict=True))
+
+
+def _check_first_cycle(phases: Sequence[Phase], schedule: Schedule) -> None:
+    """Refuse snapshots of networks of which a part has not been trained yet."""
+    first, last = schedule.end_of(1), phases[-1].start_step
+    if schedule.cycles > 1 and last >= first:
+        raise ConfigError(
+            f"finetune.unfreeze_every_epochs: the last stage joins at step {last}, but the first of {schedule.cycles} cycles "
+            f"ends at step {first}, with a network that is not fully trained: unfreeze faster, or train longer"
+        )
 
 
 def _spoil_gradient(model: nn.Module) -> None:
