@@ -215,6 +215,16 @@ def test_labels_and_numbers(config_file: Path, tmp_path: Path, run: Runtime, sha
     assert ledger.meta.task == task and ledger.members == ("folds",) and len(ledger) == 36
 
 
+def test_all_voices_of_a_member_with_snapshots_answer(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    overrides = ["ensemble.folds=2", "ensemble.snapshots=2", "train.steps=2", "train.warmup_epochs=0"]
+    config = load_config(config_file, [*ONE_STEP, *overrides])
+    folder = trained(config, tmp_path / "run", run)
+    evaluate(config, folder, run)
+    voices, _ = voices_of(folder, config)
+    assert [voice.name for voice in voices] == ["fold1.1", "fold1.2", "fold2.1", "fold2.2"]
+    assert_by_hand(config, folder, tmp_path)
+
+
 def test_no_folds_no_held_out_ledger(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     config = load_config(config_file, [*ONE_STEP, "ensemble.seeds=1"])
     folder = trained(config, tmp_path / "run", run)
