@@ -124,6 +124,7 @@ def test_what_does_not_fit_is_refused(config_file: Path, ensemble: dict[str, str
 
 @pytest.mark.parametrize(("resample", "message"), [
     ("{kind: fold, number: 3, count: 3}", "data.resample.number: expected less than count, which is 3"),
+    ("{kind: fold, number: 0, count: 1}", "data.resample.count: expected 2 or more"),
     ("{kind: bag, number: -1}", "data.resample.number: expected 0 or more"),
     ("{kind: boost}", "data.sampling: balanced and boosting both say how often a sample counts"),
 ])  # fmt: skip

@@ -69,6 +69,7 @@ class ResampleConfig:
         check(self.number >= 0, "data.resample.number", "expected 0 or more")
         fold = self.kind != "fold" or 0 <= self.number < self.count
         check(fold, "data.resample.number", f"expected less than count, which is {self.count}")
+        check(self.kind != "fold" or self.count >= 2, "data.resample.count", "expected 2 or more")
         check(self.seed >= 0, "data.resample.seed", "expected 0 or more")
 
 

@@ -75,7 +75,8 @@ class EnsembleConfig:
     about what it has not seen (out-of-bag predictions)."""
     bootstrap: Literal["poisson", "exact"] = "poisson"
     """poisson: a hash of each key says how often it occurs, Poisson distributed with mean 1 (Oza and Russell 2001); exact:
-    as many draws with replacement as there are samples."""
+    as many draws with replacement as there are samples. Groups, where there are any, are drawn whole, as if each were one
+    sample."""
     boosting: int = 0
     """Members trained one after the other, each on samples weighted by what the ones before got wrong (SAMME, Zhu et al.
     2009). Ends early at a member that is no better than chance. Not with other generators."""

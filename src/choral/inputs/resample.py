@@ -115,7 +115,7 @@ def _folds(index: Index, count: int, seed: int) -> NDArray[np.int64]:
     if len(names) < count:
         what = "samples" if units is None else "groups"
         raise DataError(f"{_where(index)}: {len(names)} {what} cannot make {count} folds; ask for fewer")
-    if units is None:
+    if units is None or len(names) == len(index):
         folds = np.empty(len(names), dtype=np.int64)
         # Dealt out stratum by stratum, and never from the start again: totals are as even as strata are.
         folds[np.lexsort((hashes, strata))] = np.arange(len(names)) % count
