@@ -13,7 +13,7 @@ a merge needs the memory of one block, not of the ledger. The merged file does n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -165,6 +165,38 @@ def merge_parts(folder: Path, world_size: int, expected_keys: Sequence[str], out
         folder.rmdir()
 
 
+def write_combined(
+    out: Path, meta: LedgerMeta, keys: Sequence[str], labels: NDArray[Any], blocks: Iterable[NDArray[np.float32]]
+) -> None:
+    """Write a ledger of one column, block by block and atomically.
+
+    Args:
+        out: the ledger.
+        meta: of one member and one view.
+        keys, labels: (N,) of all samples, as a ledger has them.
+        blocks: (n, classes) float32 predictions of consecutive samples.
+
+    Raises:
+        DataError: the file cannot be written, or predictions are none of the task.
+    """
+    (name,) = meta.columns
+    schema, start = _schema(meta), 0
+    split_bytes = [f"{name}.list.element"]
+    with (
+        written_aside(out) as file,
+        pq.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=split_bytes
+        ) as writer,
+    ):
+        for values in blocks:
+            rows = slice(start, start + len(values))
+            own = pa.array(keys[rows], pa.string())
+            check_predictions(values, meta.task, name, own)
+            columns = [own, _label_column(meta, labels[rows]), _as_lists(values)]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(values), 1))
+            start += len(values)
+
+
 class Ledger:
     """A merged ledger, opened for reading; columns are read when asked for, one at a time.
 
@@ -236,14 +268,24 @@ class Ledger:
             start += len(block)
         return values
 
-    def blocks(self, view: str = "identity") -> Iterator[NDArray[np.float32]]:
+    def blocks(self, view: str = "identity", members: Sequence[str] | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (members, n, classes) float32 predictions of consecutive rows, all rows in turn.
 
         Memory is bounded by one block (some MB a member) however many samples there are.
+
+        Args:
+            view: of all of them.
+            members: whose columns are read, in this order; None: all.
+
+        Raises:
+            DataError: no such member or view, or the file is damaged.
         """
         self._require("view", view, self.views)
+        names = self.members if members is None else members
+        for name in names:
+            self._require("member", name, self.members)
         for group in range(self._file.num_row_groups):
-            yield self._read_group(group, [f"{member}/{view}" for member in self.members])
+            yield self._read_group(group, [f"{member}/{view}" for member in names])
 
     def _read_group(self, group: int, names: list[str]) -> NDArray[np.float32]:
         try:
@@ -330,7 +372,7 @@ def _merged_block(
         values = np.empty((len(rows), len(meta.classes)), dtype=np.float32)
         for part, places, local in picks:
             values[places] = _as_array(part.column(name), len(meta.classes))[local]
-        _check_predictions(values, meta.task, name, keys)
+        check_predictions(values, meta.task, name, keys)
         columns.append(_as_lists(values))
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -347,7 +389,8 @@ def _check_labels(labels: NDArray[Any], meta: LedgerMeta, keys: pa.Array) -> Non
         raise DataError(f"sample {keys[row].as_py()!r}: label {labels[row]}, expected {expected}; evaluate again")
 
 
-def _check_predictions(values: NDArray[np.float32], task: str, name: str, keys: pa.Array) -> None:
+def check_predictions(values: NDArray[np.float32], task: str, name: str, keys: pa.Array) -> None:
+    """Check (n, classes) predictions called `name`; DataError naming the first sample whose are none of the task."""
     good = np.isfinite(values).all(axis=1)
     if task == "multiclass":
         with np.errstate(invalid="ignore"):  # infinities of both signs
