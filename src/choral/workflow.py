@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -21,8 +21,10 @@ from choral.checkpoints import step_of
 from choral.config import Config, members_of
 from choral.ensemble import score as scoring
 from choral.ensemble.absent import absent_from, absent_members, forget_failure, how_many
+from choral.ensemble.combination import Asked, combine_run
 from choral.ensemble.diversity_figure import draw_diversity
 from choral.ensemble.diversity_table import render_diversity
+from choral.ensemble.known import known_of
 from choral.ensemble.members import member_config, pending_jobs, run_chain, run_members, slots_of
 from choral.ensemble.table import render
 from choral.errors import ChoralError, ConfigError, DataError, Stopped
@@ -285,6 +287,42 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
         DataError: the split has not been evaluated.
     """
     config = folder.config()
+    ledger = evaluated(folder, config, split)
+    name = ledger.meta.split
+    references = [asdict(reference) for reference in config.references if reference.split == name]
+    absent = absent_from(ledger.members, folder, config)
+    scores = scoring.score_run(
+        ledger,
+        references,
+        absent,
+        configured=len(member_folders(folder, config)),
+        known=known_of(folder, config, ledger),
+    )
+    write_json(folder.path / f"scores-{name}.json", scores)
+    if scores["diversity"] is not None:
+        write_atomic(diversity_figure(folder, name), draw_diversity(scores["diversity"], name))
+    return scores
+
+
+def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any]:
+    """Combine what the members of a run said about a split; see `combine_run`.
+
+    Args:
+        folder: of the run.
+        split: None: `default_split`.
+        asked: the rule and what belongs to it.
+    """
+    config = folder.config()
+    name = evaluated(folder, config, split).meta.split
+    return combine_run(folder, config, name, asked)
+
+
+def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
+    """Return the ledger of a split; None: `default_split`.
+
+    Raises:
+        DataError: the split has not been evaluated.
+    """
     name = split or default_split(folder, config)
     path = folder.predictions / f"{name}.parquet"
     if not path.is_file():
@@ -292,14 +330,7 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
         raise DataError(
             f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
         )
-    references = [asdict(reference) for reference in config.references if reference.split == name]
-    ledger = Ledger.open(path)
-    absent = absent_from(ledger.members, folder, config)
-    scores = scoring.score_run(ledger, references, absent, configured=len(member_folders(folder, config)))
-    write_json(folder.path / f"scores-{name}.json", scores)
-    if scores["diversity"] is not None:
-        write_atomic(diversity_figure(folder, name), draw_diversity(scores["diversity"], name))
-    return scores
+    return Ledger.open(path)
 
 
 def default_split(folder: RunFolder, config: Config) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from choral import __version__
+from choral.cli.combine_verbs import add_combine_verbs
 from choral.cli.data_verbs import add_data_verbs
 from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
@@ -70,4 +71,5 @@ def _parsers() -> dict[str, Parser]:
     add_data_verbs(verbs)
     add_run_verbs(verbs)
     add_job_verbs(verbs)
+    add_combine_verbs(verbs)
     return verbs.parsers

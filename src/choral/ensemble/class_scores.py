@@ -1,16 +1,14 @@
-"""Scores of multiclass: members, soft and hard vote, by accuracy and log loss."""
+"""Scores of multiclass: members, soft and hard vote and other rules, by accuracy and log loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensemble.combine import hard, soft
-from choral.ensemble.rows import SEED, ClassRow, Difference, numbers, scored_views
-from choral.predict.ledger import Ledger
+from choral.ensemble.rows import SEED, ClassRow, Difference, Section, numbers
 from choral.score.intervals import interval_of, resampled_means
 from choral.score.metrics import correct, log_losses, top_class
 
@@ -21,37 +19,43 @@ class _Entry:
 
     correct: list[NDArray[np.float64]] = field(default_factory=list)
     losses: list[NDArray[np.float64]] = field(default_factory=list)  # stays empty for a hard vote
-    tied: list[NDArray[np.bool_]] = field(default_factory=list)  # of a hard vote
+    tied: list[NDArray[np.bool_]] = field(default_factory=list)  # of votes
 
 
-def class_rows(ledger: Ledger) -> tuple[list[ClassRow], str]:
-    """Return the rows, and the name of the best member: of the highest accuracy, among equals of the lowest log loss."""
-    return _rows(_entries(ledger), len(ledger.members))
+def class_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[ClassRow], str]:
+    """Return the rows, and the name of the best member: of the highest accuracy, among equals of the lowest log loss.
+
+    Args:
+        sections: of the table; the best is one of the first one's members.
+        baseline: a row that all are compared with, too, also by log loss; "": none.
+    """
+    return _rows(_entries(sections), sections[0].names[: len(sections[0].panel.members)], baseline)
 
 
-def _entries(ledger: Ledger) -> dict[str, _Entry]:
+def _entries(sections: Sequence[Section]) -> dict[str, _Entry]:
     """Walk once over the columns that are scored, one block of samples at a time."""
     entries: dict[str, _Entry] = {}
-    for view, suffix in scored_views(ledger):
-        names = [*(f"member/{member}{suffix}" for member in ledger.members), f"soft{suffix}", f"hard{suffix}"]
-        group = {name: _Entry() for name in names}
-        *members, mean, vote = group.values()
-        start = 0
-        for stack in ledger.blocks(view):
-            labels = ledger.labels[start : start + stack.shape[1]]
-            start += len(labels)
-            for entry, probabilities in zip([*members, mean], [*stack, soft(stack)], strict=True):
+    for section in sections:
+        group = {name: _Entry() for name in section.names}
+        members = list(group.values())[: len(section.panel.members)]
+        rules = list(group.values())[len(section.panel.members) :]
+        for labels, stack in section.panel.blocks():
+            for entry, probabilities in zip(members, stack, strict=True):
                 entry.correct.append(correct(labels, top_class(probabilities)))
                 entry.losses.append(log_losses(labels, probabilities))
-            votes = hard(stack)
-            vote.correct.append(correct(labels, votes.predictions))
-            vote.tied.append(votes.tied)
+            for entry, rule in zip(rules, section.rules.values(), strict=True):
+                said = rule(stack)
+                entry.correct.append(correct(labels, top_class(said.predictions)))
+                if rule.gives_probabilities:
+                    entry.losses.append(log_losses(labels, said.predictions))
+                if said.tied is not None:
+                    entry.tied.append(said.tied)
         entries |= group
     return entries
 
 
-def _rows(entries: Mapping[str, _Entry], members: int) -> tuple[list[ClassRow], str]:
-    """Return the rows, and the name of the best of the first `members` of them."""
+def _rows(entries: Mapping[str, _Entry], plain: Sequence[str], baseline: str) -> tuple[list[ClassRow], str]:
+    """Return the rows, and the name of the best of the members called `plain`."""
     names = list(entries)
     scores = {name: np.concatenate(entry.correct) for name, entry in entries.items()}
     losses = {name: np.concatenate(entry.losses) for name, entry in entries.items() if entry.losses}
@@ -59,22 +63,35 @@ def _rows(entries: Mapping[str, _Entry], members: int) -> tuple[list[ClassRow], 
     means = resampled_means(np.stack([*scores.values(), *losses.values()], axis=1), seed=SEED)
     drawn = dict(zip(names, means.T, strict=False))
     drawn_losses = dict(zip(losses, means.T[len(names) :], strict=True))
-    plain = names[:members]  # without averaged views, if the ledger has such columns
     best = min(plain, key=lambda name: (-scores[name].sum(), losses[name].sum()))
+
+    def to(name: str, other: str) -> Difference | None:
+        if name == other:
+            return None
+        return Difference(to=other, **numbers(interval_of(scores[name] - scores[other], drawn[name] - drawn[other])))
+
+    def loss_to(name: str, other: str) -> Difference | None:
+        if name == other or name not in losses or other not in losses:
+            return None
+        gain = interval_of(losses[name] - losses[other], drawn_losses[name] - drawn_losses[other])
+        return Difference(to=other, **numbers(gain))
+
     rows: list[ClassRow] = []
     for name, entry in entries.items():
         accuracy = interval_of(scores[name], drawn[name])
-        loss = interval_of(losses[name], drawn_losses[name]) if name in losses else None
-        gain = interval_of(scores[name] - scores[best], drawn[name] - drawn[best])
-        rows.append(
-            ClassRow(
-                name=name,
-                metric="accuracy",
-                **numbers(accuracy),
-                n=len(scores[name]),
-                log_loss=numbers(loss) if loss else None,
-                difference=None if name == best else Difference(to=best, **numbers(gain)),
-                ties=int(np.concatenate(entry.tied).sum()) if entry.tied else None,
-            )
+        row = ClassRow(
+            name=name,
+            metric="accuracy",
+            value=accuracy.value,
+            low=accuracy.low,
+            high=accuracy.high,
+            n=len(scores[name]),
+            log_loss=numbers(interval_of(losses[name], drawn_losses[name])) if name in losses else None,
+            difference=to(name, best),
+            ties=int(np.concatenate(entry.tied).sum()) if entry.tied else None,
         )
+        if baseline:
+            row["to_baseline"] = to(name, baseline)
+            row["log_loss_difference"], row["log_loss_to_baseline"] = loss_to(name, best), loss_to(name, baseline)
+        rows.append(row)
     return rows, best

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from choral.config.ensemble import LEGAL_NAME
+from choral.ensemble.combine import soft
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.files import local_only, sha256_of
 from choral.predict.ledger import Ledger, check_predictions
@@ -72,11 +73,16 @@ def read_foreign(asked: str, ledger: Ledger, views: Sequence[str]) -> list[Forei
     return [Foreign(name, path, checksum, _from_table(path, table, ledger))]
 
 
+def path_of(asked: str) -> Path:
+    """Return the file of FILE or NAME=FILE."""
+    name, named, place = asked.partition("=")
+    return Path(place if named and "/" not in name else asked)
+
+
 def _named(asked: str) -> tuple[str, Path]:
-    name, found, place = asked.partition("=")
-    if not found or "/" in name:
-        name, place = "", asked
-    path = Path(local_only(place))
+    path = path_of(asked)
+    name = asked.partition("=")[0] if str(path) != str(Path(asked)) else ""
+    local_only(str(path))
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{path}: expected a .csv or .parquet file of predictions")
     if not path.is_file():
@@ -154,9 +160,9 @@ def _from_ledger(name: str, path: Path, checksum: str, ledger: Ledger, views: Se
     _check_labels(path, theirs, ledger, order, classes)
     joined = []
     for member in theirs.members:
-        values = np.mean([theirs.predictions(member, view) for view in views], axis=0, dtype=np.float64)
+        values = soft(np.stack([theirs.predictions(member, view) for view in views]))
         own = name if len(theirs.members) == 1 else f"{name}.{member}"
-        joined.append(Foreign(own, path, checksum, values.astype(np.float32)[order][:, classes]))
+        joined.append(Foreign(own, path, checksum, values[order][:, classes]))
     return joined
 
 

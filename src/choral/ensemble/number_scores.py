@@ -1,32 +1,37 @@
-"""Scores of regression: members, mean and median, by RMSE, MAE and R2, for each target in its own unit."""
+"""Scores of regression: members, mean, median and other rules, by RMSE, MAE and R2, for each target in its own unit."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensemble.combine import median, soft
-from choral.ensemble.rows import SEED, Estimate, TargetRow, metric_rows, predictions_of
-from choral.predict.ledger import Ledger
+from choral.ensemble.rows import SEED, Estimate, Section, TargetRow, metric_rows, predictions_of
 from choral.score.intervals import resampled_means
 from choral.score.metrics import r2_of_sums
 
 _METRICS = ("rmse", "mae", "r2")
 
 
-def number_rows(ledger: Ledger) -> tuple[list[TargetRow], str]:
-    """Return the rows, and the best member: of the highest R2, with one target that of the lowest RMSE."""
-    found = predictions_of(ledger, {"mean": soft, "median": median})
+def number_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[TargetRow], str]:
+    """Return the rows, and the best member: of the highest R2, with one target that of the lowest RMSE.
+
+    Args:
+        sections: of the table; the best is one of the first one's members.
+        baseline: a row that all are compared with, too; "": none.
+    """
+    ledger, members = sections[0].panel.ledger, len(sections[0].panel.members)
+    found = predictions_of(sections)
     estimates = [_estimates(ledger.labels, found, number) for number in range(len(ledger.classes))]
-    plain = list(found)[: len(ledger.members)]
+    plain = list(found)[:members]
     best = max(plain, key=lambda name: sum(of_target["r2"][name].value for of_target in estimates))
     rows = [
         TargetRow(**row, target=target)
         for target, of_target in zip(ledger.classes, estimates, strict=True)
         for metric in _METRICS
-        for row in metric_rows(metric, of_target[metric], best, len(ledger))
+        for row in metric_rows(metric, of_target[metric], best, len(ledger), baseline)
     ]
     return rows, best
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from choral.ensemble.combine import soft
 from choral.ensemble.foreign import Foreign
 from choral.errors import ConfigError, did_you_mean
 from choral.predict.ledger import Ledger
@@ -44,7 +45,7 @@ class Panel:
         """Yield labels, as the ledger has them, and (members, n, classes) float32 predictions of consecutive samples."""
         labels, start = self.ledger.labels, 0
         for views in zip(*(self.ledger.blocks(view, self.own) for view in self.views), strict=True):
-            stack = views[0] if len(views) == 1 else np.mean(views, axis=0, dtype=np.float64).astype(np.float32)
+            stack = views[0] if len(views) == 1 else soft(np.stack(views))
             rows = slice(start, start + stack.shape[1])
             if self.others:
                 stack = np.concatenate([stack, [other.predictions[rows] for other in self.others]])
@@ -61,7 +62,9 @@ def chosen_members(ledger: Ledger, wanted: Sequence[str]) -> tuple[str, ...]:
     for name in wanted:
         if name not in ledger.members:
             near = did_you_mean(name, ledger.members)
-            raise ConfigError(f"--members: no member '{name}' in {ledger.path}.{near} It has: {', '.join(ledger.members)}")
+            raise ConfigError(
+                f"--members: no member '{name}' in {ledger.path}.{near} It has: {', '.join(ledger.members)}"
+            )
     return tuple(name for name in ledger.members if name in wanted) if wanted else ledger.members
 
 

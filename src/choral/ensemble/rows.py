@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from choral.ensemble.combine import Combiner
 from choral.ensemble.diversity_rows import Diversity
+from choral.ensemble.panel import Panel
 from choral.predict.ledger import Ledger
 from choral.score.intervals import Interval, interval_around
 
@@ -31,7 +33,10 @@ class Difference(Numbers):
 
 
 class Row(TypedDict):
-    """One predictor by one metric; `difference` is None for the member that the others are compared with."""
+    """One predictor by one metric; `difference` is None for the member that the others are compared with.
+
+    `to_baseline` is there where the rows are compared with another one, too, that is no member.
+    """
 
     name: str
     metric: str
@@ -40,15 +45,19 @@ class Row(TypedDict):
     high: float
     n: int
     difference: Difference | None
+    to_baseline: NotRequired[Difference | None]
 
 
 class ClassRow(Row):
     """A row of multiclass, which has the accuracy.
 
-    `log_loss` is None for a hard vote, which has no probabilities; `ties` for all but hard votes.
+    `log_loss` is None for a hard vote, which has no probabilities; `ties` for all that do not vote. Differences
+    in log loss are there together with `to_baseline`.
     """
 
     log_loss: Numbers | None
+    log_loss_difference: NotRequired[Difference | None]
+    log_loss_to_baseline: NotRequired[Difference | None]
     ties: int | None
 
 
@@ -67,6 +76,32 @@ class Reference(TypedDict):
     source: str
 
 
+class FittedRule(TypedDict):
+    """What stands behind a row of a rule that was fitted."""
+
+    name: str
+    rule: str
+    on: str
+    samples: int
+    by: str
+    weights: dict[str, float]
+
+
+class TemperatureOf(TypedDict):
+    """The temperature that validation data would give a rule of the table, and what it is worth where it is scored.
+
+    The table's own rows are without it; `choral combine` applies it.
+    """
+
+    name: str
+    value: float
+    on: str
+    samples: int
+    log_loss: Numbers
+    tempered: Numbers
+    difference: Numbers
+
+
 class Scores(TypedDict):
     """What `score_run` returns: plain JSON."""
 
@@ -81,6 +116,9 @@ class Scores(TypedDict):
     absent: dict[str, str]  # those of them that the ledger is without, and why
     tta_views: list[str]
     best_member: str
+    rules: list[FittedRule]
+    temperatures: list[TemperatureOf]
+    not_fitted: str  # why there are no rules fitted on validation data; "" where there are, or none were to be
     dataset: str
     evaluation: str
     bootstrap: dict[str, float]
@@ -104,18 +142,31 @@ class Estimate:
         return interval_around(self.value - other.value, self.draws - other.draws)
 
 
-def metric_rows(metric: str, estimates: Mapping[str, Estimate], best: str, count: int) -> list[Row]:
-    """Return a row a predictor by one metric, each compared with the predictor called `best`, over so many samples."""
-    return [
-        Row(
+def metric_rows(metric: str, estimates: Mapping[str, Estimate], best: str, count: int, baseline: str = "") -> list[Row]:
+    """Return a row a predictor by one metric, each compared with the predictor called `best`, over so many samples.
+
+    With a `baseline` each is compared with that one, too.
+    """
+
+    def to(name: str, other: str) -> Difference | None:
+        return None if name == other else Difference(to=other, **numbers(estimates[name].minus(estimates[other])))
+
+    rows = []
+    for name, estimate in estimates.items():
+        found = estimate.interval
+        row = Row(
             name=name,
             metric=metric,
-            **numbers(estimate.interval),
+            value=found.value,
+            low=found.low,
+            high=found.high,
             n=count,
-            difference=None if name == best else Difference(to=best, **numbers(estimate.minus(estimates[best]))),
+            difference=to(name, best),
         )
-        for name, estimate in estimates.items()
-    ]
+        if baseline:
+            row["to_baseline"] = to(name, baseline)
+        rows.append(row)
+    return rows
 
 
 def numbers(interval: Interval) -> Numbers:
@@ -133,18 +184,32 @@ def scored_views(ledger: Ledger) -> list[tuple[str, str]]:
     return [(view, "" if view == "identity" else f"+{view}") for view in views]
 
 
-def predictions_of(ledger: Ledger, rules: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """Return the (N, outputs) predictions of every row of the table: members, then rules, for each scored view.
+@dataclass(frozen=True)
+class Section:
+    """Rows that stand together: members, and rules that combine them.
 
-    Args:
-        ledger: of one split.
-        rules: name to a function of a (members, n, outputs) stack.
+    Attributes:
+        panel: the members, under some views.
+        suffix: of the rows' names, such as "+tta".
+        rules: name of the row without suffix, to the rule.
     """
+
+    panel: Panel
+    suffix: str
+    rules: Mapping[str, Combiner]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the rows, members first."""
+        return [f"{name}{self.suffix}" for name in (*(f"member/{name}" for name in self.panel.members), *self.rules)]
+
+
+def predictions_of(sections: Sequence[Section]) -> dict[str, NDArray[np.float32]]:
+    """Return the (N, outputs) predictions of every row of the table: of each section its members, then its rules."""
     found: dict[str, list[NDArray[np.float32]]] = {}
-    for view, suffix in scored_views(ledger):
-        for stack in ledger.blocks(view):
-            for member, values in zip(ledger.members, stack, strict=True):
-                found.setdefault(f"member/{member}{suffix}", []).append(values)
-            for name, rule in rules.items():
-                found.setdefault(f"{name}{suffix}", []).append(rule(stack))
+    for section in sections:
+        for _, stack in section.panel.blocks():
+            said = [*stack, *(rule(stack).predictions for rule in section.rules.values())]
+            for name, values in zip(section.names, said, strict=True):
+                found.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -10,8 +10,8 @@ group is what was trained several times, in folds or bags: its out-of-fold predi
 One weight a group and one bias a class: a full matrix of weights has groups x classes x classes of them, five million for
 five groups and 1,000 classes, which no held-out data determine. What is left is a product of experts with a correction for
 how often classes occur; it is equivariant under the order of the classes, and with two classes it is logistic regression on
-the groups' log odds, as of any other kind. The penalty draws the weights to 1 / groups and the biases to 0: the stronger it is,
-the nearer the answer is to the groups' geometric mean, not to a guess at random.
+the groups' log odds, as of any other kind. The penalty draws the weights to 1 / groups and the biases to 0: the stronger it
+is, the nearer the answer is to the groups' geometric mean, not to a guess at random.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from choral.ensemble.absent import how_many
-from choral.ensemble.rows import ClassRow, Numbers, Row, Scores, TargetRow
+from choral.ensemble.rows import ClassRow, Row, Scores, TargetRow
 from choral.predict.plan import HELD_OUT
 
 _HEADINGS = {
@@ -18,7 +19,7 @@ _HEADINGS = {
     "multilabel": ("", "score [95 %]", "to best [95 %]"),
     "regression": ("", "score [95 %]", "to best [95 %]"),
 }
-_METRICS = {
+METRICS = {
     "mean_ap": "mAP %",
     "f1": "F1 %",
     "accuracy": "accuracy %",
@@ -61,18 +62,18 @@ def render(scores: Scores) -> Table:
     targets = len({cast(TargetRow, row).get("target", "") for row in rows})
     for row, following in pairwise((*rows, None)):
         assert row is not None
-        last = row["name"].startswith("hard") if single else following is None or _section(row) != _section(following)
+        last = following is None or _section(row) != _section(following) or (single and _begins_anew(row, following))
         style = "" if row["name"].startswith("member/") else "bold"
         cells = _class_cells(cast(ClassRow, row)) if single else _metric_cells(row, named=targets > 1)
         table.add_row(*map(Text, cells), style=style, end_section=last)
     for reference in scores["references"]:
         metric = reference["metric"]
-        value = f"{_number(metric, reference['value'])} published"
+        value = f"{number(metric, reference['value'])} published"
         if single:
             other = "" if metric == "accuracy" else f" ({metric})"
             table.add_row(Text(f"{reference['name']}{other}"), value, "", "")
         else:
-            table.add_row(Text(reference["name"]), _METRICS.get(metric, metric), value, "")
+            table.add_row(Text(reference["name"]), METRICS.get(metric, metric), value, "")
     return table
 
 
@@ -80,28 +81,61 @@ def _section(row: Row) -> tuple[str, str]:
     return row["metric"], cast(TargetRow, row).get("target", "")
 
 
+def _begins_anew(row: Row, following: Row) -> bool:
+    """Whether a member follows a rule: those are of other views."""
+    return following["name"].startswith("member/") and not row["name"].startswith("member/")
+
+
 def _class_cells(row: ClassRow) -> list[str]:
     gain, loss = row["difference"], row["log_loss"]
-    accuracy, difference = _interval("accuracy", row), _interval("accuracy", gain, "+") if gain else "  best"
+    accuracy, difference = interval("accuracy", row), interval("accuracy", gain, "+") if gain else "  best"
     return [row["name"], accuracy, difference, f"{loss['value']:.4f}" if loss else "-"]
 
 
 def _metric_cells(row: Row, named: bool) -> list[str]:
     metric, gain = row["metric"], row["difference"]
-    heading = f"{_METRICS[metric]} {cast(TargetRow, row)['target']}" if named else _METRICS[metric]
-    difference = _interval(metric, gain, "+") if gain else "best"
-    return [row["name"], heading, _interval(metric, row), difference]
+    heading = f"{METRICS[metric]} {cast(TargetRow, row)['target']}" if named else METRICS[metric]
+    difference = interval(metric, gain, "+") if gain else "best"
+    return [row["name"], heading, interval(metric, row), difference]
 
 
-def _interval(metric: str, numbers: Numbers | Row, sign: str = "") -> str:
-    value, low, high = (_number(metric, numbers[key], sign) for key in ("value", "low", "high"))
+def interval(metric: str, numbers: Mapping[str, Any], sign: str = "") -> str:
+    """Return a score, or with the sign "+" a difference, and its interval as text."""
+    value, low, high = (number(metric, numbers[key], sign) for key in ("value", "low", "high"))
     return f"{value} [{low.strip()}, {high.strip()}]"
 
 
-def _number(metric: str, value: float, sign: str = "") -> str:
+def number(metric: str, value: float, sign: str = "") -> str:
+    """Return a value of a metric as text: of fractions as a percentage."""
     if metric in _FRACTIONS:  # of averages over labels, a second decimal says nothing
         return f"{100 * value:{sign}6.2f}" if metric == "accuracy" else f"{100 * value:{sign}.1f}"
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
+
+
+def _fitted(scores: Scores) -> list[str]:
+    """Say what the rules were fitted on that know more than the predictions that they combine."""
+    notes = []
+    by_rule = {rule["rule"]: rule for rule in scores["rules"]}
+    if "weighted" in by_rule:
+        rule = by_rule["weighted"]
+        notes.append(
+            f"weighted, greedy: members weighted by what is best on {rule['on']} ({rule['samples']} samples), of all convex "
+            "weights, and by greedy selection"
+        )
+    elif scores["not_fitted"] and len(scores["members"]) > 1:
+        notes.append(f"no weighted, greedy or temperature: {scores['not_fitted']}")
+    if "stack" in by_rule:
+        notes.append(f"stack: logistic regression on out-of-fold predictions ({by_rule['stack']['samples']} samples)")
+    if "boosting" in by_rule:
+        notes.append("boosting: each vote counted as much as its round is worth")
+    if scores["temperatures"]:
+        found = (
+            f"{item['name']} {item['value']:.2f} (log loss {item['log_loss']['value']:.4f} to "
+            f"{item['tempered']['value']:.4f})"
+            for item in scores["temperatures"]
+        )
+        notes.append(f"temperature on {scores['temperatures'][0]['on']}, not in the table: {', '.join(found)}")
+    return notes
 
 
 def _notes(scores: Scores) -> str:
@@ -110,6 +144,7 @@ def _notes(scores: Scores) -> str:
     ties = [f"{row['ties']} in {row['name']}" for row in cast(list[ClassRow], scores["rows"]) if row.get("ties")]
     if ties:
         notes[1] += f" (tied votes, decided by mean probability: {', '.join(ties)})"
+    notes += _fitted(scores)
     if scores["tta_views"]:
         notes.append(f"+tta: mean over the views {', '.join(scores['tta_views'])}")
     points = "points to best" if scores["task"] == "multiclass" else "to best"

@@ -6,13 +6,14 @@ true, one number a sample (multilabel: a sample and label) and member; the squar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-GAP = 1e-9  # nats, or of squared errors the share: so near to the best weights is near enough
+GAP = 1e-7  # nats, or of squared errors the share: so near to the best weights is near enough
 _STEPS = 200
 _ROWS = 1 << 18  # looked at together
 
@@ -38,7 +39,7 @@ def least_log_loss(truths: NDArray[np.floating]) -> Weights:
     The problem is convex. Newton's method: each step minimises the quadratic model of the loss over all convex weights,
     which is a least squares problem in as many unknowns as there are members; where it does not lower the loss, a step of
     expectation maximisation does. Ends when the duality gap, max over members of mean(truths / mixture) - 1, which bounds
-    what is left to gain, is below 1e-9 nats.
+    what is left to gain, is below a ten-millionth nat.
 
     Args:
         truths: (n, members) the probability that each member gives to what is true, above 0.
@@ -191,7 +192,7 @@ def greedy_accuracy(rivals: Rivals, truths: NDArray[np.floating], picks: int) ->
     return _best_prefix(taken, found, members)
 
 
-def _best_prefix(taken: list[int], found: list[tuple[float, ...]], members: int) -> Weights:
+def _best_prefix(taken: Sequence[int], found: Sequence[tuple[float, ...]], members: int) -> Weights:
     """Return the weights after the step that found the least; the last of the numbers found is the loss."""
     best = min(range(len(taken)), key=found.__getitem__)
     counts = np.bincount(taken[: best + 1], minlength=members)

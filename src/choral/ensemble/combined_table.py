@@ -1,0 +1,94 @@
+"""What `choral combine` prints: the combination beside the plain mean and the best member, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from choral.ensemble.table import METRICS, interval
+
+_SHOWN = 8  # weights
+
+
+def render_combination(found: Mapping[str, Any]) -> Table:
+    """Return what `combine_run` found as a table, in 80 columns: scores below, then what the combination gains."""
+    metrics = list(dict.fromkeys(row["metric"] for row in found["scores"]))
+    table = Table(
+        title=Text(f"{found['split']}: {found['n']} samples, {len(found['members'])} members, {_views(found)}"),
+        caption=Text("\n".join(_notes(found)), justify="left"),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("", overflow="fold")
+    for metric in metrics:
+        table.add_column(Text(f"{METRICS[metric]} [95 %]"), no_wrap=True)
+    targets = list(dict.fromkeys(row.get("target", "") for row in found["scores"]))
+    for target in targets:
+        cells = {(row["name"], row["metric"]): row for row in found["scores"] if row.get("target", "") == target}
+        names = list(dict.fromkeys(name for name, _ in cells))
+        for name in names:
+            values = [_cell(metric, cells.get((name, metric))) for metric in metrics]
+            shown = f"{_shown(name)} {target}" if len(targets) > 1 else _shown(name)
+            table.add_row(Text(shown), *values, style="bold" if name == names[-1] else "")
+        for key in ("difference", "to_baseline"):
+            gains = [(cells.get((names[-1], metric)) or {}).get(key) for metric in metrics]
+            other = next((gain["to"] for gain in gains if gain), "")
+            values = [_cell(metric, gain, "+") for metric, gain in zip(metrics, gains, strict=True)]
+            table.add_row(Text(f"  less {_shown(other)}"), *values, end_section=key == "to_baseline")
+    return table
+
+
+def _cell(metric: str, numbers: Mapping[str, Any] | None, sign: str = "") -> Text:
+    return Text(interval(metric, numbers, sign).strip() if numbers else "-")
+
+
+def _shown(name: str) -> str:
+    """Return what a row is called in the table."""
+    return "plain mean" if name in ("soft", "mean") else name.removeprefix("combined/")
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    fit, notes = found["fit"], ["[low, high]: 95 % intervals, by bootstrap over the samples; differences are paired"]
+    notes.append(f"{found['scores'][0]['name']}: the best single member, under the same views")
+    if fit["weights"]:
+        notes.append(f"{fit['rule']}: {_weights(fit['weights'])}{_fitted_on(fit)}")
+    if fit["calibrated"]:
+        before, after = fit["calibrated"]["before"], fit["calibrated"]["after"]
+        split = found["fitted_on"]
+        gain = f"log loss there {before:.4f} to {after:.4f}"
+        notes.append(f"temperature {fit['temperature']:.4g}, fitted on {split} after averaging: {gain}")
+    elif fit["temperature"] != 1:
+        notes.append(f"temperature {fit['temperature']:.4g}, as given")
+    ties = [row["ties"] for row in found["scores"] if row.get("ties") is not None]
+    if ties:
+        notes.append(f"tied votes, decided by mean probability: {ties[0]}")
+    return notes
+
+
+def _fitted_on(fit: Mapping[str, Any]) -> str:
+    if fit["on"] == "given":
+        return ", as given"
+    if fit["on"] == "rounds":
+        return ", what the vote of each round is worth"
+    kind = "out-of-fold predictions" if fit["rule"] == "stack" else fit["on"]
+    strength = f", penalty {fit['strength']:g}" if fit["strength"] is not None else ""
+    return f"; fitted on {kind} ({fit['samples']} samples) by {METRICS.get(fit['by'], fit['by'].replace('_', ' '))}{strength}"
+
+
+def _weights(weights: Mapping[str, float]) -> str:
+    largest = sorted(weights, key=lambda name: -abs(weights[name]))[:_SHOWN]
+    shown = ", ".join(f"{name} {weights[name]:.3f}" for name in weights if name in largest)
+    return shown if len(weights) <= _SHOWN else f"{shown} and {len(weights) - _SHOWN} smaller ones"
+
+
+def _views(found: Mapping[str, Any]) -> str:
+    views = found["views"]
+    if views == ["tta"]:
+        return f"mean over the views {', '.join(found['tta_views'])}"
+    return f"view {views[0]}" if len(views) == 1 else f"mean over the views {', '.join(views)}"

@@ -1,0 +1,123 @@
+"""What the rules of a run can be fitted on: its validation ledger, its out-of-fold predictions, its rounds of boosting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from choral.config import Config, held_out_groups
+from choral.ensemble.fitting import Fit, boosting_of, evidence_of, fit_stacking, fit_weights, plain
+from choral.ensemble.panel import Panel
+from choral.ensemble.temperature import Temperature
+from choral.errors import DataError
+from choral.inputs.sample_weights import rounds_of
+from choral.predict.ledger import Ledger
+from choral.runfolder import RunFolder
+
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What rules can be fitted on; without any of it, there are those that need nothing.
+
+    Attributes:
+        validation: a ledger of the same members about samples that are not scored.
+        why_not: why there is none.
+        held_out: out-of-fold predictions of groups of members.
+        no_stack: why there are none.
+        groups: name to members.
+        alphas: what the vote of each round of boosting counts.
+    """
+
+    validation: Ledger | None = None
+    why_not: str = ""
+    held_out: Ledger | None = None
+    no_stack: str = ""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+
+def known_of(folder: RunFolder, config: Config, scored: Ledger) -> Known:
+    """Return what there is to fit rules on that may be judged by a ledger.
+
+    Raises:
+        DataError: a ledger is damaged.
+    """
+    validation, why_not = _validation(folder, config, scored)
+    held_out, no_stack = _held_out(folder, config, scored)
+    rounds = rounds_of(folder) if config.ensemble.boosting else None
+    return Known(
+        validation=validation,
+        why_not=why_not,
+        held_out=held_out,
+        no_stack=no_stack,
+        groups=held_out_groups(config),
+        alphas=rounds.alphas if rounds is not None else {},
+    )
+
+
+def rules_of(panel: Panel, known: Known) -> tuple[dict[str, Fit], Temperature | None]:
+    """Return the rules of the table of scores, fitted, and the temperature of the soft vote, as far as there is evidence.
+
+    Args:
+        panel: that is scored: members of a ledger under one view.
+        known: what to fit on, under the same view.
+    """
+    task, members, view = panel.task, panel.members, panel.views
+    names = ("mean", "median") if task == "regression" else ("soft", "hard") if task == "multiclass" else ("soft",)
+    fits = {name: plain(name, task) for name in names}
+    temperature: Temperature | None = None
+    if known.validation is not None and set(view) <= set(known.validation.views):
+        evidence = evidence_of(Panel(known.validation, members, view), calibrate=task != "regression")
+        if len(members) > 1:
+            fits |= {rule: fit_weights(rule, evidence) for rule in ("weighted", "greedy")}
+        if evidence.calibration is not None:
+            temperature = evidence.calibration.fit()
+    if known.held_out is not None and set(view) <= set(known.held_out.views):
+        fits["stack"] = fit_stacking(Panel(known.held_out, known.held_out.members, view), members, known.groups)
+    if known.alphas and task == "multiclass":
+        fits["boosting"] = boosting_of(members, known.alphas, task)
+    return fits, temperature
+
+
+def _validation(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:
+    split = config.data.val_split
+    if scored.meta.split == split:
+        return None, f"'{split}' is what rules are fitted on, and what is scored must be something else"
+    path = folder.predictions / f"{split}.parquet"
+    if not path.is_file():
+        command = f"choral evaluate {folder.name} 'evaluate.splits=[{split}, {scored.meta.split}]'"
+        return None, f"'{split}' is not evaluated: {command}"
+    ledger = Ledger.open(path)
+    if not _same_voices(ledger, scored) or ledger.members != scored.members:
+        return None, f"'{split}' was evaluated with other weights than '{scored.meta.split}': evaluate both again"
+    return (ledger, "") if len(ledger) else (None, f"'{split}' has no sample")
+
+
+def _held_out(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:
+    path = folder.predictions / f"{HELD_OUT}.parquet"
+    if scored.meta.task == "regression":
+        return None, "stack is for classes and labels; weighted is the rule for numbers"
+    if not held_out_groups(config):
+        return None, (
+            "stack needs out-of-fold predictions, and no member of this run has left samples out: train one with "
+            "ensemble.folds or ensemble.bagging"
+        )
+    if scored.meta.split in (HELD_OUT, config.data.train_split):
+        return None, "stack is fitted on out-of-fold predictions of the training split, and what is scored must be another"
+    if not path.is_file():
+        return None, f"stack needs out-of-fold predictions, {path}, which is not there: `choral evaluate {folder.name}`"
+    ledger = Ledger.open(path)
+    if ledger.classes != scored.classes or ledger.meta.task != scored.meta.task:
+        raise DataError(f"{path}: holds other classes than {scored.path}; evaluate again")
+    return (ledger, "") if len(ledger) else (None, f"{path} has no sample")
+
+
+def _same_voices(one: Ledger, other: Ledger) -> bool:
+    """Whether two ledgers hold predictions of the same weights with the same options, about the same classes."""
+    return (one.meta.evaluation, one.classes, one.meta.task) == (
+        other.meta.evaluation,
+        other.classes,
+        other.meta.task,
+    ) and one.meta.tta_views == other.meta.tta_views
