@@ -12,9 +12,8 @@ from choral.ensemble.temperature import Temperature
 from choral.errors import DataError
 from choral.inputs.sample_weights import rounds_of
 from choral.predict.ledger import Ledger
+from choral.predict.plan import HELD_OUT
 from choral.runfolder import RunFolder
-
-HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,10 @@ def _held_out(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger
             "ensemble.folds or ensemble.bagging"
         )
     if scored.meta.split in (HELD_OUT, config.data.train_split):
-        return None, "stack is fitted on out-of-fold predictions of the training split, and what is scored must be another"
+        return (
+            None,
+            "stack is fitted on out-of-fold predictions of the training split, and what is scored must be another",
+        )
     if not path.is_file():
         return None, f"stack needs out-of-fold predictions, {path}, which is not there: `choral evaluate {folder.name}`"
     ledger = Ledger.open(path)
