@@ -11,7 +11,7 @@ import pytest
 
 from choral.config import Config
 from choral.configfile import load_config
-from choral.ensemble.members import _validation, member_config, pending_jobs, slots_of
+from choral.ensemble.members import _validation, member_config, pending_jobs, progress_columns, slots_of
 from choral.errors import ConfigError
 from choral.runfolder import RunFolder
 from toys import Choral
@@ -182,3 +182,11 @@ def test_the_live_table_shows_one_number_of_each_task() -> None:
     assert _validation({"val_f1": 0.5, "val_mean_ap": 0.755}) == "75.5% mAP"
     assert _validation({"val_mae": 1.5, "val_rmse": 12.3456}) == "12.35 RMSE"
     assert _validation({"step": 1}) == ""
+
+
+def test_the_live_table_shows_where_a_member_is(tmp_path: Path) -> None:
+    member = RunFolder(tmp_path)
+    assert set(progress_columns(member.status).values()) == {""}
+    member.report(state="running", step=40, steps=120, eta_s=83.4, loss=0.51234, images_per_s=65.6, val_accuracy=0.75)
+    expected = {"step": "40/120", "loss": "0.512", "validation": "75.0% right", "images/s": "66", "eta": "1:23"}
+    assert progress_columns(member.status) == expected

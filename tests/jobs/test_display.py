@@ -21,12 +21,12 @@ ROWS = [
 def test_table_on_a_terminal() -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=80, color_system=None, legacy_windows=False)
-    with Display(console) as display:
+    with Display(console, kind="member") as display:
         display.show(ROWS)
         display.say("lite1: failed [/oops]")
     text = output.getvalue()
     for words in (
-        ["job", "state", "attempt", "step", "images/s", "elapsed"],
+        ["member", "state", "attempt", "step", "images/s", "elapsed"],
         ["lite0 [bold]", "running", "2", "3/10", "66", "1:02:05"],
         ["lite1", "failed", "1", "1/10", "0:12"],
         ["lite2", "waiting"],

@@ -81,6 +81,7 @@ def run_members(
         progress_token=lambda job: RunFolder(job.folder).status.get("step"),
         grace_s=_GRACE_S,
         console=console,
+        kind="member",
     )
     note_failures(outcomes)
     return outcomes

@@ -35,10 +35,11 @@ class Display:
         console: usually of stderr.
         lines_every_s: where there is no terminal, seconds between lines about running jobs; changes of state are
             shown at once.
+        kind: what a job is called in the table.
     """
 
-    def __init__(self, console: Console, lines_every_s: float = LINES_EVERY_S) -> None:
-        self._console, self._lines_every_s = console, lines_every_s
+    def __init__(self, console: Console, lines_every_s: float = LINES_EVERY_S, kind: str = "job") -> None:
+        self._console, self._lines_every_s, self._kind = console, lines_every_s, kind
         self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
         self._shown: dict[str, tuple[str, int]] = {}
         self._next_lines = time.monotonic() + lines_every_s
@@ -59,7 +60,7 @@ class Display:
     def show(self, rows: Sequence[Row]) -> None:
         """Bring what is shown up to date."""
         if self._live:
-            self._live.update(table(rows), refresh=True)
+            self._live.update(table(rows, self._kind), refresh=True)
             return
         due = time.monotonic() >= self._next_lines
         if due:
@@ -75,11 +76,11 @@ class Display:
         self._console.print(Text(message), soft_wrap=True)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], kind: str = "job") -> Table:
     """Return the rows as a table; columns of jobs that report less than others stay empty."""
     names = list(dict.fromkeys(name for row in rows for name in row.columns))
     result = Table(box=box.SIMPLE_HEAD)
-    for heading in ("job", "state", "attempt", *names, "elapsed"):
+    for heading in (kind, "state", "attempt", *names, "elapsed"):
         result.add_column(Text(heading))
     for row in rows:
         state = Text(row.state, style=_STYLES.get(row.state, ""))

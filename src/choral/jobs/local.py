@@ -38,6 +38,7 @@ def run_jobs(
     retries: int = 1,
     grace_s: float = GRACE_S,
     console: Console | None = None,
+    kind: str = "job",
 ) -> list[Outcome]:
     """Run jobs, as many at once as there are slots, and return how each ended, in the order of `jobs`.
 
@@ -57,6 +58,7 @@ def run_jobs(
         retries: failures of a job that are tried again.
         grace_s: seconds between SIGTERM and SIGKILL.
         console: for the table or lines; stderr by default.
+        kind: what a job is called in the table.
 
     Raises:
         ConfigError: no slot, no command, or two jobs with one name or folder.
@@ -65,7 +67,7 @@ def run_jobs(
         return []
     _check(jobs, slots)
     runner = _Runner(jobs, slots, progress_token, retries, grace_s)
-    with StopSignals() as signals, Display(console or Console(stderr=True)) as display:
+    with StopSignals() as signals, Display(console or Console(stderr=True), kind=kind) as display:
         next_show = 0.0
         try:
             while runner.unfinished:
