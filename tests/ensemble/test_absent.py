@@ -79,3 +79,10 @@ def test_a_ledger_knows_whom_it_is_without(folder: RunFolder, config: Config) ->
     assert absent_from(["a", "b", "c"], folder, config) == {}  # c is being trained again
     assert absent_from(["a.1", "a.2", "b.1", "b.2"], folder, config) == {"c": "not started"}  # snapshots
     assert how_many(3, {}) == ""
+
+
+def test_groups_of_held_out_predictions_are_no_members(config_file: Path, tmp_path: Path) -> None:
+    config, folder = load_config(config_file, ["ensemble.folds=3"]), RunFolder(tmp_path / "toy")
+    folder.member("fold1").path.mkdir(parents=True)
+    (folder.member("fold1").path / "result.json").write_text("{}")
+    assert absent_from(["folds"], folder, config) == {"fold2": "not started", "fold3": "not started"}

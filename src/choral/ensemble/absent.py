@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choral.config import Config
+from choral.config import Config, held_out_groups
 from choral.jobs import Outcome
 from choral.jobs.process import tail
 from choral.predict.voices import member_folders
@@ -30,10 +30,13 @@ def absent_from(columns: Sequence[str], folder: RunFolder, config: Config) -> di
     """Return the members without a column in a ledger, each with the reason: as above, or that they were not asked.
 
     Args:
-        columns: the ledger's members; of a member with several snapshots, "MEMBER.1" and so on.
+        columns: the ledger's members; of a member with several snapshots, "MEMBER.1" and so on; of held-out predictions,
+            groups of members, in which all that were trained have been asked.
         folder, config: of the run.
     """
     reasons = absent_members(folder, config)
+    if set(columns) <= set(held_out_groups(config)):
+        return reasons
     for name in member_folders(folder, config):
         if f"{name}.1" not in columns and name not in columns:
             reasons.setdefault(name, f"trained, but not asked yet: run `choral evaluate {folder.name}`")

@@ -89,7 +89,7 @@ def _vote_facts(found: Diversity) -> list[tuple[str, str, str]]:
         (
             f"{members} independent members",
             _percent(found["independent_error"]),
-            f"by majority, each with the mean error; each with its own: {_percent(unequal)}",
+            f"by majority, all with the mean error; each with its own {_percent(unequal)}",
         ),
         (f"all {members} wrong", _percent(together[-1] / n), f"{_percent(alone)} if they were independent"),
     ]
