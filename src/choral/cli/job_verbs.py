@@ -11,7 +11,7 @@ from choral.configfile import load_config
 from choral.runfolder import RunFolder
 from choral.slurm.scripts import Resources
 from choral.slurm.site import load_site
-from choral.slurm.status import as_json, cancel_run, render, status_of
+from choral.slurm.status import as_json, cancel_run, long_notes, render, status_of
 from choral.slurm.submit import show_submission, submit_run
 
 
@@ -84,6 +84,8 @@ def status_verb(options: argparse.Namespace) -> int:
         print(json.dumps(as_json(status, folder.name), indent=1, ensure_ascii=False))
     else:
         stdout.print(render(status, folder.name))
+        for note in long_notes(status):
+            print(note)
     return status.exit_code
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -138,20 +137,23 @@ def _evaluation_row(folder: RunFolder, config: Config, job: str, entries: Mappin
     return Row(EVALUATION, job, "not started", empty, "")
 
 
-def render(status: Status, title: str) -> Group:
-    """Return the rows as a table, in 80 columns; below it a line for each longer note."""
+def render(status: Status, title: str) -> Table:
+    """Return the rows as a table, in 80 columns; `long_notes` has what does not fit."""
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("member", "job", "state", *_SHOWN, ""):
         table.add_column(Text(heading), no_wrap=True)
-    below = [Text(f"queue: {status.queue_error}")] if status.queue_error else []
     for row in status.rows:
         state = Text(row.state, style=_STYLES.get(row.state, "yellow"))
         cells = [Text(row.columns.get(name, "")) for name in _SHOWN]
-        short = len(row.note) <= _SHORT_NOTE
-        table.add_row(Text(row.name), Text(row.job), state, *cells, Text(row.note if short else "see below"))
-        if not short:
-            below.append(Text(f"{row.name}: {row.note}"))
-    return Group(table, *below)
+        note = row.note if len(row.note) <= _SHORT_NOTE else "see below"
+        table.add_row(Text(row.name), Text(row.job), state, *cells, Text(note))
+    return table
+
+
+def long_notes(status: Status) -> list[str]:
+    """Return a line for each note that is too long for the table, and for a queue that could not be asked."""
+    notes = [f"{row.name}: {row.note}" for row in status.rows if len(row.note) > _SHORT_NOTE]
+    return [*([f"queue: {status.queue_error}"] if status.queue_error else []), *notes]
 
 
 def as_json(status: Status, run: str) -> dict[str, Any]:

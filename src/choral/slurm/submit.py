@@ -62,15 +62,17 @@ def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Si
         ChoralError: another process works in the run's folder; SLURM does not answer or refuses.
     """
     _check(config, folder, resources)
-    entries = queue.read_queue()
-    with folder.lock():
-        folder.check_same(config)
-        pending_jobs(config, folder)
-        folder.claim(config)
-        submission = _Submission(config, folder, resources, entries, lambda text: _say(console, text))
-        for name, text in _scripts(config, folder, resources, site).items():
+    scripts = _scripts(config, folder, resources, site)
+    with RunFolder(slurm_folder(folder)).lock():  # two calls at once would submit everything twice
+        submission = _Submission(config, folder, resources, queue.read_queue(), lambda text: _say(console, text))
+        if submission.new:
+            with folder.lock():  # not while jobs are sent: the first may start at once, and need it
+                folder.check_same(config)
+                pending_jobs(config, folder)
+                folder.claim(config)
+            submission.write_members()
+        for name, text in scripts.items():
             write_atomic(slurm_folder(folder) / name, text)
-        submission.write_members()
         submission.send()
 
 
@@ -136,6 +138,7 @@ class _Submission:
             for name, member in member_folders(folder, config).items()
             if member.result is None or name in self._live
         ]
+        self.new = [name for name in self._unfinished if name not in self._live]
 
     def write_members(self) -> None:
         """Write members.txt, whose line N is the member of an array's task N."""
@@ -144,7 +147,7 @@ class _Submission:
 
     def send(self) -> None:
         """Submit the training jobs and the evaluation."""
-        new = [name for name in self._unfinished if name not in self._live]
+        new = self.new
         done = len(self._names) - len(self._unfinished)
         if done:
             self._say(f"{done} of {len(self._names)} already trained")

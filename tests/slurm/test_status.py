@@ -1,0 +1,123 @@
+"""The table of a run, from what the queue says and what lies in its folders; the queue is a stand-in here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from choral.cli import main
+from choral.configfile import load_config, to_yaml
+from choral.runfolder import RunFolder, write_json
+
+MEMBERS = ("done", "runs", "waits", "broke", "late", "gone", "off", "new")
+PROGRESS = {"step": 4, "steps": 10, "loss": 0.5, "images_per_s": 20.0, "eta_s": 61, "val_accuracy": 0.75}
+
+
+@pytest.fixture
+def run(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run whose eight members were submitted as job 7, each with another fate."""
+    monkeypatch.chdir(config_file.parent)
+    names = ", ".join(f"{{name: {name}, set: {{seed: {seed}}}}}" for seed, name in enumerate(MEMBERS))
+    run = RunFolder(config_file.parent / "runs" / "toy")
+    (run.path / "members").mkdir(parents=True)
+    (run.path / "config.yaml").write_text(to_yaml(load_config(config_file, [f"ensemble.members=[{names}]"])))
+    ids = {name: f"7_{number}" for number, name in enumerate(MEMBERS, 1) if name != "new"}
+    write_json(run.path / "slurm" / "jobs.json", {"members": ids, "evaluation": "8"})
+    write_json(run.member("done").path / "result.json", {"steps": 10})
+    run.member("done").report(state="done", **{**PROGRESS, "step": 10})
+    run.member("runs").report(state="running", **PROGRESS)
+    run.member("broke").report(state="failed", reason="NotFinite: step 4: the loss is not finite", **PROGRESS)
+    run.member("late").report(state="running", **PROGRESS)
+    run.member("gone").report(state="running", **PROGRESS)
+    return run
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that puts a `squeue` on the PATH, of the given shell lines."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def install(lines: str) -> None:
+        (folder / "squeue").write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / "squeue").chmod(0o755)
+
+    return install
+
+
+QUEUE = """cat <<'END'
+7_2|RUNNING|None|node17
+7_3|PENDING|Priority|
+7_4|FAILED|NonZeroExitCode|node17
+7_5|TIMEOUT|TimeLimit|node18
+7_7|CANCELLED|None|
+8|PENDING|Dependency|
+9|RUNNING|None|node19
+END"""
+
+
+def states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    return {row["name"]: (row["state"], row["note"]) for row in rows}
+
+
+def test_queue_and_folders_make_one_table(
+    run: RunFolder, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    squeue(QUEUE)
+    assert main(["status", "toy", "--json"]) == 1
+    found = states(capsys)
+    assert found.pop("broke") == ("failed", "failed at step 4 of 10: NotFinite: step 4: the loss is not finite")
+    assert found.pop("late") == ("failed", "SLURM: timeout (TimeLimit); not finished; last heard of at step 4 of 10")
+    assert found.pop("gone") == ("interrupted", "not finished; last heard of at step 4 of 10")
+    assert found == {
+        "done": ("done", ""),
+        "runs": ("running", "node17"),
+        "waits": ("pending", "Priority"),
+        "off": ("cancelled", ""),
+        "new": ("not started", ""),
+        "evaluation": ("pending", "Dependency"),
+    }
+    assert main(["status", "toy"]) == 1
+    printed = capsys.readouterr().out
+    assert "7_2" in printed and "4/10" in printed and "75.0% right" in printed and "1:01" in printed
+    assert "broke: failed at step 4 of 10: NotFinite" in printed
+    assert all(len(line) <= 80 for line in printed.split("broke:")[0].splitlines())
+
+
+def test_a_queue_that_does_not_answer_is_told_and_the_folders_speak(
+    run: RunFolder, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    squeue("echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
+    assert main(["status", "toy"]) == 1
+    assert "queue: squeue: error: Unable to contact slurm controller" in capsys.readouterr().out
+
+
+def test_without_slurm_the_folders_say_who_works_where(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    here = f"host {os.uname().nodename}, pid {os.getpid()}"
+    with run.lock(), run.member("runs").lock():
+        assert main(["status", "toy", "--json"]) == 1
+    found = states(capsys)
+    assert found["runs"] == ("running", here)
+    assert found["waits"] == found["new"] == ("waiting", here)
+    assert found["late"][0] == found["gone"][0] == "interrupted"
+
+
+def test_exit_status_0_1_and_75(run: RunFolder, squeue: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue("echo '8|RUNNING|None|node1'")
+    assert main(["status", "toy"]) == 1
+    run.member("broke").report(state="stopped", **PROGRESS)
+    assert main(["status", "toy"]) == 75
+    for name in MEMBERS:
+        write_json(run.member(name).path / "result.json", {"steps": 10})
+    assert main(["status", "toy"]) == 75  # the evaluation is at work
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert main(["status", "toy"]) == 0  # and asks itself
