@@ -415,6 +415,8 @@ def _say_absent(folder: RunFolder, config: Config) -> None:
 
 def _gpus() -> list[str]:
     """Return the ids of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []  # torch, which takes seconds to import, would find none either
     import torch
 
     count = torch.cuda.device_count()

@@ -88,9 +88,10 @@ def _member_row(
     name: str, member: RunFolder, run: RunFolder, job: str, entries: Mapping[str, Entry], reason: str
 ) -> Row:
     entry, status = entries.get(job), member.status
+    if (result := member.result) is not None:
+        found = {f"val_{key}": value for key, value in result.items()}
+        return Row(name, job, "done", {**progress_columns({**status, **found}), "eta": ""}, "")
     columns = progress_columns(status)
-    if member.result is not None:
-        return Row(name, job, "done", {**columns, "eta": ""}, "")
     if entry is not None and entry.is_live:
         return Row(name, job, *_in_queue(entry, columns))
     known = str(status.get("state", ""))
@@ -180,10 +181,12 @@ def cancel_run(folder: RunFolder) -> Sequence[str]:
     jobs, done = Jobs.read(folder), []
     if jobs.members and queue.is_here():
         members, evaluation = jobs.live(queue.read_queue())
-        live = {name: jobs.members[name] for name in members} | ({EVALUATION: jobs.evaluation} if evaluation else {})
+        live = [(name, jobs.members[name]) for name in members] + (
+            [(EVALUATION, jobs.evaluation)] if evaluation else []
+        )
         if live:
-            queue.cancel(live.values())
-            return [f"{name}: job {job} cancelled" for name, job in live.items()]
+            queue.cancel(job for _, job in live)
+            return [f"{name}: job {job} cancelled" for name, job in live]
     for place in {
         folder.path: folder,
         **{m.path: m for m in member_folders(folder, folder.config()).values()},

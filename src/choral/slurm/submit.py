@@ -133,6 +133,10 @@ class _Submission:
         self._live, self._live_evaluation = self._jobs.live(entries)
         self._shown = 0
         self._names = list(member_folders(folder, config))
+        self._list = slurm_folder(folder) / "members.txt"
+        # Lines stay where they are, for tasks that still wait in the queue read them when they start.
+        lines = self._list.read_text(encoding="utf-8").splitlines() if self._list.is_file() else []
+        self._lines = [*lines, *(name for name in self._names if name not in lines)]
         self._unfinished = [
             name
             for name, member in member_folders(folder, config).items()
@@ -143,7 +147,7 @@ class _Submission:
     def write_members(self) -> None:
         """Write members.txt, whose line N is the member of an array's task N."""
         if members_of(self._config):
-            write_atomic(slurm_folder(self._folder) / "members.txt", "".join(f"{name}\n" for name in self._names))
+            write_atomic(self._list, "".join(f"{name}\n" for name in self._lines))
 
     def send(self) -> None:
         """Submit the training jobs and the evaluation."""
@@ -162,7 +166,7 @@ class _Submission:
         self._send_evaluation(bool(new))
 
     def _send_array(self, names: Sequence[str]) -> None:
-        tasks = {name: self._names.index(name) + 1 for name in names}
+        tasks = {name: self._lines.index(name) + 1 for name in names}
         limit = f"%{self._resources.max_parallel}" if self._resources.max_parallel else ""
         job = self._sbatch([f"--array={','.join(map(str, tasks.values()))}{limit}"], "train.sbatch")
         self._keep({name: f"{job}_{task}" for name, task in tasks.items()})
