@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ CONFIG = """\
 data: {{shards: '{shards}', image_size: 32, eval_crop: resized}}
 model: {{name: test_resnet, weights: none}}
 augment: {{crop_scale: [0.5, 1], vflip: 0.5, brightness: 0.2}}
-train: {{steps: 60, batch_size: 12, lr: 3e-2, optimizer: sgd, log_every_steps: 1, save_every_steps: 4, timeout_s: 120}}
+train: {{steps: 40, batch_size: 12, lr: 3e-2, optimizer: sgd, log_every_steps: 1, save_every_steps: 4, timeout_s: 120}}
 evaluate: {{splits: [test], views: [hflip], batch_size: 4}}
 tracking: {{wandb: 'off'}}
 """
@@ -51,7 +53,7 @@ class Place:
         job = jobs.members[name] if name != "evaluation" else jobs.evaluation
         return read_queue()[job]
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 600) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, self.report()
@@ -91,7 +93,7 @@ def interrupted(place: Place) -> Place:
 
 
 def weights_of(member: RunFolder) -> bytes:
-    return (member.checkpoints / "step-00000060" / "model.safetensors").read_bytes()
+    return (member.checkpoints / "step-00000040" / "model.safetensors").read_bytes()
 
 
 def test_three_members_end_as_they_do_here_though_two_were_interrupted(
@@ -149,7 +151,7 @@ def test_one_member_fails_for_good_and_the_others_answer(
 
 
 def test_a_member_on_two_nodes_is_cancelled_and_continued(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    member = ["ensemble.members=[{name: wide}]", "train.steps=60"]
+    member = ["ensemble.members=[{name: wide}]"]
     assert place.choral("submit", "toy.yaml", *member, "run=wide", "--nodes", "2", "--cpus", "1") == 0
     wide = place.run("wide").member("wide")
     place.wait_for_step(wide, 3)
@@ -174,14 +176,32 @@ def test_a_member_on_two_nodes_is_cancelled_and_continued(place: Place, capsys: 
     assert place.choral("cancel", "wide") == 0  # an evaluation of one member says nothing more
 
 
+def test_rounds_of_boosting_are_a_chain(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    chain = ["submit", "toy.yaml", "run=chain", "ensemble.boosting=2", "train.steps=6"]
+    assert place.choral(*chain) == 0
+    capsys.readouterr()
+    assert place.choral("status", "chain") == 75
+    second = next(line for line in capsys.readouterr().out.splitlines() if "round2" in line)
+    assert "pending" in second and "Dependency" in second
+    assert place.wait_for_end("chain").state == "COMPLETED", place.report()
+    run = place.run("chain")
+    first, second = (run.member(name).path / "log.txt" for name in ("round1", "round2"))
+    starts = [re.findall(r"start 1, (.*)", log.read_text()) for log in (first, second)]
+    assert starts[0] < starts[1]
+    assert [one["member"] for one in json.loads((run.path / "boosting" / "rounds.json").read_text())["rounds"]] == [
+        "round1",
+        "round2",
+    ]
+    (log,) = run.path.glob("slurm/evaluate-*.log")
+    assert "boosting" in log.read_text() and "member/round2" in log.read_text()
+
+
 def test_status_and_cancel_of_a_run_of_this_machine(
     config_file: Path, choral: Choral, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Without SLURM: who works on it, and how it is stopped."""
     words = ["train", str(config_file), "train.steps=100000"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    import sys
-
     process = subprocess.Popen([sys.executable, "-m", "choral", *words], cwd=tmp_path, env=env)
     run = RunFolder(tmp_path / "runs" / "toy")
     try:

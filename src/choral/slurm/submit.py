@@ -63,6 +63,7 @@ def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Si
     """
     _check(config, folder, resources)
     scripts = _scripts(config, folder, resources, site)
+    queue.read_queue()  # that there is one, before a folder is made
     with RunFolder(slurm_folder(folder)).lock():  # two calls at once would submit everything twice
         submission = _Submission(config, folder, resources, queue.read_queue(), lambda text: _say(console, text))
         if submission.new:
