@@ -104,9 +104,9 @@ def training_script(name: str, log: Path, options: Mapping[str, str], site: Site
     return _fill("train.sbatch", {"job-name": name, "output": str(log), **options}, site, settings)
 
 
-def evaluation_script(name: str, log: Path, options: Mapping[str, str], site: Site, settings: Mapping[str, int]) -> str:
+def evaluation_script(name: str, log: Path, options: Mapping[str, str], site: Site) -> str:
     """Return the script that evaluates and scores a run, on one node; arguments as of `training_script`."""
-    return _fill("evaluate.sbatch", {"job-name": name, "output": str(log), **options, "nodes": "1"}, site, settings)
+    return _fill("evaluate.sbatch", {"job-name": name, "output": str(log), **options, "nodes": "1"}, site, {})
 
 
 def _fill(template: str, options: Mapping[str, str], site: Site, settings: Mapping[str, int]) -> str:

@@ -111,9 +111,7 @@ def _scripts(config: Config, folder: RunFolder, resources: Resources, site: Site
     pattern = "train-%A_%a.log" if members_of(config) and not config.ensemble.boosting else "train-%j.log"
     return {
         "train.sbatch": training_script(name, place / pattern, options, site, settings),
-        "evaluate.sbatch": evaluation_script(
-            f"{name}-evaluate"[:80], place / "evaluate-%j.log", options, site, {"ranks": ranks}
-        ),
+        "evaluate.sbatch": evaluation_script(f"{name}-evaluate"[:80], place / "evaluate-%j.log", options, site),
     }
 
 
