@@ -26,7 +26,7 @@ from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, pl
 from choral.model.outputs import Outputs
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.predict.plan import HELD_OUT, plan_evaluation
-from choral.predict.questions import Question, about_all, about_unseen, rows_to_ask
+from choral.predict.questions import Question, about_all, about_unseen, can_be_answered, rows_to_ask
 from choral.predict.views import apply_view
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder
@@ -106,7 +106,8 @@ class _SplitEvaluation:
         """
         part = slice_of(len(self.split), self.run.rank, self.run.world_size)
         rows, left_out = rows_to_ask(self.questions, part)
-        self._tell_left_out(len(left_out))
+        if self.run.is_main:
+            self._tell_left_out()
         ordered = sorted(self.questions, key=lambda question: repr(question.voice.inputs))
         groups = [list(group) for _, group in groupby(ordered, key=lambda question: question.voice.inputs)]
         shape = (len(rows), len(self.meta.classes))
@@ -167,14 +168,15 @@ class _SplitEvaluation:
                         columns[question.column, view][here[mine]] += predictions.cpu().numpy()
                 progress.advance(len(here))
 
-    def _tell_left_out(self, count: int) -> None:
-        total = int(self.run.sum(torch.tensor(float(count), dtype=torch.float64, device=self.run.device)).item())
-        if total and self.run.is_main:
+    def _tell_left_out(self) -> None:
+        samples = len(self.split)
+        count = samples - int(can_be_answered(self.questions, slice(0, samples)).sum())
+        if count:
             _log.warning(
                 "%s: %d of %d samples are left out: all trained members, or all of a group, have seen them",
                 self.meta.split,
-                total,
-                len(self.split),
+                count,
+                samples,
             )
 
 

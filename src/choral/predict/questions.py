@@ -59,20 +59,25 @@ def about_unseen(groups: Mapping[str, Sequence[Voice]], index: Index) -> list[Qu
     return questions
 
 
+def can_be_answered(questions: Sequence[Question], part: slice) -> NDArray[np.bool_]:
+    """Return for which rows of a part of the split every column has somebody to ask, (stop - start,)."""
+    heard: dict[str, NDArray[np.bool_]] = {}
+    for question in questions:
+        everything = np.ones(part.stop - part.start, dtype=np.bool_)
+        asked = everything if question.rows is None else question.rows[part]
+        heard[question.column] = heard.get(question.column, ~everything) | asked
+    answered: NDArray[np.bool_] = np.logical_and.reduce(list(heard.values()))
+    return answered
+
+
 def rows_to_ask(questions: Sequence[Question], part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of a part of the split for which every column has somebody to ask, and the others.
+    """Return the rows of a part of the split that can be answered, and the others.
 
     The first come in an order that brings rows with the same voices to ask together, so that batches are full; where all
     are asked about everything, in the order of the index.
     """
     rows = np.arange(part.start, part.stop)
-    heard: dict[str, NDArray[np.bool_]] = {}
-    masks = [question.rows[part] for question in questions if question.rows is not None]
-    if not masks:
-        return rows, rows[:0]
-    for question in questions:
-        asked = np.ones(len(rows), dtype=np.bool_) if question.rows is None else question.rows[part]
-        heard[question.column] = heard.get(question.column, np.zeros_like(asked)) | asked
-    complete = np.logical_and.reduce(list(heard.values()))
-    order = np.lexsort([asked[complete] for asked in masks])
-    return rows[complete][order], rows[~complete]
+    answered = can_be_answered(questions, part)
+    masks = [question.rows[part][answered] for question in questions if question.rows is not None]
+    order = np.lexsort(masks) if masks else slice(None)
+    return rows[answered][order], rows[~answered]
