@@ -21,7 +21,7 @@ from toys import Choral, new_folder
 
 # a is long, so that it is in mid-training when it is killed, and again when the call is.
 OVERRIDES = [
-    "ensemble.members=[{name: a, set: {train.steps: 150}}, {name: b, set: {seed: 5}}, {name: c, set: {train.lr: 1e-2}}]",
+    "ensemble.members=[{name: a, set: {train.steps: 100}}, {name: b, set: {seed: 5}}, {name: c, set: {train.lr: 1e-2}}]",
     "ensemble.max_parallel=3",
     "train.save_every_steps=10",
 ]
@@ -73,7 +73,7 @@ def test_three_at_once_and_killed_end_as_one_after_the_other(
     command = [sys.executable, "-m", "choral", "ensemble", str(config_file), *OVERRIDES]
     call = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: step() >= 20, call)
+        wait_for(lambda: step() >= 12, call)
         holder = a.holder()  # the rank that trains, not its launcher
         assert holder is not None
         os.kill(holder[1], signal.SIGKILL)
