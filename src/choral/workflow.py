@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from choral.checkpoints import step_of
 from choral.config import Config, members_of
 from choral.ensemble import score as scoring
-from choral.ensemble.absent import absent_from, absent_members, forget_failure, how_many
+from choral.ensemble.absent import absent_from, absent_members, how_many
 from choral.ensemble.combination import Asked, combine_run
 from choral.ensemble.diversity_figure import draw_diversity
 from choral.ensemble.diversity_table import render_diversity
@@ -31,7 +30,6 @@ from choral.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.files import sha256_of
 from choral.inputs.sample_weights import rounds_of, why_not_trained
 from choral.inputs.targets import Targets
-from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
 from choral.predict.__main__ import evaluation_config
 from choral.predict.ledger import Ledger
@@ -120,47 +118,6 @@ def train_one(
         return 0
     preflight(config)
     return _launch("choral.train", [*arguments, "--folder", str(folder.path)], processes, folder, machines)
-
-
-def train_one_of_several_starts(
-    config: Config,
-    folder: RunFolder,
-    arguments: Sequence[str],
-    processes: int,
-    machines: Machines,
-    retries: int,
-    max_stalls: int,
-) -> int:
-    """Like `train_one`, for a scheduler that starts a job again after exit status 75: counts the starts, and ends them.
-
-    The first machine counts, in RUN/attempts.json, for each job of the scheduler (SLURM_JOB_ID) anew.
-
-    Args:
-        retries: a failure returns 75 so many times, before it returns 1.
-        max_stalls: starts without a newer checkpoint in between.
-
-    Raises:
-        ChoralError: so many starts found the run where it is.
-    """
-    if machines.rank or folder.result is not None:
-        return train_one(config, folder, arguments, processes, machines)
-    path = folder.path / "attempts.json"
-    newest = max((step_of(found) for found in folder.checkpoints.glob("step-*")), default=-1)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    attempts = Attempts.read(path, os.environ.get("SLURM_JOB_ID", ""))
-    try:
-        attempts = attempts.started(path, newest, max_stalls)
-    except ChoralError as error:
-        folder.report(**{**folder.status, "state": "failed", "reason": str(error)})
-        raise
-    forget_failure(folder)
-    code = train_one(config, folder, arguments, processes, machines)
-    if code not in (0, Stopped.exit_code):
-        attempts = attempts.failed(path)
-        if attempts.failures <= retries:
-            print(f"{folder.path}: failed; attempt {attempts.failures + 1} of {retries + 1} follows", file=sys.stderr)
-            return Stopped.exit_code
-    return code
 
 
 def train_all(config: Config, folder: RunFolder, console: Console) -> int:

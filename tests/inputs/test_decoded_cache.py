@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from choral.configfile import load_config
 from choral.errors import DataError
 from choral.inputs import cache as cache_module
 from choral.inputs.cache import DecodedCache
 from choral.inputs.decode import decode
+from choral.inputs.streams import RankPlace, open_dataset, open_split
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
 
@@ -171,3 +174,13 @@ def test_its_description_can_be_read_by_others(index: Index, tmp_path: Path, cap
     description = json.loads(data[-24 - length : -24])
     assert description["bytes"] == len(data) and description["split"] == "train" and description["samples"] == 13
     assert not caplog.records
+
+
+def test_a_disk_of_the_machine_s_own_takes_the_cache(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORAL_SCRATCH", str(tmp_path / "scratch"))
+    config = load_config(config_file)
+    split = open_split(config, open_dataset(config.data), "val", RankPlace(0, 1, torch.device("cpu"), 1))
+    assert split.cache is not None
+    assert [path.name[:4] for path in (tmp_path / "scratch" / "choral-decoded").glob("*.decoded")] == ["val-"]

@@ -16,6 +16,7 @@ from choral.errors import ChoralError
 from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
 from choral.runfolder import RunFolder
+from choral.slurm.starts import train_start
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def start(run: RunFolder, config_file: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(workflow, "train_one", train_one)
         monkeypatch.setenv("SLURM_JOB_ID", job)
         machines = Machines(2, rank, "host", 1234)
-        return workflow.train_one_of_several_starts(config, run, [], 1, machines, retries=1, max_stalls=3)
+        return train_start(config, run, [], 1, machines, retries=1, max_stalls=3)
 
     start.step = 0
     return start
@@ -61,7 +62,7 @@ def test_a_start_that_ends_without_a_word_counts(start, run: RunFolder) -> None:
         with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_JOB_ID", "7")
             patch.setattr(workflow, "train_one", killed)
-            workflow.train_one_of_several_starts(None, run, [], 1, Machines(), 0, 3)  # type: ignore[arg-type]
+            train_start(None, run, [], 1, Machines(), 0, 3)  # type: ignore[arg-type]
     with pytest.raises(ChoralError, match="started 3 times without getting further than step 0"):
         start(0)
 

@@ -111,7 +111,8 @@ def test_three_members_end_as_they_do_here_though_two_were_interrupted(
     for name in ("seed1", "seed2"):
         log = (far.member(name).path / "log.txt").read_text()
         assert "start 2," in log and "continuing at step" in log
-    assert (far.path / "scores-test.json").read_bytes() == (here.path / "scores-test.json").read_bytes()
+    scores = [(run.path / "scores-test.json").read_text() for run in (far, here)]
+    assert scores[0].replace("choral evaluate far", "choral evaluate here") == scores[1]  # digit for digit
     (log,) = far.path.glob("slurm/evaluate-*.log")
     assert "member/seed1" in log.read_text() and "soft" in log.read_text()
     capsys.readouterr()

@@ -18,6 +18,7 @@ from choral.configfile import load_config, to_yaml
 from choral.errors import ConfigError
 from choral.jobs.launcher import Machines
 from choral.runfolder import RunFolder
+from choral.slurm.starts import train_start
 
 
 def add_run_verbs(verbs: Verbs) -> None:
@@ -120,9 +121,7 @@ def train_verb(options: argparse.Namespace) -> int:
     arguments, machines = [options.config, *options.overrides], _machines(options)
     if options.max_stalls is None:
         return workflow.train_one(config, folder, arguments, options.processes, machines)
-    return workflow.train_one_of_several_starts(
-        config, folder, arguments, options.processes, machines, options.retries, options.max_stalls
-    )
+    return train_start(config, folder, arguments, options.processes, machines, options.retries, options.max_stalls)
 
 
 def _machines(options: argparse.Namespace) -> Machines:
