@@ -10,6 +10,7 @@
       attempts.json       how often a job of a cluster was started, and how far the last start got
       checkpoints/        step-00000120/ ..., best.json
       members/MEMBER/     the same again for each member of an ensemble
+      boosting/           rounds.json and round-2.arrow ...: errors, votes, what samples weigh
       predictions/        SPLIT.parquet: the ledger
       scores-SPLIT.json   what `choral score` found
       diversity-SPLIT.svg what an ensemble gains, and why

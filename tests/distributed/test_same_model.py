@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_ranks import train_chain
 
 from choral.checkpoints import EMA, MODEL, SOUP, checkpoint_of
 from choral.configfile import load_config
+from choral.inputs.sample_weights import rounds_of, weights_of_round
 from choral.jobs.launcher import launch_command
 from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
+from choral.shards.index import Dataset, Index
 from choral.train import range_test
 from choral.train.loop import train
 from choral.train.trainer import Trainer
@@ -79,6 +82,18 @@ def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.
     for name in (MODEL, EMA, SOUP):
         alone, together = (load_file(checkpoint_of(tmp_path / f"{kind}/checkpoints", "last") / name) for kind in KINDS)
         assert_equal_tensors(alone, together, 1e-4)
+    chains = [RunFolder(tmp_path / name) for name in ("chain", "chain-alone")]
+    train_chain(str(config_file), chains[1], run)
+    together, alone = (rounds_of(chain) for chain in chains)
+    assert together == alone and alone is not None and len(alone.rounds) == 2 and 0 < alone.rounds[0].error < 0.6
+    index = Index.open(Dataset.open(load_config(config_file).data.shards), "train")
+    for number in (1, 2):
+        tables = [weights_of_round(chain, number, index) for chain in chains]
+        assert (tables[0] == tables[1]).all() and len(set(tables[0])) > 1
+    # After more steps than the two of a report, rounding of sums over ranks may turn a unit of this tiny network on or off.
+    reports = [(chain.member("round2").path / "metrics.jsonl").read_text().splitlines()[0] for chain in chains]
+    losses = [json.loads(report)["loss"] for report in reports]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     monkeypatch.setattr(range_test, "STEPS", 30)
     overrides = ["train.lr=auto", "finetune.strategy=full"]
     curve = range_test.run_test(Trainer(load_config(config_file, overrides), RunFolder(tmp_path / "one"), run))

@@ -26,6 +26,11 @@ from choral.train.loop import train
 from choral.train.numerics import NotFinite
 from choral.train.trainer import Trainer
 
+CHAIN = [
+    *("finetune.strategy=full", "train.soup=none", "train.ema_decay=0", "train.steps=3"),
+    *("data.resample.kind=boost", "evaluate.checkpoint=last"),
+]
+
 
 def main() -> None:
     out = Path(sys.argv[2])
@@ -36,8 +41,18 @@ def main() -> None:
     the_old_wrapper_is_let_go(run, out, load_config(sys.argv[1]))
     one_bad_loss_stops_all(run, out, config)
     options_of_ddp_change_no_figure(run, out, config)
+    train_chain(sys.argv[1], RunFolder(out / "chain"), run)
     ranks_find_one_rate(run, out, load_config(sys.argv[1], ["train.lr=auto", "finetune.strategy=full"]))
     run.end()
+
+
+def train_chain(config_file: str, chain: RunFolder, run: Runtime) -> None:
+    """Two rounds of boosting, of which the second is trained with the weights that the first leaves."""
+    for number in (0, 1):
+        overrides = [*CHAIN, f"data.resample.number={number}", f"seed={number}"]
+        member = chain.member(f"round{number + 1}")
+        train(load_config(config_file, overrides), member, run)
+        assert member.result is not None
 
 
 def stopped_and_whole(run: Runtime, out: Path, config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +204,21 @@ def test_what_chooses_the_regularization_is_the_metric_asked_for(kind: str, metr
     with_other = fit_linear("multiclass", 2, train, val, None, balanced, "log_loss")
     if kind == "linear" and metric == "accuracy":
         assert with_other.regularization != fit.regularization
+
+
+def test_weights_of_samples_weigh_their_losses() -> None:
+    """As scikit-learn's own weights do; LIBLINEAR is scikit-learn's, so there only that they arrive."""
+    train, test = blobs(300, 3, 1), blobs(200, 3, 2)
+    weights = np.random.default_rng(0).gamma(1, size=300)
+    weights /= weights.mean()
+    weighted = replace(train, weights=weights)
+    fit = fit_linear("multiclass", 3, weighted, test, 0.01)
+    twin = LogisticRegression(C=1 / (2 * 0.01 * 300), tol=1e-8, max_iter=5000)
+    twin.fit(standardized(train, train), train.targets, sample_weight=weights)
+    found = torch.from_numpy(answers(fit, test)).log_softmax(1).numpy()
+    np.testing.assert_allclose(found, twin.predict_log_proba(standardized(train, test)), atol=2e-4)
+    heavy = replace(train, weights=np.where(np.arange(300) == 0, 100.0, 0.67), targets=train.targets.copy())
+    heavy.targets[0] = (heavy.targets[0] + 1) % 3  # a wrong label that the fit cannot overlook
+    for one, right in ((replace(heavy, weights=None), False), (heavy, True)):
+        svm = fit_svm(3, one, test, 0.1)
+        assert (answers(svm, one)[0].argmax() == one.targets[0]) == right

@@ -14,7 +14,7 @@ from scipy import stats
 
 from choral.errors import ConfigError
 from choral.shards.counter import key_of, permute, uniform
-from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, exact_rows, slice_of
+from choral.shards.plan import BalancedPlan, ClassRows, EpochPlan, WeightedPlan, exact_rows, slice_of
 
 
 @st.composite
@@ -225,3 +225,37 @@ def test_a_balanced_batch_does_not_depend_on_those_before() -> None:
     assert not (balanced(0) == balanced(1)).all()
     with pytest.raises(IndexError):
         plan.batch(8)
+
+
+def weighted(epoch: int, batch: int = 10) -> NDArray[np.int64]:
+    plan = WeightedPlan(7, epoch, WEIGHTS, batch)
+    assert plan.steps == 80 // batch
+    return np.concatenate([plan.batch(step) for step in range(plan.steps)])
+
+
+WEIGHTS = np.random.default_rng(1).gamma(1, size=80) * (np.arange(80) % 7 > 0)
+
+
+def test_weighted_draws_come_as_often_as_their_weights_say() -> None:
+    """500 epochs of 80 draws: each sample within five standard deviations of a binomial distribution, none without weight."""
+    counts = sum(np.bincount(weighted(epoch) % 80, minlength=80) for epoch in range(500))
+    shares = WEIGHTS / WEIGHTS.sum()
+    assert (np.abs(counts - 40_000 * shares) <= 5 * np.sqrt(40_000 * shares * (1 - shares))).all()
+    assert (counts[WEIGHTS == 0] == 0).all()
+
+
+def test_a_sample_that_is_drawn_again_in_an_epoch_is_another_repetition() -> None:
+    drawn = weighted(3)
+    assert len(set(drawn)) == 80 > len(set(drawn % 80))
+    for row in set(drawn % 80):
+        assert (drawn[drawn % 80 == row] // 80 == np.arange((drawn % 80 == row).sum())).all()
+
+
+def test_a_weighted_draw_is_a_function_of_seed_epoch_and_position() -> None:
+    assert (weighted(1, batch=5) == weighted(1)).all()
+    assert not (weighted(0) == weighted(1)).all()
+    assert (weighted(1) != np.concatenate([WeightedPlan(8, 1, WEIGHTS, 10).batch(step) for step in range(8)])).any()
+    with pytest.raises(IndexError):
+        WeightedPlan(7, 1, WEIGHTS, 10).batch(8)
+    with pytest.raises(ConfigError, match="81 samples, but the split only 80"):
+        WeightedPlan(7, 1, WEIGHTS, 81)

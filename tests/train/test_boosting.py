@@ -398,14 +398,14 @@ def test_sampling_draws_what_a_round_weighs(config_file: Path, tmp_path: Path, r
 
 
 def test_a_boosting_run_from_the_command_line(config_file: Path, tmp_path: Path, choral: Choral) -> None:
-    overrides = ["ensemble.boosting=3", "ensemble.boosting_by=sampling", "train.steps=2", "evaluate.splits=test"]
-    overrides += ["train.lr=1e-3", "evaluate.views=identity", "train.label_smoothing=0.1"]
-    result = choral("run", config_file, *overrides)
+    """Three rounds, of which the last may be no better than chance."""
+    overrides = ["ensemble.boosting=3", "ensemble.boosting_by=sampling", "train.steps=3", "evaluate.checkpoint=last"]
+    result = choral("run", config_file, *overrides, "evaluate.splits=test", "evaluate.views=identity", timeout=800)
+    assert result.returncode == 0, result.stderr
     folder = RunFolder(tmp_path / "runs" / "toy")
     rounds = rounds_of(folder)
-    assert rounds is not None
-    assert result.returncode == 0, result.stderr
+    assert rounds is not None and len(rounds.rounds) >= 2
     rows = json.loads((folder.path / "scores-test.json").read_text())["rows"]
     names = [row["name"] for row in rows if row["name"].startswith("member/")]
     assert names == [f"member/{name}" for name in rounds.alphas]
-    assert len(names) == 3 or rounds.ended
+    assert ("boosting has ended" in result.stderr) == bool(rounds.ended) == (len(names) < 3)

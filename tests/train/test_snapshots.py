@@ -194,7 +194,7 @@ def test_a_run_of_snapshots_from_the_command_line(
     config_file: Path, photos: Path, tmp_path: Path, choral: Choral
 ) -> None:
     overrides = ["ensemble.snapshots=2", "train.steps=4", "evaluate.splits=test", "evaluate.views=identity,hflip"]
-    result = choral("run", config_file, *overrides)
+    result = choral("run", config_file, *overrides, timeout=600)
     assert result.returncode == 0, result.stderr
     folder = RunFolder(tmp_path / "runs" / "toy")
     rows = json.loads((folder.path / "scores-test.json").read_text())["rows"]
