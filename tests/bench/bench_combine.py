@@ -4,8 +4,8 @@
     python tests/bench/bench_combine.py --samples 2000 --classes 50
 
 Synthetic probabilities are written as ledgers of a validation and a test split. Each rule is fitted on the first and
-applied to the second, in a process of its own, whose seconds and peak memory (above what it had after its imports) are
-measured: by choral, block by block, from the files to the combined ledger; and by a reference in a few lines of NumPy and
+applied to the second, in a process of its own, whose seconds, CPU seconds and peak memory (above what it had after its
+imports) are measured: by choral, block by block, from the files to the combined ledger; and by a reference in a few lines of NumPy and
 SciPy, which holds the predictions of all members at once. The same numbers must come out. A column is the predictions of one
 member. The last row is all that `choral combine --rule greedy` does: checksums, fit, temperature, scores with intervals.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -187,7 +186,8 @@ def child(rule: str, way: str, folder: Path) -> None:
 
     import choral.workflow  # noqa: F401  imports are not measured
 
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is that of the work; also after a fork
+    before, started, worked = peak(), time.perf_counter(), time.process_time()
     notes = folder / f"{rule}.json"
     if way == "all":
         everything(folder)
@@ -195,8 +195,14 @@ def child(rule: str, way: str, folder: Path) -> None:
         notes.write_text(json.dumps(by_choral(rule, folder, folder / f"{rule}.parquet")))
     else:
         by_numpy(rule, folder, folder / f"{rule}.npy", json.loads(notes.read_text()))
-    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"s": seconds, "bytes": 1024 * (after - before)}))
+    cpu = time.process_time() - worked  # of all threads; other work on the machine does not count
+    print(json.dumps({"s": time.perf_counter() - started, "cpu": cpu, "bytes": peak() - before}))
+
+
+def peak() -> int:
+    """Return the highest memory in use since it was last reset, in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
 def measured(rule: str, way: str, folder: Path) -> dict[str, float]:
