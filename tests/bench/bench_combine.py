@@ -5,9 +5,10 @@
 
 Synthetic probabilities are written as ledgers of a validation and a test split. Each rule is fitted on the first and
 applied to the second, in a process of its own, whose seconds, CPU seconds and peak memory (above what it had after its
-imports) are measured: by choral, block by block, from the files to the combined ledger; and by a reference in a few lines of NumPy and
-SciPy, which holds the predictions of all members at once. The same numbers must come out. A column is the predictions of one
-member. The last row is all that `choral combine --rule greedy` does: checksums, fit, temperature, scores with intervals.
+imports) are measured: by choral, block by block, from the files to the combined ledger; and by a reference in a few lines of
+NumPy and SciPy, which holds the predictions of all members at once. The same numbers must come out. A column is the
+predictions of one member. The last row is all that `choral combine --rule greedy` does: checksums, fit, temperature, scores
+with intervals, and the ledger.
 """
 
 from __future__ import annotations
@@ -246,22 +247,23 @@ def main() -> int:
             f"{options.members} members x {options.samples:,} samples x {options.classes:,} classes, "
             f"{size / 1e6:.0f} MB a ledger, a column is {column / 1e6:.0f} MB\n"
         )
-        print(
-            f"{'':20}{'seconds':>9}{'columns':>9}   {'NumPy: s':>9}{'columns':>9}   {'time':>6}{'memory':>8}   differs by"
+        headings = (
+            f"{'wall s':>8}{'CPU s':>8}{'columns':>9}   NumPy:{'CPU s':>7}{'columns':>9}   {'CPU':>5}{'memory':>8}"
         )
+        print(f"{'':20}{headings}  differs")
         for rule in RULES:
             mine, theirs = measured(rule, "choral", folder), measured(rule, "numpy", folder)
             gap = difference(rule, folder)
             worst = max(worst, gap)
             (folder / f"{rule}.npy").unlink()
             print(
-                f"{rule:20}{mine['s']:9.1f}{mine['bytes'] / column:9.2f}   "
-                f"{theirs['s']:9.1f}{theirs['bytes'] / column:9.2f}   "
-                f"{mine['s'] / theirs['s']:6.2f}{mine['bytes'] / theirs['bytes']:8.2f}   {gap:.1e}",
+                f"{rule:20}{mine['s']:8.1f}{mine['cpu']:8.1f}{mine['bytes'] / column:9.2f}         "
+                f"{theirs['cpu']:7.1f}{theirs['bytes'] / column:9.2f}   "
+                f"{mine['cpu'] / theirs['cpu']:5.2f}{mine['bytes'] / theirs['bytes']:8.2f}  {gap:.0e}",
                 flush=True,
             )
         mine = measured("greedy", "all", folder)
-        print(f"{'choral combine':20}{mine['s']:9.1f}{mine['bytes'] / column:9.2f}")
+        print(f"{'choral combine':20}{mine['s']:8.1f}{mine['cpu']:8.1f}{mine['bytes'] / column:9.2f}")
     print(f"\nequal to within {worst:.1e}" if worst < 1e-3 else f"\nNOT EQUAL: {worst:.1e}")
     return int(worst >= 1e-3)
 
