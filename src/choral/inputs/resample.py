@@ -24,7 +24,7 @@ from choral.shards.index import Index
 from choral.shards.splits import key_hashes, place_groups
 from choral.shards.strata import groups_of, strata_of
 
-_BAG, _DRAWS = 41, 42  # purposes of the random numbers
+_BAG, _DRAWS = 51, 52  # purposes of the random numbers
 
 
 @dataclass(frozen=True)
