@@ -1,11 +1,12 @@
 """Ensembles of elpv at equal training cost: three seeds, three architectures, three bags, three snapshots, one long run.
 
-    python tests/bench/bench_ensembles.py                  # 20 minutes on two idle cores; again: continues, or prints
+    python tests/bench/bench_ensembles.py                  # half an hour on two idle cores; again: continues, or prints
 
 The demo's config (EfficientNet-Lite0 from ImageNet weights) on smaller images and for fewer epochs. Each arm makes as many
 multiply-adds as three trainings of the first: the long run and the snapshots have three times the epochs, the three
 architectures have fewer each, by their multiply-adds at this size. (Bags hold as many images as the split, in expectation.)
-Nothing is chosen per arm; rate and weight decay are the demo's. Each arm is a `choral run` under runs/compare-ARM; the
+Nothing is chosen per arm; rate and weight decay are the demo's. Each arm is a `choral run` under runs/compare-ARM, of
+single-threaded networks; the two arms of one network each run side by side. The
 figures are those of the soft vote on the test split, with the eight views and without, each with its interval, and the
 paired difference to the three seeds.
 """
@@ -13,6 +14,7 @@ paired difference to the three seeds.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,8 +54,8 @@ def arms_of(epochs: float, size: int) -> dict[str, list[str]]:
     }
 
 
-def train(arm: str, own: list[str], options: argparse.Namespace) -> None:
-    """Train, evaluate and score one arm, or find that this is done."""
+def start(arm: str, own: list[str], options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Train, evaluate and score one arm, or find that this is done, in a process of its own."""
     overrides = [
         f"run=compare-{arm}",
         "ensemble.members=[]",
@@ -65,7 +67,14 @@ def train(arm: str, own: list[str], options: argparse.Namespace) -> None:
     ]
     command = [sys.executable, "-m", "choral", "run", str(REPOSITORY / "configs" / "elpv-demo.yaml"), *overrides]
     print(f"{arm}: {' '.join(own)}", file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(running: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for arms, and end here if one of them failed or was stopped."""
+    for process in running:
+        if code := process.wait():
+            sys.exit(code)
 
 
 def row_of(arm: str, view: str, baseline: np.ndarray | None) -> tuple[str, np.ndarray]:
@@ -97,9 +106,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="arms to train in this call; the tables show those that are done")
     options = parser.parse_args()
     arms = arms_of(options.epochs, options.size)
-    for arm, own in arms.items():
-        if not options.only or arm in options.only:
-            train(arm, own, options)
+    wanted = {arm: own for arm, own in arms.items() if not options.only or arm in options.only}
+    alone = [arm for arm in ("snapshots", "long") if arm in wanted]
+    for together in [*([arm] for arm in wanted if arm not in alone), alone]:
+        finish([start(arm, wanted[arm], options) for arm in together])
     print(f"elpv, test split, soft vote, {options.size} pixels, cost of 3 x {options.epochs:g} epochs")
     for view, name in (("identity", "without views"), ("tta", "mean over eight flips and rotations")):
         print(f"\n{name:32}  {'to 3 seeds [95 %]':>20}{'log loss':>12}")
