@@ -81,12 +81,12 @@ def place(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def interrupted(place: Place) -> Place:
-    """Three members, of which the first is told to stop and the second is requeued in mid-training."""
+    """Three members, of which the last, whose job has the array's id, is told to stop and the second is requeued."""
     assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far", "--cpus", "1") == 0
-    first, second = (place.run("far").member(name) for name in ("seed1", "seed2"))
+    last, second = (place.run("far").member(name) for name in ("seed3", "seed2"))
     jobs = Jobs.read(place.run("far")).members
-    place.wait_for_step(first, 3)
-    subprocess.run(["scancel", "--batch", "--signal=USR1", jobs["seed1"]], check=True)
+    place.wait_for_step(last, 3)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", jobs["seed3"]], check=True)
     place.wait_for_step(second, 3)
     subprocess.run(["scontrol", "requeue", jobs["seed2"]], check=True)
     return place
@@ -107,8 +107,8 @@ def test_three_members_end_as_they_do_here_though_two_were_interrupted(
     assert place.wait_for_end("far").state == "COMPLETED"
     for name in ("seed1", "seed2", "seed3"):
         assert weights_of(far.member(name)) == weights_of(here.member(name)), name
-    assert "stopped by request at step" in (far.member("seed1").path / "log.txt").read_text()
-    for name in ("seed1", "seed2"):
+    assert "stopped by request at step" in (far.member("seed3").path / "log.txt").read_text()
+    for name in ("seed3", "seed2"):
         log = (far.member(name).path / "log.txt").read_text()
         assert "start 2," in log and "continuing at step" in log
     scores = [(run.path / "scores-test.json").read_text() for run in (far, here)]

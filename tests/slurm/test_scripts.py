@@ -142,7 +142,7 @@ class Script:
             "choral": choral,
             "srun": srun,
             "scontrol": 'if [ "$1" = show ]; then echo n1; echo n2; else echo "$@" >> scontrol.log; fi',
-            "squeue": 'echo "${STATE:-RUNNING}"',
+            "squeue": 'echo "${STATE:-RUNNING}"; [ "$2" != "--jobs=${SLURM_ARRAY_JOB_ID-}" ] || echo RUNNING',
         }.items():
             path = self.folder / name
             path.write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -160,9 +160,10 @@ class Script:
         return self.start("train.sbatch", choral, *(arguments or (self.run,)), **env)
 
     @property
-    def requeued(self) -> bool:
+    def requeued(self) -> str:
+        """What was put back into the queue."""
         log = self.folder / "scontrol.log"
-        return log.exists() and log.read_text() == "requeue 42\n"
+        return log.read_text().removeprefix("requeue ").strip() if log.exists() else ""
 
     def close(self) -> None:
         for process in self._processes:
@@ -179,11 +180,21 @@ def script(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("lines", "code", "again"),
-    [("exit 0", 0, False), ("exit 1", 1, False), ("exit 75", 0, True), ("kill -9 $$", 0, True)],
+    [("exit 0", 0, ""), ("exit 1", 1, ""), ("exit 75", 0, "42"), ("kill -9 $$", 0, "42")],
 )
-def test_what_is_stopped_or_killed_is_requeued(script: Script, lines: str, code: int, again: bool) -> None:
+def test_what_is_stopped_or_killed_is_requeued(script: Script, lines: str, code: int, again: str) -> None:
     assert script.train(lines).wait(timeout=20) == code
     assert script.requeued == again
+
+
+def test_a_task_that_has_the_id_of_its_array_is_requeued_alone(script: Script) -> None:
+    """SLURM gives one task of each array, the last one, the array's own id: as a job, that is all of them."""
+    env = {"SLURM_JOB_ID": "42", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "1"}
+    (script.run / "slurm" / "members.txt").write_text("first\n")
+    (script.run / "members" / "first").mkdir(parents=True)
+    (script.run / "members" / "first" / "requested.yaml").touch()
+    assert script.train("exit 75", **env).wait(timeout=20) == 0
+    assert script.requeued == "42_1"
 
 
 def test_a_job_that_slurm_has_ended_does_not_come_back(script: Script) -> None:
@@ -205,7 +216,7 @@ def test_a_signal_becomes_a_stop_file_and_the_saving_is_waited_for(
     assert process.wait(timeout=20) == 0
     assert (script.folder / "saved").exists()
     assert stop.read_text() == "42.3\n"  # names this start
-    assert script.requeued
+    assert script.requeued == "42"
 
 
 def test_words_arrive_whole_and_each_gpu_gets_a_rank(script: Script) -> None:
