@@ -47,8 +47,10 @@ def start(run: RunFolder, config_file: Path, monkeypatch: pytest.MonkeyPatch):
 def test_starts_without_progress_end_the_job(start, run: RunFolder) -> None:
     assert [start(75, steps=1) for _ in range(5)] == [75] * 5  # each gets further
     assert [start(75) for _ in range(3)] == [75] * 3
+    assert '{"job": "7", "start": "0", "given_up": false' in (run.path / "attempts.json").read_text()
     with pytest.raises(ChoralError, match="started 3 times without getting further than step 5, so it is not started"):
         start(75)
+    assert '{"job": "7", "start": "0", "given_up": true' in (run.path / "attempts.json").read_text()
     assert run.status["state"] == "failed" and "started 3 times" in run.status["reason"]
     assert start(75, job="8") == 75  # submitted again: counted anew
     assert run.status["state"] == "waiting"
@@ -67,12 +69,26 @@ def test_a_start_that_ends_without_a_word_counts(start, run: RunFolder) -> None:
         start(0)
 
 
-def test_failures_are_tried_again_so_many_times(start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_tried_again_so_many_times(start, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(1, steps=1) == 75
     assert "attempt 2 of 2 follows" in capsys.readouterr().err
     assert start(75, steps=1) == 75  # a stop is no failure
+    assert not Attempts.read(run.path / "attempts.json", "7").given_up
     assert start(1, steps=1) == 1
+    assert Attempts.read(run.path / "attempts.json", "7").given_up
     assert start(0) == 0
+    assert not Attempts.read(run.path / "attempts.json", "7").given_up
+
+
+def test_what_is_refused_before_the_launch_gives_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise ChoralError("the data are not there")
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(workflow, "train_one", refuse)
+    with pytest.raises(ChoralError, match="the data are not there"):
+        train_start(None, run, [], 1, Machines(), 1, 3)  # type: ignore[arg-type]
+    assert Attempts.read(run.path / "attempts.json", "7").given_up
 
 
 def test_only_the_first_machine_counts(start, run: RunFolder) -> None:

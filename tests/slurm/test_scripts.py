@@ -126,6 +126,10 @@ def test_a_login_node_needs_no_torch(no_cluster: Path) -> None:
     assert "--array=1,2 runs/toy/slurm/train.sbatch" in result.stdout
 
 
+_ATTEMPTS = """for run in my*; do echo '{"job": "42", "start": "3", "given_up": %s}' > "$run/attempts.json"; done; """
+COUNTED, GIVEN_UP = _ATTEMPTS % "false", _ATTEMPTS % "true"
+
+
 class Script:
     """A template, run as bash in a folder of its own with stand-ins: `choral` of the given lines, and SLURM's commands."""
 
@@ -180,10 +184,18 @@ def script(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("lines", "code", "again"),
-    [("exit 0", 0, ""), ("exit 1", 1, ""), ("exit 75", 0, "42"), ("kill -9 $$", 0, "42")],
+    [
+        ("exit 0", 0, ""),
+        ("exit 1", 1, ""),
+        ("exit 75", 0, "42"),
+        (f"{COUNTED}kill -9 $$", 0, "42"),
+        ("kill -9 $$", 137, ""),  # it was killed before it was counted: so would be the next
+        ("exit 255", 255, ""),  # as a container ends that does not open
+        (f"{GIVEN_UP}kill -9 $$", 1, ""),  # by srun, on another node than the first, which has failed for good
+    ],
 )
 def test_what_is_stopped_or_killed_is_requeued(script: Script, lines: str, code: int, again: str) -> None:
-    assert script.train(lines).wait(timeout=20) == code
+    assert script.train(lines, SLURM_RESTART_COUNT="3").wait(timeout=20) == code
     assert script.requeued == again
 
 

@@ -27,7 +27,8 @@ def train_start(
 ) -> int:
     """Like `workflow.train_one`, for a scheduler that starts a job again after exit status 75: counts starts, and ends them.
 
-    The first machine counts, in RUN/attempts.json, for each job of the scheduler (SLURM_JOB_ID) anew.
+    The first machine counts, in RUN/attempts.json, for each job of the scheduler (SLURM_JOB_ID) anew, and says there when
+    it gives up.
 
     Args:
         retries: a failure returns 75 so many times, before it returns 1.
@@ -41,17 +42,24 @@ def train_start(
     path = folder.path / "attempts.json"
     newest = max((step_of(found) for found in folder.checkpoints.glob("step-*")), default=-1)
     folder.path.mkdir(parents=True, exist_ok=True)
-    attempts = Attempts.read(path, os.environ.get("SLURM_JOB_ID", ""))
+    job, start = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+    attempts = Attempts.read(path, job, start)
     try:
         attempts = attempts.started(path, newest, max_stalls)
     except ChoralError as error:
+        attempts.give_up(path)
         folder.report(**{**folder.status, "state": "failed", "reason": str(error)})
         raise
     forget_failure(folder)
-    code = workflow.train_one(config, folder, arguments, processes, machines)
+    try:
+        code = workflow.train_one(config, folder, arguments, processes, machines)
+    except ChoralError:
+        attempts.give_up(path)
+        raise
     if code not in (0, Stopped.exit_code):
         attempts = attempts.failed(path)
         if attempts.failures <= retries:
             print(f"{folder.path}: failed; attempt {attempts.failures + 1} of {retries + 1} follows", file=sys.stderr)
             return Stopped.exit_code
+        attempts.give_up(path)
     return code
