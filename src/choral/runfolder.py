@@ -191,6 +191,12 @@ class RunFolder:
             stream.flush()
             yield
 
+    def wait_for_lock(self, timeout_s: float) -> None:
+        """Wait until nobody holds the folder, but no longer than `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while self.holder() is not None and time.monotonic() < deadline:
+            time.sleep(1)
+
     def holder(self) -> tuple[str, int] | None:
         """Return host and pid of the process that holds the folder, or None: nobody does."""
         try:

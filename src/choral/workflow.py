@@ -7,6 +7,7 @@ imported only by the steps that compute.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,9 @@ from choral.train.__main__ import preflight
 
 if TYPE_CHECKING:
     from choral.predict.answers import Answer
+
+
+_EARLIER_START_S = 120.0  # that what a failed node was doing, or the lock of it, may outlive the node
 
 
 def run_all(config: Config, progress: Console, results: Console) -> int:
@@ -385,7 +389,10 @@ def _launch(
     module: str, arguments: Sequence[str], processes: int, folder: RunFolder, machines: Machines | None = None
 ) -> int:
     gpus = len(_gpus())
+    _check_gpus(gpus)
     if machines is None or machines.rank == 0:
+        if os.environ.get("SLURM_RESTART_COUNT"):
+            folder.wait_for_lock(_EARLIER_START_S)  # a node that failed may not know yet
         with folder.lock():  # nobody else is at work here: what an earlier start left is out of date
             if not _stop_is_meant_for_this_start(folder):
                 folder.stop_file.unlink(missing_ok=True)
@@ -397,6 +404,21 @@ def _launch(
         return 0
     # The launcher turns every exit status into 1; the folder tells whether the ranks were stopped.
     return Stopped.exit_code if asked_to_stop or folder.status.get("state") == "stopped" else 1
+
+
+def _check_gpus(found: int) -> None:
+    """Check that a job that was given GPUs sees them: hours on a GPU node's cores would look as if all were well.
+
+    Raises:
+        ConfigError: it sees none, and was not told to use none.
+    """
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    on_purpose = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    if not found and given != "0" and not on_purpose and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        raise ConfigError(
+            f"SLURM gave this job {given} GPUs of {socket.gethostname()}, but torch sees none: look for its driver "
+            "(nvidia-smi), and for a torch without CUDA (python -c 'import torch; print(torch.version.cuda)')"
+        )
 
 
 def _stop_is_meant_for_this_start(folder: RunFolder) -> bool:
