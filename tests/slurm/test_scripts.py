@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from choral.cli import main
+from choral.slurm import queue
 from choral.slurm.scripts import TEMPLATES
 from toys import REPOSITORY
 
@@ -124,6 +125,26 @@ def test_a_login_node_needs_no_torch(no_cluster: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "--array=1,2 runs/toy/slurm/train.sbatch" in result.stdout
+    # Nor can what submits train: the jobs take the choral that they find.
+    assert result.stdout.count("\nchoral=(choral)\n") == 2
+
+
+def test_what_an_allocation_says_of_itself_does_not_reach_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`choral submit` within an interactive job, for one."""
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nenv > env\necho 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for key, value in {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_CONF": "c",
+        "SLURM_RESTART_COUNT": "2",
+    }.items():
+        monkeypatch.setenv(key, value)
+    assert queue.submit(["sbatch"]) == "7"
+    lines = (tmp_path / "env").read_text().splitlines()
+    assert "SLURM_CONF=c" in lines and not [line for line in lines if line.startswith("SLURM_RESTART_COUNT")]
 
 
 _ATTEMPTS = """for run in my*; do echo '{"job": "42", "start": "3", "given_up": %s}' > "$run/attempts.json"; done; """

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from choral.errors import ChoralError, ConfigError
@@ -47,6 +47,8 @@ def read_queue() -> dict[str, Entry]:
     words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%N"]
     entries = {}
     for line in _call(words).splitlines():
+        if line.count("|") < 3:  # "CLUSTER: name", where SLURM_CLUSTERS names one
+            continue
         job, state, reason, nodes = line.split("|", 3)
         entries[job.strip()] = Entry(state.strip(), "" if reason.strip() == "None" else reason.strip(), nodes.strip())
     return entries
@@ -58,8 +60,11 @@ def submit(words: Sequence[str]) -> str:
     Raises:
         ConfigError: SLURM refuses the job; its own words are passed on.
     """
+    # What an allocation says of itself, where this is called within one, would become part of the new job.
+    keep = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key in keep}
     try:
-        output = _call(words)
+        output = _call(words, env)
     except ChoralError as error:
         raise ConfigError(str(error)) from None
     job = output.strip().partition(";")[0]
@@ -77,9 +82,9 @@ def cancel(jobs: Iterable[str]) -> None:
     _call(["scancel", *jobs])
 
 
-def _call(words: Sequence[str]) -> str:
+def _call(words: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        result = subprocess.run(words, env=env, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except FileNotFoundError:
         raise ChoralError(
             f"{words[0]}: no such command: this machine is no part of a SLURM cluster; `choral run` trains on it directly"

@@ -7,6 +7,7 @@ they are its arguments.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import sys
@@ -129,13 +130,27 @@ def _fill(template: str, options: Mapping[str, str], site: Site, settings: Mappi
 
 def _preamble(site: Site, settings: Mapping[str, int]) -> str:
     """Return the lines that a site and a submission put before a template's own."""
-    lines = [*(f"module load {name}" for name in site.modules), *site.setup]
+    lines = [*(f"module load {name} || exit" for name in site.modules), *site.setup]
     if site.scratch:
         lines += [f"export CHORAL_SCRATCH={_with_variables(site.scratch)}", "export TMPDIR=$CHORAL_SCRATCH"]
-    words = [*shlex.split(site.container), "choral"] if site.container else [sys.executable, "-m", "choral"]
-    lines.append(f"choral=({shlex.join(words)})")
+    lines.append(f"choral=({shlex.join(_choral(site))})")
     lines += [f"{key}={value}" for key, value in settings.items()]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _choral(site: Site) -> list[str]:
+    """Return the words that call choral in a job: those of the container, else of the environment that submits.
+
+    If that one has no torch, it trains nothing: then the `choral` that a node finds on its PATH, after modules and setup.
+    """
+    if site.container:
+        return [*shlex.split(site.container), "choral"]
+    return [sys.executable, "-m", "choral"] if has_torch() else ["choral"]
+
+
+def has_torch() -> bool:
+    """Whether choral could train in this environment; a login node's need not."""
+    return importlib.util.find_spec("torch") is not None
 
 
 def _with_variables(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from choral.runfolder import RunFolder, read_json, write_atomic, write_json
 from choral.shards.index import Dataset
 from choral.slurm import queue
 from choral.slurm.queue import Entry
-from choral.slurm.scripts import Resources, evaluation_script, training_script
+from choral.slurm.scripts import Resources, evaluation_script, has_torch, training_script
 from choral.slurm.site import Site
 from choral.workflow import check_run
 
@@ -31,6 +30,10 @@ class Jobs:
 
     members: dict[str, str] = field(default_factory=dict)
     evaluation: str = ""
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.members or self.evaluation)
 
     @classmethod
     def read(cls, folder: RunFolder) -> Jobs:
@@ -94,9 +97,7 @@ def _check(config: Config, folder: RunFolder, resources: Resources) -> None:
     members = members_of(config)
     single = config.ensemble.boosting > 0 or not members
     check(not single or not resources.max_parallel, "--max-parallel", "this run has no members that could run at once")
-    if (
-        importlib.util.find_spec("torch") is None
-    ):  # a login node: host transforms, which need it, are checked by the jobs
+    if not has_torch():  # a login node: host transforms, which need it, are checked by the jobs
         config = replace(config, augment=replace(config.augment, host=()))
     check_run(config)
 
