@@ -35,6 +35,12 @@ def test_each_state_has_its_words(config: Config, folder: RunFolder) -> None:
     assert absent_members(folder, config) == {"b": "not started", "c": "not started"}
     log.write_text("===== attempt 1, 2026-11-22: choral train\nloading\nerror: train.lr: too high\nbye\n")
     assert absent_members(folder, config)["b"] == f"not finished; its log ends: error: train.lr: too high (log: {log})"
+    log.write_text(
+        f"{log.read_text()}===== job 7 on node1, start 2, 2026-11-22 20:00:00\n"
+    )  # nothing is known of this one
+    assert absent_members(folder, config)["b"] == "not started"
+    log.write_text(f"{log.read_text()}srun: error: node1: task 0: Killed\n")
+    assert "its log ends: srun: error: node1: task 0: Killed (log:" in absent_members(folder, config)["b"]
     at = {"step": 40, "steps": 120, "loss": 0.5}
     for status, words in (
         ({"state": "running", **at}, f"not finished; last heard of at step 40 of 120 (log: {log})"),

@@ -109,6 +109,42 @@ def test_without_slurm_the_folders_say_who_works_where(
     assert found["runs"] == ("running", here)
     assert found["waits"] == found["new"] == ("waiting", here)
     assert found["late"][0] == found["gone"][0] == "interrupted"
+    assert main(["status", "toy"]) == 1
+    assert "queue: squeue: no such command" in capsys.readouterr().out
+    assert main(["cancel", "toy"]) == 1
+    assert "was submitted to a SLURM cluster, which this machine cannot reach" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_process_that_cannot_be_stopped_is_named(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(os, "kill", refuse)
+    with run.lock():
+        assert main(["cancel", "toy"]) == 1
+    assert f"pid {os.getpid()}, which works on it, cannot be stopped: Operation not" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_an_evaluation_alone_is_found_in_the_queue_and_cancelled(
+    run: RunFolder, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """All members were trained here; a cluster's name may stand above its jobs."""
+    write_json(run.path / "slurm" / "jobs.json", {"members": {}, "evaluation": "8"})
+    squeue("echo 'CLUSTER: far'; echo '8|PENDING|Priority|'")
+    main(["status", "toy", "--json"])
+    assert states(capsys)["evaluation"] == ("pending", "Priority")
+    (tmp_path / "bin" / "scancel").write_text('#!/bin/sh\necho "$@" > "$0.log"\n')
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    assert main(["cancel", "toy"]) == 0
+    assert capsys.readouterr().out == "evaluation: job 8 cancelled\n"
+    assert (tmp_path / "bin" / "scancel.log").read_text() == "8\n"
 
 
 def test_exit_status_0_1_and_75(run: RunFolder, squeue: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,12 @@ def _place(status: Mapping[str, Any]) -> str:
 
 
 def _last_words(log: str) -> str:
-    """Return the line of a log's end that says most: the last error, else the last line."""
-    lines = [line for line in log.splitlines() if not line.startswith("===== attempt")]
+    """Return the line of a log's end that says most: the last error of the last start, else the last line."""
+    lines: list[str] = []
+    for line in log.splitlines():
+        lines = (
+            [] if line.startswith("===== ") else [*lines, line]
+        )  # "===== attempt", "===== job": what follows is another
     errors = [line for line in lines if line.startswith("error")]
     return _one_line((errors or lines or [""])[-1])
 

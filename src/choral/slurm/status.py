@@ -4,6 +4,7 @@ cluster or on this machine."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -71,7 +72,7 @@ def status_of(folder: RunFolder) -> Status:
     config, jobs = folder.config(), Jobs.read(folder)
     entries: dict[str, Entry] = {}
     error = ""
-    if jobs.members and queue.is_here():
+    if jobs:
         try:
             entries = queue.read_queue()
         except ChoralError as failure:
@@ -81,7 +82,8 @@ def status_of(folder: RunFolder) -> Status:
         _member_row(name, member, folder, jobs.members.get(name, ""), entries, reasons.get(name, ""))
         for name, member in member_folders(folder, config).items()
     ]
-    return Status((*rows, _evaluation_row(folder, config, jobs.evaluation, entries)), error)
+    rows.append(_evaluation_row(folder, config, jobs.evaluation, entries))
+    return Status(tuple(rows), error if any(row.outcome for row in rows) else "")
 
 
 def _member_row(
@@ -179,7 +181,7 @@ def cancel_run(folder: RunFolder) -> Sequence[str]:
         ChoralError: the cluster does not answer; the run is worked on by another machine, out of SLURM's hands.
     """
     jobs, done = Jobs.read(folder), []
-    if jobs.members and queue.is_here():
+    if jobs and queue.is_here():
         members, evaluation = jobs.live(queue.read_queue())
         live = [(name, jobs.members[name]) for name in members] + (
             [(EVALUATION, jobs.evaluation)] if evaluation else []
@@ -195,7 +197,16 @@ def cancel_run(folder: RunFolder) -> Sequence[str]:
             host, pid = holder
             if host != socket.gethostname() or not pid:
                 raise ChoralError(f"{place.path}: in use on {host}, pid {pid}: cancel it there")
-            os.kill(pid, 15)
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError as error:
+                raise ChoralError(
+                    f"{place.path}: pid {pid}, which works on it, cannot be stopped: {error.strerror}"
+                ) from None
             done.append(f"{place.path}: asked pid {pid} to save and stop")
             break  # who holds the run passes it on to the members
+    if jobs and not done and not queue.is_here() and absent_members(folder, folder.config()):
+        raise ChoralError(
+            f"{folder.path}: was submitted to a SLURM cluster, which this machine cannot reach: cancel it there"
+        )
     return done
