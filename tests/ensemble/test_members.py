@@ -58,12 +58,16 @@ def test_cores_are_shared_by_members_not_by_those_that_run_at_once(
         own = replace(config, ensemble=replace(config.ensemble, **ensemble))
         return [(slot.get("OMP_NUM_THREADS", ""), slot["CUDA_VISIBLE_DEVICES"]) for slot in slots_of(own, gpus)]
 
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slots(2) == [("1", "")] * 2
     assert slots(2, max_parallel=3) == [("1", "")] * 3
     assert slots(12) == [("4", "")] * 3
     assert slots(12, max_parallel=1) == [("4", "")]
     assert slots(12, devices_per_member=2) == [("2", "")] * 3
     assert slots(8, ("0", "1", "2", "3"), devices_per_member=2) == [("", "0,1"), ("", "2,3")]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert slots(12) == [("2", "")] * 3
+    assert slots(2) == [("2", "")]
     with pytest.raises(ConfigError, match="2 GPUs a member, but this machine has 1"):
         slots(8, ("0",), devices_per_member=2)
 

@@ -112,8 +112,8 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
     Args:
         config: says how many ranks a member has and how many members may run at once.
         gpus: ids of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them; none: the cores are shared out. The threads
-            of a member depend on the number of members and cores, not on how many run at once: what a member
-            computes, to the last bit, depends on them.
+            of a rank are OMP_NUM_THREADS, if that is set; else they depend on the number of members and cores, not on
+            how many run at once: what a member computes, to the last bit, depends on them.
 
     Raises:
         ConfigError: a member wants more GPUs than there are.
@@ -130,7 +130,7 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
         share = str(max(1, len(os.sched_getaffinity(0)) // len(groups)))
         return [{"CUDA_VISIBLE_DEVICES": ",".join(group), "CHORAL_CORES": share} for group in groups]
     cores = len(os.sched_getaffinity(0))
-    threads = max(1, cores // (members * each))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // (members * each))
     fitting = config.ensemble.max_parallel or max(1, cores // (threads * each))
     slot = {"OMP_NUM_THREADS": str(threads), "CHORAL_CORES": str(threads * each), "CUDA_VISIBLE_DEVICES": ""}
     return [slot] * min(wanted, fitting)
