@@ -11,10 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from choral.cli import main
+from choral.runfolder import RunFolder
 from choral.slurm import queue
+from choral.slurm.queue import Entry
 from choral.slurm.scripts import TEMPLATES
+from choral.slurm.submit import Jobs, _settled_queue
 from toys import REPOSITORY
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -149,6 +153,24 @@ def test_what_an_allocation_says_of_itself_does_not_reach_the_jobs(
 
 _ATTEMPTS = """for run in my*; do echo '{"job": "42", "start": "3", "given_up": %s}' > "$run/attempts.json"; done; """
 COUNTED, GIVEN_UP = _ATTEMPTS % "false", _ATTEMPTS % "true"
+
+
+def test_the_site_s_time_limit_is_checked_too(no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (no_cluster / "site.yaml").write_text("options: {time: '1'}")
+    assert main(["submit", "toy.yaml", "--dry-run", "--site", "site.yaml"]) == 2
+    assert "--time: 1 is too short" in capsys.readouterr().err
+
+
+def test_submit_waits_for_jobs_that_are_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`choral cancel RUN && choral submit CONFIG`: what still saves is none that is in the queue already."""
+    run = RunFolder(tmp_path)
+    Jobs({"first": "7_1"}, "8").write(run)
+    states = ["COMPLETING", "COMPLETING", "CANCELLED", "never asked"]
+    monkeypatch.setattr(queue, "read_queue", lambda: {"7_1": Entry(states.pop(0), "", "node1")})
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with (tmp_path / "said").open("w") as said:
+        assert _settled_queue(run, Console(file=said))["7_1"].state == "CANCELLED"
+    assert (tmp_path / "said").read_text() == "waiting for jobs of this run that are ending\n"
 
 
 class Script:

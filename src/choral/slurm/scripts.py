@@ -54,15 +54,13 @@ class Resources:
             check(getattr(self, key) >= 0, f"--{key.replace('_', '-')}", "expected 0 or more")
         check(self.nodes >= 1, "--nodes", "expected at least 1")
         check(not self.memory or _MEMORY.fullmatch(self.memory) is not None, "--mem", "expected a size such as 32G")
-        limit = seconds_of(self.time) if self.time else None
-        check(
-            limit is None or limit >= _SAVE_S + 60,
-            "--time",
-            f"{self.time} is too short: a job saves {_SAVE_S} s before its limit; expected 3 minutes or more",
-        )
 
     def options(self, site: Site) -> dict[str, str]:
-        """Return the options of sbatch, those of the site where the command line has none."""
+        """Return the options of sbatch, those of the site where the command line has none.
+
+        Raises:
+            ConfigError: the time limit, whosoever it is, is none or too short.
+        """
         given = {
             "account": self.account or site.account,
             "partition": self.partition or site.partition,
@@ -74,7 +72,14 @@ class Resources:
             "mem": self.memory,
             "time": self.time,
         }
-        return {**site.options, **{key: value for key, value in given.items() if value}}
+        options = {**site.options, **{key: value for key, value in given.items() if value}}
+        if limit := options.get("time", ""):
+            check(
+                seconds_of(limit) >= _SAVE_S + 60,
+                "--time",
+                f"{limit} is too short: a job saves {_SAVE_S} s before its limit; expected 3 minutes or more",
+            )
+        return options
 
 
 def seconds_of(time: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from choral.slurm.queue import Entry
 from choral.slurm.scripts import Resources, evaluation_script, has_torch, training_script
 from choral.slurm.site import Site
 from choral.workflow import check_run
+
+_ENDING_S = 120.0  # that a cancelled job may take to save
 
 
 @dataclass
@@ -68,7 +71,8 @@ def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Si
     scripts = _scripts(config, folder, resources, site)
     queue.read_queue()  # that there is one, before a folder is made
     with RunFolder(slurm_folder(folder)).lock():  # two calls at once would submit everything twice
-        submission = _Submission(config, folder, resources, queue.read_queue(), lambda text: _say(console, text))
+        entries = _settled_queue(folder, console)
+        submission = _Submission(config, folder, resources, entries, lambda text: _say(console, text))
         if submission.new:
             with folder.lock():  # not while jobs are sent: the first may start at once, and need it
                 folder.check_same(config)
@@ -78,6 +82,21 @@ def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Si
         for name, text in scripts.items():
             write_atomic(slurm_folder(folder) / name, text)
         submission.send()
+
+
+def _settled_queue(folder: RunFolder, console: Console) -> Mapping[str, Entry]:
+    """Return the queue once no job of the run is ending: what was cancelled a moment ago still saves, and looks alive."""
+    deadline, said = time.monotonic() + _ENDING_S, False
+    while True:
+        entries = queue.read_queue()
+        members, evaluation = Jobs.read(folder).live(entries)
+        states = [entry.state for entry in (*members.values(), evaluation) if entry is not None]
+        if "COMPLETING" not in states or time.monotonic() > deadline:
+            return entries
+        if not said:
+            _say(console, "waiting for jobs of this run that are ending")
+            said = True
+        time.sleep(1)
 
 
 def show_submission(config: Config, folder: RunFolder, resources: Resources, site: Site, console: Console) -> None:
