@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from made_runs import MEMBERS, Columns, made_rounds, made_run, numbers, predictions, write_ledger
+from rich.console import Console
 
 from choral.cli import main
+from choral.ensemble.combination import Asked, combine_run
 from choral.ensemble.combine import soft, tempered, weighted
+from choral.ensemble.combined_table import render_combination
 from choral.ensemble.weights import least_log_loss
 from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder
@@ -218,6 +222,12 @@ def test_stacking_is_fitted_on_out_of_fold_predictions(folded: RunFolder, capsys
     assert some["fit"]["groups"] == {"net": [0, 1]}
     assert main(["combine", str(folded.path), "--rule", "stack", "--split", "held-out"]) == 2
     assert "what is scored must be another" in " ".join(capsys.readouterr().err.split())
+    assert main(["score", str(folded.path), "--split", "held-out"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "greedy or temperature: 'held-out' has a column a group" in said
+        and "no stack: stack is fitted on out-of" in said
+    )
     (folded.predictions / "held-out.parquet").unlink()
     assert main(["combine", str(folded.path), "--rule", "stack"]) == 2
     assert "held-out.parquet, which is not there: `choral evaluate folded`" in " ".join(capsys.readouterr().err.split())
@@ -337,3 +347,43 @@ def test_scores_of_what_rules_are_fitted_on_have_none(run: RunFolder, capsys: py
     assert "no weighted, greedy or temperature: 'val' is what rules are fitted on" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize(
+    "change", [{"evaluation": "of other weights"}, {"views": ("identity",)}], ids=["weights", "views"]
+)
+def test_a_stack_is_not_fitted_on_what_other_weights_or_views_said(
+    folded: RunFolder, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = {"views": change.get("views", ("identity", "tta"))}
+    held_out = predictions(400, ("net", "other"), seed=3, **views)
+    write_ledger(folded.predictions / "held-out.parquet", *held_out, evaluation=change.get("evaluation", "e"))
+    assert main(["combine", str(folded.path), "--rule", "stack", "--views", "identity"]) == 2
+    assert "of other weights or views than 'test': run `choral evaluate folded`" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert main(["score", str(folded.path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "no stack: " in said
+        and "of other weights or views than 'test'" in said
+        and " stack " not in said.split("no st")[0]
+    )
+
+
+def test_the_table_of_numbers_has_its_names_in_80_columns(tmp_path: Path) -> None:
+    labels = np.random.default_rng(5).normal(size=(60, 2)).astype(np.float32)
+    ledgers = {"test": (labels, numbers(labels, "regression"))}
+    folder, config = made_run(tmp_path / "run", ledgers, task="regression", classes=("height", "width"))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_combination(combine_run(folder, config, "test", Asked(rule="median"))))
+    text = console.export_text()
+    for target in ("height", "width"):
+        for name in ("member/a", "plain mean", "median", "less member/a", "less plain mean"):
+            assert re.search(rf"^ +{name} +RMSE {target} +[+-]?\d", text, re.MULTILINE), (name, target, text)
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_predictions_about_validation_alone_are_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["combine", str(run.path), "--rule", "soft", "--with-val", "theirs.csv"]) == 2
+    assert "--with-val: belongs to --with" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from choral.ensemble.temperature import Temperature
 from choral.errors import DataError
 from choral.inputs.sample_weights import rounds_of
 from choral.predict.ledger import Ledger
-from choral.predict.plan import HELD_OUT
+from choral.predict.plan import HELD_OUT, same_weights
 from choral.runfolder import RunFolder
 
 
@@ -84,6 +84,8 @@ def _validation(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledg
     split = config.data.val_split
     if scored.meta.split == split:
         return None, f"'{split}' is what rules are fitted on, and what is scored must be something else"
+    if scored.meta.split == HELD_OUT:
+        return None, f"'{HELD_OUT}' has a column a group of members, '{split}' one a member: nothing is common to fit"
     path = folder.predictions / f"{split}.parquet"
     if not path.is_file():
         command = f"choral evaluate {folder.name} 'evaluate.splits=[{split}, {scored.meta.split}]'"
@@ -113,6 +115,11 @@ def _held_out(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger
     ledger = Ledger.open(path)
     if ledger.classes != scored.classes or ledger.meta.task != scored.meta.task:
         raise DataError(f"{path}: holds other classes than {scored.path}; evaluate again")
+    if not same_weights(ledger.meta, scored.meta):
+        return None, (
+            f"{path} is of other weights or views than '{scored.meta.split}': run `choral evaluate {folder.name}`, without "
+            "evaluate.held_out=false"
+        )
     return (ledger, "") if len(ledger) else (None, f"{path} has no sample")
 
 

@@ -119,6 +119,7 @@ class Scores(TypedDict):
     rules: list[FittedRule]
     temperatures: list[TemperatureOf]
     not_fitted: str  # why there are no rules fitted on validation data; "" where there are, or none were to be
+    not_stacked: str  # why there is no stack in a run with folds or bags; "" where there is one, or none was to be
     dataset: str
     evaluation: str
     bootstrap: dict[str, float]

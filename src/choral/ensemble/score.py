@@ -115,6 +115,7 @@ def score_run(
         rules=fitted,
         temperatures=temperatures,
         not_fitted=known.why_not,
+        not_stacked=known.no_stack if known.groups else "",
         dataset=ledger.meta.dataset,
         evaluation=ledger.meta.evaluation,
         bootstrap=bootstrap,

@@ -126,6 +126,8 @@ def _fitted(scores: Scores) -> list[str]:
         notes.append(f"no weighted, greedy or temperature: {scores['not_fitted']}")
     if "stack" in by_rule:
         notes.append(f"stack: logistic regression on out-of-fold predictions ({by_rule['stack']['samples']} samples)")
+    elif scores["not_stacked"]:
+        notes.append(f"no stack: {scores['not_stacked']}")
     if "boosting" in by_rule:
         notes.append("boosting: each vote counted as much as its round is worth")
     if scores["temperatures"]:

@@ -82,7 +82,7 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
     names = [voice.name for voice in voices]
     ledgers = {split: ledger(split, names, _fingerprint(voices, precision)) for split in config.evaluate.splits}
     if groups:
-        ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, precision))
+        ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, voices, precision))
     return Evaluation(voices, unfinished, views, ledgers, groups)
 
 
@@ -107,11 +107,16 @@ def _fingerprint(voices: Sequence[Voice], precision: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _held_out_fingerprint(groups: Mapping[str, Sequence[Voice]], precision: str) -> str:
-    """Return a hash of the same, and of who is asked about what."""
+def _held_out_fingerprint(groups: Mapping[str, Sequence[Voice]], voices: Sequence[Voice], precision: str) -> str:
+    """Return that of the other ledgers, by which `same_weights` knows them, and a hash of who is asked about what."""
     parts = [f"{group} {voice.name} {voice.config.data.resample}" for group, own in groups.items() for voice in own]
-    voices = [voice for own in groups.values() for voice in own]
-    return hashlib.sha256("\n".join([*parts, _fingerprint(voices, precision)]).encode()).hexdigest()
+    asked = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"{_fingerprint(voices, precision)}-{asked}"
+
+
+def same_weights(held_out: LedgerMeta, other: LedgerMeta) -> bool:
+    """Return whether the held-out ledger is of the weights, inputs and views that another ledger of its run is of."""
+    return held_out.evaluation.partition("-")[0] == other.evaluation and held_out.tta_views == other.tta_views
 
 
 def _holds(path: Path, meta: LedgerMeta) -> bool:
