@@ -143,6 +143,8 @@ def _checked(asked: Asked, scored: Ledger, known: Known) -> Asked:
         raise ConfigError(
             f"--rule {rule}: predictions of other tools cannot join: weighted and greedy can be fitted to them"
         )
+    if asked.validation_files and not asked.files:
+        raise ConfigError("--with-val: belongs to --with, which names the same tool's predictions about what is scored")
     if rule == "boosting" and not known.alphas:
         raise ConfigError("--rule boosting: this run has no rounds of boosting; train one with ensemble.boosting")
     if asked.weights and rule != "weighted":

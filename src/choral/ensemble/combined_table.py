@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from rich import box
@@ -12,36 +13,62 @@ from rich.text import Text
 from choral.ensemble.table import METRICS, interval
 
 _SHOWN = 8  # weights
+_SIDE_BY_SIDE = 2  # metrics
 
 
 def render_combination(found: Mapping[str, Any]) -> Table:
     """Return what `combine_run` found as a table, in 80 columns: scores below, then what the combination gains."""
     metrics = list(dict.fromkeys(row["metric"] for row in found["scores"]))
+    members = f"{len(found['members'])} member{'s' if len(found['members']) > 1 else ''}"
     table = Table(
-        title=Text(f"{found['split']}: {found['n']} samples, {len(found['members'])} members, {_views(found)}"),
+        title=Text(f"{found['split']}: {found['n']} samples, {members}, {_views(found)}"),
         caption=Text("\n".join(_notes(found)), justify="left"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
+    (_add_side_by_side if len(metrics) <= _SIDE_BY_SIDE else _add_one_by_one)(table, found["scores"], metrics)
+    return table
+
+
+def _add_side_by_side(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    """A column a metric."""
     table.add_column("", overflow="fold")
     for metric in metrics:
         table.add_column(Text(f"{METRICS[metric]} [95 %]"), no_wrap=True)
-    targets = list(dict.fromkeys(row.get("target", "") for row in found["scores"]))
-    for target in targets:
-        cells = {(row["name"], row["metric"]): row for row in found["scores"] if row.get("target", "") == target}
-        names = list(dict.fromkeys(name for name, _ in cells))
-        for name in names:
-            values = [_cell(metric, cells.get((name, metric))) for metric in metrics]
-            shown = f"{_shown(name)} {target}" if len(targets) > 1 else _shown(name)
-            table.add_row(Text(shown), *values, style="bold" if name == names[-1] else "")
-        for key in ("difference", "to_baseline"):
-            gains = [(cells.get((names[-1], metric)) or {}).get(key) for metric in metrics]
-            other = next((gain["to"] for gain in gains if gain), "")
-            values = [_cell(metric, gain, "+") for metric, gain in zip(metrics, gains, strict=True)]
-            table.add_row(Text(f"  less {_shown(other)}"), *values, end_section=key == "to_baseline")
-    return table
+    cells = {(row["name"], row["metric"]): row for row in scores}
+    names = list(dict.fromkeys(name for name, _ in cells))
+    for name in names:
+        values = [_cell(metric, cells.get((name, metric))) for metric in metrics]
+        table.add_row(Text(_shown(name)), *values, style="bold" if name == names[-1] else "")
+    for key in ("difference", "to_baseline"):
+        gains = [(cells.get((names[-1], metric)) or {}).get(key) for metric in metrics]
+        other = next((gain["to"] for gain in gains if gain), "")
+        values = [_cell(metric, gain, "+") for metric, gain in zip(metrics, gains, strict=True)]
+        table.add_row(Text(f"  less {_shown(other)}"), *values)
+
+
+def _add_one_by_one(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    """A block of rows a metric, of each target: more metrics than two leave no room for names beside them."""
+    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column(Text("score [95 %]"), no_wrap=True)
+    targets = list(dict.fromkeys(_target(row) for row in scores))
+    for target, metric in product(targets, metrics):
+        rows = [row for row in scores if _target(row) == target and row["metric"] == metric]
+        heading = f"{METRICS[metric]} {target}" if len(targets) > 1 else METRICS[metric]
+        for row in rows:
+            style = "bold" if row is rows[-1] else ""
+            table.add_row(Text(_shown(row["name"])), Text(heading), _cell(metric, row), style=style)
+        for gain in (rows[-1]["difference"], rows[-1].get("to_baseline")):
+            if gain:
+                table.add_row(Text(f"  less {_shown(gain['to'])}"), Text(heading), _cell(metric, gain, "+"))
+        table.add_section()
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    return str(row.get("target", ""))
 
 
 def _cell(metric: str, numbers: Mapping[str, Any] | None, sign: str = "") -> Text:
@@ -78,7 +105,7 @@ def _fitted_on(fit: Mapping[str, Any]) -> str:
         return ", what the vote of each round is worth"
     kind = "out-of-fold predictions" if fit["rule"] == "stack" else fit["on"]
     strength = f", penalty {fit['strength']:g}" if fit["strength"] is not None else ""
-    return f"; fitted on {kind} ({fit['samples']} samples) by {METRICS.get(fit['by'], fit['by'].replace('_', ' '))}{strength}"
+    return f"; fitted on {kind} ({fit['samples']} samples) by {fit['by'].replace('_', ' ')}{strength}"
 
 
 def _weights(weights: Mapping[str, float]) -> str:
