@@ -94,7 +94,8 @@ def test_a_ledger_of_another_run(ledger: Ledger, tmp_path: Path) -> None:
         (table(x=[0.5, "", 1.0]), "column 'x' has no value for sample 'a \"quoted\", with comma'"),
         (table(x=[0.5, "nan", 1.0]), r"has no value for sample|no probability distribution"),
         (table(x=[0.5, 0.9, 1.0]), r"sample 'a \"quoted\", with comma': the prediction is no probability .*sum 1.7"),
-        (table(x=[0.5, -0.2, 1.0], y=[0.25, 0.7, 0]), "smallest -0.2"),
+        (table(x=[0.5, -0.2, 1.0], y=[0.25, 0.7, 0]), "smallest -0.2.*; expected .*summing to 1 .*not logits"),
+        ({";".join(table()): table()["key"]}, "no column 'key' of the samples' keys. It has: key;x;y;z"),
     ],
 )
 def test_files_that_do_not_fit(ledger: Ledger, tmp_path: Path, columns: dict[str, object], message: str) -> None:

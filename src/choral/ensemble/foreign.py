@@ -23,9 +23,16 @@ from choral.config.ensemble import LEGAL_NAME
 from choral.ensemble.combine import soft
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.files import local_only, sha256_of
-from choral.predict.ledger import Ledger, check_predictions
+from choral.predict.ledger import NETWORK_HINT, Ledger, check_predictions
 
 KEY = "key"
+_LISTED = 8  # columns in a message
+_EXPECTED = {
+    "multiclass": "probabilities of all classes, 0 or more and summing to 1 to within 0.001 (not logits or percentages; of "
+    "rounded ones write more digits)",
+    "multilabel": "probabilities, 0 to 1",
+    "regression": "finite numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,10 @@ def _check_columns(path: Path, names: Sequence[str], ledger: Ledger) -> None:
     for wanted in (KEY, *ledger.classes):
         if wanted not in names:
             kind = "of the samples' keys" if wanted == KEY else f"for {_KIND[ledger.meta.task]} {wanted!r}"
-            raise DataError(f"{path}: no column {wanted!r} {kind}.{did_you_mean(wanted, names)}")
+            near = did_you_mean(wanted, names)
+            raise DataError(
+                f"{path}: no column {wanted!r} {kind}.{near} It has: {', '.join(names[:_LISTED]) or 'none'}"
+            )
         if list(names).count(wanted) > 1:
             raise DataError(f"{path}: column {wanted!r} occurs twice")
 
@@ -143,7 +153,8 @@ def _from_table(path: Path, table: pa.Table, ledger: Ledger) -> NDArray[np.float
     try:
         check_predictions(values, ledger.meta.task, "the prediction", pa.array(ledger.keys, pa.string()))
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        found = str(error).removesuffix(NETWORK_HINT)
+        raise DataError(f"{path}: {found}; expected {_EXPECTED[ledger.meta.task]}") from None
     return values
 
 

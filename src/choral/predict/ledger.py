@@ -30,6 +30,7 @@ from choral.predict.parts import PART_KEY, Part, checked_rows, open_part, part_p
 FORMAT = "choral-ledger-1"
 _META_KEY = b"choral"
 _BLOCK_BYTES = 8 << 20  # of one column in one row group: some thousand rows of 1,000 classes
+NETWORK_HINT = "; was the network trained with NaN?"
 _SUM_TOLERANCE = 1e-3
 
 
@@ -407,6 +408,5 @@ def check_predictions(values: NDArray[np.float32], task: str, name: str, keys: p
     else:
         problem = f"holds no {'probabilities' if task == 'multilabel' else 'finite numbers'} ({found}"
     raise DataError(
-        f"sample {keys[row].as_py()!r}: {name} {problem}; {int((~good).sum())} such samples nearby); was the network "
-        "trained with NaN?"
+        f"sample {keys[row].as_py()!r}: {name} {problem}; {int((~good).sum())} such samples nearby){NETWORK_HINT}"
     )
