@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,37 @@ def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: 
     (folder.member("round5").path / "result.json").unlink()
     train_round(weak, folder, 5, run)
     assert left_in(folder) == before and folder.member("round5").result
+
+
+def test_a_round_that_is_trained_again_leaves_the_others_only_where_it_came_to_the_same(
+    weak: Config, tmp_path: Path, run: Runtime
+) -> None:
+    folder = RunFolder.of(weak)
+    for number in (1, 2, 3):
+        train_round(weak, folder, number, run)
+    before = left_in(folder)
+    shutil.rmtree(folder.member("round1").path)
+    train_round(weak, folder, 1, run)
+    assert left_in(folder) == before
+    voices, unfinished = voices_of(folder, weak)
+    assert [voice.name for voice in voices] == ["round1", "round2", "round3"] and unfinished == ["round4", "round5"]
+
+    shutil.rmtree(folder.member("round1").path)
+    known = rounds_of(folder)
+    assert known is not None
+    other = replace(known.rounds[0], error=known.rounds[0].error + 0.01)  # what it came to when the others were trained
+    keep_rounds(folder, replace(known, rounds=(other, *known.rounds[1:])))
+    train_round(weak, folder, 1, run)
+    rounds = rounds_of(folder)
+    assert rounds is not None and rounds.rounds == known.rounds[:1]
+    refused = "round2, round3: trained after another round than .*; delete .*round2, "
+    with pytest.raises(ChoralError, match=refused):
+        voices_of(folder, weak)
+    with pytest.raises(ChoralError, match=refused):
+        pending_jobs(weak, folder)
+    for number in (2, 3):
+        shutil.rmtree(folder.member(f"round{number}").path)
+    assert [job.name for job in pending_jobs(weak, folder)] == ["round2", "round3", "round4", "round5"]
 
 
 @pytest.mark.parametrize("moment", ["_answers", "keep_weights", "keep_rounds", "stop"])

@@ -205,7 +205,9 @@ def boosting_of(members: Sequence[str], alphas: Mapping[str, float], task: str) 
     """
     for name in members:
         if name not in alphas:
-            raise DataError(f"boosting: '{name}' is no round of this run's boosting, which has {', '.join(alphas)}")
+            raise DataError(
+                f"boosting: '{name}' is no round of this run's boosting, which has {', '.join(alphas)}; evaluate again"
+            )
     return Fit(Combiner("boosting", task, tuple(alphas[name] for name in members)), tuple(members), "rounds")
 
 

@@ -16,7 +16,7 @@ from choral.ensemble.absent import forget_failure, note_failures
 from choral.errors import ConfigError
 from choral.inputs.sample_weights import rounds_of
 from choral.jobs.local import Job, Outcome, run_jobs
-from choral.predict.voices import member_folders
+from choral.predict.voices import check_chain, member_folders
 from choral.runfolder import RunFolder, write_atomic
 
 _GRACE_S = 110.0  # more than the member's own launcher gives its ranks
@@ -52,10 +52,12 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
 
     Raises:
         ConfigError: a member's setting does not fit, or its folder holds a member of another config.
+        ChoralError: members of boosting have to be trained anew, see `check_chain`.
     """
     configs = {member.name: member_config(config, member.name) for member in members_of(config)}
     for name, own in configs.items():
         folder.member(name).check_same(own)
+    check_chain(folder, config)
     jobs = []
     for name, member in member_folders(folder, config).items() if configs else ():
         if member.result is None:

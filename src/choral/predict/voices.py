@@ -71,6 +71,30 @@ def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
     return {name: folder.member(name) for name in names}
 
 
+def check_chain(folder: RunFolder, config: Config) -> None:
+    """Refuse members of boosting that were trained with the weights of a round that has come to something else since.
+
+    A member's round is written before its result, and cut off when an earlier round is trained again with another outcome.
+
+    Raises:
+        ChoralError: naming them.
+    """
+    if not config.ensemble.boosting:
+        return
+    rounds = rounds_of(folder)
+    alphas = rounds.alphas if rounds is not None else {}
+    stale = [
+        name
+        for name, member in member_folders(folder, config).items()
+        if member.result is not None and name not in alphas
+    ]
+    if stale:
+        raise ChoralError(
+            f"{folder.path}: {', '.join(stale)}: trained after another round than the one that is there now; delete "
+            f"{', '.join(str(folder.member(name).path) for name in stale)} and start again: they are trained anew"
+        )
+
+
 def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]]:
     """Return the trained networks of a run, and the names of the members whose training is not finished.
 
@@ -78,8 +102,9 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
     cycle of its schedule.
 
     Raises:
-        ChoralError: none is finished, or they were trained on different classes.
+        ChoralError: none is finished, or they were trained on different classes; see `check_chain`, too.
     """
+    check_chain(folder, config)
     voices: list[Voice] = []
     unfinished: list[str] = []
     for name, member in member_folders(folder, config).items():

@@ -28,6 +28,8 @@ from choral.inputs.sample_weights import (
 )
 from choral.inputs.streams import evaluation_batches
 from choral.model.checkpoint import load_model_tensors
+from choral.runfolder import RunFolder
+from choral.shards.index import Index
 from choral.train.averages import holding
 from choral.train.trainer import Trainer
 
@@ -142,15 +144,30 @@ def _keep(trainer: Trainer, wrong: NDArray[np.bool_], read: NDArray[np.bool_]) -
     number, member, index = trainer.config.data.resample.number, trainer.folder.name, trainer.train_split.index
     folder = run_folder_of(trainer.folder)
     found = weigh(weights_of_round(folder, number, index), wrong, read, trainer.objective.outputs, member)
-    if not found.end:
-        keep_weights(folder, number + 1, index, found.weights)
     known = rounds_of(folder)
     rounds = known.rounds[:number] if known is not None else ()
     if found.counts:
         rounds = (*rounds, Round(member, found.error, found.alpha))
-    keep_rounds(folder, Rounds(rounds, found.end, trainer.fingerprint))
+    if not _known_already(
+        folder, rounds, found, index
+    ):  # else the rounds after it, if there are any, stand as they are
+        if not found.end:
+            keep_weights(folder, number + 1, index, found.weights)
+        keep_rounds(folder, Rounds(rounds, found.end, trainer.fingerprint))
     if found.counts:
         _log.info("%s: weighted error %.4g on the training split, alpha %.4g", member, found.error, found.alpha)
     if found.end:
         _log.warning("boosting ends: %s", found.end)
     return found.counts
+
+
+def _known_already(folder: RunFolder, rounds: tuple[Round, ...], found: Weighing, index: Index) -> bool:
+    """Whether a round that goes on came to the same before, to the last bit: its member was deleted and trained again."""
+    known = rounds_of(folder)
+    if found.end or known is None or known.rounds[: len(rounds)] != rounds:
+        return False
+    try:
+        table = weights_of_round(folder, len(rounds), index)
+    except DataError:  # missing or damaged: that is why it was trained again
+        return False
+    return np.array_equal(table, found.weights)
