@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
+import select
 import shutil
 import signal
 import socket
@@ -50,6 +52,7 @@ NodeName={nodes[0]} NodeHostname={nodes[0]} NodeAddr=127.88.{net}.1 Port={ports[
 NodeName={nodes[1]} NodeHostname={nodes[1]} NodeAddr=127.88.{net}.2 Port={ports[1]} CPUs=4 RealMemory=64000 Gres=gpu:2
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+_READY_S = 90.0  # a second, on a machine with nothing else to do
 # The cluster ends with the process that started it: whatever ends that one closes the pipe.
 SUPERVISE = "import sys; from cluster import supervise; supervise(sys.argv[1])"
 
@@ -62,7 +65,10 @@ def missing() -> str:
     ]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm munge"
-    return "" if os.geteuid() == 0 else "nodes with host names of their own need root"
+    tried = subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:  # not root, or root of a container without CAP_SYS_ADMIN
+        return f"nodes cannot have host names of their own here: {tried.stderr.strip()}"
+    return ""
 
 
 class Cluster:
@@ -91,7 +97,7 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         if process := getattr(self, "_process", None):
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
         shutil.rmtree(self.folder, ignore_errors=True)  # there still, if the supervisor was not started
 
     def _configure(self) -> None:
@@ -112,7 +118,7 @@ class Cluster:
             (folder / name).mkdir()
 
     def _wait_until_ready(self) -> None:
-        env, deadline = {**os.environ, "SLURM_CONF": str(self.conf)}, time.monotonic() + 30
+        env, deadline = {**os.environ, "SLURM_CONF": str(self.conf)}, time.monotonic() + _READY_S
         while time.monotonic() < deadline and self._process.poll() is None:
             words = ["sinfo", "--noheader", "--Node", "--format=%T"]
             found = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
@@ -129,8 +135,10 @@ def supervise(folder: str) -> None:
     munge = ["--socket", f"{folder}/munge.socket", "--key-file", f"{folder}/key", "--seed-file", f"{folder}/seed"]
     munge += ["--pid-file", f"{folder}/munge.pid", "--log-file", f"{folder}/munge.log"]
     _start(folder, "munged", "--foreground", "--force", *munge)
-    while not Path(folder, "munge.socket").exists():
-        time.sleep(0.02)
+    deadline = time.monotonic() + _READY_S
+    while not Path(folder, "munge.socket").exists() and time.monotonic() < deadline:
+        if select.select([sys.stdin], [], [], 0.02)[0]:  # it closes: nobody waits any more
+            break
     _start(folder, "slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf")
     for name in NODES:
         script = 'hostname "$1" && mount --bind "$2/hosts" /etc/hosts && exec slurmd -D -N "$1" -f "$2/slurm.conf"'
@@ -173,10 +181,12 @@ def _descendants() -> list[int]:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports
+    """Return ports that nobody listens on, above those of rendezvous and below those that any socket may be given."""
+    ports: list[int] = []
+    for port in random.sample(range(30000, 32768), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError("no free ports")

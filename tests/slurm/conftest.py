@@ -1,4 +1,4 @@
-"""One cluster for all tests of a worker; they stand in one file, so that one worker runs them all."""
+"""One cluster for all tests that need one; they stand in one file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from cluster import Cluster, missing
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its variables are not for the tests that follow
 def cluster() -> Iterator[Cluster]:
     if reason := missing():
         if "slurm" in os.environ.get("CHORAL_REQUIRE", "").split(","):
