@@ -112,6 +112,10 @@ def test_rounds_and_snapshots(config_file: Path) -> None:
     ({"architectures": "[a, a]"}, "ensemble.architectures: a value stands twice"),
     ({"architectures": "['a/b', a_b]"}, "two members are called 'a_b': names must differ"),
     ({"grid": "{train.lr: [0.1, 0.1]}", "seeds": "2"}, None),
+    ({"grid": "{seed: [1, 2]}", "seeds": "2"}, "ensemble.grid.seed: not together with seeds"),
+    ({"grid": "{data.image_size: [32, 48]}", "resolutions": "[32, 64]"}, "data.image_size of '32-image_size32' is set by "
+                                                                         "two of its generators: choose one"),
+    ({"members": "[{name: a, set: {model.name: x}}]", "architectures": "[y]"}, "model.name of 'a-y' is set by two"),
     ({"architectures": f"[{'x' * 60}]", "seeds": "2"}, "is no member name, or longer than 64 letters"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(config_file: Path, ensemble: dict[str, str], message: str | None) -> None:

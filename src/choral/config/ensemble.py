@@ -111,6 +111,7 @@ class EnsembleConfig:
         for key, values in self.grid.items():
             is_list = isinstance(values, list | tuple) and len(values) > 0
             check(is_list, f"ensemble.grid.{key}", f"expected a list of values, got '{values}'")
+        check(not (self.seeds and "seed" in self.grid), "ensemble.grid.seed", "not together with seeds: choose one")
         for key in ("architectures", "resolutions"):
             values = getattr(self, key)
             check(len(set(values)) == len(values), f"ensemble.{key}", "a value stands twice")

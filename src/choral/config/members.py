@@ -34,7 +34,7 @@ def members_of(config: Config) -> tuple[MemberConfig, ...]:
     Members that differ in seed, fold, bag or round have seeds counted on from their own, or from the run's.
 
     Raises:
-        ConfigError: two members would have one name, or a name is too long.
+        ConfigError: two members would have one name, a name is too long, or two generators set one key.
     """
     axes = [axis for axis in (*_value_axes(config), _seed_axis(config), _resampling_axis(config)) if axis]
     if not axes and config.ensemble.snapshots:
@@ -68,6 +68,8 @@ def _member(config: Config, choices: Sequence[_Choice]) -> MemberConfig:
     check(LEGAL_NAME.fullmatch(name) is not None, "ensemble", f"'{name}' is no member name, or longer than 64 letters")
     changes: dict[str, Any] = {}
     for choice in choices:
+        for key in choice.set:
+            check(key not in changes, "ensemble", f"{key} of '{name}' is set by two of its generators: choose one")
         changes |= choice.set
     if config.ensemble.seeds or _resampled(config):
         offset = sum(choice.seed_offset for choice in choices)
