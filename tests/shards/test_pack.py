@@ -329,11 +329,12 @@ def test_damaged_tars_leave_nothing(tmp_path: Path, make: Callable[[Path], Any],
 # Interruption
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from choral.shards.layout import lay_out
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs of a shell ignore
     options = PackOptions(processes=int(sys.argv[3]), samples_per_shard=4)
     pack(sys.argv[1], sys.argv[2], options, lambda done, total: (print(done, flush=True), time.sleep(0.2 * (done > 0))))
 """

@@ -76,12 +76,14 @@ def preflight(config: Config) -> None:
                 f"{dataset.folder}: no sample of split '{split}' has any label: nothing can be learnt from it, nor measured; "
                 "give it some, or pack with another --seed"
             )
-        samples = len(index) if rows is None else len(rows)
-        if training and config.train.batch_size > samples:
-            which = "" if rows is None else f" of {config.data.resample.kind} {config.data.resample.number + 1}"
-            raise ConfigError(
-                f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples{which}"
-            )
+        if training:
+            samples = len(index) if rows is None else len(rows)
+    if config.train.batch_size > samples:
+        resample = config.data.resample
+        which = f" of {resample.kind} {resample.number + 1}" if resample.kind in ("fold", "bag") else ""
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples{which}"
+        )
     kind, _, place = config.model.weights.partition(":")
     if kind == "file" and not Path(place).is_file():
         raise ConfigError(f"model.weights: {place}: no such file")
