@@ -19,6 +19,7 @@ from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
 from choral.runfolder import RunFolder
 from choral.slurm.starts import train_start
+from choral.workflow import launching
 
 
 @pytest.fixture
@@ -135,8 +136,8 @@ def test_machines_that_do_not_fit_are_refused(
 
 
 def test_a_stop_file_that_names_this_start_is_kept(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
-    monkeypatch.setattr(workflow, "_gpus", list)
+    monkeypatch.setattr(launching, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
+    monkeypatch.setattr(launching, "gpus", list)
     run.path.mkdir()
     for job, restarts, left in (("7", "2", True), ("7", "3", False), (None, "2", False)):
         run.stop_file.write_text("7.2\n")
@@ -145,34 +146,34 @@ def test_a_stop_file_that_names_this_start_is_kept(run: RunFolder, monkeypatch: 
             monkeypatch.setenv("SLURM_JOB_ID", job)
         else:
             monkeypatch.delenv("SLURM_JOB_ID")
-        assert workflow._launch("choral.train", [], 1, run) == 0
+        assert launching.launch("choral.train", [], 1, run) == 0
         assert run.stop_file.exists() == left
 
 
 def test_a_restart_waits_for_what_a_failed_node_left(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock of its processes may outlive a node that failed; a second run in the folder is refused at once."""
-    monkeypatch.setattr(workflow, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
-    monkeypatch.setattr(workflow, "_gpus", list)
+    monkeypatch.setattr(launching, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
+    monkeypatch.setattr(launching, "gpus", list)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
         monkeypatch.setattr(time, "sleep", lambda seconds: stack.close() if seconds == 1 else None)
         with pytest.raises(ChoralError, match="in use by another process"):
-            workflow._launch("choral.train", [], 1, run)
+            launching.launch("choral.train", [], 1, run)
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        assert workflow._launch("choral.train", [], 1, run) == 0
+        assert launching.launch("choral.train", [], 1, run) == 0
 
 
 def test_gpus_that_torch_does_not_see_end_the_job(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
-    monkeypatch.setattr(workflow, "_gpus", list)
+    monkeypatch.setattr(launching, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
+    monkeypatch.setattr(launching, "gpus", list)
     for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     with pytest.raises(ConfigError, match="SLURM gave this job 4 GPUs of .*, but torch sees none"):
-        workflow._launch("choral.train", [], 4, run)
+        launching.launch("choral.train", [], 4, run)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert workflow._launch("choral.train", [], 4, run) == 0
+    assert launching.launch("choral.train", [], 4, run) == 0
 
 
 def test_usr1_asks_for_a_stop(tmp_path: Path) -> None:

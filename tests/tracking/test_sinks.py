@@ -213,7 +213,7 @@ def test_an_evaluation_that_was_not_sent_is_sent_by_the_next_call(
 
     folder.predictions.mkdir()
     (folder.predictions / "test.parquet").write_bytes(b"ledger")
-    monkeypatch.setattr("choral.workflow.score", lambda folder, split: {"rows": []})
+    monkeypatch.setattr("choral.workflow.evaluation.score", lambda folder, split: {"rows": []})
     monkeypatch.setattr(Ledger, "open", lambda path: None)
     monkeypatch.setattr("choral.ensemble.worst.worst_pictures", lambda *arguments: [])
     monkeypatch.setattr(wandb_run, "WandbRun", Failing)

@@ -1,0 +1,31 @@
+"""The steps of a run in order, each skipped where its result is there: pack, train the members, evaluate, score.
+
+What a step left on disk is all that the next one knows of it, so a run can be killed anywhere and started again. torch is
+imported only by the steps that compute.
+"""
+
+from __future__ import annotations
+
+from choral.workflow.answering import predict
+from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
+from choral.workflow.scoring import combine, default_split, evaluated, print_scores, score, scores_as_json
+from choral.workflow.steps import run_all
+from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
+
+__all__ = [
+    "check_run",
+    "combine",
+    "default_split",
+    "evaluate",
+    "evaluated",
+    "pack_if_missing",
+    "predict",
+    "print_scores",
+    "run_all",
+    "score",
+    "scores_as_json",
+    "show_evaluation",
+    "track_evaluation",
+    "train_all",
+    "train_one",
+]

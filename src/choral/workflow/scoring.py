@@ -1,0 +1,104 @@
+"""What is computed from ledgers: scores, combinations, and the tables of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from choral.config import Config
+from choral.ensemble import score as scoring
+from choral.ensemble.absent import absent_from
+from choral.ensemble.combination import Asked, combine_run
+from choral.ensemble.diversity_figure import draw_diversity
+from choral.ensemble.diversity_table import render_diversity
+from choral.ensemble.known import known_of
+from choral.ensemble.table import render
+from choral.errors import DataError
+from choral.predict.ledger import Ledger
+from choral.predict.voices import member_folders
+from choral.runfolder import RunFolder, write_atomic, write_json
+
+
+def score(folder: RunFolder, split: str | None) -> scoring.Scores:
+    """Score the ledger of a split and keep the result in the run folder.
+
+    Args:
+        folder: of the run.
+        split: None: `default_split`.
+
+    Raises:
+        DataError: the split has not been evaluated.
+    """
+    config = folder.config()
+    ledger = evaluated(folder, config, split)
+    name = ledger.meta.split
+    references = [asdict(reference) for reference in config.references if reference.split == name]
+    absent = absent_from(ledger.members, folder, config)
+    scores = scoring.score_run(
+        ledger,
+        references,
+        absent,
+        configured=len(member_folders(folder, config)),
+        known=known_of(folder, config, ledger),
+    )
+    write_json(folder.path / f"scores-{name}.json", scores)
+    if scores["diversity"] is not None:
+        write_atomic(diversity_figure(folder, name), draw_diversity(scores["diversity"], name))
+    return scores
+
+
+def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any]:
+    """Combine what the members of a run said about a split; see `combine_run`.
+
+    Args:
+        folder: of the run.
+        split: None: `default_split`.
+        asked: the rule and what belongs to it.
+    """
+    config = folder.config()
+    name = evaluated(folder, config, split).meta.split
+    return combine_run(folder, config, name, asked)
+
+
+def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
+    """Return the ledger of a split; None: `default_split`.
+
+    Raises:
+        DataError: the split has not been evaluated.
+    """
+    name = split or default_split(folder, config)
+    path = folder.predictions / f"{name}.parquet"
+    if not path.is_file():
+        found = ", ".join(sorted(file.stem for file in folder.predictions.glob("*.parquet"))) or "none"
+        raise DataError(
+            f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
+        )
+    return Ledger.open(path)
+
+
+def default_split(folder: RunFolder, config: Config) -> str:
+    """Return the split that is scored if none is named: test where it is evaluated, else the last of evaluate.splits."""
+    return "test" if (folder.predictions / "test.parquet").is_file() else config.evaluate.splits[-1]
+
+
+def print_scores(scores: scoring.Scores, folder: RunFolder, console: Console) -> None:
+    """Print the table of scores, and of several members what they gain, why, and where the figure of it is."""
+    console.print(render(scores))
+    if scores["diversity"] is not None:
+        console.print(render_diversity(scores["diversity"]))
+        console.print(
+            f"Figure: {diversity_figure(folder, scores['split'])}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def diversity_figure(folder: RunFolder, split: str) -> Path:
+    """Return the path of the figure of what a split says about the gain and the diversity of members."""
+    return folder.path / f"diversity-{split}.svg"
+
+
+def scores_as_json(scores: scoring.Scores) -> str:
+    """Return the scores for machines."""
+    return scoring.to_json(scores)
