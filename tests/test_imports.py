@@ -24,6 +24,7 @@ LEVELS = [
     {"features"},
     {"train", "predict", "show"},
     {"ensemble"},
+    {"assess"},
     {"workflow"},
     {"slurm"},
     {"cli"},
@@ -72,6 +73,7 @@ def test_every_part_has_a_level() -> None:
     [
         "cli",
         "workflow",
+        "assess.predictor",
         "config",
         "inputs.sample_weights",
         "predict.voices",

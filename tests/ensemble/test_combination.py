@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import MEMBERS, Columns, made_rounds, made_run, numbers, predictions, write_ledger
 from rich.console import Console
 
 from choral.cli import main
@@ -20,10 +19,9 @@ from choral.ensemble.combined_table import render_combination
 from choral.ensemble.weights import least_log_loss
 from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder
+from made_runs import FOLDED, FOLDS, MEMBERS, Columns, made_rounds, made_run, numbers, predictions, write_ledger
 
 VAL, TEST = predictions(150, seed=1), predictions(260, seed=2)
-FOLDS = ["ensemble.folds=3", "ensemble.members=[{name: net}, {name: other}]"]
-FOLDED = tuple(f"{name}-fold{number}" for name in ("net", "other") for number in (1, 2, 3))
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_runs import numbers, predictions, write_ledger
 
 from choral.ensemble.foreign import read_foreign
 from choral.errors import ChoralError, DataError
 from choral.predict.ledger import Ledger
+from made_runs import numbers, predictions, write_ledger
 
 KEYS = ("b", 'a "quoted", with comma', "c")
 

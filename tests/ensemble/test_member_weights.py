@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_runs import predictions
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit, logsumexp
 from sklearn.linear_model import LogisticRegression
@@ -23,6 +22,7 @@ from choral.ensemble.weights import (
     least_log_loss,
     least_squared_error,
 )
+from made_runs import predictions
 
 
 def stack_of(count: int, members: int = 4, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

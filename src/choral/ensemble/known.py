@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from choral.config import Config, held_out_groups
-from choral.ensemble.fitting import Fit, boosting_of, evidence_of, fit_stacking, fit_weights, plain
+from choral.ensemble.fitting import Evidence, Fit, boosting_of, evidence_of, fit_stacking, fit_weights, plain
 from choral.ensemble.panel import Panel
 from choral.ensemble.temperature import Temperature
 from choral.errors import DataError
@@ -63,21 +63,52 @@ def rules_of(panel: Panel, known: Known) -> tuple[dict[str, Fit], Temperature | 
         panel: that is scored: members of a ledger under one view.
         known: what to fit on, under the same view.
     """
-    task, members, view = panel.task, panel.members, panel.views
-    names = ("mean", "median") if task == "regression" else ("soft", "hard") if task == "multiclass" else ("soft",)
-    fits = {name: plain(name, task) for name in names}
-    temperature: Temperature | None = None
-    if known.validation is not None and set(view) <= set(known.validation.views):
-        evidence = evidence_of(Panel(known.validation, members, view), calibrate=task != "regression")
-        if len(members) > 1:
-            fits |= {rule: fit_weights(rule, evidence) for rule in ("weighted", "greedy")}
-        if evidence.calibration is not None:
-            temperature = evidence.calibration.fit()
-    if known.held_out is not None and set(view) <= set(known.held_out.views):
-        fits["stack"] = fit_stacking(Panel(known.held_out, known.held_out.members, view), members, known.groups)
-    if known.alphas and task == "multiclass":
-        fits["boosting"] = boosting_of(members, known.alphas, task)
-    return fits, temperature
+    evidence = None
+    if (validation := _of_panel(panel, known.validation)) is not None:
+        evidence = evidence_of(validation, calibrate=panel.task != "regression")
+    fits = {name: fit_of(name, panel, known, evidence) for name in rule_names(panel, known)}
+    calibration = evidence.calibration if evidence is not None else None
+    return fits, calibration.fit() if calibration is not None else None
+
+
+def rule_names(panel: Panel, known: Known) -> list[str]:
+    """Return the rules that a panel can be combined by, in the order of the table of scores."""
+    plain_rules = {"regression": ["mean", "median"], "multiclass": ["soft", "hard"], "multilabel": ["soft"]}
+    names = plain_rules[panel.task]
+    if len(panel.members) > 1 and _of_panel(panel, known.validation) is not None:
+        names += ["weighted", "greedy"]
+    if known.held_out is not None and set(panel.views) <= set(known.held_out.views):
+        names.append("stack")
+    return [*names, "boosting"] if known.alphas and panel.task == "multiclass" else names
+
+
+def fit_of(name: str, panel: Panel, known: Known, evidence: Evidence | None = None) -> Fit:
+    """Return one rule, fitted.
+
+    Args:
+        name: one of `rule_names`.
+        panel, known: as for `rules_of`.
+        evidence: of the panel on validation, where it was collected already.
+    """
+    if name == "stack":
+        assert known.held_out is not None, name
+        held_out = Panel(known.held_out, known.held_out.members, panel.views)
+        return fit_stacking(held_out, panel.members, known.groups)
+    if name == "boosting":
+        return boosting_of(panel.members, known.alphas, panel.task)
+    if name not in ("weighted", "greedy"):
+        return plain(name, panel.task)
+    if evidence is None:
+        validation = _of_panel(panel, known.validation)
+        assert validation is not None, name
+        evidence = evidence_of(validation)
+    return fit_weights(name, evidence)
+
+
+def _of_panel(panel: Panel, ledger: Ledger | None) -> Panel | None:
+    """Return the same members and views of another ledger; None where it is without."""
+    there = ledger is not None and set(panel.views) <= set(ledger.views)
+    return Panel(ledger, panel.members, panel.views) if there and ledger is not None else None
 
 
 def _validation(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from choral.workflow.answering import predict
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
-from choral.workflow.scoring import combine, default_split, evaluated, print_scores, score, scores_as_json
+from choral.workflow.scoring import combine, print_scores, score, scores_as_json
 from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
 
 __all__ = [
     "check_run",
     "combine",
-    "default_split",
     "evaluate",
-    "evaluated",
     "pack_if_missing",
     "predict",
     "print_scores",

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from choral.config import Config
+from choral.assess.predictor import evaluated
 from choral.ensemble import score as scoring
 from choral.ensemble.absent import absent_from
 from choral.ensemble.combination import Asked, combine_run
@@ -16,8 +16,6 @@ from choral.ensemble.diversity_figure import draw_diversity
 from choral.ensemble.diversity_table import render_diversity
 from choral.ensemble.known import known_of
 from choral.ensemble.table import render
-from choral.errors import DataError
-from choral.predict.ledger import Ledger
 from choral.predict.voices import member_folders
 from choral.runfolder import RunFolder, write_atomic, write_json
 
@@ -27,7 +25,7 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
 
     Args:
         folder: of the run.
-        split: None: `default_split`.
+        split: None: `assess.predictor.default_split`.
 
     Raises:
         DataError: the split has not been evaluated.
@@ -55,33 +53,12 @@ def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any
 
     Args:
         folder: of the run.
-        split: None: `default_split`.
+        split: None: `assess.predictor.default_split`.
         asked: the rule and what belongs to it.
     """
     config = folder.config()
     name = evaluated(folder, config, split).meta.split
     return combine_run(folder, config, name, asked)
-
-
-def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
-    """Return the ledger of a split; None: `default_split`.
-
-    Raises:
-        DataError: the split has not been evaluated.
-    """
-    name = split or default_split(folder, config)
-    path = folder.predictions / f"{name}.parquet"
-    if not path.is_file():
-        found = ", ".join(sorted(file.stem for file in folder.predictions.glob("*.parquet"))) or "none"
-        raise DataError(
-            f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
-        )
-    return Ledger.open(path)
-
-
-def default_split(folder: RunFolder, config: Config) -> str:
-    """Return the split that is scored if none is named: test where it is evaluated, else the last of evaluate.splits."""
-    return "test" if (folder.predictions / "test.parquet").is_file() else config.evaluate.splits[-1]
 
 
 def print_scores(scores: scoring.Scores, folder: RunFolder, console: Console) -> None:

@@ -17,6 +17,8 @@ from choral.runfolder import RunFolder, write_json
 CLASSES = ("x", "y", "z")
 MEMBERS = ("a", "b", "c")
 VIEWS = ("identity", "tta")
+FOLDS = ["ensemble.folds=3", "ensemble.members=[{name: net}, {name: other}]"]
+FOLDED = tuple(f"{name}-fold{number}" for name in ("net", "other") for number in (1, 2, 3))
 Columns = dict[tuple[str, str], NDArray[np.float32]]
 
 

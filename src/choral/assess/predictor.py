@@ -1,0 +1,145 @@
+"""Predictors by name: what one row of `choral score` said about every sample of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.config import Config
+from choral.ensemble.combine import Combiner
+from choral.ensemble.known import Known, fit_of, known_of, rule_names
+from choral.ensemble.panel import Panel
+from choral.ensemble.rows import scored_views
+from choral.errors import ConfigError, DataError, did_you_mean
+from choral.predict.ledger import Ledger
+from choral.runfolder import RunFolder, read_json
+
+COMBINED = "combined/"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A member, or a rule that combines members, and what it said.
+
+    Attributes:
+        name: of its row: member/first, member/first+tta, soft, weighted+tta, combined/NAME and so on.
+        ledger: with keys (sorted), labels and what they mean; of the run, also for what was combined.
+        predictions: (N, classes) float32 in the ledger's order; of a hard vote shares of votes.
+        gives_probabilities: whether they are probabilities, so that there is a log loss; not so of a hard vote and of
+            numbers.
+    """
+
+    name: str
+    ledger: Ledger
+    predictions: NDArray[np.float32]
+    gives_probabilities: bool
+
+
+def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") -> Predictor:
+    """Return what a predictor said about a split; rules are fitted where `choral score` fits them, never on the split.
+
+    Args:
+        folder, config: of the run.
+        split: that has been evaluated.
+        name: one of `predictor_names`; "": of several members the soft vote (numbers: the mean), of one that one, over all
+            views where the ledger has their mean.
+
+    Raises:
+        ConfigError: no such predictor; the nearest is shown.
+        DataError: the split has not been evaluated, a ledger is damaged or holds no sample, or a combination was made of
+            other predictions.
+    """
+    ledger = evaluated(folder, config, split)
+    if not len(ledger):
+        raise DataError(f"{ledger.path}: holds no sample, nothing can be assessed")
+    known = known_of(folder, config, ledger)
+    names = _names(folder, ledger, known)
+    if not name:
+        first = _usual(ledger)
+        name = next(one for one in (f"{first}+tta", first, names[0]) if one in names)
+    if name not in names:
+        raise ConfigError(f"no predictor '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}")
+    if name.startswith(COMBINED):
+        return _combined(folder, ledger, name)
+    for view, suffix in scored_views(ledger):
+        panel = Panel(ledger, ledger.members, (view,))
+        for member in ledger.members:
+            if name == f"member/{member}{suffix}":
+                return Predictor(name, ledger, ledger.predictions(member, view), panel.task != "regression")
+        for rule in rule_names(panel, known):
+            if name == f"{rule}{suffix}":
+                return _ruled(name, panel, fit_of(rule, panel, known).combiner)
+    raise AssertionError(f"{name} is a name, and of nothing")
+
+
+def predictor_names(folder: RunFolder, config: Config, split: str) -> list[str]:
+    """Return the names of all predictors of an evaluated split, in the order of the table of scores, then combinations.
+
+    Raises:
+        DataError: the split has not been evaluated, or a ledger is damaged.
+    """
+    ledger = evaluated(folder, config, split)
+    return _names(folder, ledger, known_of(folder, config, ledger))
+
+
+def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
+    """Return the ledger of a split; None: `default_split`.
+
+    Raises:
+        DataError: the split has not been evaluated.
+    """
+    name = split or default_split(folder, config)
+    path = folder.predictions / f"{name}.parquet"
+    if not path.is_file():
+        found = ", ".join(sorted(file.stem for file in folder.predictions.glob("*.parquet"))) or "none"
+        raise DataError(
+            f"{folder.path}: split '{name}' has not been evaluated (evaluated: {found}); run `choral evaluate {folder.name}`"
+        )
+    return Ledger.open(path)
+
+
+def default_split(folder: RunFolder, config: Config) -> str:
+    """Return the split that is scored if none is named: test where it is evaluated, else the last of evaluate.splits."""
+    return "test" if (folder.predictions / "test.parquet").is_file() else config.evaluate.splits[-1]
+
+
+def _names(folder: RunFolder, ledger: Ledger, known: Known) -> list[str]:
+    names = []
+    for view, suffix in scored_views(ledger):
+        panel = Panel(ledger, ledger.members, (view,))
+        names += [f"member/{member}{suffix}" for member in ledger.members]
+        names += [f"{rule}{suffix}" for rule in rule_names(panel, known)]
+    return names + sorted(_combinations(folder, ledger.meta.split))
+
+
+def _combinations(folder: RunFolder, split: str) -> Iterator[str]:
+    for path in (folder.path / "combined").glob(f"*/{split}.parquet"):
+        yield f"{COMBINED}{path.parent.name}"
+
+
+def _usual(ledger: Ledger) -> str:
+    if len(ledger.members) == 1:
+        return f"member/{ledger.members[0]}"
+    return "mean" if ledger.meta.task == "regression" else "soft"
+
+
+def _ruled(name: str, panel: Panel, rule: Combiner) -> Predictor:
+    said = np.concatenate([rule(stack).predictions for _, stack in panel.blocks()])
+    return Predictor(name, panel.ledger, said, rule.gives_probabilities)
+
+
+def _combined(folder: RunFolder, ledger: Ledger, name: str) -> Predictor:
+    """Return a combination that was kept, if it was made of the predictions that the run has now."""
+    place = folder.path / name
+    combined = Ledger.open(place / f"{ledger.meta.split}.parquet")
+    same = (combined.meta.dataset, combined.meta.evaluation) == (ledger.meta.dataset, ledger.meta.evaluation)
+    if not same or combined.keys != ledger.keys:
+        raise DataError(
+            f"{combined.path}: was made of other predictions than {ledger.path} holds now; run `choral combine` again"
+        )
+    rule = (read_json(place / "rule.json") or {}).get("fit", {}).get("rule", "")
+    predictions = combined.predictions(combined.members[0], combined.views[0])
+    return Predictor(name, ledger, predictions, ledger.meta.task != "regression" and rule != "hard")
