@@ -19,6 +19,7 @@ import yaml
 
 from choral.config import Config, unknown_key
 from choral.config.augment import expand_preset
+from choral.config.fields import split_at_commas
 from choral.errors import ConfigError
 
 T = TypeVar("T")
@@ -278,7 +279,7 @@ def _convert_tuple(hint: Any, value: Any, key: str) -> tuple[Any, ...]:
     arguments = get_args(hint)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         if isinstance(value, str) and arguments[0] is str:
-            value = [part.strip() for part in value.split(",")] if value.strip() else []
+            value = split_at_commas(value)
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key}: expected a list, got '{value}'")
         return tuple(_convert(arguments[0], item, f"{key}[{number}]") for number, item in enumerate(value))

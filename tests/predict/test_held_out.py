@@ -84,7 +84,7 @@ def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> 
                 for batch in batches:
                     key = split.index.keys(batch.rows)[0]
                     columns = ("identity", "tta")
-                    found = member_predictions(network, voice.outputs, batch.images, views, columns, nullcontext)
+                    found = member_predictions(network, voice, batch.images, views, columns, nullcontext)
                     for view, values in found.items():
                         answers[view].setdefault(key, []).append(values.numpy()[0])
         result[group] = {

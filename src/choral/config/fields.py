@@ -22,3 +22,18 @@ def check(condition: bool, key: str, expected: str) -> None:
 def is_fraction(value: float) -> bool:
     """Whether 0 <= value < 1."""
     return 0.0 <= value < 1.0
+
+
+def split_at_commas(text: str) -> list[str]:
+    """Return the parts between commas, stripped; those within brackets or parentheses, as in scales[0.9,1], divide nothing.
+
+    A text without content has no parts; brackets that are not closed are for whoever reads the parts to see.
+    """
+    parts, depth = [""], 0
+    for character in text if text.strip() else "":
+        depth += (character in "[(") - (character in "])")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts] if text.strip() else []

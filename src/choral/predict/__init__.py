@@ -4,6 +4,6 @@ This package imports no torch by itself, so that ledgers can be read, scored and
 """
 
 from choral.predict.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
-from choral.predict.views import apply_view, expand
+from choral.predict.views import expand
 
-__all__ = ["Ledger", "LedgerMeta", "apply_view", "expand", "ledger_table", "merge_parts", "write_part"]
+__all__ = ["Ledger", "LedgerMeta", "expand", "ledger_table", "merge_parts", "write_part"]

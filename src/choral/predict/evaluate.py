@@ -23,11 +23,10 @@ from choral.config import Config, DataConfig
 from choral.inputs.loader import Order
 from choral.inputs.progress import SplitProgress
 from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, plain_batches
-from choral.model.outputs import Outputs
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.predict.plan import HELD_OUT, plan_evaluation
 from choral.predict.questions import Question, about_all, about_unseen, can_be_answered, rows_to_ask
-from choral.predict.views import apply_view
+from choral.predict.views.shown import apply_view
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
@@ -157,7 +156,7 @@ class _SplitEvaluation:
                     images = batch.images if mine.all() else batch.images[torch.from_numpy(mine).to(self.run.device)]
                     found = member_predictions(
                         network,
-                        question.voice.outputs,
+                        question.voice,
                         images,
                         self.views,
                         self.meta.views,
@@ -183,7 +182,7 @@ class _SplitEvaluation:
 @torch.inference_mode()
 def member_predictions(
     network: nn.Module,
-    outputs: Outputs,
+    voice: Voice,
     images: Tensor,
     views: tuple[str, ...],
     columns: tuple[str, ...],
@@ -193,7 +192,7 @@ def member_predictions(
 
     Args:
         network: in evaluation mode, on the device of the images.
-        outputs: what its outputs mean: probabilities, or numbers in the targets' own units.
+        voice: whose it is; says what its outputs mean, and how images are normalised.
         images: (B, 3, S, S) float, normalised.
         views: all that "tta" averages, one forward pass each.
         columns: which to return.
@@ -203,8 +202,8 @@ def member_predictions(
     total: Tensor | None = None
     for view in views:
         with autocast():
-            logits = network(apply_view(images, view))
-        predictions = outputs.predictions(logits)
+            logits = network(apply_view(images, view, voice.mean, voice.std))
+        predictions = voice.outputs.predictions(logits)
         if view in columns:
             found[view] = predictions
         total = predictions if total is None else total + predictions

@@ -47,7 +47,7 @@ def predict_images(
                 continue
             batch = _batch(members[0], readable, device)
             for voice in members:
-                found = member_predictions(networks[voice.name], voice.outputs, batch, views, ("tta",), nullcontext)
+                found = member_predictions(networks[voice.name], voice, batch, views, ("tta",), nullcontext)
                 by_member[voice.name] = found["tta"].cpu().numpy()
         row = 0
         for path, item in zip(paths, decoded, strict=True):
