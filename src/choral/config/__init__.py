@@ -18,6 +18,7 @@ from choral.config.augment import AugmentConfig
 from choral.config.data import DataConfig, PackConfig, ResampleConfig, Task
 from choral.config.ensemble import (
     LEGAL_NAME,
+    Average,
     EnsembleConfig,
     EvaluateConfig,
     MemberConfig,
@@ -32,6 +33,7 @@ from choral.errors import ConfigError, did_you_mean
 
 __all__ = [
     "AugmentConfig",
+    "Average",
     "Config",
     "DataConfig",
     "EnsembleConfig",
@@ -168,6 +170,11 @@ class Config:
         )
         check(task != "regression" or train.class_weights == "none", "train.class_weights", "regression has no classes")
         check(task != "regression" or not train.label_smoothing, "train.label_smoothing", "regression has no labels")
+        check(
+            task != "regression" or self.evaluate.average == "probabilities",
+            "evaluate.average",
+            f"{self.evaluate.average} is of probabilities, and with task: regression there are none: expected the default",
+        )
         fitted = self.finetune.strategy in ("svm", "auto")
         check(
             task == "multiclass" or not fitted,
