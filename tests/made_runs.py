@@ -59,11 +59,12 @@ def write_ledger(
     task: str = "multiclass",
     keys: Sequence[str] | None = None,
     evaluation: str = "e",
+    tta_views: Sequence[str] = ("identity", "hflip"),
 ) -> Ledger:
     """Write a ledger of the columns; the split is the file's name."""
     members = tuple(dict.fromkeys(member for member, _ in columns))
     views = tuple(dict.fromkeys(view for _, view in columns))
-    tta = ("identity", "hflip") if "tta" in views else ()
+    tta = tuple(tta_views) if "tta" in views else ()
     meta = LedgerMeta(tuple(classes), members, views, path.stem, "d", evaluation, tta, task)
     keys = keys or [f"{path.stem}{number:05d}" for number in range(len(labels))]
     write_part(path.parent / "parts", 0, 1, ledger_table(meta, keys, labels, columns))

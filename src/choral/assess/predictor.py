@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.config import Config
-from choral.ensemble.combine import Combiner
+from choral.ensemble.combine import Combiner, mean_rule
 from choral.ensemble.known import Known, fit_of, known_of, rule_names
-from choral.ensemble.panel import Panel
+from choral.ensemble.learned_views import learn_views, learned_panel, why_not_learned
+from choral.ensemble.panel import LEARNED, Panel
 from choral.ensemble.rows import scored_views
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.predict.ledger import Ledger
@@ -72,6 +73,9 @@ def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") 
         for rule in rule_names(panel, known):
             if name == f"{rule}{suffix}":
                 return _ruled(name, panel, fit_of(rule, panel, known).combiner)
+    if name == _learned(ledger):
+        panel = learned_panel(ledger, ledger.members, learn_views(ledger, ledger.members, known))
+        return _ruled(name, panel, Combiner(mean_rule(ledger.meta.task), ledger.meta.task))
     raise AssertionError(f"{name} is a name, and of nothing")
 
 
@@ -112,7 +116,13 @@ def _names(folder: RunFolder, ledger: Ledger, known: Known) -> list[str]:
         panel = Panel(ledger, ledger.members, (view,))
         names += [f"member/{member}{suffix}" for member in ledger.members]
         names += [f"{rule}{suffix}" for rule in rule_names(panel, known)]
+    if not why_not_learned(ledger, known):
+        names.append(_learned(ledger))
     return names + sorted(_combinations(folder, ledger.meta.split))
+
+
+def _learned(ledger: Ledger) -> str:
+    return f"{mean_rule(ledger.meta.task)}+{LEARNED}"
 
 
 def _combinations(folder: RunFolder, split: str) -> Iterator[str]:
@@ -123,7 +133,7 @@ def _combinations(folder: RunFolder, split: str) -> Iterator[str]:
 def _usual(ledger: Ledger) -> str:
     if len(ledger.members) == 1:
         return f"member/{ledger.members[0]}"
-    return "mean" if ledger.meta.task == "regression" else "soft"
+    return mean_rule(ledger.meta.task)
 
 
 def _ruled(name: str, panel: Panel, rule: Combiner) -> Predictor:

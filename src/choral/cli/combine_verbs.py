@@ -7,6 +7,7 @@ import json
 
 from choral import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_run
+from choral.config.fields import split_at_commas
 from choral.ensemble.combination import Asked
 from choral.ensemble.combined_table import render_combination
 from choral.ensemble.fitting import PICKS
@@ -31,10 +32,11 @@ def add_combine_verbs(verbs: Verbs) -> None:
     verb.add_argument("--members", type=_words, default=(), metavar="A,B", help="of the run (default: all)")
     verb.add_argument(
         "--views",
-        type=_words,
+        type=_views,
         default=(),
         metavar="VIEW[,VIEW]",
-        help="identity, tta, or kept views: their mean (default: tta)",
+        help="identity, tta, or kept views: their mean; learned: kept views, weighted by what is best on validation "
+        "(default: tta)",
     )
     verb.add_argument("--split", help="default: test where it is evaluated, else the last of evaluate.splits")
     verb.add_argument(
@@ -88,7 +90,6 @@ def combine_verb(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return 0
     stdout.print(render_combination(found))
-    workflow.print_looks(folder, found["split"], stdout)
     kept = folder.path / "combined" / found["name"]
     words = "there already, from the same files" if found["again"] else "kept"
     stderr.print(f"{kept / found['split']}.parquet: {words}", markup=False, highlight=False, soft_wrap=True)
@@ -97,6 +98,10 @@ def combine_verb(options: argparse.Namespace) -> int:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
+
+
+def _views(text: str) -> tuple[str, ...]:
+    return tuple(word for word in split_at_commas(text) if word)
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ def class_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[Cl
         sections: of the table; the best is one of the first one's members.
         baseline: a row that all are compared with, too, also by log loss; "": none.
     """
-    return _rows(_entries(sections), sections[0].names[: len(sections[0].panel.members)], baseline)
+    return _rows(_entries(sections), sections[0].names[: len(sections[0].members)], baseline)
 
 
 def _entries(sections: Sequence[Section]) -> dict[str, _Entry]:
@@ -37,10 +37,10 @@ def _entries(sections: Sequence[Section]) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     for section in sections:
         group = {name: _Entry() for name in section.names}
-        members = list(group.values())[: len(section.panel.members)]
-        rules = list(group.values())[len(section.panel.members) :]
+        members = list(group.values())[: len(section.members)]
+        rules = list(group.values())[len(section.members) :]
         for labels, stack in section.panel.blocks():
-            for entry, probabilities in zip(members, stack, strict=True):
+            for entry, probabilities in zip(members, stack, strict=False):
                 entry.correct.append(correct(labels, top_class(probabilities)))
                 entry.losses.append(log_losses(labels, probabilities))
             for entry, rule in zip(rules, section.rules.values(), strict=True):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from choral.config import Config
 from choral.config.ensemble import LEGAL_NAME
 from choral.ensemble.class_scores import class_rows
-from choral.ensemble.combine import Combiner
+from choral.ensemble.combine import Combiner, mean_rule
 from choral.ensemble.fitting import (
     CRITERIA,
     PICKS,
@@ -35,9 +35,10 @@ from choral.ensemble.fitting import (
 from choral.ensemble.foreign import Foreign, path_of, read_foreign
 from choral.ensemble.known import Known, known_of
 from choral.ensemble.label_scores import label_rows
+from choral.ensemble.learned_views import LearnedViews, learn_views, view_gains
 from choral.ensemble.number_scores import number_rows
-from choral.ensemble.panel import Panel, chosen_members, chosen_views
-from choral.ensemble.rows import ClassRow, Row, Section
+from choral.ensemble.panel import LEARNED, Panel, chosen_members, chosen_views
+from choral.ensemble.rows import ClassRow, Row, Section, ViewGain
 from choral.errors import ConfigError, did_you_mean
 from choral.files import sha256_of
 from choral.predict.ledger import Ledger, LedgerMeta, write_combined
@@ -54,7 +55,8 @@ class Asked:
     Attributes:
         rule: one of `fitting.RULES` of the task.
         members: of the run; none: all.
-        views: that are averaged; none: the mean over views where the ledger has it.
+        views: that are averaged; none: the mean over views where the ledger has it; "learned": weighted by what is best on
+            the validation split.
         files: predictions of other tools about the split that is scored, FILE or NAME=FILE.
         validation_files: of the same tools about the validation split, by the same names.
         weights: of the rule weighted, by member; none: fitted.
@@ -101,25 +103,28 @@ def combine_run(folder: RunFolder, config: Config, split: str, asked: Asked) -> 
     out = place / f"{split}.parquet"
     if found.get("asked") == _plain(asked) and entry.get("sources") == sources and _unchanged(out, entry):
         return {**_of_split(found, split), "again": True}
-    panel, fit = _fitted(asked, scored, known)
+    panel, fit, learned = _fitted(asked, scored, known)
     rows = _scores(asked, panel, fit)
     _write(out, asked, panel, fit)
-    same = found.get("asked") == _plain(asked) and found.get("fit") == json.loads(json.dumps(_described(fit)))
+    made = json.loads(json.dumps({"asked": _plain(asked), "fit": _described(fit), "view_weights": _weights(learned)}))
+    same = all(found.get(key) == value for key, value in made.items())
     if not same:  # ledgers of another rule under this name
         for path in place.glob("*.parquet"):
             if path != out:
                 path.unlink()
     entry = {"sources": sources, "sha256": sha256_of(out), "scores": rows, "n": len(scored)}
+    if learned is not None:
+        entry["view_gains"] = _view_gains(asked, panel, fit, learned)
     content = {
         "format": FORMAT,
         "name": asked.name,
         "task": scored.meta.task,
-        "asked": _plain(asked),
+        **made,
         "members": list(panel.members),
         "views": list(panel.views),
         "tta_views": list(scored.meta.tta_views) if panel.views == ("tta",) else [],
+        "learned_views": learned.to_json() if learned is not None else None,
         "fitted_on": known.validation.meta.split if fit.calibrated and known.validation else "",
-        "fit": _described(fit),
         "splits": {**(found.get("splits", {}) if same else {}), split: entry},
     }
     write_json(place / "rule.json", content)
@@ -191,9 +196,13 @@ def _temperature(asked: Asked, scored: Ledger, known: Known) -> str:
     return str(value)
 
 
-def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit]:
-    """Return who is heard and the rule, ready."""
-    panel = Panel(scored, asked.members, asked.views, _joined(asked.files, scored, asked.views))
+def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit, LearnedViews | None]:
+    """Return who is heard, the rule, ready, and the views, where they were to be learned."""
+    views, weights, views_learned = asked.views, tuple[float, ...](), None
+    if asked.views == (LEARNED,):
+        views_learned = learn_views(scored, asked.members, known)
+        views, weights = views_learned.kept, views_learned.kept_weights
+    panel = Panel(scored, asked.members, views, _joined(asked.files, scored, views, weights), weights)
     double = [name for name in panel.members if panel.members.count(name) > 1]
     if double:
         raise ConfigError(f"--with: two members are called '{double[0]}'; name one with NAME=FILE")
@@ -201,7 +210,8 @@ def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit]:
     validation = _validation_panel(asked, panel, known) if learned or asked.temperature == "fit" else None
     if asked.rule == "stack":
         assert known.held_out is not None, "_checked saw to it"
-        held_out = Panel(known.held_out, known.held_out.members, chosen_views(known.held_out, asked.views))
+        own = chosen_views(known.held_out, panel.views)
+        held_out = Panel(known.held_out, known.held_out.members, own, view_weights=weights)
         fit = fit_stacking(held_out, panel.members, known.groups)
     elif asked.rule == "boosting":
         fit = boosting_of(panel.members, known.alphas, panel.task)
@@ -214,16 +224,16 @@ def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit]:
         fit = plain(asked.rule, panel.task)
     if asked.temperature == "fit":
         assert validation is not None, "_checked saw to it"
-        return panel, with_temperature(fit, validation)
+        return panel, with_temperature(fit, validation), views_learned
     if asked.temperature != "none":
         fit = replace(fit, combiner=replace(fit.combiner, temperature=float(asked.temperature)))
-    return panel, fit
+    return panel, fit, views_learned
 
 
 def _validation_panel(asked: Asked, panel: Panel, known: Known) -> Panel:
     """Return the same members about the validation split."""
     assert known.validation is not None, "_checked saw to it"
-    others = _joined(asked.validation_files, known.validation, panel.views)
+    others = _joined(asked.validation_files, known.validation, panel.views, panel.view_weights)
     theirs = {other.name: other for other in others}
     for other in panel.others:
         if other.name not in theirs:
@@ -232,11 +242,13 @@ def _validation_panel(asked: Asked, panel: Panel, known: Known) -> Panel:
                 f"--with-val {other.name}=FILE"
             )
     joined = tuple(theirs[other.name] for other in panel.others)
-    return Panel(known.validation, panel.own, panel.views, joined)
+    return Panel(known.validation, panel.own, panel.views, joined, panel.view_weights)
 
 
-def _joined(files: Sequence[str], ledger: Ledger, views: Sequence[str]) -> tuple[Foreign, ...]:
-    return tuple(member for file in files for member in read_foreign(file, ledger, views))
+def _joined(
+    files: Sequence[str], ledger: Ledger, views: Sequence[str], weights: Sequence[float] = ()
+) -> tuple[Foreign, ...]:
+    return tuple(member for file in files for member in read_foreign(file, ledger, views, weights))
 
 
 def _given(weights: Mapping[str, float], members: Sequence[str]) -> Mapping[str, float]:
@@ -258,7 +270,7 @@ def _or_weights(rule: str) -> str:
 
 def _scores(asked: Asked, panel: Panel, fit: Fit) -> list[Row]:
     """Return the rows of the best member, the plain mean and the combination, each compared with the others in pairs."""
-    baseline = "mean" if panel.task == "regression" else "soft"
+    baseline = mean_rule(panel.task)
     name = f"combined/{asked.name}"
     sections = [Section(panel, "", {baseline: Combiner(baseline, panel.task), name: fit.combiner})]
     rows: Sequence[Row]
@@ -270,6 +282,15 @@ def _scores(asked: Asked, panel: Panel, fit: Fit) -> list[Row]:
         found, best = class_rows(sections, baseline)
         rows = [*found, *filter(None, map(_loss_row, found))]
     return [row for row in rows if row["name"] in (best, baseline, name)]
+
+
+def _view_gains(asked: Asked, panel: Panel, fit: Fit, learned: LearnedViews) -> list[ViewGain]:
+    """Return what the learned weights of views gain by this rule, without its temperature."""
+    rivals = {
+        name: replace(panel, views=views, view_weights=(), others=_joined(asked.files, panel.ledger, views))
+        for name, views in learned.rivals(panel.ledger).items()
+    }
+    return view_gains(panel, rivals, replace(fit.combiner, temperature=1.0))
 
 
 def _loss_row(row: ClassRow) -> Row | None:
@@ -297,16 +318,16 @@ def _write(out: Path, asked: Asked, panel: Panel, fit: Fit) -> None:
             yield fit.combiner(stack).predictions
 
     several = len(panel.views) > 1 or panel.views == ("tta",)
+    mean = LEARNED if panel.view_weights else "tta"
     meta = LedgerMeta(
         classes=ledger.classes,
         members=(asked.name,),
-        views=("tta",) if several else panel.views,
+        views=(mean,) if several else panel.views,
         split=ledger.meta.split,
         dataset=ledger.meta.dataset,
         evaluation=ledger.meta.evaluation,
         tta_views=(ledger.meta.tta_views if panel.views == ("tta",) else panel.views) if several else (),
         task=ledger.meta.task,
-        average=ledger.meta.average if panel.views == ("tta",) else "probabilities",
         skipped=ledger.meta.skipped,
     )
     write_combined(out, meta, ledger.keys, ledger.labels, blocks())
@@ -316,7 +337,7 @@ def _sources(asked: Asked, scored: Ledger, known: Known) -> dict[str, str]:
     """Return the checksum of every file that the combination is made of."""
     files = [scored.path, *map(path_of, (*asked.files, *asked.validation_files))]
     learned = (asked.rule == "greedy" or (asked.rule == "weighted" and not asked.weights)) or asked.temperature == "fit"
-    if learned and known.validation is not None:
+    if (learned or asked.views == (LEARNED,)) and known.validation is not None:
         files.append(known.validation.path)
     if asked.rule == "stack" and known.held_out is not None:
         files.append(known.held_out.path)
@@ -326,6 +347,11 @@ def _sources(asked: Asked, scored: Ledger, known: Known) -> dict[str, str]:
 
 def _unchanged(out: Path, entry: Mapping[str, Any]) -> bool:
     return out.is_file() and sha256_of(out) == entry.get("sha256")
+
+
+def _weights(learned: LearnedViews | None) -> dict[str, float]:
+    """Return view to weight; none where the views are averaged."""
+    return learned.weights if learned is not None else {}
 
 
 def _plain(asked: Asked) -> dict[str, Any]:
@@ -354,4 +380,13 @@ def _of_split(content: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Return the content with the scores of one split."""
     entry = content["splits"][split]
     rest = {key: value for key, value in content.items() if key != "splits"}
-    return {**rest, "split": split, "n": entry["n"], "scores": entry["scores"], "sources": entry["sources"]}
+    return {
+        "view_weights": {},  # of combinations kept before there were any
+        "learned_views": None,
+        **rest,
+        "split": split,
+        "n": entry["n"],
+        "scores": entry["scores"],
+        "view_gains": entry.get("view_gains", []),
+        "sources": entry["sources"],
+    }

@@ -7,8 +7,9 @@ temperature) is fitted elsewhere, by `choral.ensemble.fitting`, and held here by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +94,11 @@ class Combiner:
         return soft(stack)
 
 
+def mean_rule(task: str) -> str:
+    """Return what the mean over the members is called."""
+    return "mean" if task == "regression" else "soft"
+
+
 def soft(stack: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean of the members' predictions: of probabilities the soft vote, of numbers their mean.
 
@@ -103,6 +109,21 @@ def soft(stack: NDArray[np.float32]) -> NDArray[np.float32]:
         (n, classes) float32; the mean is taken in float64, so that the order of the members cannot show.
     """
     mean: NDArray[np.float32] = stack.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def over_views(views: Iterable[NDArray[np.float32]], weights: Sequence[float] = ()) -> NDArray[np.float32]:
+    """Return the mean over views of what members say, view by view, so that they are not held all at once.
+
+    Args:
+        views: (members, n, classes) float32 each.
+        weights: of the views, 0 or more, summing to 1; none: all alike.
+    """
+    total, count = np.zeros(()), 0
+    for values, weight in zip(views, weights or repeat(1.0), strict=False):
+        total = total + weight * values.astype(np.float64)
+        count += 1
+    mean: NDArray[np.float32] = (total if weights else total / count).astype(np.float32)
     return mean
 
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from choral.ensemble.table import METRICS, interval
+from choral.ensemble.table import METRICS, interval, learned_notes
 
 _SHOWN = 8  # weights
 _SIDE_BY_SIDE = 2  # metrics
@@ -83,6 +83,9 @@ def _shown(name: str) -> str:
 def _notes(found: Mapping[str, Any]) -> list[str]:
     fit, notes = found["fit"], ["[low, high]: 95 % intervals, by bootstrap over the samples; differences are paired"]
     notes.append(f"{found['scores'][0]['name']}: the best single member, under the same views")
+    if found["learned_views"]:
+        learned = {**found["learned_views"], "name": "learned views", "weights": found["view_weights"]}
+        notes += learned_notes(learned, found["view_gains"])
     if fit["weights"]:
         notes.append(f"{fit['rule']}: {_weights(fit['weights'])}{_fitted_on(fit)}")
     if fit["calibrated"]:
@@ -116,6 +119,8 @@ def _weights(weights: Mapping[str, float]) -> str:
 
 def _views(found: Mapping[str, Any]) -> str:
     views = found["views"]
+    if found["view_weights"]:
+        return f"learned weights of {len(views)} of {len(found['view_weights'])} views"
     if views == ["tta"]:
         return f"mean over the views {', '.join(found['tta_views'])}"
     return f"view {views[0]}" if len(views) == 1 else f"mean over the views {', '.join(views)}"

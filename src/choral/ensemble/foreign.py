@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from choral.config.ensemble import LEGAL_NAME
-from choral.ensemble.combine import soft
+from choral.ensemble.combine import over_views
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.files import local_only, sha256_of
 from choral.predict.ledger import NETWORK_HINT, Ledger, check_predictions
@@ -51,7 +51,7 @@ class Foreign:
     predictions: NDArray[np.float32]
 
 
-def read_foreign(asked: str, ledger: Ledger, views: Sequence[str]) -> list[Foreign]:
+def read_foreign(asked: str, ledger: Ledger, views: Sequence[str], view_weights: Sequence[float] = ()) -> list[Foreign]:
     """Read predictions that are to join those of a ledger.
 
     Args:
@@ -59,6 +59,7 @@ def read_foreign(asked: str, ledger: Ledger, views: Sequence[str]) -> list[Forei
             choral are called NAME, or NAME.MEMBER where there are several.
         ledger: whose samples and classes it must have.
         views: that are averaged, of a ledger of choral; predictions of other tools have no views.
+        view_weights: of these views; none: all alike.
 
     Raises:
         ConfigError: a name that is none, or a file of another kind.
@@ -74,7 +75,7 @@ def read_foreign(asked: str, ledger: Ledger, views: Sequence[str]) -> list[Forei
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
     if b"choral" in (schema.metadata or {}):
-        return _from_ledger(name, path, checksum, ledger, views)
+        return _from_ledger(name, path, checksum, ledger, views, view_weights)
     _check_columns(path, schema.names, ledger)
     table = pq.read_table(path, columns=[KEY, *ledger.classes])
     return [Foreign(name, path, checksum, _from_table(path, table, ledger))]
@@ -158,7 +159,9 @@ def _from_table(path: Path, table: pa.Table, ledger: Ledger) -> NDArray[np.float
     return values
 
 
-def _from_ledger(name: str, path: Path, checksum: str, ledger: Ledger, views: Sequence[str]) -> list[Foreign]:
+def _from_ledger(
+    name: str, path: Path, checksum: str, ledger: Ledger, views: Sequence[str], view_weights: Sequence[float]
+) -> list[Foreign]:
     theirs = Ledger.open(path)
     kinds = (theirs.meta.task, sorted(theirs.classes)), (ledger.meta.task, sorted(ledger.classes))
     if kinds[0] != kinds[1]:
@@ -171,7 +174,7 @@ def _from_ledger(name: str, path: Path, checksum: str, ledger: Ledger, views: Se
     _check_labels(path, theirs, ledger, order, classes)
     joined = []
     for member in theirs.members:
-        values = soft(np.stack([theirs.predictions(member, view) for view in views]))
+        values = over_views((theirs.predictions(member, view) for view in views), view_weights)
         own = name if len(theirs.members) == 1 else f"{name}.{member}"
         joined.append(Foreign(own, path, checksum, values[order][:, classes]))
     return joined

@@ -36,7 +36,7 @@ def label_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[Ro
         name: Estimate(mean_average_precision(labels, values), column)
         for (name, values), column in zip(found.items(), drawn.T, strict=True)
     }
-    best = max(list(found)[: len(sections[0].panel.members)], key=lambda name: precisions[name].value)
+    best = max(list(found)[: len(sections[0].members)], key=lambda name: precisions[name].value)
     count = len(labels)
     rows = metric_rows("mean_ap", precisions, best, count, baseline)
     rows += metric_rows("f1", {name: _f1(labels, values) for name, values in found.items()}, best, count, baseline)

@@ -22,7 +22,7 @@ def number_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[T
         sections: of the table; the best is one of the first one's members.
         baseline: a row that all are compared with, too; "": none.
     """
-    ledger, members = sections[0].panel.ledger, len(sections[0].panel.members)
+    ledger, members = sections[0].panel.ledger, len(sections[0].members)
     found = predictions_of(sections)
     estimates = [_estimates(ledger.labels, found, number) for number in range(len(ledger.classes))]
     plain = list(found)[:members]

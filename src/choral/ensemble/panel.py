@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensemble.combine import soft
+from choral.ensemble.combine import over_views, soft
 from choral.ensemble.foreign import Foreign
 from choral.errors import ConfigError, did_you_mean
 from choral.predict.ledger import Ledger
+from choral.predict.views import expand
+
+LEARNED = "learned"
+"""Asks for weights of views that are learned on validation data."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class Panel:
         own: its members that are heard.
         views: of the ledger; the mean over them is what a member says.
         others: that have joined.
+        view_weights: of the views in that mean; none: all alike.
     """
 
     ledger: Ledger
     own: tuple[str, ...]
     views: tuple[str, ...]
     others: tuple[Foreign, ...] = ()
+    view_weights: tuple[float, ...] = ()
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -45,11 +51,29 @@ class Panel:
         """Yield labels, as the ledger has them, and (members, n, classes) float32 predictions of consecutive samples."""
         labels, start = self.ledger.labels, 0
         for views in zip(*(self.ledger.blocks(view, self.own) for view in self.views), strict=True):
-            stack = views[0] if len(views) == 1 else soft(np.stack(views))
+            stack = views[0] if len(views) == 1 else over_views(views, self.view_weights)
             rows = slice(start, start + stack.shape[1])
             if self.others:
                 stack = np.concatenate([stack, [other.predictions[rows] for other in self.others]])
             yield labels[rows], stack
+            start = rows.stop
+
+
+@dataclass(frozen=True)
+class ViewPanel(Panel):
+    """The same predictions the other way round: each view says what its members say on average, as if it were a member."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The views, in the order of the stacks."""
+        return self.views
+
+    def blocks(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
+        """Yield labels and (views, n, classes) float32 predictions of consecutive samples."""
+        labels, start = self.ledger.labels, 0
+        for views in zip(*(map(soft, self.ledger.blocks(view, self.own)) for view in self.views), strict=True):
+            rows = slice(start, start + len(views[0]))
+            yield labels[rows], np.stack(views)
             start = rows.stop
 
 
@@ -71,9 +95,18 @@ def chosen_members(ledger: Ledger, wanted: Sequence[str]) -> tuple[str, ...]:
 def chosen_views(ledger: Ledger, wanted: Sequence[str]) -> tuple[str, ...]:
     """Return the views that are wanted; none: the average over views where there is one, else the identity.
 
+    Args:
+        ledger: that has them.
+        wanted: names in any spelling that means these views, or LEARNED alone, which is returned.
+
     Raises:
         ConfigError: the ledger holds no such view, or the average is to be averaged with what it contains.
     """
+    if LEARNED in wanted:
+        if len(wanted) > 1:
+            raise ConfigError(f"--views: {LEARNED} chooses among all kept views; name it alone")
+        return (LEARNED,)
+    wanted = [name for item in wanted for name in ((item,) if item in (*ledger.views, "tta") else expand(item))]
     usual = next(name for name in ("tta", "identity", ledger.views[0]) if name in ledger.views)
     for name in wanted:
         if name not in ledger.views:

@@ -102,6 +102,29 @@ class TemperatureOf(TypedDict):
     difference: Numbers
 
 
+class ViewGain(Numbers):
+    """What learned weights of views gain: a paired difference by one metric, with regression of one target.
+
+    `to` is what they are compared with: "identity", or "uniform", the mean over all views that they were chosen from.
+    """
+
+    metric: str
+    target: NotRequired[str]
+    to: str
+
+
+class LearnedRow(TypedDict):
+    """What stands behind the row of learned weights of views."""
+
+    name: str
+    weights: dict[str, float]  # of all views that were chosen from
+    on: str
+    samples: int
+    by: str
+    losses: dict[str, float]  # there: learned, uniform, identity
+    gains: list[ViewGain]  # on what is scored
+
+
 class Scores(TypedDict):
     """What `score_run` returns: plain JSON."""
 
@@ -118,6 +141,7 @@ class Scores(TypedDict):
     best_member: str
     rules: list[FittedRule]
     temperatures: list[TemperatureOf]
+    learned_views: LearnedRow | None  # None: the ledger keeps no views, or there is nothing to learn on
     not_fitted: str  # why there are no rules fitted on validation data; "" where there are, or none were to be
     not_stacked: str  # why there is no stack in a run with folds or bags; "" where there is one, or none was to be
     dataset: str
@@ -193,16 +217,23 @@ class Section:
         panel: the members, under some views.
         suffix: of the rows' names, such as "+tta".
         rules: name of the row without suffix, to the rule.
+        with_members: whether there are rows of the members, too.
     """
 
     panel: Panel
     suffix: str
     rules: Mapping[str, Combiner]
+    with_members: bool = True
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Those that have a row."""
+        return self.panel.members if self.with_members else ()
 
     @property
     def names(self) -> list[str]:
         """Names of the rows, members first."""
-        return [f"{name}{self.suffix}" for name in (*(f"member/{name}" for name in self.panel.members), *self.rules)]
+        return [f"{name}{self.suffix}" for name in (*(f"member/{name}" for name in self.members), *self.rules)]
 
 
 def predictions_of(sections: Sequence[Section]) -> dict[str, NDArray[np.float32]]:
@@ -210,7 +241,7 @@ def predictions_of(sections: Sequence[Section]) -> dict[str, NDArray[np.float32]
     found: dict[str, list[NDArray[np.float32]]] = {}
     for section in sections:
         for _, stack in section.panel.blocks():
-            said = [*stack, *(rule(stack).predictions for rule in section.rules.values())]
+            said = [*stack[: len(section.members)], *(rule(stack).predictions for rule in section.rules.values())]
             for name, values in zip(section.names, said, strict=True):
                 found.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.ensemble.class_scores import class_rows
-from choral.ensemble.combine import Combiner
+from choral.ensemble.combine import Combiner, mean_rule
 from choral.ensemble.diversity import diversity_of
 from choral.ensemble.fitting import Fit
 from choral.ensemble.known import Known, rules_of
 from choral.ensemble.label_scores import label_rows
+from choral.ensemble.learned_views import learn_views, learned_panel, view_gains, why_not_learned
 from choral.ensemble.number_diversity import number_diversity
 from choral.ensemble.number_scores import number_rows
-from choral.ensemble.panel import Panel
+from choral.ensemble.panel import LEARNED, Panel
 from choral.ensemble.rows import (
     SEED,
     FittedRule,
+    LearnedRow,
     Reference,
     Row,
     Scores,
@@ -53,8 +55,9 @@ def score_run(
 
     Multilabel and regression have a row for each metric, and of regression for each target, and name: see `label_rows`
     and `number_rows`. Of multiclass, rows are, in this order: `member/NAME`, `soft`, `hard`, then, where they can be fitted,
-    `weighted`, `greedy`, `stack` and `boosting`, then, where the ledger holds averaged views, `member/NAME+tta`,
-    `soft+tta`, `hard+tta` and so on. Each has the accuracy with its 95 % interval, the log
+    `weighted`, `greedy`, `stack` and `boosting`; then, where the ledger holds averaged views, `member/NAME+tta`,
+    `soft+tta`, `hard+tta` and so on; then, where it keeps single views that can be weighted on validation data,
+    `soft+learned`. Each has the accuracy with its 95 % interval, the log
     loss with its own, and the paired difference in accuracy to the best single member without averaged views: the one of
     the highest accuracy, among equals that of the lowest log loss, then the first of the ledger. It is chosen on the
     samples that are scored here, which flatters it: the gains of the votes are stated a little too low, rather than too
@@ -84,6 +87,8 @@ def score_run(
         fitted += [_fitted(f"{name}{suffix}", fit) for name, fit in fits.items() if fit.on]
         if temperature is not None and known.validation is not None:
             temperatures.append(_temperature(f"soft{suffix}", panel, temperature, known.validation))
+    learned, section = _learned(ledger, known)
+    sections += section
     rows: Sequence[Row]
     bootstrap: dict[str, float] = {"draws": DRAWS, "level": LEVEL, "seed": SEED}
     if ledger.meta.task == "multilabel":
@@ -114,6 +119,7 @@ def score_run(
         best_member=best,
         rules=fitted,
         temperatures=temperatures,
+        learned_views=learned,
         not_fitted=known.why_not,
         not_stacked=known.no_stack if known.groups else "",
         dataset=ledger.meta.dataset,
@@ -121,6 +127,27 @@ def score_run(
         bootstrap=bootstrap,
         diversity=number_diversity(ledger) if ledger.meta.task == "regression" else diversity_of(ledger),
     )
+
+
+def _learned(ledger: Ledger, known: Known) -> tuple[LearnedRow | None, list[Section]]:
+    """Return the row of the mean over members under learned weights of views, and what stands behind it; or nothing."""
+    if why_not_learned(ledger, known):
+        return None, []
+    learned = learn_views(ledger, ledger.members, known)
+    panel = learned_panel(ledger, ledger.members, learned)
+    name = mean_rule(panel.task)
+    rule = Combiner(name, panel.task)
+    rivals = {to: Panel(ledger, ledger.members, views) for to, views in learned.rivals(ledger).items()}
+    row = LearnedRow(
+        name=f"{name}+{LEARNED}",
+        weights=learned.weights,
+        on=learned.fit.on,
+        samples=learned.fit.samples,
+        by=learned.fit.by,
+        losses=dict(learned.losses),
+        gains=view_gains(panel, rivals, rule),
+    )
+    return row, [Section(panel, f"+{LEARNED}", {name: rule}, with_members=False)]
 
 
 def _fitted(name: str, fit: Fit) -> FittedRule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ METRICS = {
     "mae": "MAE",
     "r2": "R2",
 }
+_VIEWS_SHOWN = 6
 _FRACTIONS = ("accuracy", "mean_ap", "f1")
 _RULES = {
     "multiclass": "soft: mean of the members' probabilities; hard: majority of their votes",
@@ -140,6 +141,36 @@ def _fitted(scores: Scores) -> list[str]:
     return notes
 
 
+def learned_notes(learned: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which weights of views were learned, and what they gain on what is scored.
+
+    Args:
+        learned: name, weights, on, samples, by and losses.
+        gains: see `rows.ViewGain`.
+    """
+    weights = learned["weights"]
+    largest = sorted((view for view in weights if weights[view] > 0), key=lambda view: -weights[view])
+    shown = ", ".join(f"{view} {weights[view]:.2f}" for view in largest[:_VIEWS_SHOWN])
+    more = f" and {len(largest) - _VIEWS_SHOWN} more" if len(largest) > _VIEWS_SHOWN else ""
+    there = ", ".join(
+        f"{name} {loss:.4f}" for name, loss in sorted(learned["losses"].items(), key=lambda item: item[1])
+    )
+    by = learned["by"].replace("_", " ")
+    notes = [
+        f"{learned['name']}: {len(largest)} of {len(weights)} views: {shown}{more}",
+        f"  chosen on {learned['on']} ({learned['samples']} samples) by greedy selection; {by} there: {there}",
+    ]
+    for to in dict.fromkeys(gain["to"] for gain in gains):
+        parts = (
+            f"{METRICS[gain['metric']]} {gain['target'] + ' ' if gain.get('target') else ''}"
+            f"{interval(gain['metric'], gain, '+').strip()}"
+            for gain in gains
+            if gain["to"] == to
+        )
+        notes.append(f"  less {'the mean over these views' if to == 'uniform' else to}: {'; '.join(parts)}")
+    return notes
+
+
 def _notes(scores: Scores) -> str:
     """Say under the table what the words in it mean, as far as they occur."""
     notes = ["[low, high]: 95 % intervals, by bootstrap over the samples", _RULES[scores["task"]]]
@@ -147,6 +178,8 @@ def _notes(scores: Scores) -> str:
     if ties:
         notes[1] += f" (tied votes, decided by mean probability: {', '.join(ties)})"
     notes += _fitted(scores)
+    if scores["learned_views"]:
+        notes += learned_notes(scores["learned_views"], scores["learned_views"]["gains"])
     if scores["tta_views"]:
         notes.append(f"+tta: mean over the views {', '.join(scores['tta_views'])}")
     points = "points to best" if scores["task"] == "multiclass" else "to best"
