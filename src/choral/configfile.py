@@ -156,7 +156,8 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{path}: base: expected the path of one config file")
     inherited = _read_with_bases(path.parent / base, (*chain, path.resolve()))
-    inherited.pop("run", None)  # a run's name is its own file's
+    for own in ("run", "step"):  # a run's names are its own file's
+        inherited.pop(own, None)
     return _merge(inherited, values)
 
 

@@ -55,7 +55,7 @@ def make(folder: Path, members: int, samples: int, classes: int) -> None:
                 logits = shared + (1 + 0.3 * number) * rng.standard_normal((count, classes), dtype=np.float32)
                 powers = np.exp(logits)
                 columns[name, "identity"] = powers / powers.sum(1, keepdims=True)
-            write_part(folder / "parts", rank, ranks, ledger_table(meta, keys[rows], labels, columns))
+            write_part(folder / "parts", rank, rank + 1, ledger_table(meta, keys[rows], labels, columns))
         merge_parts(folder / "parts", ranks, keys, run.predictions / f"{split}.parquet", meta)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from ranks import evaluate_on_ranks
 
 from choral.cli import main
 from choral.config import Config, held_out_groups, members_of
@@ -25,7 +24,8 @@ from choral.ensemble.members import member_config
 from choral.inputs.loader import Order
 from choral.inputs.resample import select
 from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, plain_batches
-from choral.predict.evaluate import evaluate, member_predictions
+from choral.predict.asking import Manner, member_predictions
+from choral.predict.evaluate import evaluate
 from choral.predict.ledger import Ledger
 from choral.predict.plan import HELD_OUT, plan_evaluation
 from choral.predict.views import expand
@@ -83,8 +83,8 @@ def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> 
             with plain_batches(inputs, split, PLACE, voice.mean, voice.std, orders, tmp_path / "bad") as batches:
                 for batch in batches:
                     key = split.index.keys(batch.rows)[0]
-                    columns = ("identity", "tta")
-                    found = member_predictions(network, voice, batch.images, views, columns, nullcontext)
+                    manner = Manner(views, ("identity", "tta"), nullcontext)
+                    found = member_predictions(network, voice, batch.images, manner)
                     for view, values in found.items():
                         answers[view].setdefault(key, []).append(values.numpy()[0])
         result[group] = {
@@ -113,25 +113,7 @@ def assert_by_hand(config: Config, folder: RunFolder, tmp_path: Path) -> Ledger:
 
 def on_ranks(config: Config, folder: RunFolder, ranks: int) -> Ledger:
     """Evaluate with several ranks, each a thread that meets the others at every barrier; return the held-out ledger."""
-    barrier = threading.Barrier(ranks)
-    failures: list[BaseException] = []
-
-    def rank(number: int) -> None:
-        run = SimpleNamespace(rank=number, world_size=ranks, local_world_size=ranks, is_main=number == 0, device=CPU)
-        run.barrier, run.told_to_stop = barrier.wait, False
-        run.accelerator = SimpleNamespace(autocast=nullcontext)
-        try:
-            evaluate(config, folder, run, force=True)  # type: ignore[arg-type]
-        except BaseException as error:
-            failures.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
+    evaluate_on_ranks(config, folder, ranks)
     return held_out_of(folder)
 
 
@@ -149,8 +131,7 @@ def test_each_sample_is_judged_by_the_fold_that_left_it_out(config_file: Path, t
         other = on_ranks(config, folder, ranks)
         assert other.keys == ledger.keys and np.array_equal(other.labels, ledger.labels)
         for group in ledger.members:
-            difference = np.abs(other.predictions(group, "tta") - ledger.predictions(group, "tta"))
-            assert difference.max() <= 1e-6
+            assert np.array_equal(other.predictions(group, "tta"), ledger.predictions(group, "tta"))
     dataset = Dataset.open(config.data.shards)
     assert plan_evaluation(config, folder, dataset).missing() == []
     path = folder.member("40-fold2").path / "config.yaml"  # trained on other samples: the ledger is out of date

@@ -30,7 +30,7 @@ def merged(folder: Path, task: str, world_size: int, values: np.ndarray, labels:
     for rank in range(world_size):
         rows = slice_of(len(KEYS), rank, world_size)
         columns = {("one", "identity"): values[rows], ("two", "identity"): values[rows] / 2}
-        write_part(folder / "parts", rank, world_size, ledger_table(meta, KEYS[rows], labels[rows], columns))
+        write_part(folder / "parts", rank, rank + 1, ledger_table(meta, KEYS[rows], labels[rows], columns))
     merge_parts(folder / "parts", world_size, KEYS, folder / "test.parquet", meta)
     return Ledger.open(folder / "test.parquet")
 

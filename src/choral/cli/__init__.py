@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from choral import __version__
+from choral.cli.board_verbs import add_board_verbs
 from choral.cli.combine_verbs import add_combine_verbs
 from choral.cli.data_verbs import add_data_verbs
 from choral.cli.job_verbs import add_job_verbs
@@ -72,4 +73,5 @@ def _parsers() -> dict[str, Parser]:
     add_run_verbs(verbs)
     add_job_verbs(verbs)
     add_combine_verbs(verbs)
+    add_board_verbs(verbs)
     return verbs.parsers

@@ -90,6 +90,7 @@ def combine_verb(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return 0
     stdout.print(render_combination(found))
+    workflow.print_looks(folder, found["split"], stdout)
     kept = folder.path / "combined" / found["name"]
     words = "there already, from the same files" if found["again"] else "kept"
     stderr.print(f"{kept / found['split']}.parquet: {words}", markup=False, highlight=False, soft_wrap=True)

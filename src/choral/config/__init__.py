@@ -10,6 +10,7 @@ run is continued. All others may not.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +18,14 @@ from choral.config.augment import AugmentConfig
 from choral.config.data import DataConfig, PackConfig, ResampleConfig, Task
 from choral.config.ensemble import (
     LEGAL_NAME,
+    Average,
     EnsembleConfig,
     EvaluateConfig,
     MemberConfig,
     Reference,
     TrackingConfig,
 )
-from choral.config.fields import check
+from choral.config.fields import check, tuning
 from choral.config.members import held_out_groups, members_of
 from choral.config.model import FinetuneConfig, ModelConfig
 from choral.config.train import TrainConfig
@@ -31,6 +33,7 @@ from choral.errors import ConfigError, did_you_mean
 
 __all__ = [
     "AugmentConfig",
+    "Average",
     "Config",
     "DataConfig",
     "EnsembleConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "binding_difference",
     "binding_values",
+    "config_hash",
     "field_names",
     "held_out_groups",
     "members_of",
@@ -73,6 +77,10 @@ class Config:
     """Names the folder runs/NAME; by default the name of the config file."""
     seed: int = 0
     """Of everything random in training."""
+    project: str = tuning("")
+    """The scoreboard that the run's evaluations are appended to, see `choral scores`; "": the name of the data set."""
+    step: str = tuning("")
+    """What the run is called there: what was tried, such as baseline, +augment or +lp_ft; "": the run's name."""
     task: Task = "multiclass"
     """multiclass: one class an image; multilabel: any number of labels; regression: numbers."""
     data: DataConfig = DataConfig()
@@ -90,6 +98,17 @@ class Config:
             not self.run or LEGAL_NAME.fullmatch(self.run) is not None,
             "run",
             f"'{self.run}' is no run name: use letters, digits, '.', '_' and '-'",
+        )
+        check(self.run != "scoreboard", "run", "runs/scoreboard is where the scoreboards are: use another name")
+        check(
+            not self.project or LEGAL_NAME.fullmatch(self.project) is not None,
+            "project",
+            f"'{self.project}' is no name: use letters, digits, '.', '_' and '-'",
+        )
+        check(
+            len(self.step) <= 64 and self.step.isprintable(),
+            "step",
+            "expected a few words of at most 64 characters in one line",
         )
         check(0 <= self.seed < 2**31, "seed", "expected 0 to 2147483647")
         check(bool(self.data.shards), "data.shards", "expected the folder that `choral pack SOURCE OUT` wrote")
@@ -151,6 +170,11 @@ class Config:
         )
         check(task != "regression" or train.class_weights == "none", "train.class_weights", "regression has no classes")
         check(task != "regression" or not train.label_smoothing, "train.label_smoothing", "regression has no labels")
+        check(
+            task != "regression" or self.evaluate.average == "probabilities",
+            "evaluate.average",
+            f"{self.evaluate.average} is of probabilities, and with task: regression there are none: expected the default",
+        )
         fitted = self.finetune.strategy in ("svm", "auto")
         check(
             task == "multiclass" or not fitted,
@@ -188,6 +212,16 @@ def binding_difference(old: Config, new: Config) -> list[str]:
     """Return a line "key: old -> new" for each field that makes the two different experiments; the run's name is none."""
     before, after = binding_values(old), binding_values(new)
     return [f"{key}: {value} -> {after[key]}" for key, value in before.items() if after[key] != value]
+
+
+def config_hash(config: Config) -> str:
+    """Return 12 hexadecimal digits for what makes a config this experiment.
+
+    Only values that are not the defaults count, so that configs keep their hash when there are new keys.
+    """
+    usual = binding_values(Config(data=DataConfig(shards="shards")))
+    own = sorted(f"{key}: {value!r}" for key, value in binding_values(config).items() if value != usual[key])
+    return hashlib.sha256("\n".join(own).encode()).hexdigest()[:12]
 
 
 def field_names(config_type: type) -> list[str]:

@@ -12,6 +12,9 @@ from choral.config.fields import check, tuning
 LEGAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+Average = Literal["probabilities", "logits", "geometric"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How trained members are asked."""
@@ -20,6 +23,11 @@ class EvaluateConfig:
     """Validation as well: what combines members (weights, temperature) is fitted there, and judged on test."""
     views: tuple[str, ...] = ("identity", "hflip")
     """Test-time views whose probabilities are averaged; d4 stands for the eight flips and rotations."""
+    average: Average = "probabilities"
+    """Of a network's predictions under several views. logits: the mean of the outputs before softmax or sigmoid;
+    geometric: of the logarithms of the probabilities, none below 1.2e-7, divided by their sum. For a softmax and for labels
+    these two are the same but for that bound; for classes trained one against all (train.loss: bce) they are not.
+    Numbers (task: regression) have the one mean."""
     batch_size: int = tuning(64)
     """Images a forward pass and rank; views are passed one after the other."""
     checkpoint: Literal["best", "last"] = "best"

@@ -328,6 +328,7 @@ def _write(out: Path, asked: Asked, panel: Panel, fit: Fit) -> None:
         evaluation=ledger.meta.evaluation,
         tta_views=(ledger.meta.tta_views if panel.views == ("tta",) else panel.views) if several else (),
         task=ledger.meta.task,
+        average=ledger.meta.average if panel.views == ("tta",) else "probabilities",
         skipped=ledger.meta.skipped,
     )
     write_combined(out, meta, ledger.keys, ledger.labels, blocks())

@@ -156,8 +156,10 @@ def _held_out(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger
 
 def _same_voices(one: Ledger, other: Ledger) -> bool:
     """Whether two ledgers hold predictions of the same weights with the same options, about the same classes."""
-    return (one.meta.evaluation, one.classes, one.meta.task) == (
+    return (one.meta.evaluation, one.classes, one.meta.task, one.meta.tta_views, one.meta.average) == (
         other.meta.evaluation,
         other.classes,
         other.meta.task,
-    ) and one.meta.tta_views == other.meta.tta_views
+        other.meta.tta_views,
+        other.meta.average,
+    )

@@ -57,7 +57,7 @@ class Crew(Protocol):
 def perform(recipe: Recipe, ring: Ring, task: Task, starting: Callable[[int], None]) -> list[Unreadable]:
     """Make the images of one task; `starting` is called with each position in the batch."""
     rows = ring.rows[task.slot, task.start : task.stop]
-    images = ring.images[task.slot, task.start : task.stop]
+    images = [own[task.slot, task.start : task.stop] for own in ring.images]
     bad = recipe.fill(rows, task.epoch, images, lambda position: starting(task.start + position))
     return [Unreadable(task.start + position, reason) for position, reason in bad]
 
@@ -102,7 +102,7 @@ class ThreadCrew:
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
         closing = threading.Event()
-        uses_torch = recipe.resize == "antialias"
+        uses_torch = any(form.resize == "antialias" for form in recipe.forms)
         ready = threading.Barrier(workers + 1)
         arguments = (recipe, ring, self._tasks, self._done, closing, ready, uses_torch)
         threads = [

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from torch import Tensor
 
 from choral.inputs.augment.mixing import Mixing, mix
 from choral.inputs.augment.parameters import Augment, with_selections
-from choral.inputs.loader import HostBatch, HostLoader
+from choral.inputs.loader import HostBatch
+from choral.inputs.looks import Look, forms_of
 from choral.inputs.normalize import Normalizer
 from choral.inputs.standardize import Standardizer
 
@@ -54,6 +55,43 @@ class Batch:
     """(B,) float32, 0 to 1, on the device: share of the sample's own image; None where nothing is mixed."""
     partner_rows: NDArray[np.int64] | None = None
     """(B,) rows of the images mixed in, on the host; None where nothing is mixed."""
+    others: tuple[Tensor, ...] = ()
+    """The same samples as further looks show them, (B, 3, S', S') float32 each."""
+
+
+class HostBatches(Protocol):
+    """Where batches come from: a `HostLoader`, or batches that one has made before."""
+
+    def __next__(self) -> HostBatch:
+        """Return the next batch, waiting for it."""
+
+    def ready(self) -> bool:
+        """Return whether the next batch is complete, so that asking for it does not wait."""
+
+    def close(self) -> None:
+        """End whatever makes them; may be called more than once."""
+
+
+class Again:
+    """Batches that were made before, shown once more.
+
+    Args:
+        batches: in memory of their own (`HostBatch.kept`).
+    """
+
+    def __init__(self, batches: Sequence[HostBatch]) -> None:
+        self._batches = iter(batches)
+
+    def __next__(self) -> HostBatch:
+        """Return the next one."""
+        return next(self._batches)
+
+    def ready(self) -> bool:
+        """Return True: nothing is waited for."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: the batches are somebody else's."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +99,7 @@ class _Staged:
     """A batch whose copies to the GPU are under way."""
 
     host: HostBatch
-    images: Tensor
+    forms: tuple[Tensor, ...]
     small: dict[str, Tensor]
     copied: torch.cuda.Event
 
@@ -76,22 +114,33 @@ class DeviceLoader:
         augment: random changes; None in evaluation.
         channels_last: memory format of the images.
         mixing: how samples whose orders name partners are mixed.
+        also: further looks at the same samples, never augmented, with the position of each one's form in
+            `HostBatch.forms`.
     """
 
     def __init__(
         self,
-        host: HostLoader,
+        host: HostBatches,
         device: torch.device,
         mean: Sequence[float],
         std: Sequence[float],
         augment: Augment | None,
         channels_last: bool,
         mixing: Mixing | None = None,
+        also: Sequence[tuple[int, Look]] = (),
     ) -> None:
         self._host, self._device, self._mixing = host, device, mixing
         self._augment = augment if augment is not None and augment.active else None
         self._normalize = Normalizer(mean, std, channels_last)
         self._standardize = Standardizer(mean, std, device, self._augment, channels_last)
+        self._also = tuple(
+            (
+                form,
+                Normalizer(look.mean, look.std, look.channels_last),
+                Standardizer(look.mean, look.std, device, None, look.channels_last),
+            )
+            for form, look in also
+        )
         self._side: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -151,40 +200,51 @@ class DeviceLoader:
         small = self._small(host)
         if "partners" in small:
             images = self._normalize.mix(images, small)
+        others = tuple(normalize(host.forms[form], None).to(self._device) for form, normalize, _ in self._also)
         host.release()
         # On a CPU, these are the same tensors.
         moved = {name: torch.from_numpy(array).to(self._device) for name, array in small.items()}
-        return _batch(host, images.to(self._device), moved)
+        return _batch(host, images.to(self._device), moved, others)
 
     def _stage(self, host: HostBatch, side: torch.cuda.Stream) -> _Staged:
-        pinned = torch.empty(host.images.shape, dtype=torch.uint8, pin_memory=True)
-        np.copyto(pinned.numpy(), host.images)
+        pinned = [torch.empty(images.shape, dtype=torch.uint8, pin_memory=True) for images in host.forms]
+        for memory, images in zip(pinned, host.forms, strict=True):
+            np.copyto(memory.numpy(), images)
         host.release()
         small = {**self._small(host), **with_selections(self._parameters(host) or {})}
         with torch.cuda.stream(side):
-            images = pinned.to(self._device, non_blocking=True)
+            forms = tuple(memory.to(self._device, non_blocking=True) for memory in pinned)
             moved = {
                 name: torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
                 for name, array in small.items()
             }
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(side)
-        return _Staged(host, images, moved, copied)
+        return _Staged(host, forms, moved, copied)
 
     def _finish(self, staged: _Staged) -> Batch:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(staged.copied)
-        for tensor in (staged.images, *staged.small.values()):
+        for tensor in (*staged.forms, *staged.small.values()):
             tensor.record_stream(current)
-        images = self._standardize(staged.images, staged.small)
+        images = self._standardize(staged.forms[0], staged.small)
         if "partners" in staged.small:
             images = mix(images, staged.small["partners"], staged.small)
-        return _batch(staged.host, images, staged.small)
+        others = tuple(standardize(staged.forms[form], {}) for form, _, standardize in self._also)
+        return _batch(staged.host, images, staged.small, others)
 
 
-def _batch(host: HostBatch, images: Tensor, small: Mapping[str, Tensor]) -> Batch:
+def shown(host: HostBatches, device: torch.device, looks: Sequence[Look]) -> DeviceLoader:
+    """Return batches whose `images` and `others` are what the looks show; the forms of `host` are `forms_of(looks)`."""
+    forms = forms_of(looks)
+    first, *others = looks
+    also = [(forms.index(look.form), look) for look in others]
+    return DeviceLoader(host, device, first.mean, first.std, None, first.channels_last, also=also)
+
+
+def _batch(host: HostBatch, images: Tensor, small: Mapping[str, Tensor], others: tuple[Tensor, ...]) -> Batch:
     order = host.order
     labels, valid, rows = small["labels"], small["valid"], host.rows[: order.own]
     partners, shares = small.get("partner_labels"), small.get("share")
     partner_rows = host.rows[order.partners] if partners is not None else None
-    return Batch(images, labels, valid, rows, order.epoch, order.step, partners, shares, partner_rows)
+    return Batch(images, labels, valid, rows, order.epoch, order.step, partners, shares, partner_rows, others)

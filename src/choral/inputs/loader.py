@@ -8,7 +8,7 @@ depends on its order alone, not on the number or kind of workers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,6 +23,7 @@ from choral.inputs.crew import Crew, InlineCrew, Task, ThreadCrew
 from choral.inputs.crop import Crop
 from choral.inputs.decode import MAX_PIXELS
 from choral.inputs.host_transforms import HostTransforms
+from choral.inputs.looks import Form
 from choral.inputs.resize import Resize
 from choral.inputs.ring import Ring, RingShape
 from choral.inputs.sample import Recipe, Unreadable
@@ -53,7 +54,7 @@ class Order:
 
 @dataclass
 class HostBatch:
-    """A batch in a slot of the ring; `images` may be read until `release` is called, everything else for ever."""
+    """A batch in a slot of the ring; its images may be read until `release` is called, everything else for ever."""
 
     images: NDArray[np.uint8]
     """(b, S, S, 3), RGB."""
@@ -65,6 +66,19 @@ class HostBatch:
     """(b,) False: the sample could not be read, its image is zero."""
     order: Order
     _release: Callable[[], None]
+    others: tuple[NDArray[np.uint8], ...] = ()
+    """The same samples in further forms, (b, S', S', 3) each."""
+
+    @property
+    def forms(self) -> tuple[NDArray[np.uint8], ...]:
+        """The images in every form, `images` first."""
+        return (self.images, *self.others)
+
+    def kept(self) -> HostBatch:
+        """Give the slot back, and return the same batch in memory of its own."""
+        images, *others = (own.copy() for own in self.forms)
+        self.release()
+        return HostBatch(images, self.rows, self.labels, self.valid, self.order, _nothing, tuple(others))
 
     def release(self) -> None:
         """Give the slot back; once is enough, more does no harm."""
@@ -103,9 +117,10 @@ class HostLoader:
         max_pixels: as in `decode`; must be what the cache was made with.
         targets: what the labels are; None: the class ids of the index.
         host: transforms of the resized images; None in evaluation.
+        also: further forms that are made of each sample, from the same decode.
 
     Raises:
-        ConfigError: the crop shrinks in the decoder, beside a cache.
+        ConfigError: the crop shrinks in the decoder, beside a cache or further forms.
         DataError, from the iteration: a sample cannot be read and may not be skipped (naming shard, key and offset), a
             worker process died (naming the samples it held).
         RuntimeError, from the iteration: a defect in a worker, with its cause; or no slot was released.
@@ -128,6 +143,7 @@ class HostLoader:
         max_pixels: int = MAX_PIXELS,
         targets: Targets | None = None,
         host: HostTransforms | None = None,
+        also: Sequence[Form] = (),
     ) -> None:
         self._index, self._policy, self._workers = index, policy, workers
         self._targets = targets or Targets("multiclass", index.dataset.classes, index)
@@ -138,9 +154,11 @@ class HostLoader:
         self._orders = iter(orders)
         self._following = next(self._orders, None)
         self._free: deque[int] = deque(range(slots))
-        recipe = Recipe(index, store, cache, crop, resize, size, max_pixels, host)
+        forms = (Form(size, crop, resize), *also)
+        recipe = Recipe(index, store, cache, forms, max_pixels, host)
         if self._following is not None:  # a rank without samples needs no workers
-            shape = RingShape(slots, len(self._following.rows), size, workers)
+            sizes = tuple(form.size for form in forms)
+            shape = RingShape(slots, len(self._following.rows), sizes, workers)
             self._crew, self._ring = _hire(recipe, shape, kind, index)
             self._refill()
 
@@ -232,9 +250,9 @@ class HostLoader:
             valid[position] = False
             if position < order.own:  # others are recorded by the rank whose own they are
                 self._record(int(rows[position]), reason)
-        images = self._ring.images[ticket.slot, :count]
+        images, *others = (own[ticket.slot, :count] for own in self._ring.images)
         labels = self._targets.of(rows)
-        return HostBatch(images, rows, labels, valid, order, lambda: self._free.append(ticket.slot))
+        return HostBatch(images, rows, labels, valid, order, lambda: self._free.append(ticket.slot), tuple(others))
 
     def _record(self, row: int, reason: str) -> None:
         record = self._index.row(row)

@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 
 
 class RingShape(NamedTuple):
-    """Slots, samples a slot, side of the images in pixels, workers."""
+    """Slots, samples a slot, sides in pixels of the images that are made of each sample, workers."""
 
     slots: int
     capacity: int
-    size: int
+    sizes: tuple[int, ...]
     workers: int
 
 
@@ -34,26 +35,20 @@ class Ring:
         memory: at least `Ring.bytes_of(shape)` writable zero bytes; None: memory of this process.
 
     Attributes:
-        images: (slots, capacity, size, size, 3) uint8; a slot belongs to the workers from when its batch is handed to
-            them until the last part of it is done, then to the consumer until it releases it.
+        images: for each of the sizes (slots, capacity, size, size, 3) uint8; a slot belongs to the workers from when its
+            batch is handed to them until the last part of it is done, then to the consumer until it releases it.
         rows: (slots, capacity) int64; belongs to the loader, workers only read it.
         busy: (workers, 3) int64: slot and position of the sample that a worker process is at, and where its task stops;
             slot -1: none.
     """
 
     def __init__(self, shape: RingShape, memory: Any = None) -> None:
-        parts = _parts(shape)
         buffer = np.zeros(Ring.bytes_of(shape), np.uint8) if memory is None else np.frombuffer(memory, np.uint8)
-        views, start = [], 0
-        for part_shape, dtype in parts:
-            length = _bytes(part_shape, dtype)
-            views.append(buffer[start : start + length].view(dtype).reshape(part_shape))
-            start += length
+        views = _views(buffer, shape)
         self.shape = shape
-        self.images: NDArray[np.uint8]
-        self.rows: NDArray[np.int64]
-        self.busy: NDArray[np.int64]
-        self.busy, self.rows, self.images = views
+        self.busy: NDArray[np.int64] = next(views)
+        self.rows: NDArray[np.int64] = next(views)
+        self.images: tuple[NDArray[np.uint8], ...] = tuple(views)
 
     @staticmethod
     def bytes_of(shape: RingShape) -> int:
@@ -62,8 +57,16 @@ class Ring:
 
 
 def _parts(shape: RingShape) -> list[tuple[tuple[int, ...], Any]]:
-    images = (shape.slots, shape.capacity, shape.size, shape.size, 3)
-    return [((shape.workers, 3), np.int64), ((shape.slots, shape.capacity), np.int64), (images, np.uint8)]
+    images = [((shape.slots, shape.capacity, size, size, 3), np.uint8) for size in shape.sizes]
+    return [((shape.workers, 3), np.int64), ((shape.slots, shape.capacity), np.int64), *images]
+
+
+def _views(buffer: NDArray[np.uint8], shape: RingShape) -> Iterator[NDArray[Any]]:
+    start = 0
+    for part_shape, dtype in _parts(shape):
+        length = _bytes(part_shape, dtype)
+        yield buffer[start : start + length].view(dtype).reshape(part_shape)
+        start += length
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Box, Crop
 from choral.inputs.decode import decode, full_size, grey_to_rgb
 from choral.inputs.host_transforms import HostTransforms
+from choral.inputs.looks import Form
 from choral.inputs.resize import Resize, resize_into
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
@@ -27,10 +28,12 @@ class Unreadable(NamedTuple):
 
 
 class Recipe:
-    """How the rows of an index become images of one size; may be used by several threads, and be pickled.
+    """How the rows of an index become images; may be used by several threads, and be pickled.
+
+    Each row is read and decoded once for all forms.
 
     Raises:
-        ConfigError: a crop that shrinks in the decoder beside a decoded cache.
+        ConfigError: a crop that shrinks in the decoder beside a decoded cache, or beside other forms.
     """
 
     def __init__(
@@ -38,17 +41,18 @@ class Recipe:
         index: Index,
         store: LocalStore,
         cache: DecodedCache | None,
-        crop: Crop,
-        resize: Resize,
-        size: int,
+        forms: Sequence[Form],
         max_pixels: int,
         host: HostTransforms | None = None,
     ) -> None:
-        if cache is not None and crop.shrink:
+        shrinks = any(form.crop.shrink for form in forms)
+        if cache is not None and shrinks:
             raise ConfigError("crop.shrink and a decoded cache exclude each other: the cache would change the samples")
-        self._arguments = (index, store, cache, crop, resize, size, max_pixels, host)
-        self._store, self._cache, self._crop, self._max_pixels, self._host = store, cache, crop, max_pixels, host
-        self.resize, self.size = resize, size
+        if len(forms) > 1 and shrinks:
+            raise ConfigError("crop.shrink and several forms exclude each other: one decode serves all of them")
+        self._arguments = (index, store, cache, forms, max_pixels, host)
+        self._store, self._cache, self._max_pixels, self._host = store, cache, max_pixels, host
+        self.forms = tuple(forms)
         self._shards, self._offsets, self._lengths = (index.column(name) for name in ("shard", "offset", "length"))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,7 +63,7 @@ class Recipe:
         self,
         rows: NDArray[np.int64],
         epoch: int,
-        images: NDArray[np.uint8],
+        images: Sequence[NDArray[np.uint8]],
         starting: Callable[[int], None],
     ) -> list[Unreadable]:
         """Make the images of some rows.
@@ -67,48 +71,55 @@ class Recipe:
         Args:
             rows: (b,) int64, of an `Order`: repetitions of a row lie beyond the length of the index.
             epoch: what random crops and host transforms depend on, beside their seed and the row.
-            images: (b, size, size, 3) uint8, to be filled; zeros where a sample cannot be read.
+            images: for each form (b, size, size, 3) uint8, to be filled; zeros where a sample cannot be read.
             starting: called with the position of each sample before it is read.
 
         Returns:
             the samples that could not be read.
         """
         bad = []
-        draws = self._crop.draws(epoch, rows).tolist()
+        draws = [form.crop.draws(epoch, rows).tolist() for form in self.forms]
         seeds = self._host.seeds(epoch, rows) if self._host is not None else []
         for position, row in enumerate(rows.tolist()):
             starting(position)
             try:
-                self._fill_one(row % len(self._offsets), draws[position], images[position])
+                own = [drawn[position] for drawn in draws]
+                self._fill_one(row % len(self._offsets), own, [out[position] for out in images])
             except DataError as error:
-                images[position] = 0
+                for out in images:
+                    out[position] = 0
                 bad.append(Unreadable(position, str(error)))
                 continue
             if self._host is not None:
-                self._host.apply(images[position], seeds[position])
+                for out in images:
+                    self._host.apply(out[position], seeds[position])
         return bad
 
-    def _fill_one(self, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
+    def _fill_one(self, row: int, draws: list[list[float]], outs: list[NDArray[np.uint8]]) -> None:
         image = None
         if self._cache is not None:
             with contextlib.suppress(DataError):  # when the cache was made; a disk may have failed for a moment only
                 image = self._cache.get(row)
-        if image is not None:
-            part = _part_of(image, self._crop.box(image.shape[0], image.shape[1], draws))
-            # Grey is stored once: three channels again, so that it is resized by the arithmetic of any other image.
-            place(grey_to_rgb(part) if part.shape[2] == 1 else part, self._crop, self.resize, out)
-            return
-        data = self._store.read(int(self._shards[row]), int(self._offsets[row]), int(self._lengths[row]))
-        whole = full_size(data) if self._crop.shrink else None
-        if whole is None:
+        if image is None:
+            data = self._store.read(int(self._shards[row]), int(self._offsets[row]), int(self._lengths[row]))
+            whole = full_size(data) if self.forms[0].crop.shrink else None
+            if whole is not None:
+                self._fill_shrunk(data, whole, draws[0], outs[0])
+                return
             image = decode(data, max_pixels=self._max_pixels)
-            place(_part_of(image, self._crop.box(image.shape[0], image.shape[1], draws)), self._crop, self.resize, out)
-            return
-        box = self._crop.box(*whole, draws)
-        target = self._crop.resized_shape(box, self.size)
+        for form, own, out in zip(self.forms, draws, outs, strict=True):
+            part = _part_of(image, form.crop.box(image.shape[0], image.shape[1], own))
+            # Grey is cached once: three channels again, so that it is resized by the arithmetic of any other image.
+            place(grey_to_rgb(part) if part.shape[2] == 1 else part, form.crop, form.resize, out)
+
+    def _fill_shrunk(self, data: bytes, whole: tuple[int, int], draws: list[float], out: NDArray[np.uint8]) -> None:
+        """Make an image of the given full size, letting the decoder shrink it; there is one form."""
+        (form,) = self.forms
+        box = form.crop.box(*whole, draws)
+        target = form.crop.resized_shape(box, form.size)
         min_size = (-(-whole[0] * target[0] // box.height), -(-whole[1] * target[1] // box.width))
         image = decode(data, max_pixels=self._max_pixels, min_size=min_size)
-        place(_part_of(image, _scaled(box, whole, image.shape)), self._crop, self.resize, out)
+        place(_part_of(image, _scaled(box, whole, image.shape)), form.crop, form.resize, out)
 
 
 def place(part: NDArray[np.uint8], crop: Crop, how: Resize, out: NDArray[np.uint8]) -> None:

@@ -26,6 +26,7 @@ from choral.inputs.crop import Crop
 from choral.inputs.device import DeviceLoader
 from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.loader import HostLoader, Order
+from choral.inputs.looks import Form, Look, forms_of
 from choral.inputs.resample import Selection, select
 from choral.inputs.targets import Targets
 from choral.shards.index import Dataset, Index
@@ -237,6 +238,15 @@ def plain_batches(
     return DeviceLoader(host, place.device, mean, std, None, config.model.channels_last)
 
 
+def shared_samples(
+    config: DataConfig, split: Split, place: RankPlace, looks: Sequence[Look], orders: Iterable[Order], bad_log: Path
+) -> HostLoader:
+    """Return the batches of any orders on the host, each image decoded once and made into all `forms_of(looks)`."""
+    first, *others = forms_of(looks)
+    data = replace(config, image_size=first.size, resize=first.resize)
+    return _host_loader(data, split, place, first.crop, orders, bad_log, also=others)
+
+
 def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan | SelectedPlan | WeightedPlan:
     data, batch_size = config.data, config.train.batch_size
     if split.weights is not None and data.resample.by == "sampling":
@@ -280,6 +290,7 @@ def _host_loader(
     orders: Iterable[Order],
     bad_log: Path | None,
     host: HostTransforms | None = None,
+    also: Sequence[Form] = (),
 ) -> HostLoader:
     return HostLoader(
         split.index,
@@ -295,6 +306,7 @@ def _host_loader(
         max_pixels=config.max_pixels,
         targets=split.targets,
         host=host,
+        also=also,
     )
 
 

@@ -18,7 +18,7 @@ from choral.inputs.decode import decode
 from choral.inputs.sample import place
 from choral.inputs.standardize import Standardizer
 from choral.predict.answers import Answer, answer, unreadable
-from choral.predict.evaluate import member_predictions
+from choral.predict.asking import Manner, member_predictions
 from choral.predict.views import expand
 from choral.predict.voices import Voice
 
@@ -34,7 +34,7 @@ def predict_images(
         ConfigError: an unknown view.
         ChoralError: a damaged checkpoint.
     """
-    views = expand(config.evaluate.views)
+    manner = Manner(expand(config.evaluate.views), ("tta",), nullcontext, config.evaluate.average)
     networks = {voice.name: voice.load(device) for voice in voices}
     for start in range(0, len(images), _BATCH):
         paths = images[start : start + _BATCH]
@@ -47,7 +47,7 @@ def predict_images(
                 continue
             batch = _batch(members[0], readable, device)
             for voice in members:
-                found = member_predictions(networks[voice.name], voice, batch, views, ("tta",), nullcontext)
+                found = member_predictions(networks[voice.name], voice, batch, manner)
                 by_member[voice.name] = found["tta"].cpu().numpy()
         row = 0
         for path, item in zip(paths, decoded, strict=True):

@@ -6,8 +6,9 @@ multilabel, a probability for each label, and 0 or 1 for each; regression, the n
 metadata key `choral` says what the columns mean.
 Reading one column leaves the bytes of the others alone.
 
-Each rank of an evaluation writes a part, an Arrow IPC file: it is mapped into memory and merged block by block, so that
-a merge needs the memory of one block, not of the ledger. The merged file does not depend on the number of ranks.
+The ranks of an evaluation write parts, Arrow IPC files of some chunks of the split each: they are mapped into memory and
+merged block by block, so that a merge needs the memory of one block, not of the ledger. The merged file does not depend on
+the number of ranks or parts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from choral.errors import DataError, did_you_mean
-from choral.predict.parts import PART_KEY, Part, checked_rows, open_part, part_path, single_array, written_aside
+from choral.predict.parts import PART_KEY, Part, checked_rows, open_all, part_path, single_array, written_aside
 
 FORMAT = "choral-ledger-1"
 _META_KEY = b"choral"
@@ -47,6 +48,7 @@ class LedgerMeta:
         evaluation: fingerprint of what predicted (weights, options): a part with another one is never merged.
         tta_views: the views that the "tta" columns average.
         task: multiclass (as in all ledgers of before there were others), multilabel or regression.
+        average: what "tta" is of the predictions under its views; see `EvaluateConfig.average`.
         skipped: samples that have no row because they could not be read, or, among held-out predictions, because everybody
             has seen them.
     """
@@ -59,6 +61,7 @@ class LedgerMeta:
     evaluation: str = ""
     tta_views: tuple[str, ...] = ()
     task: str = "multiclass"
+    average: str = "probabilities"
     skipped: int = field(default=0, compare=False)
 
     @property
@@ -77,8 +80,9 @@ class LedgerMeta:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
         values: dict[str, Any] = {}
+        later = {"task": "multiclass", "average": "probabilities"}  # what older ledgers do not say
         for item in fields(cls):
-            value = content.get("task", "multiclass") if item.name == "task" else content[item.name]
+            value = content.get(item.name, later[item.name]) if item.name in later else content[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
@@ -107,47 +111,48 @@ def ledger_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def write_part(folder: Path, rank: int, world_size: int, table: pa.Table, skipped: Sequence[str] = ()) -> Path:
-    """Write the rows of one rank into the folder of parts, atomically; a rank without a sample writes an empty table.
+def write_part(folder: Path, first: int, stop: int, table: pa.Table, skipped: Sequence[str] = ()) -> Path:
+    """Write the rows of consecutive chunks into the folder of parts, atomically.
 
     Args:
-        folder: for the parts of this split alone, made where it does not exist.
-        rank, world_size: of the evaluation; they are part of the file name, so that attempts with other world sizes
-            never mix.
+        folder: for the parts of this ledger alone, made where it does not exist.
+        first, stop: the chunks that are in it, `stop` not included.
         table: of `ledger_table`.
-        skipped: keys of the samples that this rank could not read: they need no row, and are counted in the ledger.
+        skipped: keys of their samples that could not be read: they need no row, and are counted in the ledger.
 
     Raises:
         DataError: the file cannot be written.
     """
-    part = json.dumps({"rank": rank, "world_size": world_size, "skipped": list(skipped)})
+    part = json.dumps({"first": first, "stop": stop, "skipped": list(skipped)})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), PART_KEY: part.encode()})
-    path = part_path(folder, rank, world_size)
+    path = part_path(folder, first, stop)
     with written_aside(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         # One batch: its columns can be mapped and indexed as single arrays.
         writer.write_table(table.combine_chunks())
     return path
 
 
-def merge_parts(folder: Path, world_size: int, expected_keys: Sequence[str], out: Path, meta: LedgerMeta) -> None:
-    """Merge the parts of all ranks into one ledger, sorted by key and written atomically, and remove the parts.
+def merge_parts(
+    folder: Path, chunks: int, expected_keys: Sequence[str], out: Path, meta: LedgerMeta, left_out: Sequence[str] = ()
+) -> None:
+    """Merge the parts of all chunks into one ledger, sorted by key and written atomically, and remove the parts.
 
     Args:
         folder: that `write_part` wrote to.
-        world_size: parts to expect; parts of other world sizes are left-overs, never read, and removed at the end.
-        expected_keys: of all samples of the split in the order of the index, as `shards.plan.exact_rows` deals them to
-            the ranks; each must have one row, or have been skipped.
+        chunks: to expect; each must lie in one part.
+        expected_keys: of all samples of the split; each must have one row, or have been skipped, or left out.
         out: the ledger, RUN/predictions/SPLIT.parquet.
         meta: of the ledger; parts that hold something else are left-overs of an earlier evaluation.
+        left_out: keys of samples that nobody was asked about; they are counted as skipped.
 
     Raises:
         DataError: a part is missing, stale or damaged; a key is missing, double or not of the split; a label is not what
             the task has; predictions that are not finite, or as probabilities not from 0 to 1, or of classes do not sum
-            to 1 within 0.001. Rank and keys are named.
+            to 1 within 0.001. Chunks or keys are named.
     """
-    parts = [_own_part(open_part(folder, rank, world_size), meta) for rank in range(world_size)]
-    keys, order = checked_rows(parts, expected_keys)
-    meta = replace(meta, skipped=sum(len(part.skipped) for part in parts))
+    parts = [own_part(part, meta) for part in open_all(folder, chunks)]
+    keys, order = checked_rows(parts, expected_keys, left_out)
+    meta = replace(meta, skipped=len(left_out) + sum(len(part.skipped) for part in parts))
     schema = _schema(meta)
     split_bytes = [f"{name}.list.element" for name in meta.columns]  # groups equal exponents: a tenth smaller
     with (
@@ -335,8 +340,8 @@ def _as_array(lists: pa.Array, classes: int) -> NDArray[np.float32]:
     return values.reshape(-1, classes)
 
 
-def _own_part(part: Part, meta: LedgerMeta) -> Part:
-    """Return the part if it belongs to this evaluation."""
+def own_part(part: Part, meta: LedgerMeta) -> Part:
+    """Return the part if it belongs to this evaluation; DataError, saying what is different, where it does not."""
     try:
         found = LedgerMeta.from_json(part.table.schema.metadata[_META_KEY])
     except (ValueError, KeyError, TypeError) as error:
@@ -346,7 +351,7 @@ def _own_part(part: Part, meta: LedgerMeta) -> Part:
             item.name for item in fields(meta) if item.compare and getattr(found, item.name) != getattr(meta, item.name)
         ]
         raise DataError(
-            f"{part.path}: rank {part.rank} has no predictions of this evaluation, only of an earlier one"
+            f"{part.path}: holds no predictions of this evaluation, but of an earlier one"
             f" (other {', '.join(other)}); evaluate again"
         )
     return part
@@ -361,7 +366,8 @@ def _merged_block(
     picks = []  # of each part: where its rows go in the block, and which rows of the part they are
     for number, part in enumerate(parts):
         places = np.flatnonzero(owners == number)
-        picks.append((part, places, rows[places] - (ends[number] - len(part.table))))
+        if len(places):
+            picks.append((part, places, rows[places] - (ends[number] - len(part.table))))
     single = meta.task == "multiclass"
     shape = (len(rows),) if single else (len(rows), len(meta.classes))
     labels = np.empty(shape, dtype=np.int64 if single else np.float32)

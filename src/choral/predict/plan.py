@@ -75,6 +75,7 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
             evaluation=evaluation,
             tta_views=views if several else (),
             task=outputs.task,
+            average=config.evaluate.average if several else "probabilities",
         )
         return folder.predictions / f"{name}.parquet", meta
 
@@ -116,7 +117,8 @@ def _held_out_fingerprint(groups: Mapping[str, Sequence[Voice]], voices: Sequenc
 
 def same_weights(held_out: LedgerMeta, other: LedgerMeta) -> bool:
     """Return whether the held-out ledger is of the weights, inputs and views that another ledger of its run is of."""
-    return held_out.evaluation.partition("-")[0] == other.evaluation and held_out.tta_views == other.tta_views
+    same_views = (held_out.tta_views, held_out.average) == (other.tta_views, other.average)
+    return held_out.evaluation.partition("-")[0] == other.evaluation and same_views
 
 
 def _holds(path: Path, meta: LedgerMeta) -> bool:

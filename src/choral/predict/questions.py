@@ -59,25 +59,25 @@ def about_unseen(groups: Mapping[str, Sequence[Voice]], index: Index) -> list[Qu
     return questions
 
 
-def can_be_answered(questions: Sequence[Question], part: slice) -> NDArray[np.bool_]:
-    """Return for which rows of a part of the split every column has somebody to ask, (stop - start,)."""
+def can_be_answered(questions: Sequence[Question], samples: int) -> NDArray[np.bool_]:
+    """Return for which rows of a split of so many samples every column has somebody to ask, (samples,)."""
     heard: dict[str, NDArray[np.bool_]] = {}
     for question in questions:
-        everything = np.ones(part.stop - part.start, dtype=np.bool_)
-        asked = everything if question.rows is None else question.rows[part]
+        everything = np.ones(samples, dtype=np.bool_)
+        asked = everything if question.rows is None else question.rows
         heard[question.column] = heard.get(question.column, ~everything) | asked
     answered: NDArray[np.bool_] = np.logical_and.reduce(list(heard.values()))
     return answered
 
 
-def rows_to_ask(questions: Sequence[Question], part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of a part of the split that can be answered, and the others.
+def rows_to_ask(questions: Sequence[Question], samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of a split of so many samples that can be answered, and the others.
 
     The first come in an order that brings rows with the same voices to ask together, so that batches are full; where all
     are asked about everything, in the order of the index.
     """
-    rows = np.arange(part.start, part.stop)
-    answered = can_be_answered(questions, part)
-    masks = [question.rows[part][answered] for question in questions if question.rows is not None]
+    rows = np.arange(samples)
+    answered = can_be_answered(questions, samples)
+    masks = [question.rows[answered] for question in questions if question.rows is not None]
     order = np.lexsort(masks) if masks else slice(None)
     return rows[answered][order], rows[~answered]

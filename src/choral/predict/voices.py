@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from choral.checkpoints import read_meta, snapshots_of, weights_of
 from choral.config import Config, members_of
 from choral.errors import ChoralError
+from choral.inputs.crop import Crop
+from choral.inputs.looks import Form, Look
 from choral.inputs.sample_weights import rounds_of
 from choral.model.outputs import Outputs
 from choral.runfolder import RunFolder
@@ -46,6 +48,14 @@ class Voice:
         """What decides how its images are prepared: voices with equal inputs share their batches."""
         data = self.config.data
         return (data.image_size, data.resize, data.eval_crop, data.crop_pct, self.mean, self.std)
+
+    @property
+    def look(self) -> Look:
+        """What it is shown; voices with equal looks share their batches, and their views."""
+        data = self.config.data
+        crop = Crop(data.eval_crop, crop_pct=data.crop_pct)
+        form = Form(data.image_size, crop, data.resize)
+        return Look(form, self.mean, self.std, self.config.model.channels_last)
 
     def load(self, device: torch.device) -> nn.Module:
         """Return the network in evaluation mode on `device`; its checkpoint's hashes are verified."""

@@ -7,8 +7,9 @@ imported only by the steps that compute.
 from __future__ import annotations
 
 from choral.workflow.answering import predict
+from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
-from choral.workflow.scoring import combine, print_scores, score, scores_as_json
+from choral.workflow.scoring import combine, print_looks, print_scores, score, scores_as_json
 from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
 
@@ -18,7 +19,12 @@ __all__ = [
     "evaluate",
     "pack_if_missing",
     "predict",
+    "print_board",
+    "print_looks",
+    "print_projects",
     "print_scores",
+    "project_scores",
+    "projects_as_json",
     "run_all",
     "score",
     "scores_as_json",

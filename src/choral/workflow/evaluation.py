@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from choral.assess.recording import record_steps
 from choral.config import Config
 from choral.ensemble.absent import absent_members, how_many
 from choral.errors import ChoralError
@@ -39,6 +40,8 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
         code = launch("choral.predict", arguments, processes, folder)
         if code:
             return code
+    for split in config.evaluate.splits:
+        record_steps(folder, folder.config(), split)
     show_evaluation(config, folder)
     say_absent(folder, config)
     return 0

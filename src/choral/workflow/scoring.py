@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from choral.assess.looks import look_at_rows, looks_line
 from choral.assess.predictor import evaluated
+from choral.assess.recording import record_steps
 from choral.ensemble import score as scoring
 from choral.ensemble.absent import absent_from
 from choral.ensemble.combination import Asked, combine_run
@@ -42,6 +44,8 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
         configured=len(member_folders(folder, config)),
         known=known_of(folder, config, ledger),
     )
+    look_at_rows(folder, config, ledger.meta, scores["rows"])
+    record_steps(folder, config, name)
     write_json(folder.path / f"scores-{name}.json", scores)
     if scores["diversity"] is not None:
         write_atomic(diversity_figure(folder, name), draw_diversity(scores["diversity"], name))
@@ -57,18 +61,30 @@ def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any
         asked: the rule and what belongs to it.
     """
     config = folder.config()
-    name = evaluated(folder, config, split).meta.split
-    return combine_run(folder, config, name, asked)
+    ledger = evaluated(folder, config, split)
+    name = ledger.meta.split
+    found = combine_run(folder, config, name, asked)
+    look_at_rows(folder, config, ledger.meta, found["scores"])
+    record_steps(folder, config, name, f"combined/{found['name']}")
+    return found
 
 
 def print_scores(scores: scoring.Scores, folder: RunFolder, console: Console) -> None:
     """Print the table of scores, and of several members what they gain, why, and where the figure of it is."""
     console.print(render(scores))
+    print_looks(folder, scores["split"], console)
     if scores["diversity"] is not None:
         console.print(render_diversity(scores["diversity"]))
         console.print(
             f"Figure: {diversity_figure(folder, scores['split'])}", markup=False, highlight=False, soft_wrap=True
         )
+
+
+def print_looks(folder: RunFolder, split: str, console: Console) -> None:
+    """Print below a table of test scores how often that test split was looked at."""
+    config = folder.config()
+    if words := looks_line(folder, config, evaluated(folder, config, split).meta):
+        console.print(words, style="italic", markup=False, highlight=False)
 
 
 def diversity_figure(folder: RunFolder, split: str) -> Path:

@@ -1,0 +1,160 @@
+"""What an evaluation leaves on the scoreboard: of each run a few predictors that stand for its steps."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.assess.looks import look_at, scoreboard_of
+from choral.assess.predictor import COMBINED, Predictor, evaluated, predictor_names, predictor_of
+from choral.assess.record import Record, Samples, estimates_of
+from choral.assess.scoreboard import Entry, Scoreboard, entry_id
+from choral.config import Config, config_hash
+from choral.ensemble.known import known_of
+from choral.ensemble.panel import Panel
+from choral.ensemble.rows import numbers, scored_views
+from choral.errors import ChoralError, DataError
+from choral.predict.ledger import Ledger
+from choral.predict.plan import HELD_OUT
+from choral.predict.voices import member_folders
+from choral.runfolder import RunFolder
+from choral.score.metrics import label_log_losses, log_losses
+from choral.shards.index import Dataset
+
+_FITTED = {"soft+learned": "+learned", "answer": "+calibrated"}
+
+
+def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -> None:
+    """Append what a run was evaluated to on a split to the scoreboard of its project, and count the look at it.
+
+    Of several members these are one of them, which validation likes best, their vote, and that over test-time views; of one
+    network it, without and with views; then what has been learned or calibrated. The training split is not recorded.
+    What goes wrong is said on stderr: a scoreboard must never cost an evaluation.
+
+    Args:
+        folder, config: of the run.
+        split: that has been evaluated.
+        further: names of predictors that are recorded as well, such as combined/NAME.
+    """
+    if split in (config.data.train_split, HELD_OUT):
+        return
+    try:
+        ledger = evaluated(folder, config, split)
+        if not len(ledger):
+            return
+        names = [*steps_of(folder, config, ledger), *further]
+        predictors = [predictor_of(folder, config, split, name) for name in dict.fromkeys(names)]
+        _append(folder, config, predictors)
+    except (ChoralError, OSError) as error:
+        print(f"the scoreboard is without split {split} of {folder.path}: {error}", file=sys.stderr)
+
+
+def project_of(config: Config) -> str:
+    """Return the project whose scoreboard a run is on: as configured, else the name of the data set, or of its folder."""
+    if config.project:
+        return config.project
+    try:
+        name = Dataset.open(config.data.shards).name
+    except DataError:  # the data may be elsewhere by now
+        name = Path(config.data.shards).absolute().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "data"
+
+
+def steps_of(folder: RunFolder, config: Config, ledger: Ledger) -> list[str]:
+    """Return the names of the predictors that stand for the steps of an evaluated run, each adding to the one before."""
+    suffixes = [suffix for _, suffix in scored_views(ledger)]
+    first = f"member/{_likeliest(folder, config, ledger)}"
+    names = [f"{first}{suffixes[0]}"]
+    vote = first
+    if len(ledger.members) > 1:
+        vote = "mean" if ledger.meta.task == "regression" else "soft"
+        names.append(f"{vote}{suffixes[0]}")
+    names += [f"{vote}{suffix}" for suffix in suffixes[1:]]
+    there = predictor_names(folder, config, ledger.meta.split)
+    return names + [name for name in _FITTED if name in there]
+
+
+def part_of(predictor: str, several: bool) -> str:
+    """Return what a predictor is called below the step of its run: what was added, "" for the first of one network."""
+    if predictor in _FITTED:
+        return _FITTED[predictor]
+    if predictor.startswith(COMBINED):
+        return f"+{predictor.removeprefix(COMBINED)}"
+    name, plus, view = predictor.partition("+")
+    if name in ("soft", "mean") and not plus:
+        return "+ensemble"
+    if predictor.startswith("member/") and (several or not plus):
+        return ""
+    return f"+{view}" if name in ("soft", "mean") or not several else f"+{predictor}"
+
+
+def _likeliest(folder: RunFolder, config: Config, ledger: Ledger) -> str:
+    """Return the member of the lowest loss on validation; without that, the first: none is chosen by what is scored."""
+    validation = known_of(folder, config, ledger).validation
+    view = scored_views(ledger)[0][0]
+    if len(ledger.members) == 1 or validation is None or view not in validation.views:
+        return ledger.members[0]
+    sums = np.zeros(len(ledger.members))
+    for labels, stack in Panel(validation, ledger.members, (view,)).blocks():
+        sums += [_losses(ledger.meta.task, labels, said).sum() for said in stack]
+    return ledger.members[int(sums.argmin())]
+
+
+def _losses(task: str, labels: NDArray[np.float32], said: NDArray[np.float32]) -> NDArray[np.float64]:
+    if task == "multiclass":
+        return log_losses(labels.astype(np.int64), said)
+    if task == "multilabel":
+        return label_log_losses(labels > 0, said)
+    errors: NDArray[np.float64] = ((said.astype(np.float64) - labels) ** 2).mean(axis=1)
+    return errors
+
+
+def _append(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) -> None:
+    look_at(folder, config, predictors)
+    ledger = predictors[0].ledger
+    meta, samples = ledger.meta, Samples.of(ledger)
+    data = samples.digest(meta.dataset, meta.split, meta.task, meta.classes)
+    records = {predictor.name: Record.of(predictor) for predictor in predictors}
+    estimates = estimates_of(meta.task, ledger.labels, records)
+    board = Scoreboard(scoreboard_of(folder) / project_of(config))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for name, record in records.items():
+        entry = Entry(
+            id=entry_id(folder.name, name, data, record),
+            step=config.step or folder.name,
+            part=part_of(name, len(ledger.members) > 1),
+            run=folder.name,
+            folder=str(folder.path.resolve()),
+            predictor=name,
+            members=ledger.members,
+            split=meta.split,
+            dataset=meta.dataset,
+            data=data,
+            task=meta.task,
+            classes=meta.classes,
+            samples=len(ledger),
+            metrics={metric: numbers(found[name].interval) for metric, found in estimates.items() if name in found},
+            minutes=_minutes(folder, config, name),
+            config=config_hash(config),
+            date=now,
+            record="",
+        )
+        board.append(entry, record, samples)
+
+
+def _minutes(folder: RunFolder, config: Config, predictor: str) -> float | None:
+    """Return the minutes of training of all members, or of the one that a predictor is; None: one is not known."""
+    members = member_folders(folder, config)
+    if predictor.startswith("member/"):
+        own = predictor.removeprefix("member/").partition("+")[0]
+        members = {name: member for name, member in members.items() if name in (own, own.rpartition(".")[0])}
+    results = [member.result for member in members.values()]
+    minutes = [result.get("train_minutes") for result in results if result is not None]
+    known = [float(value) for value in minutes if isinstance(value, int | float)]
+    return round(sum(known), 3) if known and len(known) == len(minutes) else None

@@ -1,0 +1,51 @@
+"""The verbs that judge steps over time, and two runs beside each other: scores and compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from choral import workflow
+from choral.assess.scoreboard import projects_in
+from choral.cli.parser import Verbs, stdout
+from choral.errors import ConfigError
+from choral.runfolder import RUNS
+
+
+def add_board_verbs(verbs: Verbs) -> None:
+    """Add scores and compare."""
+    verb = verbs.add(
+        "scores",
+        scores_verb,
+        "choral scores elpv",
+        "Print every step of a project that was evaluated, with intervals and paired differences to the step before and to\n"
+        "the best, and draw them. Steps are appended by run, evaluate, score, combine and calibrate, and outlive their runs.",
+    )
+    verb.add_argument("project", nargs="?", default="", metavar="PROJECT", help="default: the only one, else a list")
+    verb.add_argument("--split", default="", help="default: those of test data")
+    verb.add_argument("--metric", default="", help="that differences are of (default: accuracy, mean_ap or rmse)")
+    verb.add_argument(
+        "--runs", type=Path, default=RUNS, metavar="DIR", help="where the runs are (default: %(default)s)"
+    )
+    verb.add_argument("--json", action="store_true", help="for machines")
+
+
+def scores_verb(options: argparse.Namespace) -> int:
+    """Print every evaluated step of a project, and draw progress."""
+    root = options.runs / "scoreboard"
+    projects = projects_in(root)
+    if not options.project and not projects:
+        raise ConfigError(f"{root}: nothing has been evaluated yet; `choral evaluate RUN` appends to it")
+    if not options.project and len(projects) > 1:
+        if options.json:
+            print(json.dumps(workflow.projects_as_json(root), indent=1))
+        else:
+            workflow.print_projects(root, stdout)
+        return 0
+    scores = workflow.project_scores(root, options.project or projects[0], options.split, options.metric)
+    if options.json:
+        print(json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        workflow.print_board(scores, stdout)
+    return 0

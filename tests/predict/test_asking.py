@@ -1,0 +1,86 @@
+"""What a network says under several views, averaged in three ways, against formulas."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from choral.config import Average
+from choral.configfile import load_config
+from choral.errors import ConfigError
+from choral.model.outputs import Outputs
+from choral.predict.asking import Manner, member_predictions
+from choral.predict.voices import Voice
+
+VIEWS = ("identity", "hflip", "rot90")
+OUTPUTS = {
+    "multiclass": Outputs("multiclass", ("x", "y", "z")),
+    "against all": Outputs("multiclass", ("x", "y", "z"), one_against_all=True),
+    "multilabel": Outputs("multilabel", ("x", "y", "z")),
+}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3))
+
+
+def voice(outputs: Outputs) -> Voice:
+    return cast(Voice, SimpleNamespace(outputs=outputs, mean=(0.5,) * 3, std=(0.25,) * 3))
+
+
+def said(kind: str, average: Average) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (views, B, 3) predictions of each view, and the (B, 3) average, in float64."""
+    images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 3
+    manner = Manner(VIEWS, (*VIEWS, "tta"), nullcontext, average)
+    found = member_predictions(network().eval(), voice(OUTPUTS[kind]), images, manner)
+    assert list(found) == [*VIEWS, "tta"]
+    views = np.stack([found[view].numpy().astype(np.float64) for view in VIEWS])
+    return views, found["tta"].numpy().astype(np.float64)
+
+
+def geometric(views: np.ndarray, kind: str) -> np.ndarray:
+    powers = np.exp(np.log(views).mean(axis=0))
+    others = np.exp(np.log(1 - views).mean(axis=0)) if kind == "multilabel" else 0
+    return powers / (powers + others if kind == "multilabel" else powers.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_averages(kind: str) -> None:
+    views, mean = said(kind, "probabilities")
+    np.testing.assert_allclose(mean, views.mean(axis=0), atol=1e-7)
+    expected = geometric(views, kind)
+    assert np.abs(expected - mean).max() > 0.01, "the averages should differ here"
+    np.testing.assert_allclose(said(kind, "geometric")[1], expected, atol=1e-6)
+    by_logits = said(kind, "logits")[1]
+    if kind == "against all":  # the sigmoid of a mean is no mean of logarithms of sigmoids
+        assert np.abs(by_logits - expected).max() > 0.01
+        np.testing.assert_allclose(by_logits.sum(axis=1), 1, atol=1e-6)
+    else:
+        np.testing.assert_allclose(by_logits, expected, atol=1e-6)
+
+
+def test_impossible_classes_stay_possible() -> None:
+    """A probability that is 0 in float32 under one view would decide alone."""
+    outputs, manner = OUTPUTS["multiclass"], Manner(("identity", "hflip"), ("tta",), nullcontext, "geometric")
+
+    class Turns(nn.Module):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return torch.tensor([[0.0, -200, -200]] if self.calls == 1 else [[-200.0, 0, -200]]).expand(len(images), 3)
+
+    found = member_predictions(Turns(), voice(outputs), torch.zeros(1, 3, 2, 2), manner)["tta"]
+    np.testing.assert_allclose(found.numpy(), [[0.4998, 0.4998, 0.0002]], atol=2e-4)
+
+
+def test_numbers_have_one_mean(config_file: object) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.average: logits is of probabilities, and with task: regression"):
+        load_config(str(config_file), ["task=regression", "data.targets=[x]", "evaluate.average=logits"])
