@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from choral.runtime import Runtime
 
 
+def pytest_configure() -> None:
+    # A shell starts background jobs with SIGINT ignored, children inherit it, and nothing could be interrupted in a test.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Minutes of real processes in one file: with two workers, whoever comes first to them must come early.
     slow = ("tests/slurm/test_cluster.py", "tests/test_readme.py")
