@@ -11,8 +11,9 @@ from typing import NotRequired, TypedDict
 
 from choral.assess.record import LESS_IS_BETTER, METRICS, Record, Samples, estimates_of
 from choral.assess.scoreboard import Entry, Scoreboard
-from choral.ensemble.rows import Difference, Estimate, Numbers, numbers
+from choral.ensemble.rows import Difference, Numbers, numbers
 from choral.errors import ConfigError, DataError, did_you_mean
+from choral.score.estimate import Estimate
 
 
 class BoardRow(TypedDict):

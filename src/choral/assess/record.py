@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from choral.assess.predictor import Predictor
-from choral.ensemble.rows import SEED, Estimate
+from choral.ensemble.rows import SEED
 from choral.predict.ledger import Ledger
-from choral.score.intervals import DRAWS, resampled_means
+from choral.score.estimate import Estimate
+from choral.score.intervals import resampled_means
 from choral.score.metrics import correct, label_log_losses, log_losses, r2_of_sums, top_class
-from choral.score.ranking import mean_average_precision, resampled_mean_average_precisions
+from choral.score.ranking import affordable_draws, mean_average_precision, resampled_mean_average_precisions
 
 METRICS = {
     "multiclass": ("accuracy", "log_loss"),
@@ -34,8 +35,6 @@ METRICS = {
 }
 """Of each task, the one that the table is about first. Of several targets these are means, of R2 alone comparable."""
 LESS_IS_BETTER = ("log_loss", "rmse", "mae")
-_WORK = 2_000_000_000  # numbers looked at for the intervals of average precisions: a minute or so
-_FEWEST_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _of_classes(labels: NDArray[Any], records: Mapping[str, Record]) -> dict[str
 
 def _of_labels(labels: NDArray[Any], records: Mapping[str, Record]) -> dict[str, dict[str, Estimate]]:
     truth, said = labels > 0, {name: record.predictions for name, record in records.items()}
-    draws = int(np.clip(_WORK // (truth.size * len(said)), _FEWEST_DRAWS, DRAWS))
+    draws = affordable_draws(truth.size * len(said))
     precisions = resampled_mean_average_precisions(truth, list(said.values()), seed=SEED, draws=draws).T
     losses = {name: label_log_losses(truth, values) for name, values in said.items()}
     drawn = resampled_means(np.stack(list(losses.values()), axis=1), seed=SEED).T

@@ -17,6 +17,7 @@ from choral.cli.data_verbs import add_data_verbs
 from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
 from choral.cli.run_verbs import add_run_verbs
+from choral.cli.score_verb import add_score_verb
 from choral.errors import ChoralError, ConfigError, did_you_mean
 
 _HELP = """Example, on a folder with one subfolder of images a class:
@@ -71,6 +72,7 @@ def _parsers() -> dict[str, Parser]:
     verbs = Verbs()
     add_data_verbs(verbs)
     add_run_verbs(verbs)
+    add_score_verb(verbs)
     add_job_verbs(verbs)
     add_combine_verbs(verbs)
     add_board_verbs(verbs)

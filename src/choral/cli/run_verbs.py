@@ -1,4 +1,4 @@
-"""Verbs on configs and runs: config, show, train, ensemble, evaluate, score, predict, run."""
+"""Verbs on configs and runs: config, show, train, ensemble, evaluate, predict, run."""
 
 from __future__ import annotations
 
@@ -81,14 +81,6 @@ def add_run_verbs(verbs: Verbs) -> None:
     verb.add_argument("--force", action="store_true", help="evaluate again what is there")
 
     text = (
-        "Print members, soft and hard vote, without and with test-time views, each with a 95 % interval; what "
-        "they gain together, and why. No forward pass."
-    )
-    verb = with_run(verbs.add("score", score_verb, "choral score elpv-demo --json", text))
-    verb.add_argument("--split", help="default: test where it is evaluated, else the last of evaluate.splits")
-    verb.add_argument("--json", action="store_true", help="for machines")
-
-    text = (
         "Answer for image files: class, labels or numbers, and each member's vote. Files that cannot be read are named."
     )
     verb = with_run(verbs.add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text))
@@ -146,17 +138,6 @@ def evaluate_verb(options: argparse.Namespace) -> int:
     """Write the ledger of a run."""
     folder = RunFolder.find(options.run)
     return workflow.evaluate(folder, options.overrides, options.processes, options.force)
-
-
-def score_verb(options: argparse.Namespace) -> int:
-    """Print members and votes with intervals."""
-    folder = RunFolder.find(options.run)
-    scores = workflow.score(folder, options.split)
-    if options.json:
-        print(workflow.scores_as_json(scores))
-    else:
-        workflow.print_scores(scores, folder, stdout)
-    return 0
 
 
 def predict_verb(options: argparse.Namespace) -> int:

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensemble.rows import SEED, Estimate, Row, Section, metric_rows, predictions_of
-from choral.score.intervals import DRAWS, resampled_means
+from choral.ensemble.rows import SEED, Row, Section, metric_rows, predictions_of
+from choral.score.estimate import Estimate
+from choral.score.intervals import resampled_means
 from choral.score.metrics import f1_of_counts, label_log_losses
-from choral.score.ranking import mean_average_precision, resampled_mean_average_precisions
-
-_WORK = 2_000_000_000  # numbers looked at for the intervals of average precisions: a minute or so
-_FEWEST_DRAWS = 200
+from choral.score.ranking import affordable_draws, mean_average_precision, resampled_mean_average_precisions
 
 
 def label_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[Row], str, int]:
@@ -30,7 +28,7 @@ def label_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[Ro
     """
     labels = sections[0].panel.ledger.labels > 0
     found = predictions_of(sections)
-    draws = int(np.clip(_WORK // (labels.size * len(found)), _FEWEST_DRAWS, DRAWS))
+    draws = affordable_draws(labels.size * len(found))
     drawn = resampled_mean_average_precisions(labels, list(found.values()), seed=SEED, draws=draws)
     precisions = {
         name: Estimate(mean_average_precision(labels, values), column)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensemble.rows import SEED, Estimate, Section, TargetRow, metric_rows, predictions_of
+from choral.ensemble.rows import SEED, Section, TargetRow, metric_rows, predictions_of
+from choral.score.estimate import Estimate
 from choral.score.intervals import resampled_means
 from choral.score.metrics import r2_of_sums
 

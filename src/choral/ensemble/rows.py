@@ -13,7 +13,8 @@ from choral.ensemble.combine import Combiner
 from choral.ensemble.diversity_rows import Diversity
 from choral.ensemble.panel import Panel
 from choral.predict.ledger import Ledger
-from choral.score.intervals import Interval, interval_around
+from choral.score.estimate import Estimate
+from choral.score.intervals import Interval
 
 SEED = 0
 
@@ -148,23 +149,6 @@ class Scores(TypedDict):
     evaluation: str
     bootstrap: dict[str, float]
     diversity: Diversity | None  # None: a single member
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score, and what it was on (draws,) draws of samples, the same for all predictors."""
-
-    value: float
-    draws: NDArray[np.float64]
-
-    @property
-    def interval(self) -> Interval:
-        """The score with its interval."""
-        return interval_around(self.value, self.draws)
-
-    def minus(self, other: Estimate) -> Interval:
-        """Return the paired difference."""
-        return interval_around(self.value - other.value, self.draws - other.draws)
 
 
 def metric_rows(metric: str, estimates: Mapping[str, Estimate], best: str, count: int, baseline: str = "") -> list[Row]:

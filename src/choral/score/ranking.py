@@ -1,4 +1,4 @@
-"""Average precision: how well scores put the samples that have a label before those that do not."""
+"""Average precision and area under the ROC curve: how well scores put the samples that have a label before the others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from choral.errors import DataError
 from choral.score.intervals import DRAWS, resampled_counts
 
 _DRAWS_AT_ONCE = 32
+_WORK = 2_000_000_000  # numbers looked at for the intervals of rankings: a minute or so
+_FEWEST_DRAWS = 200
 
 
 def average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
@@ -57,7 +59,7 @@ def resampled_mean_average_precisions(
         (draws, predictors) float64; in each draw, labels that none of its samples has are left out.
     """
     known = np.flatnonzero(labels.any(axis=0))
-    ranked = [[_Found.of(labels[:, label], own[:, label]) for label in known] for own in scores]
+    ranked = [[Ranking.of(labels[:, label], own[:, label]) for label in known] for own in scores]
     parts = []
     for many in resampled_counts(len(labels), seed=seed, draws=draws):
         for start in range(0, len(many), _DRAWS_AT_ONCE):
@@ -69,27 +71,30 @@ def resampled_mean_average_precisions(
 
 
 @dataclass(frozen=True)
-class _Found:
+class Ranking:
     """Where one predictor finds the samples that have a label, going down from its highest score.
 
     Attributes:
         order: (N,) the samples, highest score first.
         hits: (positives,) those that have the label, in this order.
         of_run: (runs,) the last of the hits of each run of equal scores that has some.
-        end: (runs,) the position in `order` at which the run ends.
+        begin, end: (runs,) the positions in `order` at which the run begins and ends.
     """
 
     order: NDArray[np.int64]
     hits: NDArray[np.int64]
     of_run: NDArray[np.int64]
+    begin: NDArray[np.int64]
     end: NDArray[np.int64]
 
     @classmethod
-    def of(cls, labels: NDArray[np.bool_], scores: NDArray[Any]) -> _Found:
+    def of(cls, labels: NDArray[np.bool_], scores: NDArray[Any]) -> Ranking:
+        """Rank (N,) samples, of which at least one has the label."""
         order, hit, last = _ranking(labels, scores)
         run = np.searchsorted(last, np.flatnonzero(hit))  # of each hit
         of_run = np.append(np.flatnonzero(np.diff(run)), len(run) - 1)
-        return cls(order, order[hit], of_run, last[run[of_run]])
+        begin = np.append(0, last[:-1] + 1)
+        return cls(order, order[hit], of_run, begin[run[of_run]], last[run[of_run]])
 
     def precisions(self, times: NDArray[np.int32]) -> NDArray[np.float64]:
         """Return the average precision of each draw, NaN where none of its samples has the label.
@@ -98,11 +103,67 @@ class _Found:
             times: (N, draws) how often each sample was drawn; few draws, so that sums stay in the processor's cache.
         """
         seen = np.cumsum(times[self.order], axis=0, dtype=np.int32)[self.end]
-        hits = np.cumsum(times[self.hits], axis=0, dtype=np.int32)[self.of_run]
-        with np.errstate(invalid="ignore"):
-            found = (np.diff(hits, axis=0, prepend=0) * (hits / np.maximum(seen, 1))).sum(axis=0)
-            precisions: NDArray[np.float64] = found / hits[-1]
-        return precisions
+        return _precisions(self._hits(times), seen)
+
+    def precisions_and_areas(self, times: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the average precision and the area under the ROC curve of each draw.
+
+        The area is the share of pairs of a sample with and one without the label in which the first has the higher score,
+        equal ones counting half; NaN where there is no such pair.
+
+        Args:
+            times: as for `precisions`.
+        """
+        seen = np.cumsum(times[self.order], axis=0, dtype=np.int32)
+        before = np.where(self.begin[:, None] > 0, seen[self.begin - 1], 0)
+        hits, through = self._hits(times), seen[self.end]
+        with_label, without = hits[-1].astype(np.float64), (seen[-1] - hits[-1]).astype(np.float64)
+        own = np.diff(hits, axis=0, prepend=0)
+        tied = through - before - own
+        below = without - (through - hits) + tied / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            areas = (own * below).sum(axis=0) / (with_label * without)
+        return _precisions(hits, through), areas
+
+    def _hits(self, times: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return (runs, draws): samples with the label down to the end of each run."""
+        hits: NDArray[np.int32] = np.cumsum(times[self.hits], axis=0, dtype=np.int32)[self.of_run]
+        return hits
+
+
+def resampled_rankings(
+    labels: NDArray[np.bool_], scores: NDArray[Any], times: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return average precisions and areas under the ROC curve of several labels on draws of samples.
+
+    Args:
+        labels: (N, L) whether each applies.
+        scores: (N, L) higher where it is more likely.
+        times: (draws, N) how often each sample was drawn.
+
+    Returns:
+        Twice (draws, L) float64; NaN where no sample of the draw has the label, of areas also where all have it.
+    """
+    found = np.full((2, len(times), labels.shape[1]), np.nan)
+    many = np.ascontiguousarray(times.T, dtype=np.int32)
+    for label in np.flatnonzero(labels.any(axis=0)):
+        ranking = Ranking.of(labels[:, label], scores[:, label])
+        for start in range(0, len(times), _DRAWS_AT_ONCE):
+            some = slice(start, start + _DRAWS_AT_ONCE)
+            found[:, some, label] = ranking.precisions_and_areas(many[:, some])
+    return found[0], found[1]
+
+
+def affordable_draws(numbers: int) -> int:
+    """Return how many draws rankings of so many numbers are worth: 2,000, or as many as take a minute or so, at least 200."""
+    return int(np.clip(_WORK // max(numbers, 1), _FEWEST_DRAWS, DRAWS))
+
+
+def _precisions(hits: NDArray[np.int32], seen: NDArray[np.int32]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        found = (np.diff(hits, axis=0, prepend=0) * (hits / np.maximum(seen, 1))).sum(axis=0)
+        precisions: NDArray[np.float64] = found / hits[-1]
+    return precisions
 
 
 def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:

@@ -7,6 +7,7 @@ imported only by the steps that compute.
 from __future__ import annotations
 
 from choral.workflow.answering import predict
+from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
 from choral.workflow.scoring import combine, print_looks, print_scores, score, scores_as_json
@@ -14,6 +15,7 @@ from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
 
 __all__ = [
+    "card",
     "check_run",
     "combine",
     "evaluate",
@@ -29,6 +31,7 @@ __all__ = [
     "score",
     "scores_as_json",
     "show_evaluation",
+    "slices",
     "track_evaluation",
     "train_all",
     "train_one",
