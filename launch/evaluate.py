@@ -1,4 +1,4 @@
-"""Write the ledger of a run on the ranks that `accelerate launch launch/evaluate.py RUN [key=value ...]` starts."""
+"""Write ledgers on the ranks that `accelerate launch launch/evaluate.py RUN|CHECKPOINT... [key=value ...]` starts."""
 
 import sys
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from choral.ensemble.combine import hard, soft
+from choral.ensemble.combine import Combiner, hard, probabilities_of, soft
 
 
 def stack(*members: list[list[float]]) -> np.ndarray:
@@ -64,3 +64,16 @@ def test_hard_equals_a_loop(members: int, count: int, classes: int, seed: int) -
         winner = max(leading, key=lambda name: (values[:, sample, name].astype(float).mean(), -name))
         assert votes.predictions[sample] == winner
         assert votes.tied[sample] == (len(leading) > 1)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_geometric_mean_is_the_mean_of_logits(task: str) -> None:
+    logits = np.random.default_rng(3).normal(0, 2, (4, 50, 3)).astype(np.float32)
+    stack = np.stack([probabilities_of(values.copy(), task) for values in logits])
+    expected = probabilities_of(logits.mean(axis=0), task)
+    found = Combiner("geometric", task)(stack).predictions
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - Combiner("soft", task)(stack).predictions).max() > 0.02
+    if task == "multiclass":
+        by_hand = np.prod(stack.astype(np.float64), axis=0) ** 0.25
+        np.testing.assert_allclose(found, by_hand / by_hand.sum(axis=1, keepdims=True), atol=1e-5)

@@ -14,7 +14,10 @@ from choral.ensemble.fitting import PICKS
 from choral.errors import ConfigError
 from choral.runfolder import RunFolder
 
-_RULES = "soft (mean of probabilities), hard (majority), weighted, greedy, stack, boosting; regression: mean, median"
+_RULES = (
+    "soft (mean of probabilities), hard (majority), geometric (mean), weighted, "
+    "greedy, stack, boosting; regression: mean, median"
+)
 
 
 def add_combine_verbs(verbs: Verbs) -> None:

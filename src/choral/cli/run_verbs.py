@@ -17,6 +17,7 @@ from choral.cli.parser import Verbs, stderr, stdout, with_config, with_run
 from choral.configfile import load_config, to_yaml
 from choral.errors import ConfigError
 from choral.jobs.launcher import Machines
+from choral.predict.request import add_arguments, request_of
 from choral.runfolder import RunFolder
 from choral.slurm.starts import train_start
 
@@ -70,15 +71,18 @@ def add_run_verbs(verbs: Verbs) -> None:
     verb = verbs.add(
         "evaluate",
         evaluate_verb,
-        "choral evaluate elpv-demo evaluate.views=d4",
-        "Ask the trained members about the configured splits, under every view, and write the prediction ledger.",
+        "choral evaluate elpv-demo --split test --views d4",
+        "Ask the trained members about splits, under every view, and write the prediction ledger. Each image is decoded\n"
+        "once for all members and views. Stopped or killed, the same command goes on, on any number of processes.\n\n"
+        "Several runs or checkpoints become one ensemble, a run called --name, to score, combine and predict with:\n"
+        "  choral evaluate elpv-demo elpv-svm runs/elpv-lp-ft/checkpoints/step-00000120 --name all\n"
+        "Other data, whose ledger is then called test@customers:\n"
+        "  choral evaluate elpv-demo --data customers=data/march --split test",
     )
-    with_run(verb)
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="of the evaluate section, and data.shards")
+    add_arguments(verb)
     verb.add_argument(
         "--processes", type=int, default=0, help="ranks (default: all GPUs; without any, up to four cores)"
     )
-    verb.add_argument("--force", action="store_true", help="evaluate again what is there")
 
     text = (
         "Answer for image files: class, labels or numbers, and each member's vote. Files that cannot be read are named."
@@ -135,9 +139,8 @@ def ensemble_verb(options: argparse.Namespace) -> int:
 
 
 def evaluate_verb(options: argparse.Namespace) -> int:
-    """Write the ledger of a run."""
-    folder = RunFolder.find(options.run)
-    return workflow.evaluate(folder, options.overrides, options.processes, options.force)
+    """Write the ledger of a run, or of several as one ensemble."""
+    return workflow.evaluate(request_of(options), options.processes)
 
 
 def predict_verb(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from choral.config import Config, held_out_groups
 from choral.jobs import Outcome
 from choral.jobs.process import tail
-from choral.predict.voices import member_folders
+from choral.predict.voices import is_assembled, member_folders
 from choral.runfolder import RunFolder
 
 _LONGEST = 240  # letters of a reason; the log has the rest
@@ -23,6 +23,8 @@ def absent_members(folder: RunFolder, config: Config) -> dict[str, str]:
     "not started", "stopped at step 40 of 120", "failed at step 40 of 120: exit status 1: ... (log: PATH)" and so on. Members
     that a boosting chain ended without are none of the run's (see `member_folders`), so they are not absent.
     """
+    if is_assembled(folder):  # of networks that are there, be their training finished or not
+        return {}
     return {name: _reason(member) for name, member in member_folders(folder, config).items() if member.result is None}
 
 

@@ -25,8 +25,8 @@ from choral.errors import DataError
 from choral.shards.splits import key_hashes
 
 RULES = {
-    "multiclass": ("soft", "hard", "weighted", "greedy", "stack", "boosting"),
-    "multilabel": ("soft", "weighted", "greedy", "stack"),
+    "multiclass": ("soft", "hard", "geometric", "weighted", "greedy", "stack", "boosting"),
+    "multilabel": ("soft", "geometric", "weighted", "greedy", "stack"),
     "regression": ("mean", "median", "weighted", "greedy"),
 }
 CRITERIA = {"multiclass": ("log_loss", "accuracy"), "multilabel": ("log_loss",), "regression": ("squared_error",)}
@@ -85,7 +85,7 @@ class Evidence:
 
 
 def plain(rule: str, task: str) -> Fit:
-    """Return a rule that has nothing to learn: soft, hard, mean or median."""
+    """Return a rule that has nothing to learn: soft, hard, geometric, mean or median."""
     return Fit(Combiner(rule, task))
 
 

@@ -26,6 +26,7 @@ from choral.inputs.progress import SplitProgress
 from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, shared_samples
 from choral.predict.asking import ChunkAnswers, Manner, ask
 from choral.predict.chunks import Chunks, ChunkWriter, Columns, dealt, finished
+from choral.predict.elsewhere import remember, split_of
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts
 from choral.predict.plan import HELD_OUT, plan_evaluation
 from choral.predict.questions import Question, about_all, about_unseen, rows_to_ask
@@ -35,7 +36,7 @@ from choral.runtime import Runtime
 _log = logging.getLogger(__name__)
 
 
-def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False) -> None:
+def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False, data_name: str = "") -> None:
     """Write the ledger of each configured split that does not have one of these members and views yet.
 
     Args:
@@ -43,6 +44,7 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         folder: of the run.
         run: this rank.
         force: evaluate again also what is there.
+        data_name: as of `plan_evaluation`.
 
     Raises:
         ChoralError: no member has been trained.
@@ -50,7 +52,9 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         Stopped: all ranks were asked to stop.
     """
     dataset = open_dataset(config.data)
-    plan = plan_evaluation(config, folder, dataset)
+    plan = plan_evaluation(config, folder, dataset, data_name)
+    if run.is_main:
+        remember(folder, dataset, plan.suffix)
     asked = len(plan.voices)
     if plan.unfinished:
         _log.warning(
@@ -58,7 +62,7 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         )
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
     for name in plan.ledgers if force else plan.missing():
-        split = open_split(config, dataset, config.data.train_split if name == HELD_OUT else name, place)
+        split = open_split(config, dataset, config.data.train_split if name == HELD_OUT else split_of(name), place)
         unseen = name == HELD_OUT
         questions = about_unseen(plan.groups, split.index) if unseen else about_all(plan.voices)
         path, meta = plan.ledgers[name]

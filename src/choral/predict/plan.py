@@ -12,6 +12,7 @@ from choral.config import Config, held_out_groups
 from choral.errors import DataError
 from choral.inputs.targets import Targets
 from choral.model.outputs import Outputs
+from choral.predict.elsewhere import suffix_of
 from choral.predict.ledger import Ledger, LedgerMeta
 from choral.predict.views import expand
 from choral.predict.voices import Voice, voices_of
@@ -31,20 +32,32 @@ class Evaluation:
     """Members that are not trained, and not asked."""
     views: tuple[str, ...]
     ledgers: dict[str, tuple[Path, LedgerMeta]]
-    """Split, or HELD_OUT, to its ledger's path and what the ledger will hold."""
+    """Split, SPLIT@NAME or HELD_OUT to its ledger's path and what the ledger will hold."""
+    suffix: str
+    """Of the names of ledgers about other data than the run's own."""
     groups: dict[str, tuple[Voice, ...]]
     """The voices whose mean each column of the held-out ledger is; none: there is no such ledger."""
+
+    @property
+    def judged(self) -> list[str]:
+        """The names of the ledgers that all members are in."""
+        return [name for name in self.ledgers if name != HELD_OUT]
 
     def missing(self) -> list[str]:
         """Return the splits whose ledger is not there, or holds something else: other weights, views or data."""
         return [split for split, (path, meta) in self.ledgers.items() if not _holds(path, meta)]
 
 
-def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Evaluation:
+def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_name: str = "") -> Evaluation:
     """Return what evaluating a run as its config says comes to.
 
+    Args:
+        config, folder: of the run.
+        dataset: that it is evaluated on.
+        data_name: what to call that where it is not the run's own; "": by its folder.
+
     Raises:
-        ConfigError: an unknown view.
+        ConfigError: an unknown view; another data set has been evaluated under this one's name.
         ChoralError: no member has been trained.
         DataError: the data hold other classes, labels or targets than the members were trained on.
     """
@@ -52,6 +65,7 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
     voices, unfinished = voices_of(folder, config)
     outputs = voices[0].outputs
     groups = _held_out_voices(config, voices, dataset)
+    suffix = suffix_of(folder, voices, dataset, data_name)
     for split in (*config.evaluate.splits, *([config.data.train_split] if groups else [])):
         targets = Targets.open(config, Index.open(dataset, split))
         if not outputs.agree(Outputs(targets.task, targets.names)):
@@ -81,10 +95,11 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset) -> Eval
 
     precision = config.train.precision
     names = [voice.name for voice in voices]
-    ledgers = {split: ledger(split, names, _fingerprint(voices, precision)) for split in config.evaluate.splits}
+    evaluation = _fingerprint(voices, precision)
+    ledgers = {f"{split}{suffix}": ledger(f"{split}{suffix}", names, evaluation) for split in config.evaluate.splits}
     if groups:
         ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, voices, precision))
-    return Evaluation(voices, unfinished, views, ledgers, groups)
+    return Evaluation(voices, unfinished, views, ledgers, suffix, groups)
 
 
 def _held_out_voices(config: Config, voices: Sequence[Voice], dataset: Dataset) -> dict[str, tuple[Voice, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,14 @@ from choral.inputs.crop import Crop
 from choral.inputs.looks import Form, Look
 from choral.inputs.sample_weights import rounds_of
 from choral.model.outputs import Outputs
-from choral.runfolder import RunFolder
+from choral.runfolder import RunFolder, read_json
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+VOICES, VOICES_FORMAT = "voices.json", "choral-voices-1"
+"""Of a run that is assembled of others: which networks are its, and where they lie."""
 SINGLE = "model"
 """What the only member of a run without an `ensemble:` section is called."""
 
@@ -42,6 +45,11 @@ class Voice:
     """SHA-256 of that file."""
     dataset: str
     """Fingerprint of the data it was trained on."""
+
+    @property
+    def run(self) -> RunFolder:
+        """The folder of the training that it comes from."""
+        return RunFolder(self.checkpoint.parent.parent)
 
     @property
     def inputs(self) -> tuple[object, ...]:
@@ -68,11 +76,18 @@ class Voice:
         return network.to(device).eval()
 
 
+def is_assembled(folder: RunFolder) -> bool:
+    """Whether a run is made of networks of other runs."""
+    return (folder.path / VOICES).is_file()
+
+
 def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
     """Return where the members of a run live, by name; a run without members is its own only one.
 
     Members that come after the end of a chain of boosting are none, nor is one that ended it by being no better than chance.
     """
+    if is_assembled(folder):
+        return {entry["name"]: RunFolder(Path(entry["run"])) for entry in _entries(folder)}
     members = members_of(config)
     if not members:
         return {SINGLE: folder}
@@ -114,6 +129,8 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
     Raises:
         ChoralError: none is finished, or they were trained on different classes; see `check_chain`, too.
     """
+    if is_assembled(folder):
+        return _assembled_voices(folder), []
     check_chain(folder, config)
     voices: list[Voice] = []
     unfinished: list[str] = []
@@ -124,27 +141,64 @@ def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]
         voices += _voices_of_member(name, member, config)
     if not voices:
         raise ChoralError(f"{folder.path}: no member has finished training ({_why_none(folder, unfinished)})")
+    check_agreement(str(folder.path), voices)
+    return voices, unfinished
+
+
+def check_agreement(where: str, voices: Sequence[Voice]) -> None:
+    """Raise ChoralError, naming two of them, unless all voices predict the same classes, labels or targets."""
     for voice in voices:
         if not voice.outputs.agree(voices[0].outputs):
-            raise ChoralError(f"{folder.path}: {voice.name} and {voices[0].name} were trained on different classes")
-    return voices, unfinished
+            raise ChoralError(f"{where}: {voice.name} and {voices[0].name} were trained on different classes")
+
+
+def _entries(folder: RunFolder) -> list[dict[str, str]]:
+    content = read_json(folder.path / VOICES) or {}
+    if content.get("format") != VOICES_FORMAT:
+        raise ChoralError(f"{folder.path / VOICES}: damaged; delete {folder.path} and evaluate its targets again")
+    entries: list[dict[str, str]] = content["voices"]
+    return entries
+
+
+def _assembled_voices(folder: RunFolder) -> list[Voice]:
+    voices = []
+    for entry in _entries(folder):
+        name, run, checkpoint = entry["name"], RunFolder(Path(entry["run"])), Path(entry["checkpoint"])
+        voice = voice_at(name, name, run, checkpoint, entry["weights"])
+        if voice.weights_hash != entry["sha256"]:
+            raise ChoralError(
+                f"{folder.path}: {name}: {checkpoint} holds other weights than when it was assembled; evaluate the same "
+                "targets again"
+            )
+        voices.append(voice)
+    return voices
 
 
 def _voices_of_member(name: str, member: RunFolder, config: Config) -> list[Voice]:
     """Return the networks of a member whose training is finished."""
     cycles = config.ensemble.snapshots
     if not cycles:
-        return [_voice(name, name, member, *weights_of(member.checkpoints, config.evaluate.checkpoint))]
+        return [voice_at(name, name, member, *weights_of(member.checkpoints, config.evaluate.checkpoint))]
     found = snapshots_of(member.checkpoints)
     if len(found) != cycles:
         raise ChoralError(
             f"{member.path}: has {len(found)} of {cycles} snapshots; delete its result.json and the checkpoints behind the "
             "missing one, and train it again: it continues from there"
         )
-    return [_voice(f"{name}.{number}", name, member, *place) for number, place in enumerate(found, start=1)]
+    return [voice_at(f"{name}.{number}", name, member, *place) for number, place in enumerate(found, start=1)]
 
 
-def _voice(name: str, member: str, folder: RunFolder, checkpoint: Path, weights: str) -> Voice:
+def voice_at(name: str, member: str, folder: RunFolder, checkpoint: Path, weights: str) -> Voice:
+    """Return the network whose weights lie in a file of a checkpoint.
+
+    Args:
+        name, member: of the voice.
+        folder: of the training, whose config says how images are prepared.
+        checkpoint, weights: the folder, and the name of the file in it.
+
+    Raises:
+        ChoralError: the checkpoint is missing or damaged.
+    """
     meta = read_meta(checkpoint)
     return Voice(
         name=name,

@@ -11,17 +11,18 @@ from choral.config import Config
 from choral.ensemble.absent import absent_members, how_many
 from choral.errors import ChoralError
 from choral.files import sha256_of
-from choral.predict.__main__ import evaluation_config
+from choral.predict.elsewhere import index_of
 from choral.predict.ledger import Ledger
 from choral.predict.plan import plan_evaluation
-from choral.predict.voices import member_folders
+from choral.predict.request import Request
+from choral.predict.voices import is_assembled, member_folders
 from choral.runfolder import RunFolder, read_json, write_json
-from choral.shards.index import Dataset, Index
+from choral.shards.index import Dataset
 from choral.workflow.launching import gpus, launch
 from choral.workflow.scoring import score
 
 
-def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force: bool) -> int:
+def evaluate(request: Request, processes: int) -> int:
     """Write the ledgers of a run through the launcher, sharing this terminal, and return the exit status.
 
     Without a number of processes: all GPUs, or a rank for each of up to four cores.
@@ -29,43 +30,51 @@ def evaluate(folder: RunFolder, overrides: Sequence[str], processes: int, force:
     Raises:
         ConfigError, DataError: found before anything is started.
     """
-    config = evaluation_config(folder, overrides)
-    plan = plan_evaluation(config, folder, Dataset.open(config.data.shards))
-    if not force and not plan.missing():
+    folder, config = request.folder, request.config()
+    if is_assembled(folder):
+        names = ", ".join(member_folders(folder, config))
+        print(f"{folder.path}: one ensemble of {names}", file=sys.stderr)
+    if request.unfinished:
+        print(f"not trained, and left out: {', '.join(request.unfinished)}", file=sys.stderr)
+    plan = plan_evaluation(config, folder, Dataset.open(config.data.shards), request.data_name)
+    if not request.force and not plan.missing():
         print(f"{folder.path}: already evaluated", file=sys.stderr)
     else:
-        arguments = [str(folder.path), *overrides, *(["--force"] if force else [])]
         if not processes and not gpus():
             processes = min(4, len(os.sched_getaffinity(0)))  # ranks scale better than threads, and change no figure
-        code = launch("choral.predict", arguments, processes, folder)
+        code = launch("choral.predict", request.words, processes, folder)
         if code:
             return code
-    for split in config.evaluate.splits:
+    for split in plan.judged:
         record_steps(folder, folder.config(), split)
-    show_evaluation(config, folder)
+    show_evaluation(config, folder, plan.judged)
     say_absent(folder, config)
+    if plan.suffix:
+        for split in plan.judged:
+            print(f"Other data than the run's own: choral score {folder.name} --split {split}", file=sys.stderr)
     return 0
 
 
-def show_evaluation(config: Config, folder: RunFolder) -> None:
+def show_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = ()) -> None:
     """Write the images of the worst predictions into the run folder, and send them and the scores to W&B.
 
     What is there, or was sent, is left; an earlier start may have been killed before. What goes wrong is told and left.
+    Of the given ledgers; none: of those of `evaluate.splits`.
     """
     from choral.ensemble.worst import keep_worst
 
-    for split in config.evaluate.splits if config.tracking.worst_images > 0 else ():
+    for split in (splits or config.evaluate.splits) if config.tracking.worst_images > 0 else ():
         try:
             ledger = Ledger.open(folder.predictions / f"{split}.parquet")
-            index = Index.open(Dataset.open(config.data.shards), split)
+            index = index_of(folder, config, split)
             keep_worst(ledger, index, config.tracking.worst_images, folder.path / f"worst-{split}")
         except (ChoralError, OSError) as error:
             print(f"the worst predictions of split {split} are not shown: {error}", file=sys.stderr)
     if config.tracking.wandb != "off":
-        track_evaluation(config, folder)
+        track_evaluation(config, folder, splits)
 
 
-def track_evaluation(config: Config, folder: RunFolder) -> None:
+def track_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = ()) -> None:
     """Send the table of scores and the images of the worst predictions to W&B; what goes wrong is told and left.
 
     RUN/wandb-evaluation.json says which ledgers were sent where, so that each is sent once, by whichever call can.
@@ -74,7 +83,7 @@ def track_evaluation(config: Config, folder: RunFolder) -> None:
     from choral.tracking.wandb_run import WandbRun
 
     mark, tracking = folder.path / "wandb-evaluation.json", config.tracking
-    ledgers = {split: folder.predictions / f"{split}.parquet" for split in config.evaluate.splits}
+    ledgers = {split: folder.predictions / f"{split}.parquet" for split in splits or config.evaluate.splits}
     target = f"{tracking.wandb} {tracking.entity or ''}/{tracking.project}/{tracking.group or ''}"
     run: WandbRun | None = None
     try:
@@ -84,7 +93,7 @@ def track_evaluation(config: Config, folder: RunFolder) -> None:
             return
         run = WandbRun(config, folder, "evaluation")
         for split in due:
-            index = Index.open(Dataset.open(config.data.shards), split)
+            index = index_of(folder, config, split)
             pictures = worst_pictures(Ledger.open(ledgers[split]), index, tracking.worst_images, config.data.max_pixels)
             run.show(split, score(folder, split)["rows"], pictures)
         run.close(failed=False)

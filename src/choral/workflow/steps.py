@@ -8,6 +8,7 @@ from rich.console import Console
 
 from choral.config import Config
 from choral.errors import Stopped
+from choral.predict.request import Request
 from choral.predict.voices import member_folders
 from choral.runfolder import RunFolder
 from choral.workflow.evaluation import evaluate
@@ -26,7 +27,7 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
         trained = any(member.result for member in member_folders(folder, config).values())
         if status == Stopped.exit_code or not trained:
             return status
-    evaluated = evaluate(folder, [], processes=0, force=False)
+    evaluated = evaluate(Request(folder), processes=0)
     if evaluated:
         return evaluated
     print_scores(score(folder, None), folder, results)
