@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from choral.score.debiased_calibration import Gaps, absolute_gaps
 from choral.score.estimate import nan_mean
 from choral.score.metrics import correct, log_losses, top_class
-from choral.score.ranking import resampled_rankings
+from choral.score.ranking import Ranking, rankings_of, resampled_rankings
 
 _MANY = 10  # classes: with so many the top 5 are asked for, with fewer the top 2
 
@@ -88,8 +88,7 @@ class ClassMetrics:
 
     def rankings(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Return (some, C) average_precision and roc_auc, of each class against the others, and (some,) their means."""
-        truth = self.labels[:, None] == np.arange(self.classes)
-        precisions, areas = resampled_rankings(truth, self.predictions, times)
+        precisions, areas = resampled_rankings(self._rankings, times)
         return {
             "roc_auc": nan_mean(areas),
             "average_precision": nan_mean(precisions),
@@ -102,6 +101,10 @@ class ClassMetrics:
         """(C, C) samples of each class (row) that were taken for each (column)."""
         pairs = self.labels * self.classes + self.given
         return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
+
+    @cached_property
+    def _rankings(self) -> list[Ranking | None]:
+        return rankings_of(self.labels[:, None] == np.arange(self.classes), self.predictions)
 
     @cached_property
     def _columns(self) -> tuple[list[str], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from choral.score.debiased_calibration import Gaps, absolute_gaps
 from choral.score.estimate import nan_mean
 from choral.score.metrics import f1_of_counts, label_log_losses
-from choral.score.ranking import resampled_rankings
+from choral.score.ranking import Ranking, rankings_of, resampled_rankings
 
 HALF = 0.5  # above which a label is given, where nothing else was decided
 
@@ -65,13 +65,17 @@ class LabelMetrics:
 
     def rankings(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Return (some, L) average_precision and roc_auc of each label, and (some,) their means: mean_ap and roc_auc."""
-        precisions, areas = resampled_rankings(self.labels, self.predictions, times)
+        precisions, areas = resampled_rankings(self._rankings, times)
         return {
             "mean_ap": nan_mean(precisions),
             "roc_auc": nan_mean(areas),
             "average_precision/class": precisions,
             "roc_auc/class": areas,
         }
+
+    @cached_property
+    def _rankings(self) -> list[Ranking | None]:
+        return rankings_of(self.labels, self.predictions)
 
     def _counts(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         """Return three times (some, L): hits, given and true labels."""

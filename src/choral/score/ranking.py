@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +76,14 @@ class Ranking:
     """Where one predictor finds the samples that have a label, going down from its highest score.
 
     Attributes:
-        order: (N,) the samples, highest score first.
+        order: (N,) int32 the samples, highest score first: of many labels these are as much as their scores.
         hits: (positives,) those that have the label, in this order.
         of_run: (runs,) the last of the hits of each run of equal scores that has some.
         begin, end: (runs,) the positions in `order` at which the run begins and ends.
     """
 
-    order: NDArray[np.int64]
-    hits: NDArray[np.int64]
+    order: NDArray[np.int32]
+    hits: NDArray[np.int32]
     of_run: NDArray[np.int64]
     begin: NDArray[np.int64]
     end: NDArray[np.int64]
@@ -131,26 +132,32 @@ class Ranking:
         return hits
 
 
+def rankings_of(labels: NDArray[np.bool_], scores: NDArray[Any]) -> list[Ranking | None]:
+    """Return the ranking of each of (N, L) labels by its (N, L) scores; None of labels that no sample has."""
+    columns = zip(labels.T, scores.T, strict=True)
+    return [Ranking.of(truth, own) if truth.any() else None for truth, own in columns]
+
+
 def resampled_rankings(
-    labels: NDArray[np.bool_], scores: NDArray[Any], times: NDArray[np.int64]
+    rankings: Sequence[Ranking | None], times: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return average precisions and areas under the ROC curve of several labels on draws of samples.
 
     Args:
-        labels: (N, L) whether each applies.
-        scores: (N, L) higher where it is more likely.
+        rankings: of L labels.
         times: (draws, N) how often each sample was drawn.
 
     Returns:
         Twice (draws, L) float64; NaN where no sample of the draw has the label, of areas also where all have it.
     """
-    found = np.full((2, len(times), labels.shape[1]), np.nan)
+    found = np.full((2, len(times), len(rankings)), np.nan)
     many = np.ascontiguousarray(times.T, dtype=np.int32)
-    for label in np.flatnonzero(labels.any(axis=0)):
-        ranking = Ranking.of(labels[:, label], scores[:, label])
-        for start in range(0, len(times), _DRAWS_AT_ONCE):
-            some = slice(start, start + _DRAWS_AT_ONCE)
-            found[:, some, label] = ranking.precisions_and_areas(many[:, some])
+    for start in range(0, len(times), _DRAWS_AT_ONCE):
+        some = slice(start, start + _DRAWS_AT_ONCE)
+        block = np.ascontiguousarray(many[:, some])
+        for number, ranking in enumerate(rankings):
+            if ranking is not None:
+                found[:, some, number] = ranking.precisions_and_areas(block)
     return found[0], found[1]
 
 
@@ -166,7 +173,7 @@ def _precisions(hits: NDArray[np.int32], seen: NDArray[np.int32]) -> NDArray[np.
     return precisions
 
 
-def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
+def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int32], Any, NDArray[np.int64]]:
     """Return the samples from the highest score down, their labels, and where runs of equal scores end."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable").astype(np.int32)
     return order, labels[order], np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
