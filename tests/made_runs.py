@@ -60,12 +60,13 @@ def write_ledger(
     keys: Sequence[str] | None = None,
     evaluation: str = "e",
     tta_views: Sequence[str] = ("identity", "hflip"),
+    dataset: str = "d",
 ) -> Ledger:
     """Write a ledger of the columns; the split is the file's name."""
     members = tuple(dict.fromkeys(member for member, _ in columns))
     views = tuple(dict.fromkeys(view for _, view in columns))
     tta = tuple(tta_views) if "tta" in views else ()
-    meta = LedgerMeta(tuple(classes), members, views, path.stem, "d", evaluation, tta, task)
+    meta = LedgerMeta(tuple(classes), members, views, path.stem, dataset, evaluation, tta, task)
     keys = keys or [f"{path.stem}{number:05d}" for number in range(len(labels))]
     write_part(path.parent / "parts", 0, 1, ledger_table(meta, keys, labels, columns))
     merge_parts(path.parent / "parts", 1, keys, path, meta)

@@ -82,6 +82,10 @@ class Record:
         losses = log_losses(labels, said) if predictor.gives_probabilities else None
         return cls(top_class(said).astype(np.int32), losses)
 
+    def of_samples(self, mask: NDArray[np.bool_]) -> Record:
+        """Return what was said of some of the samples."""
+        return Record(self.predictions[mask], None if self.losses is None else self.losses[mask])
+
 
 def packed(columns: Mapping[str, Any]) -> bytes:
     """Return columns (lists of text, or arrays of one or two dimensions) as the bytes of a Parquet file.

@@ -27,7 +27,7 @@ from choral.runfolder import RunFolder
 from choral.score.metrics import label_log_losses, log_losses
 from choral.shards.index import Dataset
 
-_FITTED = {"soft+learned": "+learned", "answer": "+calibrated"}
+_FITTED = {"soft+learned": "+learned", "mean+learned": "+learned", "answer": "+calibrated"}
 
 
 def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -> None:

@@ -10,7 +10,7 @@ from choral import workflow
 from choral.assess.scoreboard import projects_in
 from choral.cli.parser import Verbs, stdout
 from choral.errors import ConfigError
-from choral.runfolder import RUNS
+from choral.runfolder import RUNS, RunFolder
 
 
 def add_board_verbs(verbs: Verbs) -> None:
@@ -29,6 +29,44 @@ def add_board_verbs(verbs: Verbs) -> None:
         "--runs", type=Path, default=RUNS, metavar="DIR", help="where the runs are (default: %(default)s)"
     )
     verb.add_argument("--json", action="store_true", help="for machines")
+
+    verb = verbs.add(
+        "compare",
+        compare_verb,
+        "choral compare first second --by type",
+        "Compare two runs on the same test samples: every metric in pairs, McNemar's exact test, the samples that changed\n"
+        "sides, by class and by a column of metadata. Runs on different samples are refused.",
+    )
+    for name in ("run_a", "run_b"):
+        verb.add_argument(
+            name, metavar=name.upper(), help="a run folder, the name of one under runs/, or its config file"
+        )
+    verb.add_argument(
+        "--of",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="row of `choral score`, of both runs; twice: of RUN_A, then of RUN_B (default: what each answers with)",
+    )
+    verb.add_argument("--by", default="", metavar="COLUMN", help="of the metadata; slices are compared one by one")
+    verb.add_argument("--data", default="", metavar="SHARDS", help="of --by: the packed folder (default: RUN_B's)")
+    verb.add_argument(
+        "--split", default="", help="default: test where it is evaluated, else the last of evaluate.splits"
+    )
+    verb.add_argument("--json", action="store_true", help="for machines, with every sample that changed sides")
+
+
+def compare_verb(options: argparse.Namespace) -> int:
+    """Compare two runs in pairs: metrics, classes, slices, samples that changed sides."""
+    if options.data and not options.by:
+        raise ConfigError("--data: belongs to --by, which reads a column of the packed folder")
+    folders = (RunFolder.find(options.run_a), RunFolder.find(options.run_b))
+    found, looks = workflow.compare_runs(folders, options.split, options.of, options.by, options.data)
+    if options.json:
+        print(json.dumps({**found, "looks": looks}, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        workflow.print_comparison(found, looks, stdout)
+    return 0
 
 
 def scores_verb(options: argparse.Namespace) -> int:

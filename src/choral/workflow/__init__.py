@@ -9,6 +9,7 @@ from __future__ import annotations
 from choral.workflow.answering import predict
 from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
+from choral.workflow.comparing import compare_runs, print_comparison
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
 from choral.workflow.scoring import combine, print_looks, print_scores, score, scores_as_json
 from choral.workflow.steps import run_all
@@ -18,10 +19,12 @@ __all__ = [
     "card",
     "check_run",
     "combine",
+    "compare_runs",
     "evaluate",
     "pack_if_missing",
     "predict",
     "print_board",
+    "print_comparison",
     "print_looks",
     "print_projects",
     "print_scores",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from choral.assess.by_slice import SlicesJson, slices_json
 from choral.assess.card import CardJson, card_json
 from choral.assess.looks import look_at
@@ -9,6 +12,7 @@ from choral.assess.predictor import Predictor, evaluated, predictor_of
 from choral.assess.slices import slices_of
 from choral.config import Config
 from choral.errors import DataError
+from choral.predict.ledger import Ledger
 from choral.predict.plan import HELD_OUT
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
@@ -42,17 +46,22 @@ def slices(folder: RunFolder, split: str | None, name: str, column: str, shards:
     """
     config = folder.config()
     predictor = _predictor(folder, config, split, name)
-    meta = predictor.ledger.meta
+    found = slice_masks(config, predictor.ledger, column, shards)
+    look_at(folder, config, [predictor])
+    return slices_json(predictor, found, column)
+
+
+def slice_masks(config: Config, ledger: Ledger, column: str, shards: str = "") -> dict[str, NDArray[np.bool_]]:
+    """Return the samples of a ledger by the values of a column of the index they were packed with; see `slices`."""
+    meta = ledger.meta
     dataset = Dataset.open(shards or config.data.shards)
     if dataset.fingerprint != meta.dataset:
         raise DataError(
-            f"{predictor.ledger.path}: is about other data than are in {dataset.folder}; name the packed folder that was "
-            "evaluated: --data SHARDS"
+            f"{ledger.path}: is about other data than are in {dataset.folder}; name the packed folder that was evaluated: "
+            "--data SHARDS"
         )
     packed = config.data.train_split if meta.split == HELD_OUT else meta.split.partition("@")[0]
-    found = slices_of(Index.open(dataset, packed), predictor.ledger.keys, column)
-    look_at(folder, config, [predictor])
-    return slices_json(predictor, found, column)
+    return slices_of(Index.open(dataset, packed), ledger.keys, column)
 
 
 def _predictor(folder: RunFolder, config: Config, split: str | None, name: str) -> Predictor:

@@ -6,6 +6,7 @@ import time
 
 from rich.console import Console
 
+from choral.assess.recording import project_of
 from choral.config import Config
 from choral.errors import Stopped
 from choral.predict.request import Request
@@ -36,4 +37,5 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
         f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False
     )
     results.print(f"Ask it: choral predict {folder.name} IMAGE...", markup=False, highlight=False)
+    results.print(f"Beside earlier steps: choral scores {project_of(config)}", markup=False, highlight=False)
     return status

@@ -1,0 +1,287 @@
+"""The scoreboard: what is appended, what it is compared with, and what it survives."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from choral import workflow
+from choral.assess.board_rows import BoardTable, tables_of
+from choral.assess.predictor import predictor_of
+from choral.assess.recording import project_of, record_steps
+from choral.assess.scoreboard import Scoreboard
+from choral.cli import main
+from choral.config import Config, config_hash
+from choral.configfile import load_config
+from choral.ensemble.combination import Asked
+from choral.errors import ConfigError
+from choral.runfolder import RunFolder, write_json
+from choral.score.intervals import paired_bootstrap
+from choral.score.metrics import correct, top_class
+from choral.shards.index import Dataset
+from made_runs import made_run, numbers, predictions, write_ledger
+
+SHARED = ["project=cells", "ensemble.members=[{name: a}, {name: b}, {name: c}]"]
+
+
+def run_of(tmp_path: Path, name: str, seed: int, *overrides: str, **options: Any) -> tuple[RunFolder, Config]:
+    labels, columns = predictions(80, seed=7)
+    noise = np.random.default_rng(seed)
+    for key, values in columns.items():  # the same samples, other predictors
+        mixed = values + noise.uniform(0, 0.5, values.shape).astype("f4")
+        columns[key] = mixed / mixed.sum(1, keepdims=True)
+    ledgers = {"test": (labels, columns), "val": predictions(60, seed=seed)}
+    return made_run(tmp_path / "runs" / name, ledgers, [*SHARED, *overrides], **options)
+
+
+def board(tmp_path: Path) -> Scoreboard:
+    return Scoreboard.find(tmp_path / "runs" / "scoreboard", "cells")
+
+
+def tables(tmp_path: Path, metric: str = "") -> list[BoardTable]:
+    return tables_of(board(tmp_path), board(tmp_path).entries()[0], metric)
+
+
+def test_steps_of_an_ensemble_are_appended_once(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1, "step=baseline")
+    write_json(run.member("b").path / "result.json", {"train_minutes": 2.5})
+    write_json(run.member("a").path / "result.json", {"train_minutes": 1.25})
+    for _ in range(2):
+        record_steps(run, config, "test")
+    (table,) = tables(tmp_path)
+    assert [row["name"] for row in table["rows"]] == ["baseline", "baseline +ensemble", "baseline +tta"]
+    first, vote, views = table["rows"]
+    losses = {}
+    for name in "abc":
+        said = predictor_of(run, config, "val", f"member/{name}")
+        losses[name] = -np.log(said.predictions[np.arange(60), said.ledger.labels]).mean()
+    likeliest = min(losses, key=lambda name: losses[name])
+    assert [row["predictor"] for row in table["rows"]] == [f"member/{likeliest}", "soft", "soft+tta"]
+    assert (vote["minutes"], views["minutes"]) == (3.75, 3.75)
+    assert first["minutes"] == {"a": 1.25, "b": 2.5, "c": None}[likeliest]
+    assert first["config"] == config_hash(config) and first["there"] and first["to_before"] is None
+    assert (table["project"], table["samples"], table["metric"]) == ("cells", 80, "accuracy")
+
+
+def test_differences_are_those_of_the_predictions(tmp_path: Path) -> None:
+    hits = {}
+    for name, seed in (("first", 1), ("second", 2)):
+        run, config = run_of(tmp_path, name, seed, f"step=+{name}")
+        record_steps(run, config, "test")
+        for predictor in ("soft", "soft+tta"):
+            said = predictor_of(run, config, "test", predictor)
+            hits[name, predictor] = correct(said.ledger.labels, top_class(said.predictions))
+    (table,) = tables(tmp_path)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert [row["before"] for row in table["rows"]] == [
+        "",
+        "+first",
+        "+first +ensemble",
+        "+first",
+        "+second",
+        "+second +ensemble",
+    ]
+    expected = paired_bootstrap(hits["second", "soft+tta"], hits["second", "soft"])
+    found = rows["+second +tta"]["to_before"]
+    assert found is not None and found["to"] == "+second +ensemble"
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((expected.value, expected.low, expected.high))
+    best = max(table["rows"], key=lambda row: row["metrics"]["accuracy"]["value"])
+    assert table["best"] == best["id"] and best["to_best"] is None
+    others = [row["to_best"] for row in table["rows"] if row is not best]
+    assert all(gain is not None and gain["to"] == best["name"] and gain["value"] <= 0 for gain in others)
+    by_loss = tables(tmp_path, "log_loss")[0]
+    assert by_loss["best"] == min(by_loss["rows"], key=lambda row: row["metrics"]["log_loss"]["value"])["id"]
+    with pytest.raises(
+        ConfigError, match=r"--metric: no 'acuracy'\. Did you mean accuracy\? There are: accuracy, log_loss"
+    ):
+        tables(tmp_path, "acuracy")
+
+
+def test_it_outlives_the_runs(tmp_path: Path) -> None:
+    for name, seed in (("first", 1), ("second", 2)):
+        run, config = run_of(tmp_path, name, seed)
+        record_steps(run, config, "test")
+    before = tables(tmp_path)
+    shutil.rmtree(tmp_path / "runs" / "first")
+    after = tables(tmp_path)
+    assert [row["there"] for row in after[0]["rows"]] == [False] * 3 + [True] * 3
+    for row in (*before[0]["rows"], *after[0]["rows"]):
+        row["there"] = True
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "change", [{"dataset": "packed again"}, {"keys": [f"other{number:05d}" for number in range(80)]}, {"labels": 0}]
+)
+def test_other_samples_are_another_table(tmp_path: Path, change: dict[str, Any]) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    run, config = run_of(tmp_path, "second", 2)
+    labels, columns = predictions(80, seed=7)
+    if "labels" in change:
+        labels[3] = (labels[3] + 1) % 3
+        change = {}
+    write_ledger(run.predictions / "test.parquet", labels, columns, **change)
+    record_steps(run, config, "test")
+    one, other = tables(tmp_path)
+    assert one["data"] != other["data"]
+    assert other["rows"][0]["to_before"] is None and other["rows"][0]["before"] == ""
+    assert {row["run"] for row in one["rows"]} == {"first"} and {row["run"] for row in other["rows"]} == {"second"}
+    names = {row["name"] for row in other["rows"]}
+    assert all(row["to_best"]["to"] in names for row in other["rows"] if row["to_best"])
+
+
+def test_what_is_damaged_is_said_and_mended_by_evaluating_again(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    whole = tables(tmp_path)
+    path = board(tmp_path).path
+    one, other = (number for number, row in enumerate(whole[0]["rows"]) if row["id"] != whole[0]["best"])
+    record = path / "records" / f"{whole[0]['rows'][one]['id']}.parquet"
+    record.write_bytes(record.read_bytes()[:-3])
+    (table,) = tables(tmp_path)
+    damaged = table["rows"][one]
+    assert "missing or damaged" in damaged["not_compared"] and damaged["to_before"] is damaged["to_best"] is None
+    assert damaged["metrics"] == whole[0]["rows"][one]["metrics"], "as they were when it was evaluated"
+    assert table["rows"][other]["to_best"] == whole[0]["rows"][other]["to_best"] is not None
+    (path / "samples" / f"{table['data']}.parquet").unlink()
+    assert all("not_compared" in row for row in tables(tmp_path)[0]["rows"])
+    lines = (path / "entries.jsonl").read_text().splitlines()
+    (path / "entries.jsonl").write_text("\n".join([lines[0], lines[1][:40], lines[2].replace("+tta", "", 1)[:-20]]))
+    entries, count = board(tmp_path).entries()
+    assert (len(entries), count) == (1, 2)
+    record_steps(run, config, "test")
+    assert {row["id"]: row["to_best"] for row in tables(tmp_path)[0]["rows"]} == {
+        row["id"]: row["to_best"] for row in whole[0]["rows"]
+    }
+
+
+def test_other_weights_are_another_step_and_another_name_is_not(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1, "step=old")
+    record_steps(run, config, "test")
+    renamed = load_config(tmp_path / "runs" / "made.yaml", [*SHARED, "step=new"])
+    record_steps(run, renamed, "test")
+    assert [row["name"] for row in tables(tmp_path)[0]["rows"]] == ["new", "new +ensemble", "new +tta"]
+    shutil.rmtree(run.path)
+    run, config = run_of(tmp_path, "first", 5, "step=new")
+    record_steps(run, config, "test")
+    rows = tables(tmp_path)[0]["rows"]
+    assert [row["name"] for row in rows[3:]] == ["new #2", "new +ensemble #2", "new +tta #2"]
+    assert rows[3]["before"] == "new"
+
+
+def test_combinations_and_scores_are_appended_too(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, "first", 1)
+    workflow.combine(run, "test", Asked(rule="weighted", weights={"a": 0.5, "b": 0.5, "c": 0.0}, name="pair"))
+    workflow.score(run, "test")
+    parts = [row["part"] for row in tables(tmp_path)[0]["rows"]]
+    assert parts == ["", "+ensemble", "+tta", "+pair"]
+
+
+def test_one_network_without_and_with_views(tmp_path: Path) -> None:
+    labels, columns = predictions(40, ("model",))
+    run, config = made_run(tmp_path / "runs" / "alone", {"test": (labels, columns)}, ["project=cells", "step=one"])
+    record_steps(run, config, "test")
+    assert [row["name"] for row in tables(tmp_path)[0]["rows"]] == ["one", "one +tta"]
+    assert [row["minutes"] for row in tables(tmp_path)[0]["rows"]] == [None, None]
+
+
+@pytest.mark.parametrize(("task", "metric"), [("multilabel", "mean_ap"), ("regression", "rmse")])
+def test_other_tasks(tmp_path: Path, task: str, metric: str) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (40, 2)).astype("f4")
+    for name in ("first", "second"):
+        run, config = made_run(tmp_path / "runs" / name, {}, SHARED)
+        write_ledger(run.predictions / "test.parquet", labels, numbers(labels, task, seed=len(name)), ("u", "v"), task)
+        record_steps(run, config, "test")
+    (table,) = tables(tmp_path)
+    assert table["metric"] == metric and [row["part"] for row in table["rows"]] == ["", "+ensemble"] * 2
+    vote = table["rows"][1]
+    said = predictor_of(*made_again(tmp_path), "test", vote["predictor"])
+    if task == "regression":
+        expected = np.sqrt(((said.predictions.astype("f8") - labels) ** 2).mean(axis=0)).mean()
+        assert vote["metrics"]["rmse"]["value"] == pytest.approx(expected)
+        assert table["best"] == min(table["rows"], key=lambda row: row["metrics"]["rmse"]["value"])["id"]
+    else:
+        from sklearn.metrics import average_precision_score
+
+        assert vote["metrics"]["mean_ap"]["value"] == pytest.approx(average_precision_score(labels, said.predictions))
+    gains = [row["to_before"] for row in table["rows"]]
+    assert gains[0] is None and all(gain and gain["low"] <= gain["value"] <= gain["high"] for gain in gains[1:])
+
+
+def made_again(tmp_path: Path) -> tuple[RunFolder, Config]:
+    run = RunFolder(tmp_path / "runs" / "first")
+    return run, run.config()
+
+
+def test_the_table_fits_into_80_columns_and_the_figure_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("first", 1), ("second", 2)):
+        run, config = run_of(tmp_path, name, seed, f"step=+a_rather_long_{name}")
+        record_steps(run, config, "test")
+    scores = workflow.project_scores(tmp_path / "runs" / "scoreboard", "cells")
+    shown = {}
+    for width in (80, 120):
+        output = io.StringIO()
+        workflow.print_board(scores, Console(file=output, width=width))
+        shown[width] = output.getvalue()
+        lines = [line for line in output.getvalue().splitlines() if not line.startswith("Figure:")]
+        assert max(map(len, lines)) <= width
+    assert "6th look at this test split (test)" in shown[80] and shown[80].count("  +tta") == 2
+    assert "●" in shown[120] and "●" not in shown[80]
+    figure = ElementTree.parse(scores["figures"][0]).getroot()
+    words = [element.text for element in figure.iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("+tta") == 2 and "+a_rather_long_first" in words
+    assert len(list(figure.iter("{http://www.w3.org/2000/svg}circle"))) == 6
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["scores"]) == 2
+    assert "nothing has been evaluated yet" in capsys.readouterr().err
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    record_steps(run, config, "val")
+    assert main(["scores", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [table["split"] for table in found["tables"]] == ["test"] and found["looks"] == [3]
+    assert main(["scores", "cells", "--split", "val"]) == 0
+    shown = capsys.readouterr().out
+    assert "cells, val: 60 samples" in shown and "look at" not in shown
+    other, config = run_of(tmp_path, "second", 2, "project=leaves")
+    record_steps(other, config, "test")
+    assert main(["scores"]) == 0
+    assert "leaves" in capsys.readouterr().out
+    assert main(["scores", "cels"]) == 2
+    assert "cels: no such project. Did you mean cells? There are: cells, leaves" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert main(["scores", "cells", "--split", "tset"]) == 2
+    assert "Did you mean test?" in capsys.readouterr().err
+
+
+def test_the_project_is_the_data_set_unless_it_is_named(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "made.yaml").write_text(f"data: {{shards: '{shards}'}}\n")
+    assert project_of(load_config(tmp_path / "made.yaml")) == Dataset.open(shards).name
+    assert project_of(load_config(tmp_path / "made.yaml", ["project=mine"])) == "mine"
+    assert project_of(load_config(tmp_path / "made.yaml", ["data.shards=/nowhere/my cells"])) == "my-cells"
+    with pytest.raises(ConfigError, match=r"project: '\.\./up' is no name"):
+        load_config(tmp_path / "made.yaml", ["project=../up"])
+    with pytest.raises(ConfigError, match="run: runs/scoreboard is where the scoreboards are"):
+        load_config(tmp_path / "made.yaml", ["run=scoreboard"])
+
+
+def test_the_hash_of_a_config_is_of_what_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "made.yaml").write_text("data: {shards: s}\n")
+    plain = load_config(tmp_path / "made.yaml")
+    assert config_hash(load_config(tmp_path / "made.yaml", ["step=x", "run=y", "train.lr=1e-3"])) == config_hash(plain)
+    assert config_hash(load_config(tmp_path / "made.yaml", ["train.lr=2e-3"])) != config_hash(plain)
