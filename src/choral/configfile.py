@@ -78,7 +78,7 @@ def load_typed(path: Path, kind: type[T]) -> T:
         ConfigError: naming the file and the key.
     """
     try:
-        built = _build(kind, _read_file(path), "")
+        built = _build(kind, load_mapping(path), "")
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
@@ -144,7 +144,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise ConfigError(f"{path}: base: leads back to a file that is based on this one")
-    values = _read_file(path)
+    values = load_mapping(path)
     if isinstance(values.get("augment"), dict):
         try:
             values["augment"] = expand_preset(values["augment"])
@@ -161,7 +161,8 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(inherited, values)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping of a YAML file, its scalars as strings; ConfigError where it holds no mapping, or is not there."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:

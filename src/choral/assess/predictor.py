@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from choral.assess.answer import answer_panel, answer_path, read_answer, why_not_answered
 from choral.config import Config
 from choral.ensemble.combine import Combiner, mean_rule
 from choral.ensemble.known import Known, fit_of, known_of, rule_names
@@ -19,6 +20,8 @@ from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder, read_json
 
 COMBINED = "combined/"
+ANSWER = "answer"
+"""What a run says by its answer.json."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") 
     Args:
         folder, config: of the run.
         split: that has been evaluated.
-        name: one of `predictor_names`; "": of several members the soft vote (numbers: the mean), of one that one, over all
-            views where the ledger has their mean.
+        name: one of `predictor_names`; "": what `choral calibrate` left, else `usual_name`.
 
     Raises:
         ConfigError: no such predictor; the nearest is shown.
@@ -59,8 +61,9 @@ def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") 
     known = known_of(folder, config, ledger)
     names = _names(folder, ledger, known)
     if not name:
-        first = _usual(ledger)
-        name = next(one for one in (f"{first}+tta", first, names[0]) if one in names)
+        name = ANSWER if ANSWER in names else _usual_of(ledger, names)
+    if name == ANSWER:
+        return _answered(folder, ledger)
     if name not in names:
         raise ConfigError(f"no predictor '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}")
     if name.startswith(COMBINED):
@@ -87,6 +90,18 @@ def predictor_names(folder: RunFolder, config: Config, split: str) -> list[str]:
     """
     ledger = evaluated(folder, config, split)
     return _names(folder, ledger, known_of(folder, config, ledger))
+
+
+def usual_name(folder: RunFolder, config: Config, split: str) -> str:
+    """Return the name of the soft vote of several members (of numbers their mean), of one member of that one.
+
+    It is over all views where the ledger has their mean.
+
+    Raises:
+        DataError: the split has not been evaluated, or a ledger is damaged.
+    """
+    ledger = evaluated(folder, config, split)
+    return _usual_of(ledger, _names(folder, ledger, known_of(folder, config, ledger)))
 
 
 def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
@@ -118,7 +133,9 @@ def _names(folder: RunFolder, ledger: Ledger, known: Known) -> list[str]:
         names += [f"{rule}{suffix}" for rule in rule_names(panel, known)]
     if not why_not_learned(ledger, known):
         names.append(_learned(ledger))
-    return names + sorted(_combinations(folder, ledger.meta.split))
+    names += sorted(_combinations(folder, ledger.meta.split))
+    answering = read_answer(folder)
+    return [*names, ANSWER] if answering is not None and not why_not_answered(answering, ledger) else names
 
 
 def _learned(ledger: Ledger) -> str:
@@ -130,10 +147,21 @@ def _combinations(folder: RunFolder, split: str) -> Iterator[str]:
         yield f"{COMBINED}{path.parent.name}"
 
 
-def _usual(ledger: Ledger) -> str:
-    if len(ledger.members) == 1:
-        return f"member/{ledger.members[0]}"
-    return mean_rule(ledger.meta.task)
+def _usual_of(ledger: Ledger, names: Sequence[str]) -> str:
+    first = f"member/{ledger.members[0]}" if len(ledger.members) == 1 else mean_rule(ledger.meta.task)
+    return next(one for one in (f"{first}+tta", first, names[0]) if one in names)
+
+
+def _answered(folder: RunFolder, ledger: Ledger) -> Predictor:
+    """Return what the run answers since `choral calibrate`."""
+    answering = read_answer(folder)
+    if answering is None:
+        raise ConfigError(f"no predictor '{ANSWER}': {folder.path} has none yet; run `choral calibrate {folder.name}`")
+    if reason := why_not_answered(answering, ledger):
+        raise DataError(f"{answer_path(folder)}: {reason}")
+    panel = answer_panel(answering, ledger)
+    said = [answering.said(stack) for _, stack in panel.blocks()]
+    return Predictor(ANSWER, ledger, np.concatenate(said), answering.gives_probabilities)
 
 
 def _ruled(name: str, panel: Panel, rule: Combiner) -> Predictor:

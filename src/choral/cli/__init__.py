@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from choral import __version__
 from choral.cli.board_verbs import add_board_verbs
+from choral.cli.calibrate_verb import add_calibrate_verb
 from choral.cli.combine_verbs import add_combine_verbs
 from choral.cli.data_verbs import add_data_verbs
 from choral.cli.job_verbs import add_job_verbs
@@ -76,4 +77,5 @@ def _parsers() -> dict[str, Parser]:
     add_job_verbs(verbs)
     add_combine_verbs(verbs)
     add_board_verbs(verbs)
+    add_calibrate_verb(verbs)
     return verbs.parsers

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.markup import escape
@@ -154,7 +153,7 @@ def predict_verb(options: argparse.Namespace) -> int:
             for heading in ("image", *answer.headings):
                 table.add_column(heading)
         if options.json:
-            print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
+            print(json.dumps(answer.content(), ensure_ascii=False), flush=True)
         elif answer.error:
             empty = [""] * (len(answer.headings) - 2)
             table.add_row(escape(answer.image), "[red]not read[/]", *empty, escape(answer.error))

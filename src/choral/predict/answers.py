@@ -2,78 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
-
-from choral.model.outputs import Outputs
-
-_APPLIES = 0.5  # a label is given above this probability
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
-class ClassAnswer:
+class _Answer:
+    """What all answers have in common."""
+
+    def content(self) -> dict[str, Any]:
+        """Return the answer as plain JSON, without what the run was never asked to say."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if key not in _OPTIONAL or value is not None}
+
+
+@dataclass(frozen=True)
+class ClassAnswer(_Answer):
     """One class; `error` is "" unless the image could not be read, and then there is nothing else."""
 
     headings: ClassVar[tuple[str, ...]] = ("class", "probability", "votes")
     image: str
     label: str = ""
     probability: float = 0.0
-    """Of the label: the mean over members (soft vote) and views."""
+    """Of the label; without a calibration the mean over members (soft vote) and views."""
     probabilities: tuple[float, ...] = ()
     """Of each class."""
     votes: dict[str, tuple[str, float]] | None = None
     """Member to its own label and probability."""
     error: str = ""
+    possible: tuple[str, ...] | None = None
+    """The classes of a conformal set; None: there are no sets."""
+    unsure: bool | None = None
+    """Whether the probability is below what was chosen; None: nothing was."""
 
     def cells(self) -> tuple[str, ...]:
         """Return the texts under the headings."""
         votes = ", ".join(f"{name}: {label} {share:.3f}" for name, (label, share) in (self.votes or {}).items())
-        return self.label, f"{self.probability:.3f}", votes
+        words, others = self.label, [name for name in self.possible or () if name != self.label]
+        if self.possible is not None and self.label not in self.possible:
+            words += f" (set: {', '.join(others) or 'empty'})"
+        elif others:
+            words += f" or {' or '.join(others)}"
+        return f"{words} (unsure)" if self.unsure else words, f"{self.probability:.3f}", votes
 
 
 @dataclass(frozen=True)
-class LabelAnswer:
+class LabelAnswer(_Answer):
     """The labels that apply, perhaps none; `error` as for a class."""
 
     headings: ClassVar[tuple[str, ...]] = ("labels", "votes")
     image: str
     labels: dict[str, float] | None = None
-    """Those above one half, most probable first, with their probabilities: means over members and views."""
+    """Those above one half, or the thresholds that were chosen, most probable first, with their probabilities."""
     probabilities: dict[str, float] | None = None
     """Of every label."""
     votes: dict[str, tuple[str, ...]] | None = None
     """Member to the labels that it gives by itself."""
     error: str = ""
+    possible: tuple[str, ...] | None = None
+    """All labels that cannot be left out at the stated coverage; None: there are no sets."""
 
     def cells(self) -> tuple[str, ...]:
         """Return the texts under the headings."""
         labels = ", ".join(f"{name} {share:.3f}" for name, share in (self.labels or {}).items())
         votes = "; ".join(f"{name}: {', '.join(given) or 'none'}" for name, given in (self.votes or {}).items())
-        return labels or "none", votes
+        others = [name for name in self.possible or () if name not in (self.labels or {})]
+        return (labels or "none") + (f"; perhaps {', '.join(others)}" if others else ""), votes
 
 
 @dataclass(frozen=True)
-class NumberAnswer:
+class NumberAnswer(_Answer):
     """Numbers in the targets' own units; `error` as for a class."""
 
     headings: ClassVar[tuple[str, ...]] = ("value ± spread", "votes")
     image: str
     values: dict[str, float] | None = None
-    """Target to its number: the mean over members and views."""
+    """Target to its number; of the rule mean the mean over members and views."""
     spreads: dict[str, float] | None = None
     """Target to the standard deviation of the members' numbers; 0 where there is one member."""
     votes: dict[str, dict[str, float]] | None = None
     """Member to its own numbers."""
     error: str = ""
+    intervals: dict[str, tuple[float, float] | None] | None = None
+    """Target to the ends of its conformal interval, None where it is without end; None: there are none."""
 
     def cells(self) -> tuple[str, ...]:
         """Return the texts under the headings."""
-        spreads = self.spreads or {}
-        values = ", ".join(f"{name} {value:.4g} ± {spreads[name]:.2g}" for name, value in (self.values or {}).items())
+        spreads, intervals, parts = self.spreads or {}, self.intervals or {}, []
+        for name, value in (self.values or {}).items():
+            ends = intervals.get(name)
+            parts.append(
+                f"{name} {value:.4g} ± {spreads[name]:.2g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
+            )
+        values = ", ".join(parts)
         votes = "; ".join(
             f"{name}: {', '.join(f'{value:.4g}' for value in own.values())}" for name, own in (self.votes or {}).items()
         )
@@ -83,41 +104,14 @@ class NumberAnswer:
 Answer = ClassAnswer | LabelAnswer | NumberAnswer
 
 
-def unreadable(image: str, outputs: Outputs, error: str) -> Answer:
-    """Return the answer for an image that cannot be read."""
-    return _KIND[outputs.task](image, error=error)
-
-
-def answer(image: str, outputs: Outputs, by_member: Mapping[str, NDArray[np.float32]]) -> Answer:
-    """Return the answer for one image.
-
-    Args:
-        image: its name.
-        outputs: of the members, the same for all.
-        by_member: member to its (outputs,) predictions, averaged over views.
-    """
-    stack = np.stack(list(by_member.values())).astype(np.float64)
-    mean = stack.mean(axis=0)
-    if outputs.task == "multilabel":
-        given = {name: _applying(outputs, values) for name, values in by_member.items()}
-        named = dict(zip(outputs.names, mean.tolist(), strict=True))
-        labels = {name: named[name] for name in sorted(_applying(outputs, mean), key=lambda name: -named[name])}
-        return LabelAnswer(image, labels, named, given)
-    if outputs.task == "regression":
-        own = {name: dict(zip(outputs.names, values.tolist(), strict=True)) for name, values in by_member.items()}
-        values, spreads = (dict(zip(outputs.names, part.tolist(), strict=True)) for part in (mean, stack.std(axis=0)))
-        return NumberAnswer(image, values, spreads, own)
-    votes = {name: (outputs.names[int(values.argmax())], float(values.max())) for name, values in by_member.items()}
-    best = int(mean.argmax())
-    return ClassAnswer(image, outputs.names[best], float(mean[best]), tuple(mean.tolist()), votes)
-
-
-def _applying(outputs: Outputs, probabilities: NDArray[np.floating]) -> tuple[str, ...]:
-    return tuple(name for name, share in zip(outputs.names, probabilities, strict=True) if share > _APPLIES)
-
-
 _KIND: dict[str, type[ClassAnswer] | type[LabelAnswer] | type[NumberAnswer]] = {
     "multiclass": ClassAnswer,
     "multilabel": LabelAnswer,
     "regression": NumberAnswer,
 }
+_OPTIONAL = ("possible", "unsure", "intervals")
+
+
+def unreadable(image: str, task: str, error: str) -> Answer:
+    """Return the answer for an image that cannot be read."""
+    return _KIND[task](image, error=error)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -11,34 +12,61 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from choral.config import Config
+from choral.config import Average
 from choral.errors import DataError
 from choral.inputs.crop import Crop
 from choral.inputs.decode import decode
 from choral.inputs.sample import place
 from choral.inputs.standardize import Standardizer
-from choral.predict.answers import Answer, answer, unreadable
 from choral.predict.asking import Manner, member_predictions
-from choral.predict.views import expand
 from choral.predict.voices import Voice
 
 _BATCH = 32
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What members said about one image.
+
+    Attributes:
+        image: the file.
+        by_member: member to its (outputs,) float32 predictions, its views averaged.
+        error: "" unless the image could not be read; then nobody said anything.
+    """
+
+    image: Path
+    by_member: Mapping[str, NDArray[np.float32]]
+    error: str = ""
+
+
 def predict_images(
-    config: Config, voices: Sequence[Voice], images: Sequence[Path], device: torch.device
-) -> Iterator[Answer]:
-    """Yield an answer for each image, in order, averaged over the views of the config.
+    voices: Sequence[Voice],
+    images: Sequence[Path],
+    views: Mapping[str, float],
+    average: Average,
+    max_pixels: int,
+    device: torch.device,
+) -> Iterator[Seen]:
+    """Yield what each voice says about each image, in order.
+
+    Args:
+        voices: that are asked.
+        images: files.
+        views: canonical name to what it counts; the sum is 1. Where all count the same, they are averaged as in a ledger.
+        average: of views that count the same; others are averages of probabilities, or of numbers.
+        max_pixels: of an image.
+        device: that computes.
 
     Raises:
         ConfigError: an unknown view.
         ChoralError: a damaged checkpoint.
     """
-    manner = Manner(expand(config.evaluate.views), ("tta",), nullcontext, config.evaluate.average)
+    even = len(set(views.values())) == 1
+    manner = Manner(tuple(views), ("tta",) if even else tuple(views), nullcontext, average)
     networks = {voice.name: voice.load(device) for voice in voices}
     for start in range(0, len(images), _BATCH):
         paths = images[start : start + _BATCH]
-        decoded = [_read(path, config.data.max_pixels) for path in paths]
+        decoded = [_read(path, max_pixels) for path in paths]
         readable = [item for item in decoded if not isinstance(item, str)]
         by_member: dict[str, NDArray[np.float32]] = {}
         for _, group in groupby(sorted(voices, key=lambda voice: repr(voice.inputs)), key=lambda voice: voice.inputs):
@@ -48,13 +76,14 @@ def predict_images(
             batch = _batch(members[0], readable, device)
             for voice in members:
                 found = member_predictions(networks[voice.name], voice, batch, manner)
-                by_member[voice.name] = found["tta"].cpu().numpy()
+                mean = found["tta"] if even else sum(weight * found[view].double() for view, weight in views.items())
+                by_member[voice.name] = torch.as_tensor(mean).float().cpu().numpy()
         row = 0
         for path, item in zip(paths, decoded, strict=True):
             if isinstance(item, str):
-                yield unreadable(str(path), voices[0].outputs, item)
+                yield Seen(path, {}, item)
                 continue
-            yield answer(str(path), voices[0].outputs, {voice.name: by_member[voice.name][row] for voice in voices})
+            yield Seen(path, {voice.name: by_member[voice.name][row] for voice in voices})
             row += 1
 
 

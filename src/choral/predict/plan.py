@@ -95,7 +95,7 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
 
     precision = config.train.precision
     names = [voice.name for voice in voices]
-    evaluation = _fingerprint(voices, precision)
+    evaluation = evaluation_of(voices, precision)
     ledgers = {f"{split}{suffix}": ledger(f"{split}{suffix}", names, evaluation) for split in config.evaluate.splits}
     if groups:
         ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, voices, precision))
@@ -117,7 +117,7 @@ def _held_out_voices(config: Config, voices: Sequence[Voice], dataset: Dataset) 
     return {group: found for group, found in groups.items() if found}
 
 
-def _fingerprint(voices: Sequence[Voice], precision: str) -> str:
+def evaluation_of(voices: Sequence[Voice], precision: str) -> str:
     """Return a hash of everything that decides the probabilities of a view, apart from the data."""
     parts = [*(f"{voice.name} {voice.weights_hash} {voice.inputs}" for voice in voices), precision]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -127,7 +127,7 @@ def _held_out_fingerprint(groups: Mapping[str, Sequence[Voice]], voices: Sequenc
     """Return that of the other ledgers, by which `same_weights` knows them, and a hash of who is asked about what."""
     parts = [f"{group} {voice.name} {voice.config.data.resample}" for group, own in groups.items() for voice in own]
     asked = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return f"{_fingerprint(voices, precision)}-{asked}"
+    return f"{evaluation_of(voices, precision)}-{asked}"
 
 
 def same_weights(held_out: LedgerMeta, other: LedgerMeta) -> bool:

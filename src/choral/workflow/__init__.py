@@ -9,6 +9,7 @@ from __future__ import annotations
 from choral.workflow.answering import predict
 from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
+from choral.workflow.calibrating import calibrate, print_calibration
 from choral.workflow.comparing import compare_runs, print_comparison
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
 from choral.workflow.scoring import combine, print_looks, print_scores, score, scores_as_json
@@ -16,6 +17,7 @@ from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
 
 __all__ = [
+    "calibrate",
     "card",
     "check_run",
     "combine",
@@ -24,6 +26,7 @@ __all__ = [
     "pack_if_missing",
     "predict",
     "print_board",
+    "print_calibration",
     "print_comparison",
     "print_looks",
     "print_projects",

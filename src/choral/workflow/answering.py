@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from choral.predict.voices import voices_of
+from choral.assess.answer import Answering, answer_path, check_answer, read_answer
+from choral.assess.answering import answer_image, described, plain_answering
+from choral.config import Config
+from choral.predict.answers import Answer, unreadable
+from choral.predict.plan import evaluation_of
+from choral.predict.views import expand
+from choral.predict.voices import Voice, voices_of
 from choral.runfolder import RunFolder
 from choral.workflow.evaluation import say_absent
 
-if TYPE_CHECKING:
-    from choral.predict.answers import Answer
-
 
 def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
-    """Yield what the trained members of a run answer for each image file.
+    """Yield what the trained members of a run answer for each image file: as RUN/answer.json says, where there is one.
 
     Raises:
         ChoralError: no member is trained.
+        DataError: answer.json is damaged, or was fitted to other weights.
     """
     import torch
 
@@ -27,5 +31,30 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
     config = folder.config()
     voices, _ = voices_of(folder, config)
     say_absent(folder, config)
+    answering = _answering(folder, config, voices)
+    by_name = {voice.name: voice for voice in voices}
+    heard = [by_name[name] for name in answering.members]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield from predict_images(config, voices, images, device)
+    seen_images = predict_images(heard, images, answering.views, answering.average, config.data.max_pixels, device)
+    for seen in seen_images:
+        if seen.error:
+            yield unreadable(str(seen.image), answering.task, seen.error)
+        else:
+            yield answer_image(answering, seen.image, seen.by_member)
+
+
+def _answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> Answering:
+    """Return how a run answers, and say so where that was fitted."""
+    answering = read_answer(folder)
+    if answering is None:
+        outputs = voices[0].outputs
+        return plain_answering(
+            outputs.task,
+            outputs.names,
+            [voice.name for voice in voices],
+            expand(config.evaluate.views),
+            config.evaluate.average,
+        )
+    check_answer(folder, answering, evaluation_of(voices, config.train.precision))
+    print(f"as {answer_path(folder)} says: {described(answering)}", file=sys.stderr)
+    return answering
