@@ -58,6 +58,7 @@ def start(arm: str, own: list[str], options: argparse.Namespace) -> subprocess.P
     """Train, evaluate and score one arm, or find that this is done, in a process of its own."""
     overrides = [
         f"run=compare-{arm}",
+        f"step={arm}",
         "ensemble.members=[]",
         f"data.shards={options.shards}",
         f"data.image_size={options.size}",

@@ -27,7 +27,8 @@ from choral.runfolder import RunFolder
 from choral.score.metrics import label_log_losses, log_losses
 from choral.shards.index import Dataset
 
-_FITTED = {"soft+learned": "+learned", "mean+learned": "+learned", "answer": "+calibrated"}
+_ANSWER = "answer"  # what `choral calibrate` made of others
+_FITTED = {"soft+learned": "+learned", "mean+learned": "+learned", _ANSWER: "+calibrated"}
 
 
 def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -> None:
@@ -48,8 +49,9 @@ def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -
         ledger = evaluated(folder, config, split)
         if not len(ledger):
             return
-        names = [*steps_of(folder, config, ledger), *further]
-        predictors = [predictor_of(folder, config, split, name) for name in dict.fromkeys(names)]
+        steps = steps_of(folder, config, ledger)
+        names = sorted(dict.fromkeys([*steps, *further]), key=lambda name: name == _ANSWER)
+        predictors = [predictor_of(folder, config, split, name) for name in names]
         _append(folder, config, predictors)
     except (ChoralError, OSError) as error:
         print(f"the scoreboard is without split {split} of {folder.path}: {error}", file=sys.stderr)
@@ -80,18 +82,18 @@ def steps_of(folder: RunFolder, config: Config, ledger: Ledger) -> list[str]:
     return names + [name for name in _FITTED if name in there]
 
 
-def part_of(predictor: str, several: bool) -> str:
-    """Return what a predictor is called below the step of its run: what was added, "" for the first of one network."""
+def part_of(predictor: str, first: str) -> str:
+    """Return what a predictor is called below the step of its run: what was added to the first one, "" for that itself."""
+    if predictor == first:
+        return ""
     if predictor in _FITTED:
         return _FITTED[predictor]
     if predictor.startswith(COMBINED):
         return f"+{predictor.removeprefix(COMBINED)}"
     name, plus, view = predictor.partition("+")
-    if name in ("soft", "mean") and not plus:
-        return "+ensemble"
-    if predictor.startswith("member/") and (several or not plus):
-        return ""
-    return f"+{view}" if name in ("soft", "mean") or not several else f"+{predictor}"
+    if name in ("soft", "mean"):
+        return f"+{view}" if plus else "+ensemble"
+    return f"+{view}" if name == first.partition("+")[0] else f"+{predictor.removeprefix('member/')}"
 
 
 def _likeliest(folder: RunFolder, config: Config, ledger: Ledger) -> str:
@@ -128,7 +130,7 @@ def _append(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) 
         entry = Entry(
             id=entry_id(folder.name, name, data, record),
             step=config.step or folder.name,
-            part=part_of(name, len(ledger.members) > 1),
+            part=part_of(name, predictors[0].name),
             run=folder.name,
             folder=str(folder.path.resolve()),
             predictor=name,
