@@ -90,7 +90,9 @@ def notes_on(table: BoardTable) -> list[str]:
     if any(row["to_before"] for row in rows):
         notes.append("the one before: in a run the row above; of a run's first row the first row of the run before")
     if any(len(row["members"]) > 1 and row["part"] == "" for row in rows):
-        notes.append("first row of an ensemble: the member that validation likes best")
+        notes.append(
+            "first row of an ensemble: the member that validation likes best; without validation, its first one"
+        )
     if len(rows) > 1:
         notes.append("the best was chosen among these rows by these samples, which flatters it")
     reasons = dict.fromkeys(row["not_compared"] for row in rows if "not_compared" in row)

@@ -49,7 +49,7 @@ def project_scores(root: Path, project: str, split: str = "", metric: str = "") 
     tables = tables_of(board, _wanted(entries, split, [data for data, count in looks.items() if count]), metric)
     figures = []
     for table in tables:
-        figure = board.path / f"progress-{table['split']}-{table['data']}.svg"
+        figure = board.path / f"progress-{table['split']}-{table['metric']}-{table['data']}.svg"
         seen = looks_text(looks[table["data"]], table["split"]) if looks[table["data"]] else ""
         write_atomic(figure, draw_board(table, seen))
         figures.append(str(figure))
