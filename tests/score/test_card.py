@@ -11,12 +11,17 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn import metrics as oracle
 
-from choral.score.card import OF_CLASS, Card, card_of, metrics_of
+from choral.score.card import OF_CLASS, Card, card_of
+from choral.score.estimate import Estimate
 from choral.score.intervals import bootstrap, resampled_counts
 
 COUNT, DRAWN = 90, (0, 7, 1999)  # draws that are checked
 CLASSES = ("a", "b", "c", "d")
 Oracle = dict[str, Callable[[Any, Any], float]]
+
+
+def metrics_of(*arguments: Any, **options: Any) -> dict[str, Estimate]:
+    return card_of(*arguments, **options).overall
 
 
 def written_out(number: int, *arrays: np.ndarray) -> list[np.ndarray]:

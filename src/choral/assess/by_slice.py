@@ -19,7 +19,7 @@ from choral.score.intervals import DRAWS, LEVEL
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
 
-_WORK = 10_000_000  # numbers that are ranked in each draw; with more, rankings of slices would take minutes
+_WORK = 100_000_000  # numbers that are ranked in each draw; with more, rankings of slices would take minutes
 _DEVIATIONS = float(
     ndtri((1 + LEVEL) / 2)
 )  # from the middle of an interval to its end, were it of a normal distribution

@@ -58,13 +58,6 @@ class Card:
     bins: int = BINS
 
 
-def metrics_of(
-    task: str, labels: NDArray[Any], predictions: NDArray[np.float32], classes: Sequence[str], **options: Any
-) -> dict[str, Estimate]:
-    """Return the metrics of all samples together; see `card_of`, of whose options it takes the same."""
-    return card_of(task, labels, predictions, classes, **options).overall
-
-
 def card_of(
     task: str,
     labels: NDArray[Any],
@@ -78,7 +71,7 @@ def card_of(
     """Return all metrics of a predictor; those of two on the same samples and seed have the same draws.
 
     `ece` is the debiased calibration error, see `choral.score.debiased_calibration`. Rankings (roc_auc and
-    average_precision, of each class against the others) have 2,000 draws, or as many as take a minute or so, at least 200.
+    average_precision, of each class against the others) have 2,000 draws, or of very many as many as are affordable.
 
     Args:
         task: multiclass, multilabel or regression.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from choral.errors import DataError
 from choral.score.intervals import DRAWS, resampled_counts
 
 _DRAWS_AT_ONCE = 32
-_WORK = 2_000_000_000  # numbers looked at for the intervals of rankings: a minute or so
+_WORK = 20_000_000_000  # numbers looked at for the intervals of rankings: half a minute or so
 _FEWEST_DRAWS = 200
 
 
@@ -63,8 +63,7 @@ def resampled_mean_average_precisions(
     ranked = [[Ranking.of(labels[:, label], own[:, label]) for label in known] for own in scores]
     parts = []
     for many in resampled_counts(len(labels), seed=seed, draws=draws):
-        for start in range(0, len(many), _DRAWS_AT_ONCE):
-            times = np.ascontiguousarray(many[start : start + _DRAWS_AT_ONCE].T, dtype=np.int32)
+        for times in _few(many):
             found = np.stack([[ranking.precisions(times) for ranking in own] for own in ranked])
             found[..., np.isnan(found[0]).all(axis=0)] = 0  # no label in the whole draw: as rare as it is hopeless
             parts.append(np.nanmean(found, axis=1).T)
@@ -75,38 +74,41 @@ def resampled_mean_average_precisions(
 class Ranking:
     """Where one predictor finds the samples that have a label, going down from its highest score.
 
+    Runs are of equal scores, and those that have a sample with the label are numbered. What lies before, in and between
+    them are parts: a sum over each tells all that a draw of samples comes to, without sorting or even gathering again.
+
     Attributes:
-        order: (N,) int32 the samples, highest score first: of many labels these are as much as their scores.
-        hits: (positives,) those that have the label, in this order.
-        of_run: (runs,) the last of the hits of each run of equal scores that has some.
-        begin, end: (runs,) the positions in `order` at which the run begins and ends.
+        part: (N,) int32 of each sample: 0 before the first run, 1 in it, 2 between it and the second, and so on.
+        hits: (positives,) the samples that have the label.
+        run: (positives,) of each.
     """
 
-    order: NDArray[np.int32]
-    hits: NDArray[np.int32]
-    of_run: NDArray[np.int64]
-    begin: NDArray[np.int64]
-    end: NDArray[np.int64]
+    part: NDArray[np.int32]
+    hits: NDArray[np.int64]
+    run: NDArray[np.int64]
 
     @classmethod
     def of(cls, labels: NDArray[np.bool_], scores: NDArray[Any]) -> Ranking:
         """Rank (N,) samples, of which at least one has the label."""
         order, hit, last = _ranking(labels, scores)
-        run = np.searchsorted(last, np.flatnonzero(hit))  # of each hit
-        of_run = np.append(np.flatnonzero(np.diff(run)), len(run) - 1)
-        begin = np.append(0, last[:-1] + 1)
-        return cls(order, order[hit], of_run, begin[run[of_run]], last[run[of_run]])
+        of_hit = np.searchsorted(last, np.flatnonzero(hit))  # the run of each hit, of all runs
+        found, run = np.unique(of_hit, return_inverse=True)
+        lengths = np.diff(last, prepend=-1)
+        place = 2 * np.searchsorted(found, np.arange(len(last)))  # of all runs: those found come before it
+        place[found] += 1
+        part = np.empty(len(order), dtype=np.int32)
+        part[order] = np.repeat(place, lengths)
+        return cls(part, order[hit], run)
 
-    def precisions(self, times: NDArray[np.int32]) -> NDArray[np.float64]:
+    def precisions(self, times: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the average precision of each draw, NaN where none of its samples has the label.
 
         Args:
-            times: (N, draws) how often each sample was drawn; few draws, so that sums stay in the processor's cache.
+            times: (N, draws) how often each sample was drawn; of few draws, so that sums stay in the processor's cache.
         """
-        seen = np.cumsum(times[self.order], axis=0, dtype=np.int32)[self.end]
-        return _precisions(self._hits(times), seen)
+        return self.precisions_and_areas(times)[0]
 
-    def precisions_and_areas(self, times: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def precisions_and_areas(self, times: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the average precision and the area under the ROC curve of each draw.
 
         The area is the share of pairs of a sample with and one without the label in which the first has the higher score,
@@ -115,21 +117,31 @@ class Ranking:
         Args:
             times: as for `precisions`.
         """
-        seen = np.cumsum(times[self.order], axis=0, dtype=np.int32)
-        before = np.where(self.begin[:, None] > 0, seen[self.begin - 1], 0)
-        hits, through = self._hits(times), seen[self.end]
-        with_label, without = hits[-1].astype(np.float64), (seen[-1] - hits[-1]).astype(np.float64)
-        own = np.diff(hits, axis=0, prepend=0)
-        tied = through - before - own
-        below = without - (through - hits) + tied / 2
+        runs = int(self.run.max()) + 1
+        seen = np.cumsum(_sums(self.part, 2 * runs + 1, times), axis=0)
+        own = _sums(self.run, runs, times[self.hits])
+        before, through, hits = seen[: 2 * runs : 2], seen[1 : 2 * runs : 2], np.cumsum(own, axis=0)
+        with_label, without = hits[-1], seen[-1] - hits[-1]
+        below = without - (through - hits) + (through - before - own) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
-            areas = (own * below).sum(axis=0) / (with_label * without)
-        return _precisions(hits, through), areas
+            precisions: NDArray[np.float64] = (own * (hits / np.maximum(through, 1))).sum(axis=0) / with_label
+            return precisions, (own * below).sum(axis=0) / (with_label * without)
 
-    def _hits(self, times: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return (runs, draws): samples with the label down to the end of each run."""
-        hits: NDArray[np.int32] = np.cumsum(times[self.hits], axis=0, dtype=np.int32)[self.of_run]
-        return hits
+
+def _sums(part: NDArray[Any], parts: int, times: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return (parts, draws): how many samples of each part were drawn, from (n, draws) how often each one was."""
+    from scipy.sparse import csc_array
+
+    ones, columns = np.ones(len(part), dtype=times.dtype), np.arange(len(part) + 1)
+    sums: NDArray[np.float64] = (csc_array((ones, part, columns), shape=(parts, len(part))) @ times).astype(np.float64)
+    return sums
+
+
+def _few(times: NDArray[np.int64]) -> Iterator[NDArray[np.floating]]:
+    """Yield some (draws, N) counts at a time as (N, some) numbers, of a type in which sums over N are exact."""
+    exact = np.float32 if times.shape[1] < 1 << 24 else np.float64
+    for start in range(0, len(times), _DRAWS_AT_ONCE):
+        yield np.ascontiguousarray(times[start : start + _DRAWS_AT_ONCE].T, dtype=exact)
 
 
 def rankings_of(labels: NDArray[np.bool_], scores: NDArray[Any]) -> list[Ranking | None]:
@@ -151,29 +163,20 @@ def resampled_rankings(
         Twice (draws, L) float64; NaN where no sample of the draw has the label, of areas also where all have it.
     """
     found = np.full((2, len(times), len(rankings)), np.nan)
-    many = np.ascontiguousarray(times.T, dtype=np.int32)
-    for start in range(0, len(times), _DRAWS_AT_ONCE):
-        some = slice(start, start + _DRAWS_AT_ONCE)
-        block = np.ascontiguousarray(many[:, some])
-        for number, ranking in enumerate(rankings):
+    for number, few in enumerate(_few(times)):
+        some = slice(number * _DRAWS_AT_ONCE, number * _DRAWS_AT_ONCE + few.shape[1])
+        for label, ranking in enumerate(rankings):
             if ranking is not None:
-                found[:, some, number] = ranking.precisions_and_areas(block)
+                found[:, some, label] = ranking.precisions_and_areas(few)
     return found[0], found[1]
 
 
 def affordable_draws(numbers: int) -> int:
-    """Return how many draws rankings of so many numbers are worth: 2,000, or as many as take a minute or so, at least 200."""
+    """Return how many draws so many ranked numbers are worth: 2,000, or as many as take half a minute, at least 200."""
     return int(np.clip(_WORK // max(numbers, 1), _FEWEST_DRAWS, DRAWS))
 
 
-def _precisions(hits: NDArray[np.int32], seen: NDArray[np.int32]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):
-        found = (np.diff(hits, axis=0, prepend=0) * (hits / np.maximum(seen, 1))).sum(axis=0)
-        precisions: NDArray[np.float64] = found / hits[-1]
-    return precisions
-
-
-def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int32], Any, NDArray[np.int64]]:
+def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
     """Return the samples from the highest score down, their labels, and where runs of equal scores end."""
-    order = np.argsort(-scores, kind="stable").astype(np.int32)
+    order = np.argsort(-scores, kind="stable")
     return order, labels[order], np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
