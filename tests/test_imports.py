@@ -80,6 +80,7 @@ def test_every_part_has_a_level() -> None:
         "shards.pack",
         "jobs.local",
         "score.metrics",
+        "assess.answering",
     ],
 )
 def test_light_parts_do_not_import_torch(module: str) -> None:

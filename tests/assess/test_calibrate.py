@@ -12,6 +12,7 @@ import pytest
 from choral import cli, workflow
 from choral.assess.answer import Answering, check_answer, read_answer
 from choral.assess.calibrate import Asked, calibrate_run
+from choral.assess.card import card_json
 from choral.assess.predictor import predictor_names, predictor_of
 from choral.config import Config
 from choral.ensemble.combination import Asked as AskedCombination
@@ -82,6 +83,9 @@ def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(
     )
     report = calibrate_run(folder, config, "test", Asked(thresholds=("y:recall>=0.95",), unsure_below="coverage>=0.8"))
     one = report["decision"]["thresholds"]["y"]
+    card = card_json(predictor_of(folder, config, "test", "answer"))
+    assert (card["by_class"]["y"]["recall"] or {})["value"] == pytest.approx(one["after"]["recall"]["value"])
+    assert (card["by_class"]["y"]["precision"] or {})["value"] == pytest.approx(one["after"]["precision"]["value"])
     assert one["after"]["recall"]["value"] > 0.9 > one["before"]["recall"]["value"]
     unsure = report["unsure"]
     assert unsure["accuracy_sure"]["value"] > unsure["accuracy_all"]["value"] > unsure["accuracy_unsure"]["value"]

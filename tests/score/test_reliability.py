@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from choral.score.calibration_error import expected_calibration_error, resampled_calibration_errors
+from choral.score.calibration_error import expected_calibration_error
 from choral.score.reliability import reliability_bins, wilson
 
 
@@ -45,14 +45,3 @@ def test_samples_of_equal_confidence_are_shared_out() -> None:
     assert expected_calibration_error(confidence, hit, 10) == pytest.approx(0)
     order = rng.permutation(100)
     assert expected_calibration_error(confidence[order], hit[order], 10) == pytest.approx(0)
-
-
-def test_a_draw_is_the_error_of_its_samples() -> None:
-    rng = np.random.default_rng(2)
-    confidence = rng.random(30)
-    hit = rng.random(30) < 0.7
-    found = resampled_calibration_errors([confidence, 1 - confidence], [hit, hit], 5, draws=3, seed=5)
-    picks = np.random.default_rng(5).integers(0, 30, size=(3, 30))
-    for draw, own in zip(found, picks, strict=True):
-        wanted = [expected_calibration_error(one[own], hit[own], 5) for one in (confidence, 1 - confidence)]
-        np.testing.assert_allclose(draw, wanted)

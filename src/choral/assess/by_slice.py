@@ -138,7 +138,13 @@ def _estimates(predictor: Predictor, masks: Sequence[NDArray[np.bool_]], ranked:
 
 def _metrics(predictor: Predictor, mask: NDArray[np.bool_]) -> Metrics:
     ledger, probabilities = predictor.ledger, predictor.gives_probabilities
-    return measured(ledger.meta.task, ledger.labels[mask], predictor.predictions[mask], probabilities=probabilities)
+    return measured(
+        ledger.meta.task,
+        ledger.labels[mask],
+        predictor.predictions[mask],
+        probabilities=probabilities,
+        decided=None if predictor.decided is None else predictor.decided[mask],
+    )
 
 
 def _measured(

@@ -16,7 +16,10 @@ def draw_calibration(report: Mapping[str, Any]) -> str:
     """Return an SVG image of a report of `calibrate_run` that has probabilities."""
     title = f"{report['split']}: {report['of']}, {report['n']} samples, calibration by {report['method']}"
     ece = report["metrics"]["ece"]
-    summary = f"calibration error {ece['before']['value']:.2%} before, {ece['after']['value']:.2%} after"
+    summary = "calibration error (debiased) " + ", ".join(
+        f"{ece[name]['value']:.1%} [{ece[name]['low']:.1%}, {ece[name]['high']:.1%}] {name}"
+        for name in ("before", "after")
+    )
     parts = [text(_LEFT, 30, title, size=16, weight="bold"), text(_LEFT, 52, summary, QUIET)]
     parts += _reliability(report, _LEFT)
     if "selective" in report:

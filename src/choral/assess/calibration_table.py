@@ -57,7 +57,10 @@ def _metrics(report: Mapping[str, Any]) -> Table:
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in report["cross_fitted_log_loss"].items())
     table = _table(
         f"{report['split']}: {report['n']} samples, {report['of']}, calibration by {report['method']}{value}",
-        "[low, high]: 95 % intervals, by bootstrap over the samples; differences are paired",
+        "[low, high]: 95 % intervals, by bootstrap; differences are paired (ECE: its own)",
+        "ECE: calibration error, debiased; as it is usually computed "
+        f"{_percent(report['plain_ece']['before'])} and {_percent(report['plain_ece']['after'])}",
+        *(["AURC: area of risk over coverage"] if "aurc" in report["metrics"] else []),
         f"fitted on {fitted['split']} ({fitted['samples']} samples) after averaging; log loss there, cross-fitted:",
         f"  {losses}",
     )
@@ -100,6 +103,10 @@ def _conformal(report: Mapping[str, Any]) -> Table:
     if "size" in found:
         sizes = ", ".join(f"{count} of size {size}" for size, count in found["sizes"].items() if count)
         notes.insert(0, f"size: {found['size']['value']:.2f} on average: {sizes}")
+    low_ones = [name for name, share in found["each"].items() if share and share["high"] < found["coverage"]]
+    if len(found["samples"]) == 1 and low_ones:
+        shown = ", ".join(low_ones[:3]) + (" ..." if len(low_ones) > 3 else "")
+        notes.append(f"less than that within {shown}: --by-class makes it hold within each class")
     table = _table(f"{what} that hold the truth with {found['coverage']:.0%} ({found['score']})", *notes)
     table.add_column({"multiclass": "class", "multilabel": "label"}.get(report["task"], "target"))
     table.add_column("covered, % [95 %]", no_wrap=True)

@@ -58,6 +58,7 @@ def card_json(predictor: Predictor) -> CardJson:
         predictor.predictions,
         ledger.classes,
         probabilities=predictor.gives_probabilities,
+        decided=predictor.decided,
         seed=SEED,
     )
     small = card.confusion is not None and len(ledger.classes) <= _LARGEST_CONFUSION

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from choral.assess.answer import Answering
 from choral.ensemble.rows import SEED, numbers
-from choral.score.calibration_error import expected_calibration_error, resampled_calibration_errors
+from choral.score.calibration_error import expected_calibration_error
 from choral.score.conformal import coverage_spread
-from choral.score.intervals import bootstrap, interval_around, interval_of, resampled_means
+from choral.score.debiased_calibration import Gaps, absolute_gaps, debiased_calibration_error
+from choral.score.intervals import bootstrap, interval_around, interval_of, resampled_counts, resampled_means
 from choral.score.metrics import correct, label_log_losses, log_losses, top_class
 from choral.score.reliability import reliability_bins, wilson
 from choral.score.selective import area_of, resampled_areas, selective_curve
@@ -38,9 +39,8 @@ def before_and_after(
     found: dict[str, Any] = {"metrics": _means(task, labels, both)}
     sure = {name: decisions(task, labels, values) for name, values in both.items()}
     confidences, hits = [pair[0] for pair in sure.values()], [pair[1] for pair in sure.values()]
-    errors = resampled_calibration_errors(confidences, hits, seed=SEED)
-    values = [expected_calibration_error(*pair) for pair in sure.values()]
-    found["metrics"]["ece"] = _paired(values, errors, centred=True)
+    found["metrics"]["ece"] = _calibration_errors(task, labels, both)
+    found["plain_ece"] = {name: expected_calibration_error(*pair) for name, pair in sure.items()}
     found["reliability"] = {name: [asdict(one) for one in reliability_bins(*pair, BINS)] for name, pair in sure.items()}
     if task == "multiclass":
         areas = resampled_areas(confidences, hits, seed=SEED)
@@ -84,24 +84,31 @@ def _means(task: str, labels: NDArray[Any], both: Mapping[str, NDArray[np.float3
     }
 
 
-def _paired(values: list[float], drawn: NDArray[np.float64], centred: bool = False) -> dict[str, Any]:
-    """Return before, after and the difference, each with its interval.
-
-    Args:
-        values: before and after.
-        drawn: (draws, 2).
-        centred: whether the draws of the difference are shifted so that their mean is the difference itself; of a
-            calibration error each draw is too high, more so where there is less of it.
-    """
-    gain, difference = values[1] - values[0], drawn[:, 1] - drawn[:, 0]
-    if centred:
-        difference = difference - difference.mean() + gain
-    before, after = (interval_around(value, drawn[:, place]) for place, value in enumerate(values))
+def _calibration_errors(task: str, labels: NDArray[Any], both: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """Return the debiased calibration error before and after."""
+    gaps = []
+    for values in both.values():
+        sure, right = (values, labels > 0) if task == "multilabel" else decisions(task, labels, values)
+        gaps.append(Gaps.of(sure, right))
+    drawn = [
+        np.stack([absolute_gaps(one, times.astype(np.float64)) for one in gaps], axis=1)
+        for times in resampled_counts(len(labels), seed=SEED)
+    ]
+    before, after = (
+        debiased_calibration_error(one, column) for one, column in zip(gaps, np.concatenate(drawn).T, strict=True)
+    )
     return {
-        "before": numbers(before),
-        "after": numbers(after),
-        "difference": numbers(interval_around(gain, difference)),
+        "before": numbers(before.interval),
+        "after": numbers(after.interval),
+        "difference": numbers(after.minus(before)),
     }
+
+
+def _paired(values: list[float], drawn: NDArray[np.float64]) -> dict[str, Any]:
+    """Return before, after and the difference, each with its interval, from (draws, 2) of both."""
+    before, after = (interval_around(value, drawn[:, place]) for place, value in enumerate(values))
+    gain = interval_around(values[1] - values[0], drawn[:, 1] - drawn[:, 0])
+    return {"before": numbers(before), "after": numbers(after), "difference": numbers(gain)}
 
 
 def judged_sets(answering: Answering, labels: NDArray[Any], predictions: NDArray[np.float32]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +35,15 @@ class Predictor:
         predictions: (N, classes) float32 in the ledger's order; of a hard vote shares of votes.
         gives_probabilities: whether they are probabilities, so that there is a log loss; not so of a hard vote and of
             numbers.
+        decided: (N,) classes, or (N, labels) labels, that thresholds or costs decided for; None: the most probable class,
+            labels above one half.
     """
 
     name: str
     ledger: Ledger
     predictions: NDArray[np.float32]
     gives_probabilities: bool
+    decided: NDArray[Any] | None = None
 
 
 def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") -> Predictor:
@@ -160,8 +164,9 @@ def _answered(folder: RunFolder, ledger: Ledger) -> Predictor:
     if reason := why_not_answered(answering, ledger):
         raise DataError(f"{answer_path(folder)}: {reason}")
     panel = answer_panel(answering, ledger)
-    said = [answering.said(stack) for _, stack in panel.blocks()]
-    return Predictor(ANSWER, ledger, np.concatenate(said), answering.gives_probabilities)
+    said = np.concatenate([answering.said(stack) for _, stack in panel.blocks()])
+    decided = answering.decide(said) if answering.decision.kind in ("costs", "thresholds") else None
+    return Predictor(ANSWER, ledger, said, answering.gives_probabilities, decided)
 
 
 def _ruled(name: str, panel: Panel, rule: Combiner) -> Predictor:

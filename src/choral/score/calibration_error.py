@@ -7,12 +7,8 @@ of a good network lie in the last one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
-
-from choral.score.intervals import DRAWS, resampled_counts
 
 BINS = 15
 
@@ -29,48 +25,10 @@ def expected_calibration_error(confidence: NDArray[np.floating], hit: NDArray[np
         bins: of equally many samples; at most N.
     """
     order = np.argsort(confidence, kind="stable")
-    once = np.ones((1, len(order)), dtype=np.int64)
-    return float(_errors(once, confidence[order], hit[order], bins)[0])
-
-
-def resampled_calibration_errors(
-    confidences: Sequence[NDArray[np.floating]],
-    hits: Sequence[NDArray[np.bool_]],
-    bins: int = BINS,
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> NDArray[np.float64]:
-    """Return the errors of several predictors over the same draws of samples, (draws, predictors) float64.
-
-    Each draw has bins of its own.
-    """
-    orders = [np.argsort(confidence, kind="stable") for confidence in confidences]
-    parts = [
-        np.stack(
-            [
-                _errors(times[:, order], confidence[order], hit[order], bins)
-                for order, confidence, hit in zip(orders, confidences, hits, strict=True)
-            ],
-            axis=1,
-        )
-        for times in resampled_counts(len(hits[0]), seed=seed, draws=draws)
-    ]
-    return np.concatenate(parts)
-
-
-def _errors(
-    times: NDArray[np.int64], confidence: NDArray[np.floating], hit: NDArray[np.bool_], bins: int
-) -> NDArray[np.float64]:
-    """Return the error of each draw, from (draws, N) how often each sample was drawn, by rising confidence."""
-    runs = np.flatnonzero(np.diff(confidence, prepend=-np.inf))
-    gaps = np.add.reduceat(times * (confidence.astype(np.float64) - hit), runs, axis=1)
-    counts = np.add.reduceat(times, runs, axis=1)
-    total = int(counts[0].sum())
-    ends = np.linspace(0, total, min(bins, total) + 1)
-    # The sum of gaps over the first k samples, for any k: linear within a run.
-    sums = np.pad(np.cumsum(gaps, axis=1), ((0, 0), (1, 0)))
-    places = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0)))
-    at_ends = np.stack([np.interp(ends, own, sums[row]) for row, own in enumerate(places)])
-    errors: NDArray[np.float64] = np.abs(np.diff(at_ends, axis=1)).sum(axis=1) / total
-    return errors
+    ordered = confidence[order].astype(np.float64)
+    runs = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
+    gaps = np.add.reduceat(ordered - hit[order], runs)
+    # The sum of gaps over the k least sure samples, for any k: linear within a run of equal ones.
+    places, sums = np.append(runs, len(order)), np.append(0.0, np.cumsum(gaps))
+    ends = np.linspace(0, len(order), min(bins, len(order)) + 1)
+    return float(np.abs(np.diff(np.interp(ends, places, sums))).sum() / len(order))
