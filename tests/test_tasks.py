@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from choral.assess.answer import read_answer
 from choral.cli import main
 from choral.config import Config
 from choral.configfile import load_config
 from choral.predict.evaluate import evaluate
 from choral.predict.ledger import Ledger
-from choral.runfolder import RunFolder
+from choral.runfolder import RunFolder, write_json
 from choral.runtime import Runtime
 from choral.train.loop import train
 
@@ -108,7 +109,22 @@ def test_labels_from_a_manifest_to_an_answer(
         shapes_image(labels, 1000).save(tmp_path / f"{name}.png")
     none, two = answers(folder, [tmp_path / "none.png", tmp_path / "two.png"], capsys)
     assert none["labels"] == {} and set(two["labels"]) == {"red", "blue"}
-    assert set(two["probabilities"]) == set(COLOURS)
+    assert set(two["probabilities"]) == set(COLOURS) and "possible" not in two
+    assert main(["calibrate", str(folder.path), "--threshold", "red:recall>=1", "--method", "vector"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(folder.path), str(tmp_path / "two.png"), str(tmp_path / "gone.png"), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert "answer.json says: member/model+tta; calibrated by vector; thresholds red from" in printed.err
+    calibrated, gone = map(json.loads, printed.out.splitlines())
+    kept = read_answer(folder)
+    assert kept is not None and kept.views == {"identity": 0.5, "hflip": 0.5} and gone["error"] and not gone["labels"]
+    plain = np.array([[list(two["probabilities"].values())]], np.float32)
+    found = np.array(list(calibrated["probabilities"].values()))
+    np.testing.assert_allclose(found, kept.said(plain)[0], atol=1e-6)
+    assert abs(found - plain[0, 0]).max() > 1e-4 and set(calibrated["possible"]) >= {"red", "blue"}
+    write_json(folder.path / "answer.json", {**kept.to_json(), "evaluation": "of other weights"})
+    assert main(["predict", str(folder.path), str(tmp_path / "two.png")]) == 1
+    assert "answer.json: was fitted to other weights than there are now" in capsys.readouterr().err
 
 
 def test_a_column_of_the_same_data_as_a_number(
@@ -127,6 +143,11 @@ def test_a_column_of_the_same_data_as_a_number(
     none, three = answers(folder, [tmp_path / "none.png", tmp_path / "three.png"], capsys)
     assert none["values"]["squares"] + 1 < three["values"]["squares"]
     assert three["spreads"] == {"squares": 0.0}
+    assert main(["calibrate", str(folder.path), "--coverage", "0.8"]) == 0
+    capsys.readouterr()
+    (again,) = answers(folder, [tmp_path / "three.png"], capsys)
+    low, high = again["intervals"]["squares"]
+    assert (low + high) / 2 == pytest.approx(three["values"]["squares"], abs=1e-5) and low < high
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])

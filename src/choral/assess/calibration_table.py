@@ -57,9 +57,9 @@ def _metrics(report: Mapping[str, Any]) -> Table:
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in report["cross_fitted_log_loss"].items())
     table = _table(
         f"{report['split']}: {report['n']} samples, {report['of']}, calibration by {report['method']}{value}",
-        "[low, high]: 95 % intervals, by bootstrap; differences are paired (ECE: its own)",
-        "ECE: calibration error, debiased; as it is usually computed "
-        f"{_percent(report['plain_ece']['before'])} and {_percent(report['plain_ece']['after'])}",
+        "[low, high]: 95 % intervals, by bootstrap; differences are paired",
+        f"ECE: debiased calibration error, plain {_percent(report['plain_ece']['before'])} and "
+        f"{_percent(report['plain_ece']['after'])}; its difference as of independent ones",
         *(["AURC: area of risk over coverage"] if "aurc" in report["metrics"] else []),
         f"fitted on {fitted['split']} ({fitted['samples']} samples) after averaging; log loss there, cross-fitted:",
         f"  {losses}",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.score.intervals import DRAWS, resampled_counts
+from choral.score.reliability import wilson
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Curve:
     Attributes:
         coverage: (k,) shares of samples that are answered, rising to 1.
         accuracy: (k,) of those that are answered.
-        low, high: (k,) ends of the pointwise 95 % interval, by bootstrap.
+        low, high: (k,) ends of the pointwise 95 % interval: by bootstrap, or Wilson's where that is wider, as it is where
+            nothing is wrong.
         area: mean share of errors over all coverages (AURC), 0 at best.
     """
 
@@ -56,9 +58,13 @@ def selective_curve(
     drawn = np.concatenate(
         [_accuracies(*ranked.drawn(times), wanted) for times in resampled_counts(len(hit), seed=seed, draws=draws)]
     )
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     once = np.ones((1, len(hit)), dtype=np.int64)
-    return Curve(wanted, _accuracies(*ranked.drawn(once), wanted)[0], low, high, area_of(confidence, hit))
+    accuracy = _accuracies(*ranked.drawn(once), wanted)[0]
+    answered = np.ceil(wanted * len(hit) - 1e-9).astype(np.int64)
+    ends = np.array([wilson(share, count) for share, count in zip(accuracy.tolist(), answered.tolist(), strict=True)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = np.minimum(low, ends[:, 0]), np.maximum(high, ends[:, 1])
+    return Curve(wanted, accuracy, low, high, area_of(confidence, hit))
 
 
 def area_of(confidence: NDArray[np.floating], hit: NDArray[np.bool_]) -> float:
