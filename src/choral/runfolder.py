@@ -13,6 +13,8 @@
       boosting/           rounds.json and round-2.arrow ...: errors, votes, what samples weigh
       predictions/        SPLIT.parquet: the ledger
       scores-SPLIT.json   what `choral score` found
+      answer.json         how the run answers: what `choral calibrate` fitted and chose
+      calibration-SPLIT.* what that is worth: the report, and its figure
       diversity-SPLIT.svg what an ensemble gains, and why
       slurm/              scripts as they were submitted, jobs.json, output of SLURM itself
 

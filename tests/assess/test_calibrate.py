@@ -50,6 +50,10 @@ def test_the_report_is_of_what_the_answer_says(made: tuple[RunFolder, Config]) -
     assert report["conformal"]["covered"]["value"] == pytest.approx(covered.mean())
     assert report["conformal"]["each"]["y"]["value"] == pytest.approx(covered[ledger.labels == 1].mean())
     assert report["conformal"]["size"]["value"] == pytest.approx(sets.sum(axis=1).mean())
+    card = card_json(predictor_of(folder, config, "test", "weighted+tta"))
+    for name in ("accuracy", "log_loss", "brier", "ece"):
+        assert report["metrics"][name]["before"] == card["metrics"][name]
+    assert report["plain_ece"]["before"] == card["plain_ece"]
     loss = report["metrics"]["log_loss"]
     assert loss["difference"]["value"] == pytest.approx(loss["after"]["value"] - loss["before"]["value"])
     assert sum(one["n"] for one in report["reliability"]["after"]) == 300

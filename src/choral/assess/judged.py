@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from choral.assess.answer import Answering
 from choral.ensemble.rows import SEED, numbers
 from choral.score.calibration_error import expected_calibration_error
+from choral.score.card import estimates_of, measured, overall_measure
 from choral.score.conformal import coverage_spread
-from choral.score.debiased_calibration import Gaps, absolute_gaps, debiased_calibration_error
-from choral.score.intervals import bootstrap, interval_around, interval_of, resampled_counts, resampled_means
-from choral.score.metrics import correct, label_log_losses, log_losses, top_class
+from choral.score.estimate import Estimate, resampled
+from choral.score.intervals import Interval, bootstrap, interval_of, resampled_means
+from choral.score.metrics import top_class
 from choral.score.reliability import reliability_bins, wilson
 from choral.score.selective import area_of, resampled_areas, selective_curve
 
 BINS = 10
+_SHOWN = ("accuracy", "log_loss", "brier", "ece")
 COVERAGES = tuple(number / 100 for number in range(10, 101))
 _SET_SIZES = 5  # that are counted one by one
 
@@ -36,15 +38,14 @@ def before_and_after(
         before, after: (N, classes) probabilities.
     """
     both = {"before": before, "after": after}
-    found: dict[str, Any] = {"metrics": _means(task, labels, both)}
+    found: dict[str, Any] = {"metrics": _metrics(task, labels, both)}
     sure = {name: decisions(task, labels, values) for name, values in both.items()}
-    confidences, hits = [pair[0] for pair in sure.values()], [pair[1] for pair in sure.values()]
-    found["metrics"]["ece"] = _calibration_errors(task, labels, both)
     found["plain_ece"] = {name: expected_calibration_error(*pair) for name, pair in sure.items()}
     found["reliability"] = {name: [asdict(one) for one in reliability_bins(*pair, BINS)] for name, pair in sure.items()}
     if task == "multiclass":
-        areas = resampled_areas(confidences, hits, seed=SEED)
-        found["metrics"]["aurc"] = _paired([area_of(*pair) for pair in sure.values()], areas)
+        drawn = resampled_areas([pair[0] for pair in sure.values()], [pair[1] for pair in sure.values()], seed=SEED)
+        areas = [Estimate(area_of(*pair), column) for pair, column in zip(sure.values(), drawn.T, strict=True)]
+        found["metrics"]["aurc"] = _paired(*areas)
         curve = selective_curve(*sure["after"], COVERAGES, seed=SEED)
         found["selective"] = {
             name: np.round(getattr(curve, name), 6).tolist() for name in ("coverage", "accuracy", "low", "high")
@@ -65,50 +66,22 @@ def decisions(
     return probabilities.max(axis=1), top_class(probabilities) == labels
 
 
-def _means(task: str, labels: NDArray[Any], both: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
-    """Return the metrics that are means of one number a sample."""
-    columns: dict[str, list[NDArray[np.float64]]] = {}
+def _metrics(task: str, labels: NDArray[Any], both: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """Return those of the card that calibration is about, and the accuracy, which it may change."""
+    estimates = []
     for values in both.values():
-        if task == "multilabel":
-            columns.setdefault("log_loss", []).append(label_log_losses(labels > 0, values))
-            columns.setdefault("brier", []).append(((values.astype(np.float64) - labels) ** 2).mean(axis=1))
-        else:
-            true = np.arange(values.shape[1]) == labels[:, None]
-            columns.setdefault("accuracy", []).append(correct(labels, top_class(values)))
-            columns.setdefault("log_loss", []).append(log_losses(labels, values))
-            columns.setdefault("brier", []).append(((values.astype(np.float64) - true) ** 2).sum(axis=1))
-    drawn = resampled_means(np.stack([one for pair in columns.values() for one in pair], axis=1), seed=SEED)
-    return {
-        name: _paired([math.fsum(one) / len(one) for one in pair], drawn[:, 2 * place : 2 * place + 2])
-        for place, (name, pair) in enumerate(columns.items())
-    }
+        metrics = measured(task, labels, values)
+        estimates.append(estimates_of(metrics, resampled(overall_measure(metrics), len(labels), seed=SEED)))
+    before, after = estimates
+    return {name: _paired(before[name], after[name]) for name in _SHOWN if name in before}
 
 
-def _calibration_errors(task: str, labels: NDArray[Any], both: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
-    """Return the debiased calibration error before and after."""
-    gaps = []
-    for values in both.values():
-        sure, right = (values, labels > 0) if task == "multilabel" else decisions(task, labels, values)
-        gaps.append(Gaps.of(sure, right))
-    drawn = [
-        np.stack([absolute_gaps(one, times.astype(np.float64)) for one in gaps], axis=1)
-        for times in resampled_counts(len(labels), seed=SEED)
-    ]
-    before, after = (
-        debiased_calibration_error(one, column) for one, column in zip(gaps, np.concatenate(drawn).T, strict=True)
-    )
-    return {
-        "before": numbers(before.interval),
-        "after": numbers(after.interval),
-        "difference": numbers(after.minus(before)),
-    }
-
-
-def _paired(values: list[float], drawn: NDArray[np.float64]) -> dict[str, Any]:
-    """Return before, after and the difference, each with its interval, from (draws, 2) of both."""
-    before, after = (interval_around(value, drawn[:, place]) for place, value in enumerate(values))
-    gain = interval_around(values[1] - values[0], drawn[:, 1] - drawn[:, 0])
-    return {"before": numbers(before), "after": numbers(after), "difference": numbers(gain)}
+def _paired(before: Estimate, after: Estimate) -> dict[str, Any]:
+    """Return before, after and the difference, each with its interval."""
+    same = before.value == after.value and np.array_equal(before.draws, after.draws)  # nothing was changed
+    difference = Interval(0.0, 0.0, 0.0) if same else after.minus(before)
+    found = {"before": before.interval, "after": after.interval, "difference": difference}
+    return {name: numbers(interval) for name, interval in found.items()}
 
 
 def judged_sets(answering: Answering, labels: NDArray[Any], predictions: NDArray[np.float32]) -> dict[str, Any]:
