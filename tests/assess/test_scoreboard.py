@@ -15,7 +15,8 @@ from rich.console import Console
 
 from choral import workflow
 from choral.assess.board_rows import BoardTable, tables_of
-from choral.assess.predictor import predictor_of
+from choral.assess.looks import looks_so_far, scoreboard_of
+from choral.assess.predictor import predictor_names, predictor_of
 from choral.assess.recording import project_of, record_steps
 from choral.assess.scoreboard import Scoreboard
 from choral.cli import main
@@ -171,11 +172,26 @@ def test_other_weights_are_another_step_and_another_name_is_not(tmp_path: Path) 
     record_steps(run, renamed, "test")
     assert [row["name"] for row in tables(tmp_path)[0]["rows"]] == ["new", "new +ensemble", "new +tta"]
     shutil.rmtree(run.path)
-    run, config = run_of(tmp_path, "first", 5, "step=new")
+    run, config = run_of(tmp_path, "first", 5, "step=new", evaluation="other weights")
     record_steps(run, config, "test")
     rows = tables(tmp_path)[0]["rows"]
     assert [row["name"] for row in rows[3:]] == ["new #2", "new +ensemble #2", "new +tta #2"]
     assert rows[3]["before"] == "new"
+
+
+def test_the_last_digits_of_another_device_are_no_other_step_and_no_further_look(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    before = tables(tmp_path)
+    labels, columns = predictions(80, seed=7)
+    rng = np.random.default_rng(1)
+    for key, values in columns.items():
+        mixed = values + rng.uniform(0, 0.5, values.shape).astype("f4")
+        columns[key] = np.nextafter(mixed / mixed.sum(1, keepdims=True), np.float32(1))
+    write_ledger(run.predictions / "test.parquet", labels, columns)
+    workflow.score(run, "test")
+    count = looks_so_far(scoreboard_of(run), "d", "test", "multiclass")
+    assert tables(tmp_path) == before and count == len(predictor_names(run, config, "test"))
 
 
 def test_combinations_and_scores_are_appended_too(tmp_path: Path) -> None:

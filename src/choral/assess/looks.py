@@ -1,7 +1,7 @@
 """How often the test data have been looked at: each look makes the best of what was seen a little luckier than it is good.
 
 A look is a predictor whose figures about a test split were shown or kept, and had not been before. The same figures again
-are no further look, whichever command shows them: a predictor is known by its figures, digit for digit. What a run was
+are no further look, whichever command shows them: a predictor is known by its figures, to six digits. What a run was
 trained on or chosen by (its train and val splits, out-of-fold predictions) is no test split. Counted are the looks
 of all runs under one folder (runs/), for each data set, split and task by themselves. They stand in
 runs/scoreboard/_looks/, and survive the deletion of runs.
@@ -109,7 +109,9 @@ def _journal(scoreboard: Path, dataset: str, split: str, task: str) -> Journal:
 
 
 def _identity(figures: Figures) -> str:
-    text = " ".join(f"{value:.10g}" for value in figures)
+    text = " ".join(
+        f"{value:.6g}" for value in figures
+    )  # devices differ beyond, and the same weights are no further look
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

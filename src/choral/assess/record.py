@@ -82,6 +82,13 @@ class Record:
         losses = log_losses(labels, said) if predictor.gives_probabilities else None
         return cls(top_class(said).astype(np.int32), losses)
 
+    @property
+    def digest(self) -> str:
+        """A checksum of what was said."""
+        found = hashlib.sha256(np.ascontiguousarray(self.predictions).tobytes())
+        found.update(b"" if self.losses is None else self.losses.tobytes())
+        return found.hexdigest()
+
     def of_samples(self, mask: NDArray[np.bool_]) -> Record:
         """Return what was said of some of the samples."""
         return Record(self.predictions[mask], None if self.losses is None else self.losses[mask])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.assess.looks import look_at, scoreboard_of
-from choral.assess.predictor import COMBINED, Predictor, evaluated, predictor_names, predictor_of
+from choral.assess.predictor import COMBINED, evaluated, predictor_names, predictor_of
 from choral.assess.record import Record, Samples, estimates_of
 from choral.assess.scoreboard import Entry, Scoreboard, entry_id
 from choral.config import Config, config_hash
@@ -47,12 +48,10 @@ def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -
         return
     try:
         ledger = evaluated(folder, config, split)
-        if not len(ledger):
-            return
-        steps = steps_of(folder, config, ledger)
-        names = sorted(dict.fromkeys([*steps, *further]), key=lambda name: name == _ANSWER)
-        predictors = [predictor_of(folder, config, split, name) for name in names]
-        _append(folder, config, predictors)
+        if len(ledger):
+            steps = steps_of(folder, config, ledger)
+            names = sorted(dict.fromkeys([*steps, *further]), key=lambda name: name == _ANSWER)
+            _append(folder, config, ledger, names)
     except (ChoralError, OSError) as error:
         print(f"the scoreboard is without split {split} of {folder.path}: {error}", file=sys.stderr)
 
@@ -117,20 +116,29 @@ def _losses(task: str, labels: NDArray[np.float32], said: NDArray[np.float32]) -
     return errors
 
 
-def _append(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) -> None:
-    look_at(folder, config, predictors)
-    ledger = predictors[0].ledger
+def _append(folder: RunFolder, config: Config, ledger: Ledger, names: Sequence[str]) -> None:
+    """Append those that are not there yet; predictions are held one predictor at a time."""
     meta, samples = ledger.meta, Samples.of(ledger)
     data = samples.digest(meta.dataset, meta.split, meta.task, meta.classes)
-    records = {predictor.name: Record.of(predictor) for predictor in predictors}
-    estimates = estimates_of(meta.task, ledger.labels, records)
     board = Scoreboard(scoreboard_of(folder) / project_of(config))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    step, now = config.step or folder.name, datetime.now(UTC).isoformat(timespec="seconds")
+    there = {entry.id for entry in board.entries()[0] if entry.step == step and board.holds(entry)}
+    identities: dict[str, str] = {}
+    records: dict[str, Record] = {}
+    for name in names:
+        source = _source(ledger, name)
+        if source and entry_id(folder.name, name, data, source) in there:
+            continue
+        predictor = predictor_of(folder, config, meta.split, name)
+        look_at(folder, config, [predictor])
+        records[name] = Record.of(predictor)
+        identities[name] = entry_id(folder.name, name, data, source or records[name].digest)
+    estimates = estimates_of(meta.task, ledger.labels, records)
     for name, record in records.items():
         entry = Entry(
-            id=entry_id(folder.name, name, data, record),
-            step=config.step or folder.name,
-            part=part_of(name, predictors[0].name),
+            id=identities[name],
+            step=step,
+            part=part_of(name, names[0]),
             run=folder.name,
             folder=str(folder.path.resolve()),
             predictor=name,
@@ -148,6 +156,17 @@ def _append(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) 
             record="",
         )
         board.append(entry, record, samples)
+
+
+def _source(ledger: Ledger, name: str) -> str:
+    """Return what the predictions of a member or a plain mean come from: weights, views and the rest; "": not known.
+
+    They are known by it rather than by their digits, which may differ in the last place from one kind of device to another.
+    """
+    meta = ledger.meta
+    if not meta.evaluation or not re.fullmatch(r"(member/[^/]*|soft|mean)(\+tta)?", name):
+        return ""
+    return json.dumps([meta.evaluation, meta.members, meta.tta_views, meta.average])
 
 
 def _minutes(folder: RunFolder, config: Config, predictor: str) -> float | None:

@@ -7,12 +7,11 @@
       progress-*.svg        the figure of each table, drawn by `choral scores`
 
 An entry stands for itself: the run that it is of may be deleted. The same predictions of the same predictor are appended
-once, however often and by whomever they are evaluated; under a new name of the step the entry takes that name.
+once, however often and wherever they are evaluated; under a new name of the step the entry takes that name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -133,18 +132,23 @@ class Scoreboard:
         Raises:
             ChoralError: the disk is full, or the folder is somebody else's.
         """
-        there = next((line for line in self._journal.read()[0] if line["id"] == entry.id), None)
-        if there is not None and (there.get("step"), there.get("format")) == (entry.step, FORMAT):
-            with contextlib.suppress(DataError):
-                self.record(Entry.from_json(there))
-                self.samples(entry)
-                return False
+        if any(there.id == entry.id and there.step == entry.step and self.holds(there) for there in self.entries()[0]):
+            return False
         columns = {"said": record.predictions, "loss": record.losses}
         content = packed({name: values for name, values in columns.items() if values is not None})
         entry = dataclasses.replace(entry, record=hashlib.sha256(content).hexdigest())
         self._keep(self._samples(entry.data), packed({"key": samples.keys, "label": samples.labels}))
         self._keep(self._record(entry.id), content)
         self._journal.append(lambda lines: [] if entry.to_json() in lines else [entry.to_json()])
+        return True
+
+    def holds(self, entry: Entry) -> bool:
+        """Return whether an entry can be compared: whether its record and samples are there and whole."""
+        try:
+            self.record(entry)
+            self.samples(entry)
+        except DataError:
+            return False
         return True
 
     def samples(self, entry: Entry) -> Samples:
@@ -188,12 +192,9 @@ class Scoreboard:
             raise ChoralError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def entry_id(run: str, predictor: str, data: str, record: Record) -> str:
-    """Return 16 hexadecimal digits for a predictor of a run and what it said of which samples."""
-    found = hashlib.sha256("\n".join([run, predictor, data]).encode())
-    for values in (record.predictions, record.losses):
-        found.update(b"" if values is None else values.tobytes())
-    return found.hexdigest()[:16]
+def entry_id(run: str, predictor: str, data: str, what: str) -> str:
+    """Return 16 hexadecimal digits for a predictor of a run, the samples, and what was said or what it came from."""
+    return hashlib.sha256("\n".join([run, predictor, data, what]).encode()).hexdigest()[:16]
 
 
 def projects_in(root: Path) -> list[str]:
