@@ -3,6 +3,7 @@
 import sys
 
 from choral.predict.__main__ import main
+from choral.workflow.evaluation import record_evaluation
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(after=record_evaluation))

@@ -196,8 +196,9 @@ def test_the_last_digits_of_another_device_are_no_other_step_and_no_further_look
 
 def test_combinations_and_scores_are_appended_too(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, "first", 1)
-    workflow.combine(run, "test", Asked(rule="weighted", weights={"a": 0.5, "b": 0.5, "c": 0.0}, name="pair"))
     workflow.score(run, "test")
+    for _ in range(2):
+        workflow.combine(run, "test", Asked(rule="weighted", weights={"a": 0.5, "b": 0.5, "c": 0.0}, name="pair"))
     parts = [row["part"] for row in tables(tmp_path)[0]["rows"]]
     assert parts == ["", "+ensemble", "+tta", "+pair"]
 
@@ -272,7 +273,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [table["split"] for table in found["tables"]] == ["test"] and found["looks"] == [3]
     assert main(["scores", "cells", "--split", "val"]) == 0
     shown = capsys.readouterr().out
-    assert "cells, val: 60 samples" in shown and "look at" not in shown
+    assert "cells, val: 60 samples" in shown and "look at" not in shown and "no test data" in shown
     other, config = run_of(tmp_path, "second", 2, "project=leaves")
     record_steps(other, config, "test")
     assert main(["scores"]) == 0
@@ -283,6 +284,23 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     )
     assert main(["scores", "cells", "--split", "tset"]) == 2
     assert "Did you mean test?" in capsys.readouterr().err
+
+
+def test_ranks_that_somebody_else_started_tell_the_main_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from choral.predict import __main__ as evaluation
+
+    run, _ = run_of(tmp_path, "first", 1)
+    for code, rank, expected in ((0, "0", [run.path]), (0, "1", []), (75, "0", [])):
+        monkeypatch.setattr(evaluation, "_evaluate", lambda request, config, code=code: code)
+        monkeypatch.setenv("RANK", rank)
+        asked: list[Path] = []
+        assert (
+            evaluation.main([str(run.path)], after=lambda request, asked=asked: asked.append(request.folder.path))
+            == code
+        )
+        assert asked == expected
 
 
 def test_the_project_is_the_data_set_unless_it_is_named(shards: Path, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,12 +47,27 @@ def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -
     """
     if split in (config.data.train_split, HELD_OUT):
         return
-    try:
+    with _told(folder, split):
         ledger = evaluated(folder, config, split)
         if len(ledger):
             steps = steps_of(folder, config, ledger)
             names = sorted(dict.fromkeys([*steps, *further]), key=lambda name: name == _ANSWER)
             _append(folder, config, ledger, names)
+
+
+def record_combination(folder: RunFolder, config: Config, split: str, name: str) -> None:
+    """Append a combination alone, called `name`: of large ledgers it costs one column, where all steps cost all.
+
+    What goes wrong is said on stderr, as in `record_steps`.
+    """
+    with _told(folder, split):
+        _append(folder, config, evaluated(folder, config, split), [f"{COMBINED}{name}"])
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder, split: str) -> Iterator[None]:
+    try:
+        yield
     except (ChoralError, OSError) as error:
         print(f"the scoreboard is without split {split} of {folder.path}: {error}", file=sys.stderr)
 
@@ -83,12 +99,12 @@ def steps_of(folder: RunFolder, config: Config, ledger: Ledger) -> list[str]:
 
 def part_of(predictor: str, first: str) -> str:
     """Return what a predictor is called below the step of its run: what was added to the first one, "" for that itself."""
-    if predictor == first:
-        return ""
     if predictor in _FITTED:
         return _FITTED[predictor]
     if predictor.startswith(COMBINED):
         return f"+{predictor.removeprefix(COMBINED)}"
+    if predictor == first:
+        return ""
     name, plus, view = predictor.partition("+")
     if name in ("soft", "mean"):
         return f"+{view}" if plus else "+ensemble"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from choral.config import Config
@@ -14,8 +14,8 @@ from choral.errors import ChoralError
 from choral.predict.request import Request, add_arguments, request_of
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line says, and return the exit status."""
+def main(arguments: Sequence[str] | None = None, after: Callable[[Request], None] | None = None) -> int:
+    """Evaluate as the command line says, and return the exit status; what comes after it is called on the main rank."""
     parser = argparse.ArgumentParser(
         prog="accelerate launch launch/evaluate.py",
         description="Write a run's ledger, or that of several runs and checkpoints together. "
@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank == 0:  # every rank finds the same; once is enough
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return _evaluate(request, config)
+    code = _evaluate(request, config)
+    if not code and rank == 0 and after is not None:
+        after(request)
+    return code
 
 
 def _evaluate(request: Request, config: Config) -> int:

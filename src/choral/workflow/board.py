@@ -74,6 +74,8 @@ def print_board(scores: BoardScores, console: Console, runs: bool = True) -> Non
             say(note)
         if looks:
             say(looks_text(looks, table["split"]))
+        else:
+            say("no test data: what was chosen or fitted on this split is flattered by it")
         if runs:
             console.print()
             console.print(render_runs(table))

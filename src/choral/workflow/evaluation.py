@@ -55,6 +55,14 @@ def evaluate(request: Request, processes: int) -> int:
     return 0
 
 
+def record_evaluation(request: Request) -> None:
+    """Append to the scoreboard what was evaluated by ranks that somebody else started."""
+    config = request.config()
+    plan = plan_evaluation(config, request.folder, Dataset.open(config.data.shards), request.data_name)
+    for split in plan.judged:
+        record_steps(request.folder, request.folder.config(), split)
+
+
 def show_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = ()) -> None:
     """Write the images of the worst predictions into the run folder, and send them and the scores to W&B.
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from choral.assess.looks import look_at_rows, looks_line
 from choral.assess.predictor import evaluated
-from choral.assess.recording import record_steps
+from choral.assess.recording import record_combination, record_steps
 from choral.ensemble import score as scoring
 from choral.ensemble.absent import absent_from
 from choral.ensemble.combination import Asked, combine_run
@@ -65,7 +65,7 @@ def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any
     name = ledger.meta.split
     found = combine_run(folder, config, name, asked)
     look_at_rows(folder, config, ledger.meta, found["scores"])
-    record_steps(folder, config, name, f"combined/{found['name']}")
+    record_combination(folder, config, name, found["name"])
     return found
 
 
