@@ -29,6 +29,8 @@ from choral.runfolder import RunFolder
 from choral.score.decision import sure_from
 from choral.score.metrics import label_log_losses, log_losses
 
+_COMPARED = 1_000_000  # numbers: of more, methods that were not asked for are not fitted for comparison
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -118,7 +120,7 @@ def _validation(recipe: Recipe) -> Ledger:
 def _method(
     asked: str, recipe: Recipe, validation: Ledger, predictions: NDArray[np.float32]
 ) -> tuple[str, dict[str, float]]:
-    """Return the method, and the cross-fitted log loss on validation of each."""
+    """Return the method, and the cross-fitted log loss on validation of each that was compared."""
     task = validation.meta.task
     names = (*METHODS, "auto")
     if asked and asked not in names:
@@ -128,7 +130,8 @@ def _method(
             raise ConfigError(f"--method {asked}: numbers have no probabilities to calibrate; choose none")
         return "none", {}
     labels, losses = validation.labels, {}
-    for method in METHODS:
+    small = asked == "auto" or predictions.size <= _COMPARED
+    for method in METHODS if small else dict.fromkeys(("none", asked or "temperature")):
         found = cross_fitted(method, task, validation.keys, labels, predictions)
         each = label_log_losses(labels > 0, found) if task == "multilabel" else log_losses(labels, found)
         losses[method] = float(each.mean())

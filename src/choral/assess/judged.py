@@ -16,7 +16,7 @@ from choral.score.calibration_error import expected_calibration_error
 from choral.score.card import estimates_of, measured, overall_measure
 from choral.score.conformal import coverage_spread
 from choral.score.estimate import Estimate, resampled
-from choral.score.intervals import Interval, bootstrap, interval_of, resampled_means
+from choral.score.intervals import DRAWS, Interval, bootstrap, interval_of, resampled_means
 from choral.score.metrics import top_class
 from choral.score.reliability import reliability_bins, wilson
 from choral.score.selective import area_of, resampled_areas, selective_curve
@@ -24,6 +24,7 @@ from choral.score.selective import area_of, resampled_areas, selective_curve
 BINS = 10
 _SHOWN = ("accuracy", "log_loss", "brier", "ece")
 COVERAGES = tuple(number / 100 for number in range(10, 101))
+_RANKED = 10_000_000  # samples that are ranked in all draws together: seconds; 200 draws at least
 _SET_SIZES = 5  # that are counted one by one
 
 
@@ -43,10 +44,12 @@ def before_and_after(
     found["plain_ece"] = {name: expected_calibration_error(*pair) for name, pair in sure.items()}
     found["reliability"] = {name: [asdict(one) for one in reliability_bins(*pair, BINS)] for name, pair in sure.items()}
     if task == "multiclass":
-        drawn = resampled_areas([pair[0] for pair in sure.values()], [pair[1] for pair in sure.values()], seed=SEED)
+        draws = int(np.clip(_RANKED // len(labels), 200, DRAWS))
+        confidences, hits = [pair[0] for pair in sure.values()], [pair[1] for pair in sure.values()]
+        drawn = resampled_areas(confidences, hits, seed=SEED, draws=draws)
         areas = [Estimate(area_of(*pair), column) for pair, column in zip(sure.values(), drawn.T, strict=True)]
         found["metrics"]["aurc"] = _paired(*areas)
-        curve = selective_curve(*sure["after"], COVERAGES, seed=SEED)
+        curve = selective_curve(*sure["after"], COVERAGES, seed=SEED, draws=draws)
         found["selective"] = {
             name: np.round(getattr(curve, name), 6).tolist() for name in ("coverage", "accuracy", "low", "high")
         }

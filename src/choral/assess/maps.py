@@ -165,7 +165,7 @@ def _vector(task: str, labels: NDArray[Any], scores: NDArray[np.float32], invers
             total, slope = total + part, slope + part_slope
         return total / count, slope / count
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-12, "gtol": 1e-7}).x
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7}).x
     weights, biases = found[:classes].tolist(), found[classes:].tolist()
     return CalibrationMap("vector", task, weights=tuple(weights), biases=tuple(biases))
 
