@@ -54,10 +54,11 @@ def test_base_is_below_the_file_and_the_file_below_overrides(file: Path) -> None
 
 
 def test_a_base_lends_everything_but_its_name(file: Path) -> None:
-    file.write_text(file.read_text() + "run: first\n")
+    file.write_text(file.read_text() + "run: first\nstep: baseline\nproject: cells\n")
     above = file.parent / "above.yaml"
     above.write_text("base: cells.yaml\n", encoding="utf-8")
-    assert load_config(above).run == "above"
+    config = load_config(above)
+    assert (config.run, config.step, config.project) == ("above", "", "cells")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def compare(
     ledger = a.ledger
     task, labels = ledger.meta.task, ledger.labels
     said = (a.predictions, b.predictions)
-    side = _side(task, labels, said)
+    side, cards = _side(task, labels, said), (_card(a), _card(b))
     return Comparison(
         task=task,
         split=ledger.meta.split,
@@ -138,25 +138,25 @@ def compare(
         n=len(ledger),
         a=names[0],
         b=names[1],
-        metrics=_metrics(a, b),
+        metrics=_metrics(cards),
         sides=_sides(task, labels, said, side),
-        classes=_classes(a, b),
+        classes=_classes(a, b, cards),
         column=column,
         slices=[_slice(name, mask, a, b, side) for name, mask in (slices or {}).items()],
         changed=_changed(a, b, side),
     )
 
 
-def _metrics(a: Predictor, b: Predictor) -> list[Pair]:
-    one, other = (_card(predictor).overall for predictor in (a, b))
-    return [_pair(metric, metric, len(a.ledger), one[metric], other[metric]) for metric in one if metric in other]
+def _metrics(cards: tuple[Card, Card]) -> list[Pair]:
+    one, other = (card.overall for card in cards)
+    return [_pair(metric, metric, cards[0].count, one[metric], other[metric]) for metric in one if metric in other]
 
 
-def _classes(a: Predictor, b: Predictor) -> list[Part]:
+def _classes(a: Predictor, b: Predictor, cards: tuple[Card, Card]) -> list[Part]:
     """Return the classes, labels or targets, by the metric of each that says most of it alone."""
     ledger = a.ledger
     task, labels, metric = ledger.meta.task, ledger.labels, OF_CLASS[ledger.meta.task]
-    one, other = (_card(predictor) for predictor in (a, b))
+    one, other = cards
     sides = _sides_of_outputs(task, labels, (a.predictions, b.predictions))
     parts = []
     for number, name in enumerate(ledger.classes):
