@@ -159,6 +159,11 @@ def test_what_is_damaged_is_said_and_mended_by_evaluating_again(tmp_path: Path) 
     (path / "entries.jsonl").write_text("\n".join([lines[0], lines[1][:40], lines[2].replace("+tta", "", 1)[:-20]]))
     entries, count = board(tmp_path).entries()
     assert (len(entries), count) == (1, 2)
+    shown = io.StringIO()
+    found = workflow.project_scores(tmp_path / "runs" / "scoreboard", "cells")
+    workflow.print_board(found, Console(file=shown, width=100))
+    assert "2 damaged entries are left out; `choral score RUN` appends" in shown.getvalue()
+    assert "not compared: " in shown.getvalue()
     record_steps(run, config, "test")
     assert {row["id"]: row["to_best"] for row in tables(tmp_path)[0]["rows"]} == {
         row["id"]: row["to_best"] for row in whole[0]["rows"]

@@ -86,7 +86,9 @@ def print_board(scores: BoardScores, console: Console, runs: bool = True) -> Non
             "Tables of different samples (data, split or labels) are not compared: a difference would be theirs as well."
         )
     if scores["damaged"]:
-        say(f"{scores['damaged']} damaged entries are left out; evaluate their runs again to have them back")
+        count = scores["damaged"]
+        words = "1 damaged entry is" if count == 1 else f"{count} damaged entries are"
+        say(f"{words} left out; `choral score RUN` appends what it was of again")
 
 
 def print_projects(root: Path, console: Console) -> None:
