@@ -107,7 +107,7 @@ def test_what_a_calibrated_answer_reads_like() -> None:
     assert answer_image(plainly, IMAGE, heard).cells()[0] == "a or b"
     assert given.content()["possible"] == ("a", "b")
     assert described(fitted()) == (
-        "weighted+tta; calibrated by temperature 2; least expected cost; sets of 90% coverage (aps); unsure below 0.300; "
+        "weighted+tta; calibrated by temperature 2; least expected cost; sets of 90 % coverage (aps); unsure below 0.300; "
         "fitted on val (40 samples)"
     )
 

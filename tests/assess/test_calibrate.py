@@ -246,7 +246,13 @@ def test_the_command(
     assert len(figure.findall("{http://www.w3.org/2000/svg}circle")) == 20  # ten bins before and after
     workflow.print_calibration(report, folder, cli.parser.stdout)
     printed = capsys.readouterr().out
-    for words in ("ECE, %", "AURC, %", "sets that hold the truth with 90%", "x taken for y (costs 9)", "not unsure"):
+    for words in (
+        "ECE, %",
+        "AURC, %",
+        "sets that hold the class with a probability of 90 %",
+        "x taken for y (costs 9)",
+        "not unsure",
+    ):
         assert words in printed
     assert max(map(len, printed.splitlines()[:-2])) <= 80
     assert cli.main(["calibrate", str(folder.path), "--coverage", "most"]) == 2

@@ -70,7 +70,7 @@ def described(answering: Answering) -> str:
         parts.append("thresholds " + ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else ""))
     if answering.conformal is not None:
         kind = "intervals" if answering.task == "regression" else "sets"
-        parts.append(f"{kind} of {answering.conformal.coverage:.0%} coverage ({answering.conformal.score})")
+        parts.append(f"{kind} of {100 * answering.conformal.coverage:g} % coverage ({answering.conformal.score})")
     if answering.unsure_below is not None:
         parts.append(f"unsure below {answering.unsure_below:.3f}")
     fitted = answering.fitted_on

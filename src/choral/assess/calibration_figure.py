@@ -17,7 +17,7 @@ def draw_calibration(report: Mapping[str, Any]) -> str:
     title = f"{report['split']}: {report['of']}, {report['n']} samples, calibration by {report['method']}"
     ece = report["metrics"]["ece"]
     summary = "calibration error (debiased) " + ", ".join(
-        f"{ece[name]['value']:.1%} [{ece[name]['low']:.1%}, {ece[name]['high']:.1%}] {name}"
+        f"{100 * ece[name]['value']:.1f} % [{100 * ece[name]['low']:.1f}, {100 * ece[name]['high']:.1f}] {name}"
         for name in ("before", "after")
     )
     parts = [text(_LEFT, 30, title, size=16, weight="bold"), text(_LEFT, 52, summary, QUIET)]

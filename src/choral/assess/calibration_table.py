@@ -87,7 +87,11 @@ def _selective(curve: Mapping[str, Sequence[float]]) -> Table:
 
 def _conformal(report: Mapping[str, Any]) -> Table:
     found = report["conformal"]
-    what = {"multiclass": "sets", "multilabel": "sets of labels", "regression": "intervals"}[report["task"]]
+    what = {
+        "multiclass": "sets that hold the class",
+        "multilabel": "sets that hold each label that applies",
+        "regression": "intervals that hold the number",
+    }[report["task"]]
     fitted = report["answer"]["fitted_on"]["split"]
     notes = [f"quantiles of {fitted}, which also chose the checkpoints: not as untouched as the guarantee asks for"]
     if "covered" in found:
@@ -107,7 +111,7 @@ def _conformal(report: Mapping[str, Any]) -> Table:
     if len(found["samples"]) == 1 and low_ones:
         shown = ", ".join(low_ones[:3]) + (" ..." if len(low_ones) > 3 else "")
         notes.append(f"less than that within {shown}: --by-class makes it hold within each class")
-    table = _table(f"{what} that hold the truth with {found['coverage']:.0%} ({found['score']})", *notes)
+    table = _table(f"{what} with a probability of {100 * found['coverage']:g} % ({found['score']})", *notes)
     table.add_column({"multiclass": "class", "multilabel": "label"}.get(report["task"], "target"))
     table.add_column("covered, % [95 %]", no_wrap=True)
     table.add_column("samples", justify="right")
