@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from choral.score.card import estimates_of
 from choral.score.class_metrics import ClassMetrics
-from choral.score.debiased_calibration import Gaps, absolute_gaps, debiased_calibration_error
+from choral.score.debiased_calibration import Gaps, debiased_calibration_error
+from choral.score.estimate import bounded
 from choral.score.intervals import resampled_counts
 
 COUNT, SETS, DRAWS = 500, 700, 400
@@ -32,11 +34,14 @@ def test_bootstrap_intervals_of_95_percent_cover_93_to_97() -> None:
     truth = {name: values[0] for name, values in {**large.sums(once), **large.rankings(once)}.items()}
     names = ("accuracy", "log_loss", "brier", "balanced_accuracy", "f1_macro", "roc_auc", "average_precision")
     covered = dict.fromkeys(names, 0)
+    single = np.ones((1, COUNT), dtype=np.int64)
     for _ in range(SETS):
         metrics = ClassMetrics(*made(rng, COUNT))
-        for name, draws in {**metrics.sums(times), **metrics.rankings(times)}.items():
+        values = {**metrics.sums(single), **metrics.rankings(single)}
+        drawn = {**metrics.sums(times), **metrics.rankings(times)}
+        for name, estimate in estimates_of(metrics, {name: (values[name][0], drawn[name]) for name in names}).items():
             if name in covered:
-                low, high = np.quantile(draws, [0.025, 0.975])
+                low, high = estimate.interval.low, estimate.interval.high
                 covered[name] += int(low <= truth[name] <= high)
     shares = {name: number / SETS for name, number in covered.items()}
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
@@ -52,7 +57,7 @@ def test_intervals_of_the_calibration_error_hold_whether_there_is_one_or_not(pow
         return confidence, rng.random(size) < right, confidence - right
 
     truth = sample(200_000)[2].mean()
-    found = [debiased_calibration_error(Gaps.of(*sample(count)[:2]), np.zeros(1)) for _ in range(500)]
+    found = [debiased_calibration_error(Gaps.of(*sample(count)[:2])) for _ in range(500)]
     covered = np.mean([one.interval.low - 1e-9 <= truth <= one.interval.high for one in found])
     assert 0.925 <= covered <= 0.975
     assert np.mean([one.value for one in found]) == pytest.approx(truth, abs=0.015)
@@ -65,9 +70,10 @@ def test_the_percentile_bootstrap_of_the_calibration_error_does_not_hold() -> No
     for _ in range(20):
         confidence = 0.5 + 0.5 * rng.beta(4, 1.3, 600)
         gaps = Gaps.of(confidence, rng.random(600) < confidence)
-        drawn = absolute_gaps(gaps, times)
+        measured = abs(gaps.of_sample.sum(axis=0)).sum()
+        drawn = abs(times @ gaps.of_sample).sum(axis=1)
         assert np.quantile(drawn, 0.025) > 0.01
-        assert drawn.mean() > absolute_gaps(gaps, np.ones((1, 600)))[0]  # biased once more
+        assert drawn.mean() > measured  # biased once more
 
 
 def test_differences_in_calibration_error_hold() -> None:
@@ -83,7 +89,32 @@ def test_differences_in_calibration_error_hold() -> None:
     truth = [abs(metrics.gaps.of_sample.sum(axis=0)).sum() for metrics in two(500_000)]
     covered = 0
     for _ in range(300):
-        found = [debiased_calibration_error(own.gaps, np.zeros(1)) for own in two(600)]
+        found = [debiased_calibration_error(own.gaps) for own in two(600)]
         gain = found[1].minus(found[0])
         covered += int(gain.low <= truth[1] - truth[0] <= gain.high)
     assert covered / 300 > 0.92
+
+
+def test_intervals_of_rankings_hold_where_positives_are_few() -> None:
+    """15 among 300, and well told apart: percentiles would cover the area under the ROC curve in 76 %."""
+    rng = np.random.default_rng(3)
+    times = np.concatenate(list(resampled_counts(300, draws=200)))
+
+    def few(count: int) -> ClassMetrics:
+        labels = (rng.random(count) < 0.05).astype(np.int64)
+        second = 1 / (1 + np.exp(2 - rng.normal(size=count) - 3 * labels))
+        return ClassMetrics(labels, np.stack([1 - second, second], axis=1).astype(np.float32))
+
+    def both(metrics: ClassMetrics, counts: np.ndarray) -> list[np.ndarray]:
+        found = metrics.rankings(counts)
+        return [found["roc_auc"], found["average_precision"]]
+
+    truth = np.array(both(few(500_000), np.ones((1, 500_000), dtype=np.int64)))[:, 0]
+    covered = np.zeros(2)
+    for _ in range(300):
+        metrics = few(300)
+        values = both(metrics, np.ones((1, 300), dtype=np.int64))
+        for place, (value, draws) in enumerate(zip(values, both(metrics, times), strict=True)):
+            found = bounded(float(value[0]), draws).interval
+            covered[place] += found.low <= truth[place] <= found.high
+    assert (covered / 300 > 0.93).all() and (covered / 300 < 0.99).all(), covered / 300

@@ -35,6 +35,7 @@ class CardJson(TypedDict):
     split: str
     n: int
     skipped: int
+    decided: bool  # by thresholds or costs, see `choral calibrate`; else the most probable, labels above one half
     classes: list[str]
     metrics: dict[str, Numbers | None]
     plain_ece: float | None  # as it is usually computed, biased upwards; `ece` in metrics is debiased
@@ -68,6 +69,7 @@ def card_json(predictor: Predictor) -> CardJson:
         split=ledger.meta.split,
         n=len(ledger),
         skipped=ledger.meta.skipped,
+        decided=predictor.decided is not None,
         classes=list(ledger.classes),
         metrics={name: defined(estimate.interval) for name, estimate in card.overall.items()},
         plain_ece=card.plain_ece,

@@ -107,8 +107,11 @@ def _notes(card: CardJson) -> list[str]:
         notes.append(
             f"balanced accuracy, {means}: means over classes, each against the others; F1 (micro) is the accuracy"
         )
+        if card["decided"]:
+            notes.append("classes as the threshold or costs of answer.json decide; ranks and losses by probabilities")
     if card["task"] == "multilabel":
-        notes.append("mAP, ROC-AUC, F1 (macro): means over labels; F1: all labels together, above one half")
+        where = "by the thresholds of answer.json" if card["decided"] else "above one half"
+        notes.append(f"mAP, ROC-AUC, F1 (macro): means over labels; F1: all labels together, {where}")
     if card["task"] == "regression" and len(card["classes"]) > 1:
         notes.append("means over targets; those in units of their own stand below")
     if card["plain_ece"] is not None:

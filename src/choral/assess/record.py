@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from choral.assess.predictor import Predictor
 from choral.ensemble.rows import SEED
 from choral.predict.ledger import Ledger
-from choral.score.estimate import Estimate
+from choral.score.estimate import Estimate, bounded
 from choral.score.intervals import resampled_means
 from choral.score.metrics import correct, label_log_losses, log_losses, r2_of_sums, top_class
 from choral.score.ranking import affordable_draws, mean_average_precision, resampled_mean_average_precisions
@@ -143,7 +143,7 @@ def _of_labels(labels: NDArray[Any], records: Mapping[str, Record]) -> dict[str,
     drawn = resampled_means(np.stack(list(losses.values()), axis=1), seed=SEED).T
     return {
         "mean_ap": {
-            name: Estimate(mean_average_precision(truth, values), column)
+            name: bounded(mean_average_precision(truth, values), column)
             for (name, values), column in zip(said.items(), precisions, strict=True)
         },
         "log_loss": {name: _mean(values, column) for (name, values), column in zip(losses.items(), drawn, strict=True)},

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.ensemble.rows import SEED, Row, Section, metric_rows, predictions_of
-from choral.score.estimate import Estimate
+from choral.score.estimate import Estimate, bounded
 from choral.score.intervals import resampled_means
 from choral.score.metrics import f1_of_counts, label_log_losses
 from choral.score.ranking import affordable_draws, mean_average_precision, resampled_mean_average_precisions
@@ -31,7 +31,7 @@ def label_rows(sections: Sequence[Section], baseline: str = "") -> tuple[list[Ro
     draws = affordable_draws(labels.size * len(found))
     drawn = resampled_mean_average_precisions(labels, list(found.values()), seed=SEED, draws=draws)
     precisions = {
-        name: Estimate(mean_average_precision(labels, values), column)
+        name: bounded(mean_average_precision(labels, values), column)
         for (name, values), column in zip(found.items(), drawn.T, strict=True)
     }
     best = max(list(found)[: len(sections[0].members)], key=lambda name: precisions[name].value)

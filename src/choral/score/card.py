@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from choral.score.calibration_error import BINS, expected_calibration_error
 from choral.score.class_metrics import ClassMetrics
 from choral.score.debiased_calibration import Gaps, debiased_calibration_error
-from choral.score.estimate import Estimate, Measure, resampled
+from choral.score.estimate import Estimate, Measure, bounded, resampled
 from choral.score.label_metrics import LabelMetrics
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
+from choral.score.reliability import wilson
 
 Metrics = ClassMetrics | LabelMetrics | NumberMetrics
 ORDER = {
@@ -31,6 +32,7 @@ OF_CLASS = {
     "multilabel": ("average_precision", "roc_auc", "precision", "recall", "f1"),
     "regression": ORDER["regression"],
 }
+_BOUNDED = ("roc_auc", "average_precision", "mean_ap", "f1_macro")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,14 @@ def card_of(
         ranked = resampled(metrics.rankings, len(labels), seed=seed, draws=draws)
         found |= {name: values for name, values in ranked.items() if not name.endswith("/class")}
         own |= {name.removesuffix("/class"): values for name, values in ranked.items() if name.endswith("/class")}
+    none = np.zeros(len(classes), dtype=np.int64)
+    shares = {name: _shared(metrics, name) if name in ("precision", "recall") else none for name in own}
     by_class = {
-        name: {metric: _estimate(own[metric], number) for metric in OF_CLASS[task] if metric in own}
+        name: {
+            metric: _estimate(metric, float(own[metric][0][number]), own[metric][1][:, number], shares[metric][number])
+            for metric in OF_CLASS[task]
+            if metric in own
+        }
         for number, name in enumerate(classes)
     }
     return Card(
@@ -155,16 +163,30 @@ def estimates_of(
     metrics: Metrics, found: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 ) -> dict[str, Estimate]:
     """Return estimates from values and draws of metrics of all samples together, in the order of `ORDER`."""
-    estimates = {name: Estimate(float(value), draws) for name, (value, draws) in found.items()}
-    if "gaps" in estimates:
-        estimates["ece"] = debiased_calibration_error(_gaps(metrics), estimates["gaps"].draws)
+    estimates = {name: _estimate(name, float(value), draws) for name, (value, draws) in found.items()}
+    if ranks(metrics):
+        estimates["ece"] = debiased_calibration_error(_gaps(metrics))
     task = {ClassMetrics: "multiclass", LabelMetrics: "multilabel", NumberMetrics: "regression"}[type(metrics)]
     return {name: estimates[name] for name in ORDER[task] if name in estimates}
 
 
-def _estimate(found: tuple[NDArray[np.float64], NDArray[np.float64]], number: int) -> Estimate:
-    value, draws = found
-    return Estimate(float(value[number]), draws[:, number])
+def _estimate(metric: str, value: float, draws: NDArray[np.float64], count: int = 0) -> Estimate:
+    """Return an estimate with the interval that holds best; of a share of `count` samples Wilson's, also if it is 0 or 1."""
+    if metric in _BOUNDED:
+        return bounded(value, draws)
+    if count and metric in ("precision", "recall"):
+        return Estimate(value, draws, wilson(value, count))
+    return Estimate(value, draws)
+
+
+def _shared(metrics: Metrics, metric: str) -> NDArray[np.int64]:
+    """Return the samples of which a class's precision (those given) or recall (those that have it) is a share."""
+    assert not isinstance(metrics, NumberMetrics)
+    of = metrics.given if metric == "precision" else metrics.labels
+    if isinstance(metrics, ClassMetrics):
+        return np.bincount(of, minlength=metrics.classes)
+    labelled: NDArray[np.int64] = np.count_nonzero(of, axis=0)
+    return labelled
 
 
 def _counts(task: str, labels: NDArray[Any], classes: Sequence[str]) -> dict[str, int]:

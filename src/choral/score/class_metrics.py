@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.score.debiased_calibration import Gaps, absolute_gaps
+from choral.score.debiased_calibration import Gaps
 from choral.score.estimate import nan_mean
 from choral.score.metrics import correct, log_losses, top_class
 from choral.score.ranking import Ranking, rankings_of, resampled_rankings
@@ -62,8 +62,8 @@ class ClassMetrics:
         """Return, for (some, N) times that samples are there, (some,) metrics that need no ranking.
 
         accuracy, top_2 or top_5 (equal probabilities count against), balanced_accuracy, f1_macro, f1_micro (which is the
-        accuracy); of probabilities log_loss (nats), brier (sum over classes of the squared error, 0 to 2; of two
-        classes half of it, as it is usual) and `gaps`, the sum over bins of |confidence - share that is right|.
+        accuracy); of probabilities log_loss (nats) and brier (sum over classes of the squared error, 0 to 2; of two
+        classes half of it, as it is usual).
         """
         weights = times.astype(np.float64)
         total = weights.sum(axis=1)
@@ -74,9 +74,6 @@ class ClassMetrics:
         found["balanced_accuracy"] = nan_mean(classes["recall"])
         found["f1_macro"] = nan_mean(classes["f1"])
         found["f1_micro"] = found["accuracy"]
-        if self.probabilities:
-            with np.errstate(invalid="ignore"):
-                found["gaps"] = absolute_gaps(self.gaps, weights) * len(self.labels) / total
         return found
 
     def by_class(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

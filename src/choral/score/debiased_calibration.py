@@ -68,23 +68,11 @@ class Gaps:
         return cls(of_sample / len(sure), variance / len(sure) ** 2, shared)
 
 
-def debiased_calibration_error(gaps: Gaps, drawn: NDArray[np.float64]) -> Estimate:
-    """Return the debiased error with its interval; of differences, see `Estimate.minus`: they cover 93 % or more.
-
-    Args:
-        gaps: of the samples.
-        drawn: (draws,) sums of |gap| over bins in draws of samples, see `absolute_gaps`; NaN where a draw has none.
-    """
+def debiased_calibration_error(gaps: Gaps) -> Estimate:
+    """Return the debiased error with its interval; of differences, see `Estimate.minus`: they cover 93 % or more."""
     measured = float(np.abs(gaps.of_sample.sum(axis=0)).sum())
-    median = _error_at(measured, gaps, 0.5)
     ends = tuple(round(_error_at(measured, gaps, share), 12) for share in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
-    return Estimate(median, drawn - np.nanmean(drawn) + median, (ends[0], ends[1]))
-
-
-def absolute_gaps(gaps: Gaps, times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (some,) sums of |gap| over bins where samples are there (some, N) times."""
-    sums: NDArray[np.float64] = np.abs(times @ gaps.of_sample).sum(axis=1)
-    return sums
+    return Estimate(_error_at(measured, gaps, 0.5), np.empty(0), (ends[0], ends[1]), paired=False)
 
 
 def _bins_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.score.debiased_calibration import Gaps, absolute_gaps
+from choral.score.debiased_calibration import Gaps
 from choral.score.estimate import nan_mean
 from choral.score.metrics import f1_of_counts, label_log_losses
 from choral.score.ranking import Ranking, rankings_of, resampled_rankings
@@ -44,7 +44,7 @@ class LabelMetrics:
         """Return, for (some, N) times that samples are there, (some,) metrics that need no ranking.
 
         f1 (micro: all labels together), f1_macro (labels that nothing has or was given are left out), exact_match, log_loss
-        and brier (means over labels), and `gaps`, the sum over bins of |probability - share that has the label|.
+        and brier (means over labels).
         """
         weights = times.astype(np.float64)
         total = weights.sum(axis=1)
@@ -54,7 +54,6 @@ class LabelMetrics:
         with np.errstate(invalid="ignore"):
             means = weights @ self._columns / total[:, None]
             found |= dict(zip(("exact_match", "log_loss", "brier"), means.T, strict=True))
-            found["gaps"] = absolute_gaps(self.gaps, weights) * len(self.labels) / total
         return found
 
     def by_label(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
