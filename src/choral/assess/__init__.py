@@ -1,1 +1,1 @@
-"""What judges predictions: predictors by name, cards of metrics, slices. Reads ledgers; no forward pass, no torch."""
+"""What judges predictions: predictors by name, metrics, slices, calibration, the scoreboard. No forward pass, no torch."""

@@ -24,7 +24,11 @@ def add_score_verb(verbs: Verbs) -> None:
     verb = with_run(verbs.add("score", score_verb, "choral score elpv-demo --json", text))
     verb.add_argument("--split", help="default: test where it is evaluated, else the last of evaluate.splits")
     verb.add_argument("--of", metavar="NAME", help="a row of the table, or combined/NAME: all its metrics")
-    verb.add_argument("--by", metavar="COLUMN", help="of the index: metrics by its values (default --of: soft+tta)")
+    verb.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="of the index: metrics by its values, of the answer or soft+tta if --of names no other",
+    )
     verb.add_argument("--data", metavar="SHARDS", help="of --by: the packed folder (default: data.shards of the run)")
     verb.add_argument("--json", action="store_true", help="for machines")
 
