@@ -21,6 +21,7 @@ LEVELS = [
     {"shards", "jobs", "score"},
     {"inputs"},
     {"runtime", "model", "tracking"},
+    {"memory"},
     {"features"},
     {"train", "predict", "show"},
     {"ensemble"},

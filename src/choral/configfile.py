@@ -234,6 +234,10 @@ def _build(config_type: Any, values: Any, prefix: str) -> Any:
     for key in values:
         if key not in hints:
             raise unknown_key(key, prefix, config_type)
+    for item in dataclasses.fields(config_type):
+        refused = item.metadata.get("refused", {})
+        if (word := str(values.get(item.name))) in refused:
+            raise ConfigError(f"{prefix}{item.name}: {word}: {refused[word]}")
     built = {key: _convert(hints[key], value, prefix + key) for key, value in values.items()}
     for item in dataclasses.fields(config_type):
         optional = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING

@@ -25,6 +25,10 @@ class DataError(ChoralError):
     """Images, labels, shards or ledgers that are not what they should be."""
 
 
+class OutOfMemory(ChoralError):
+    """Work did not fit into memory; the message names the size of the batch and what to change."""
+
+
 class Stopped(ChoralError):
     """Work was stopped from outside after it had been saved: running the same command again continues it."""
 

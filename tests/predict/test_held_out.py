@@ -75,7 +75,7 @@ def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> 
     views = expand(config.evaluate.views)
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for group, members in held_out_groups(config).items():
-        answers: dict[str, dict[str, list[NDArray[np.float32]]]] = {"identity": {}, "tta": {}}
+        answers: dict[str, dict[str, list[NDArray[np.float32]]]] = {"identity": {}, "hflip": {}, "tta": {}}
         for voice in (voice for voice in voices if voice.member in members):
             inputs = replace(config, data=voice.config.data)
             orders = [Order(np.array([row]), 0, 0) for row in unseen_by(voice, split)]
@@ -83,7 +83,7 @@ def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> 
             with plain_batches(inputs, split, PLACE, voice.mean, voice.std, orders, tmp_path / "bad") as batches:
                 for batch in batches:
                     key = split.index.keys(batch.rows)[0]
-                    manner = Manner(views, ("identity", "tta"), nullcontext)
+                    manner = Manner(views, (*views, "tta"), nullcontext)
                     found = member_predictions(network, voice, batch.images, manner)
                     for view, values in found.items():
                         answers[view].setdefault(key, []).append(values.numpy()[0])
@@ -98,7 +98,7 @@ def assert_by_hand(config: Config, folder: RunFolder, tmp_path: Path) -> Ledger:
     split = open_split(config, open_dataset(config.data), "train", PLACE)
     ledger = held_out_of(folder)
     expected = by_hand(config, folder, split, tmp_path)
-    assert ledger.members == tuple(expected) and ledger.views == ("identity", "tta")
+    assert ledger.members == tuple(expected) and ledger.views == ("identity", "hflip", "tta")
     judged = set.intersection(*(set(views["identity"]) for views in expected.values()))
     assert ledger.keys == sorted(judged) and ledger.meta.skipped == len(split) - len(judged)
     for group, views in expected.items():

@@ -63,7 +63,7 @@ def test_runs_and_checkpoints_become_one_ensemble(config: Config, run: Runtime) 
     names = ("solo", "duo-a", "duo-b", "duo-b-step-00000001")
     for split, count in (("test", 11), ("val", 13)):
         ledger = Ledger.open(folder.predictions / f"{split}.parquet")
-        assert ledger.members == names and ledger.views == ("identity", "tta") and len(ledger) == count
+        assert ledger.members == names and ledger.views == ("identity", "hflip", "tta") and len(ledger) == count
         assert np.array_equal(ledger.predictions("duo-b"), ledger.predictions("duo-b-step-00000001"))
         assert not np.array_equal(ledger.predictions("duo-a"), ledger.predictions("duo-b"))
     alone = Ledger.open(

@@ -112,7 +112,8 @@ class Config:
         )
         check(0 <= self.seed < 2**31, "seed", "expected 0 to 2147483647")
         check(bool(self.data.shards), "data.shards", "expected the folder that `choral pack SOURCE OUT` wrote")
-        micro_batch = self.train.batch_size // self.train.accumulate_steps
+        steps = self.train.accumulate_steps
+        micro_batch = self.train.batch_size // (1 if steps == "auto" else steps)
         check(
             micro_batch % self.data.lanes == 0,
             "data.lanes",

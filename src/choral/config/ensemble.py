@@ -28,18 +28,26 @@ class EvaluateConfig:
     geometric: of the logarithms of the probabilities, none below 1.2e-7, divided by their sum. For a softmax and for labels
     these two are the same but for that bound; for classes trained one against all (train.loss: bce) they are not.
     Numbers (task: regression) have the one mean."""
-    batch_size: int = tuning(64)
-    """Images a forward pass and rank; views are passed one after the other."""
+    batch_size: int | Literal["auto"] = tuning(64)
+    """Images a forward pass and rank; views are passed one after the other. auto: as many as fit, at most 512, on a CPU 64,
+    found once by trying and kept in batch.json of the run folder. Predictions depend on it in their last bits, so that on
+    several machines a number gives equal ledgers. With auto, validation while training and features take 64."""
     checkpoint: Literal["best", "last"] = "best"
-    keep_views: bool = False
-    """Keep each view's probabilities in the ledger, not only the identity and the mean."""
+    keep_views: bool | Literal["auto"] = "auto"
+    """Keep each view's probabilities in the ledger, not only the identity and the mean; weights of views are learned from
+    them. auto: where the ledger stays below 256 MiB, before compression."""
     held_out: bool = tuning(True)
     """With folds or bagging, ask members also about training samples they have not seen: predictions/held-out.parquet."""
 
     def __post_init__(self) -> None:
         check(len(self.splits) > 0, "evaluate.splits", "expected at least one split")
         check(len(self.views) > 0, "evaluate.views", "expected at least one view, such as identity")
-        check(self.batch_size > 0, "evaluate.batch_size", "expected more than 0")
+        check(self.batch_size == "auto" or self.batch_size > 0, "evaluate.batch_size", "expected more than 0, or auto")
+
+    @property
+    def plain_batch_size(self) -> int:
+        """Images a forward pass and rank where nothing is tried: auto is 64."""
+        return 64 if self.batch_size == "auto" else self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,11 @@ def tuning(default: Any) -> Any:
     return field(default=default, metadata={"tuning": True})
 
 
+def refusing(default: Any, **words: str) -> Any:
+    """Declare a field for which certain words are refused with a reason of their own: word to reason."""
+    return field(default=default, metadata={"refused": words})
+
+
 def check(condition: bool, key: str, expected: str) -> None:
     """Raise ConfigError, naming the key and what was expected, unless the condition holds."""
     if not condition:

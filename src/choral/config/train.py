@@ -6,7 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from choral.config.fields import check, is_fraction, tuning
+from choral.config.fields import check, is_fraction, refusing, tuning
+
+_GLOBAL_BATCH = (
+    "is how many samples an update is made of, which memory must not decide: give a number; "
+    "train.accumulate_steps: auto finds how many of them fit at once"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +22,12 @@ class TrainConfig:
     """Passes over the training split; fractions are allowed. Not with `steps`."""
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
-    batch_size: int = 64
+    batch_size: int = refusing(64, auto=_GLOBAL_BATCH)
     """Samples an optimizer step, over all ranks and accumulation steps."""
-    accumulate_steps: int = 1
-    """Micro-batches a step; must divide batch_size. Batch statistics are those of a micro-batch."""
+    accumulate_steps: int | Literal["auto"] = 1
+    """Micro-batches a step; must divide batch_size. Batch statistics are those of a micro-batch. auto: as few as fit into
+    memory, found once by trying before the first step, and kept in batch.json of the run folder: the run continues with
+    them wherever it does."""
     optimizer: str = "adamw"
     """A name of timm.optim.list_optimizers()."""
     lr: float | Literal["auto"] = 1e-3
@@ -89,16 +96,17 @@ class TrainConfig:
         check(self.epochs > 0, "train.epochs", "expected more than 0")
         check(self.steps is None or self.steps > 0, "train.steps", "expected more than 0")
         check(self.batch_size > 0, "train.batch_size", "expected more than 0")
-        check(self.accumulate_steps > 0, "train.accumulate_steps", "expected more than 0")
-        check(
-            self.batch_size % self.accumulate_steps == 0,
-            "train.accumulate_steps",
-            f"must divide train.batch_size: {self.batch_size} is not a multiple of {self.accumulate_steps}",
-        )
+        if self.accumulate_steps != "auto":
+            check(self.accumulate_steps > 0, "train.accumulate_steps", "expected more than 0, or auto")
+            check(
+                self.batch_size % self.accumulate_steps == 0,
+                "train.accumulate_steps",
+                f"must divide train.batch_size: {self.batch_size} is not a multiple of {self.accumulate_steps}",
+            )
         check(
             not self.ddp_static_graph or self.accumulate_steps == 1,
             "train.ddp_static_graph",
-            "expected false with train.accumulate_steps above 1: DistributedDataParallel cannot do both",
+            "expected false with train.accumulate_steps above 1, or auto: DistributedDataParallel cannot do both",
         )
         if self.lr != "auto":
             legal = 0 < self.lr < 1e3 and math.isfinite(self.lr)
@@ -139,3 +147,9 @@ class TrainConfig:
         check(self.keep_checkpoints >= 1, "train.keep_checkpoints", "expected at least 1")
         check(self.log_every_steps >= 1, "train.log_every_steps", "expected at least 1")
         check(self.timeout_s > 0, "train.timeout_s", "expected more than 0 seconds")
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches a step has, once `train.micro_batch` has resolved auto."""
+        assert self.accumulate_steps != "auto", "how many micro-batches fit has not been found yet"
+        return self.accumulate_steps

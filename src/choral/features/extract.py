@@ -19,6 +19,7 @@ from choral.features.classifier import Classifier, body_hash
 from choral.inputs.bad_samples import BadSamples
 from choral.inputs.progress import SplitProgress
 from choral.inputs.streams import RankPlace, Split, feature_batches
+from choral.memory import explained
 from choral.model.build import Normalization
 from choral.runtime import Runtime
 from choral.shards.plan import slice_of
@@ -117,7 +118,7 @@ class FeatureSource:
             values: list[NDArray[np.float32]] = []
             valid: list[NDArray[np.bool_]] = []
             for batch in loader:
-                with run.accelerator.autocast():
+                with explained(len(batch.rows), "evaluate.batch_size", "lower it"), run.accelerator.autocast():
                     found = classifier.features(batch.images)
                 values.append(found.cpu().numpy())
                 valid.append(batch.valid.cpu().numpy())
@@ -133,7 +134,7 @@ class FeatureSource:
 
     def _batches(self, cache: FeatureCache, parts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Return the rows of each forward pass; no batch holds rows of two parts."""
-        size = min(self.config.evaluate.batch_size, cache.part_rows)
+        size = min(self.config.evaluate.plain_batch_size, cache.part_rows)
         return [
             rows[start : start + size]
             for rows in map(cache.rows_of, parts.tolist())

@@ -219,7 +219,7 @@ def evaluation_batches(
     config: Config, split: Split, place: RankPlace, mean: Sequence[float], std: Sequence[float], bad_log: Path
 ) -> DeviceLoader:
     """Return this rank's share of a split, never augmented; over all ranks each sample comes exactly once."""
-    rows = exact_rows(len(split), place.rank, place.world_size, config.evaluate.batch_size)
+    rows = exact_rows(len(split), place.rank, place.world_size, config.evaluate.plain_batch_size)
     orders = (Order(rows=part, epoch=0, step=number) for number, part in enumerate(rows))
     return plain_batches(config, split, place, mean, std, orders, bad_log)
 
@@ -261,7 +261,7 @@ def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan 
 
 
 def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[Order]:
-    micro_steps = config.train.accumulate_steps
+    micro_steps = config.train.micro_batches
     micro_batch = config.train.batch_size // micro_steps
     part = slice_of(micro_batch, place.rank, place.world_size)
     plan = _plan(config, split, 0)

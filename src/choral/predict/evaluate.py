@@ -24,7 +24,9 @@ from choral.inputs.device import shown
 from choral.inputs.loader import Order
 from choral.inputs.progress import SplitProgress
 from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, shared_samples
+from choral.memory import explained
 from choral.predict.asking import ChunkAnswers, Manner, ask
+from choral.predict.batch_size import with_batch_size
 from choral.predict.chunks import Chunks, ChunkWriter, Columns, dealt, finished
 from choral.predict.elsewhere import remember, split_of
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts
@@ -55,6 +57,7 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     plan = plan_evaluation(config, folder, dataset, data_name)
     if run.is_main:
         remember(folder, dataset, plan.suffix)
+    config = with_batch_size(config, folder, run, plan.voices)
     asked = len(plan.voices)
     if plan.unfinished:
         _log.warning(
@@ -88,7 +91,7 @@ class _SplitEvaluation:
         """Ask about this rank's share of what is not done yet, and let the main rank merge the parts of all."""
         run, index = self.run, self.split.index
         rows, left_out = rows_to_ask(self.questions, len(self.split))
-        chunks = Chunks(rows, self.config.evaluate.batch_size)
+        chunks = Chunks(rows, self.config.evaluate.plain_batch_size)
         folder = chunks.folder(self.folder.predictions, self.meta)
         done = self._done(folder, chunks)
         if run.is_main:
@@ -163,5 +166,6 @@ class _SplitEvaluation:
                         for question, network in zip(ordered, networks, strict=True)
                         if question.voice.look == look
                     ]
-                    ask(asked, manner, answers)
+                    with explained(len(answers.rows), "evaluate.batch_size", "lower it, or set it to auto"):
+                        ask(asked, manner, answers)
                 yield batch.step, answers

@@ -12,7 +12,7 @@ from choral.config import Config, held_out_groups
 from choral.errors import DataError
 from choral.inputs.targets import Targets
 from choral.model.outputs import Outputs
-from choral.predict.elsewhere import suffix_of
+from choral.predict.elsewhere import split_of, suffix_of
 from choral.predict.ledger import Ledger, LedgerMeta
 from choral.predict.views import expand
 from choral.predict.voices import Voice, voices_of
@@ -21,6 +21,8 @@ from choral.shards.index import Dataset, Index
 
 HELD_OUT = "held-out"
 """Names the ledger of the training split that holds, for each sample, what those say who were not trained on it."""
+KEPT_BELOW = 256 << 20
+"""With evaluate.keep_views: auto, single views are kept in ledgers of fewer bytes, before compression."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
     outputs = voices[0].outputs
     groups = _held_out_voices(config, voices, dataset)
     suffix = suffix_of(folder, voices, dataset, data_name)
+    samples = {}
     for split in (*config.evaluate.splits, *([config.data.train_split] if groups else [])):
-        targets = Targets.open(config, Index.open(dataset, split))
+        index = Index.open(dataset, split)
+        samples[split] = len(index)
+        targets = Targets.open(config, index)
         if not outputs.agree(Outputs(targets.task, targets.names)):
             raise DataError(
                 f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same "
@@ -77,9 +82,12 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
         if Path(voice.config.data.shards).absolute() == dataset.folder:  # other data are meant to be other data
             check_same_data(dataset.fingerprint, voice.dataset, voice.checkpoint.parent.parent)
     several = len(views) > 1
-    kept = views if config.evaluate.keep_views or not several else tuple(view for view in views if view == "identity")
 
     def ledger(name: str, members: Sequence[str], evaluation: str) -> tuple[Path, LedgerMeta]:
+        count = samples[config.data.train_split if name == HELD_OUT else split_of(name)]
+        size = 4 * count * len(members) * len(outputs.names) * (len(views) + 1)
+        keep = size < KEPT_BELOW if config.evaluate.keep_views == "auto" else config.evaluate.keep_views
+        kept = views if keep or not several else tuple(view for view in views if view == "identity")
         meta = LedgerMeta(
             classes=outputs.names,
             members=tuple(members),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from choral.config import Config
 from choral.configfile import load_config
-from choral.errors import ChoralError, ConfigError, DataError, Stopped
+from choral.errors import ChoralError, ConfigError, DataError, OutOfMemory, Stopped
 from choral.inputs.host_transforms import check_host_transforms
 from choral.inputs.resample import select
 from choral.inputs.sample_weights import why_not_trained
@@ -98,7 +98,7 @@ def _train(config: Config, folder: RunFolder) -> int:
     try:
         run = Runtime(
             settings.precision,
-            settings.accumulate_steps,
+            1 if settings.accumulate_steps == "auto" else settings.accumulate_steps,
             settings.timeout_s,
             folder.stop_file,
             bucket_mib=settings.ddp_bucket_mib,
@@ -120,7 +120,7 @@ def _train(config: Config, folder: RunFolder) -> int:
     except ChoralError as error:
         if run.is_main:
             print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, DataError):  # the one kind that a single rank can meet
+        elif isinstance(error, DataError | OutOfMemory):  # the kinds that a single rank can meet
             print(f"error on rank {run.rank}: {error}", file=sys.stderr)
         return error.exit_code
     finally:

@@ -16,6 +16,7 @@ from choral.runtime import Runtime
 from choral.train.boosting import end_round
 from choral.train.choice import resolve_strategy
 from choral.train.heads import initial_head, train_head
+from choral.train.micro_batch import resolve_micro_batch
 from choral.train.range_test import find_rate
 from choral.train.saving import finish, resume, save
 from choral.train.soup import cook_soup, drop_leftovers, keep_ingredient
@@ -40,6 +41,7 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
     config = resolve_strategy(config, folder, run)
     if config.finetune.strategy in ("linear", "svm"):  # no steps at all
         return train_head(config, folder, run)
+    config = resolve_micro_batch(config, folder, run)
     trainer = Trainer(config, folder, run)
     state = resume(trainer)
     drop_leftovers(trainer, state)

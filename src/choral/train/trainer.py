@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from choral.config import Config
+from choral.config import Config, TrainConfig
 from choral.errors import ConfigError, DataError
 from choral.inputs.device import Batch, DeviceLoader
 from choral.inputs.sample_weights import run_folder_of, weights_of_round
@@ -23,6 +23,7 @@ from choral.inputs.streams import (
     steps_per_epoch,
     training_batches,
 )
+from choral.memory import explained
 from choral.model.build import Normalization, build_model, normalization_of
 from choral.model.checkpoint import OptimizerState, optimizer_state, restore_optimizer
 from choral.model.strategy import Phase, apply_phase, phases_of, stages_of, train_mode
@@ -166,7 +167,7 @@ class Trainer:
         config, scaler = self.config.train, self.run.accelerator.scaler
         train_mode(self.model)
         self.last_rate = self.schedule.apply(self.optimizer, step)
-        micro_batches = (next(batches) for _ in range(config.accumulate_steps))
+        micro_batches = (next(batches) for _ in range(config.micro_batches))
         kept = micro_batches if scaler is None else list(micro_batches)
         for attempt in range(SKIPS_IN_A_ROW):
             loss = self._gradients(kept, step)
@@ -195,19 +196,20 @@ class Trainer:
     def _gradients(self, micro_batches: Iterable[Batch], step: int) -> Tensor:
         """Add up the gradient of the mean loss over the global batch, and return this rank's share of that loss."""
         config, accelerator = self.config.train, self.run.accelerator
-        size = config.batch_size // config.accumulate_steps
+        size = config.batch_size // config.micro_batches
         mean_loss = torch.zeros((), device=self.run.device)
+        instead = "set train.accumulate_steps: auto, or to a higher number, or lower data.image_size"
         for micro, batch in enumerate(micro_batches):
             # Layers that draw random numbers do so from a state that is computed, so that none has to be saved.
             torch.manual_seed(int(key_of(self.config.seed, _DROPOUT, step, micro, self.run.rank) >> 1))
-            with accelerator.accumulate(self.model):
+            with explained(len(batch.rows), _key(config), instead), accelerator.accumulate(self.model):
                 with accelerator.autocast():
                     logits = self._forward(batch.images)
                 # Ranks may hold slices of different sizes: dividing by the size of the whole micro-batch, times the
                 # world size that DDP's mean divides by, gives the gradient of the mean over all samples.
                 loss = self.objective.losses(logits, batch).sum() / size
                 accelerator.backward(loss * self.run.world_size)
-                mean_loss += loss.detach() / config.accumulate_steps
+                mean_loss += loss.detach() / config.micro_batches
         return mean_loss
 
     def validate(self) -> dict[str, float]:
@@ -245,7 +247,7 @@ class Trainer:
         )
         with loader:
             for batch in loader:
-                with self.run.accelerator.autocast():
+                with explained(len(batch.rows), "evaluate.batch_size", "lower it"), self.run.accelerator.autocast():
                     logits = network(batch.images).float()
                 meter.add(logits, batch)
                 read += batch.valid.sum()
@@ -258,6 +260,11 @@ class Trainer:
         report = meter.report(self.run.sum(meter.totals))
         agreed = torch.tensor(list(report.values()), dtype=torch.float64, device=self.run.device)
         return dict(zip(report, self.run.broadcast(agreed).tolist(), strict=True))
+
+
+def _key(config: TrainConfig) -> str:
+    """Return what decides how many images are in memory, for messages."""
+    return f"train.batch_size: {config.batch_size}, train.accumulate_steps: {config.accumulate_steps}"
 
 
 def _check_first_cycle(phases: Sequence[Phase], schedule: Schedule) -> None:
