@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from made_members import made_members
 
-import choral.predict.evaluate as module
+import choral.predict.turns as module
 from choral.configfile import load_config
 from choral.predict import chunks
 from choral.predict.__main__ import main

@@ -25,7 +25,13 @@ from choral.runtime import Runtime
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 
-SETTINGS = ["evaluate.views=[hflip]", "evaluate.batch_size=8", "evaluate.splits=[val]", "evaluate.checkpoint=last"]
+SETTINGS = [
+    "evaluate.keep_views=false",
+    "evaluate.views=[hflip]",
+    "evaluate.batch_size=8",
+    "evaluate.splits=[val]",
+    "evaluate.checkpoint=last",
+]
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ class EvaluateConfig:
     """Images a forward pass and rank; views are passed one after the other. auto: as many as fit, at most 512, on a CPU 64,
     found once by trying and kept in batch.json of the run folder. Predictions depend on it in their last bits, so that on
     several machines a number gives equal ledgers. With auto, validation while training and features take 64."""
+    members_at_once: int | Literal["auto"] = tuning("auto")
+    """Networks that are in memory together; the others take turns, and images are decoded once for all. auto: as many as
+    have room, on a GPU by trying, on a CPU by the size of their weights. No prediction depends on it."""
     checkpoint: Literal["best", "last"] = "best"
     keep_views: bool | Literal["auto"] = "auto"
     """Keep each view's probabilities in the ledger, not only the identity and the mean; weights of views are learned from
@@ -41,6 +44,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check(len(self.splits) > 0, "evaluate.splits", "expected at least one split")
+        check(
+            self.members_at_once == "auto" or self.members_at_once > 0,
+            "evaluate.members_at_once",
+            "expected 1 or more, or auto",
+        )
         check(len(self.views) > 0, "evaluate.views", "expected at least one view, such as identity")
         check(self.batch_size == "auto" or self.batch_size > 0, "evaluate.batch_size", "expected more than 0, or auto")
 

@@ -139,6 +139,7 @@ class Scores(TypedDict):
     configured: int  # members of the run
     absent: dict[str, str]  # those of them that the ledger is without, and why
     tta_views: list[str]
+    average: str  # of these views: probabilities, logits, geometric
     best_member: str
     rules: list[FittedRule]
     temperatures: list[TemperatureOf]

@@ -116,6 +116,7 @@ def score_run(
         configured=configured or len(ledger.members),
         absent=dict(absent or {}),
         tta_views=list(ledger.meta.tta_views) if "tta" in ledger.views else [],
+        average=ledger.meta.average,
         best_member=best,
         rules=fitted,
         temperatures=temperatures,

@@ -181,7 +181,8 @@ def _notes(scores: Scores) -> str:
     if scores["learned_views"]:
         notes += learned_notes(scores["learned_views"], scores["learned_views"]["gains"])
     if scores["tta_views"]:
-        notes.append(f"+tta: mean over the views {', '.join(scores['tta_views'])}")
+        mean = {"logits": "mean of the logits", "geometric": "geometric mean"}.get(scores["average"], "mean")
+        notes.append(f"+tta: {mean} over the views {', '.join(scores['tta_views'])}")
     points = "points to best" if scores["task"] == "multiclass" else "to best"
     notes.append(f"{points}: paired difference to {scores['best_member']}, the best single member")
     sources = dict.fromkeys(reference["source"] for reference in scores["references"])

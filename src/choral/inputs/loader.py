@@ -74,6 +74,11 @@ class HostBatch:
         """The images in every form, `images` first."""
         return (self.images, *self.others)
 
+    def in_forms(self, positions: Sequence[int]) -> HostBatch:
+        """Return the same samples in some of the forms alone, in that order; the slot stays this batch's."""
+        images, *others = (self.forms[position] for position in positions)
+        return HostBatch(images, self.rows, self.labels, self.valid, self.order, _nothing, tuple(others))
+
     def kept(self) -> HostBatch:
         """Give the slot back, and return the same batch in memory of its own."""
         images, *others = (own.copy() for own in self.forms)

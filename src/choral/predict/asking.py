@@ -45,11 +45,17 @@ class ChunkAnswers:
         rows: (n,) of the chunk.
         columns: members and views of the ledger.
         outputs: of each network.
+        readable: (n,) which could be read.
     """
 
-    def __init__(self, rows: NDArray[np.int64], columns: Sequence[tuple[str, str]], outputs: int) -> None:
-        self.rows = rows
-        self.readable = np.ones(len(rows), dtype=np.bool_)
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        columns: Sequence[tuple[str, str]],
+        outputs: int,
+        readable: NDArray[np.bool_],
+    ) -> None:
+        self.rows, self.readable = rows, readable
         self._sums: Columns = {column: np.zeros((len(rows), outputs), np.float32) for column in columns}
         self._heard = {member: np.zeros(len(rows), dtype=np.int64) for member, _ in columns}
 
@@ -68,24 +74,24 @@ class ChunkAnswers:
         return self.rows[self.readable], self.rows[~self.readable], columns
 
 
-def ask(asked: Sequence[tuple[Question, nn.Module, Tensor]], manner: Manner, answers: ChunkAnswers) -> None:
+def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: Manner, answers: ChunkAnswers) -> None:
     """Ask networks about a chunk.
 
     Args:
-        asked: questions that share a look, each with its network and the (B, 3, S, S) images that the look shows, the
-            same for all of them.
-        manner: how.
+        networks: at least one, each with its question; all share a look.
+        images: (B, 3, S, S), what that look shows of the chunk.
+        manner: how they are asked.
         answers: of the chunk, that are added to.
     """
-    look, images = asked[0][0].voice.look, asked[0][2]
+    look = networks[0][0].voice.look
     whom = []
-    for question, network, _ in asked:
+    for question, network in networks:
         mine = np.ones(len(answers.rows), np.bool_) if question.rows is None else question.rows[answers.rows]
         if mine.any():
             whom.append((question, network, mine))
     means = [_Mean(question.voice.outputs, manner) for question, _, _ in whom]
     with torch.inference_mode():
-        for view in manner.views:
+        for view in manner.views if whom else ():
             shown = apply_view(images, view, look.mean, look.std)
             for (_, network, mine), mean in zip(whom, means, strict=True):
                 part = shown if mine.all() else shown[torch.from_numpy(mine).to(shown.device)]

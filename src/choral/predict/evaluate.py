@@ -10,7 +10,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,18 @@ from numpy.typing import NDArray
 
 from choral.config import Config
 from choral.errors import DataError
-from choral.inputs.device import shown
-from choral.inputs.loader import Order
+from choral.inputs.device import Batch
+from choral.inputs.loader import HostBatch, Order
 from choral.inputs.progress import SplitProgress
 from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, shared_samples
-from choral.memory import explained
-from choral.predict.asking import ChunkAnswers, Manner, ask
+from choral.predict.asking import ChunkAnswers, Manner
 from choral.predict.batch_size import with_batch_size
 from choral.predict.chunks import Chunks, ChunkWriter, Columns, dealt, finished
 from choral.predict.elsewhere import remember, split_of
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts
 from choral.predict.plan import HELD_OUT, plan_evaluation
 from choral.predict.questions import Question, about_all, about_unseen, rows_to_ask
+from choral.predict.turns import answered, looks_of, turns_of
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 
@@ -133,39 +132,35 @@ class _SplitEvaluation:
         def table(rows: NDArray[np.int64], columns: Columns) -> pa.Table:
             return ledger_table(self.meta, index.keys(rows), targets.of(rows), columns)
 
+        if not mine:
+            return
         writer = ChunkWriter(folder, table)
         images = sum(len(chunks.rows_of(chunk)) for chunk in mine)
         with SplitProgress(f"evaluating {self.meta.split}", images, shown=self.run.is_main) as progress:
-            for chunk, answers in self._answers(chunks, mine):
-                rows, unreadable, columns = answers.finished()
-                writer.add(chunk, rows, columns, index.keys(unreadable))
-                progress.advance(len(answers.rows))
-                if self.run.told_to_stop:
-                    # This rank alone: they have different numbers of chunks and cannot agree; the launcher ends the rest.
-                    writer.flush()
-                    raise self.run.stopped("during evaluation")
-        writer.flush()
+            try:
+                for chunk, answers in self._answers(chunks, mine):
+                    rows, unreadable, columns = answers.finished()
+                    writer.add(chunk, rows, columns, index.keys(unreadable))
+                    progress.advance(len(answers.rows))
+                    if self.run.told_to_stop:
+                        # This rank alone: they have different numbers of chunks and cannot agree; the launcher ends the rest.
+                        raise self.run.stopped("during evaluation")
+            finally:
+                writer.flush()
 
     def _answers(self, chunks: Chunks, mine: Sequence[int]) -> Iterator[tuple[int, ChunkAnswers]]:
         """Yield this rank's chunks, as they are finished."""
-        ordered = sorted(self.questions, key=lambda question: repr(question.voice.look))
-        looks = [look for look, _ in groupby(question.voice.look for question in ordered)]
+        settings = self.config.evaluate
+        manner = Manner(self.views, self.meta.views, self.run.accelerator.autocast, settings.average)
+        turns = turns_of(self.questions, settings.members_at_once, chunks.size, self.run, manner)
+        looks = [look for group in turns.groups for look in looks_of(group)]
         orders = (Order(rows=chunks.rows_of(chunk), epoch=0, step=chunk) for chunk in mine)
         bad_log = self.folder.path / "bad_samples.jsonl"
-        manner = Manner(self.views, self.meta.views, self.run.accelerator.autocast, self.config.evaluate.average)
-        networks = [question.voice.load(self.run.device) for question in ordered] if mine else []
-        columns = [(member, view) for member in self.meta.members for view in self.meta.views]
         host = shared_samples(self.config.data, self.split, self.place, looks, orders, bad_log)
-        with shown(host, self.run.device, looks) as loader:
-            for batch in loader:
-                answers = ChunkAnswers(chunks.rows_of(batch.step), columns, len(self.meta.classes))
-                answers.readable &= batch.valid.cpu().numpy()
-                for look, images in zip(looks, (batch.images, *batch.others), strict=True):
-                    asked = [
-                        (question, network, images)
-                        for question, network in zip(ordered, networks, strict=True)
-                        if question.voice.look == look
-                    ]
-                    with explained(len(answers.rows), "evaluate.batch_size", "lower it, or set it to auto"):
-                        ask(asked, manner, answers)
-                yield batch.step, answers
+        columns = [(member, view) for member in self.meta.members for view in self.meta.views]
+
+        def started(batch: Batch | HostBatch) -> ChunkAnswers:
+            valid = batch.valid if isinstance(batch, HostBatch) else batch.valid.cpu().numpy()
+            return ChunkAnswers(batch.rows, columns, len(self.meta.classes), valid)
+
+        yield from answered(host, turns, started, self.run, manner)

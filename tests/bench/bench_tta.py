@@ -1,0 +1,161 @@
+"""One pass over the data for five members x eight views, beside forty passes of one member and one view each.
+
+    python tests/bench/bench_tta.py                              # some minutes on two cores
+    python tests/bench/bench_tta.py --model resnet18 --size 128  # where networks, not images, take the time
+
+JPEGs of 500 x 400, the members' weights random, three of them at one size of input and two at another; no decoded cache,
+since a cache would hide what is measured. "input" is bytes to ready float batches without any network, "all" is the
+evaluation as `choral evaluate` does it in each process, the ledger included. Both arms run in turn, so that the ratios hold
+on a busy machine; CPU seconds are those of all threads. The probabilities of both must agree to 1e-6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+VIEWS = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "antitranspose")
+
+
+def made_run(place: Path, options: argparse.Namespace) -> Any:
+    """Pack images, and return the folder of a run of five members that are trained, as far as can be seen."""
+    from bench_stream import make_images
+    from made_members import made_members
+
+    from choral.configfile import load_config
+    from choral.shards.options import PackOptions
+    from choral.shards.pack import pack
+
+    make_images(place / "images", options.images)
+    pack(str(place / "images"), place / "shards", PackOptions(processes=1, val=0.1, test=0.8))
+    larger = f"set: {{data.image_size: {options.size + 32}}}"
+    members = ", ".join(f"{{name: m{number}, {larger if number > 3 else 'set: {}'}}}" for number in range(1, 6))
+    (place / "bench.yaml").write_text(
+        f"data: {{shards: '{place / 'shards'}', image_size: {options.size}, cache_gib: 0}}\n"
+        f"model: {{name: {options.model}, weights: none}}\n"
+        f"ensemble: {{members: [{members}]}}\n"
+        "evaluate: {splits: [test], views: [d4], keep_views: true, checkpoint: last}\n"
+    )
+    return made_members(load_config(place / "bench.yaml"), place / "run")
+
+
+Seconds = tuple[float, float]
+"""By the clock, and of the CPU."""
+
+
+def now() -> Seconds:
+    return time.perf_counter(), time.process_time()
+
+
+def since(started: Seconds) -> Seconds:
+    clock, cpu = now()
+    return clock - started[0], cpu - started[1]
+
+
+def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, place: Path) -> Seconds:
+    """Return how long it takes to make the batches of one pass for each group of looks."""
+    import numpy as np
+
+    from choral.inputs.device import shown
+    from choral.inputs.loader import Order
+    from choral.inputs.streams import RankPlace, open_dataset, open_split, shared_samples
+    from choral.predict.chunks import Chunks
+
+    where = RankPlace(0, 1, run.device)
+    split = open_split(config, open_dataset(config.data), "test", where)
+    chunks = Chunks(np.arange(len(split)), 64)
+    started = now()
+    for looks in groups:
+        orders = (Order(chunks.rows_of(chunk), 0, chunk) for chunk in range(len(chunks)))
+        host = shared_samples(config.data, split, where, looks, orders, place / "bad.jsonl")
+        with shown(host, run.device, looks) as loader:
+            for _ in loader:
+                pass
+    return since(started)
+
+
+def measure_once(folder: Any, run: Any) -> None:
+    """Evaluate without taking the time."""
+    from choral.predict.evaluate import evaluate
+
+    evaluate(folder.config(), folder, run, force=True)
+
+
+def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], float]:
+    """Run both arms once and return seconds, and the largest difference of probabilities."""
+    import numpy as np
+
+    from choral.predict.evaluate import evaluate
+    from choral.predict.ledger import Ledger
+    from choral.predict.voices import voices_of
+
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+    looks = list(dict.fromkeys(voice.look for voice in voices))
+    found = {"input, one": seconds_of_input(config, [looks], run, place)}
+    found["input, forty"] = seconds_of_input(config, [[voice.look] for voice in voices for _ in VIEWS], run, place)
+    started = now()
+    evaluate(config, folder, run, force=True)
+    found["all, one"] = since(started)
+    together = Ledger.open(folder.predictions / "test.parquet")
+    forty, worst = (0.0, 0.0), 0.0
+    for voice in voices:
+        alone = folder.member(voice.name)
+        for view in VIEWS:
+            own = replace(alone.config(), evaluate=replace(config.evaluate, views=(view,)))
+            started = now()
+            evaluate(own, alone, run, force=True)
+            clock, cpu = since(started)
+            forty = (forty[0] + clock, forty[1] + cpu)
+            ledger = Ledger.open(alone.predictions / "test.parquet")
+            difference = np.abs(ledger.predictions("model", view) - together.predictions(voice.name, view)).max()
+            worst = max(worst, float(difference))
+    found["all, forty"] = forty
+    return found, worst
+
+
+def main() -> int:
+    """Measure in rounds and print ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200, help="of which eight in ten are evaluated")
+    parser.add_argument("--model", default="test_efficientnet", help="of timm (default: %(default)s, a tiny one)")
+    parser.add_argument("--size", type=int, default=96, help="of three members' input; the others' is 32 more")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    from choral.runtime import Runtime
+
+    with tempfile.TemporaryDirectory() as text:
+        place = Path(text)
+        folder = made_run(place, options)
+        run = Runtime("no", 1, 600, place / "stop")
+        measure_once(folder, run)  # imports, page cache
+        rounds = [measure(place, folder, run) for _ in range(options.rounds)]
+    print(
+        f"5 members of {options.model} x 8 views, {options.size} and {options.size + 32} pixels, {options.rounds} rounds\n"
+    )
+    print(f"{'':18}{'one pass, s':>14}{'forty passes, s':>18}{'ratio':>24}")
+    for part in ("input", "all"):
+        for kind, unit in enumerate(("clock", "CPU")):
+            one, forty = ([found[f"{part}, {arm}"][kind] for found, _ in rounds] for arm in ("one", "forty"))
+            ratios = [after / before for before, after in zip(one, forty, strict=True)]
+            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            name = f"{part}, {unit}"
+            print(f"{name:18}{statistics.median(one):14.2f}{statistics.median(forty):18.2f}{spread:>24}")
+    worst = max(difference for _, difference in rounds)
+    print(f"\nlargest difference of a probability: {worst:.1e}")
+    return 0 if worst <= 1e-6 else 1
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    sys.path[:0] = [str(here), str(here.parent / "predict"), str(here.parents[1] / "src")]
+    sys.exit(main())
