@@ -26,7 +26,6 @@ from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 
 SETTINGS = [
-    "evaluate.keep_views=false",
     "evaluate.views=[hflip]",
     "evaluate.batch_size=8",
     "evaluate.splits=[val]",
