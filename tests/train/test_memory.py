@@ -144,6 +144,8 @@ def test_micro_batches_are_found_once_and_kept(
     assert json.loads((folder.path / "batch.json").read_text())["train.accumulate_steps"]["found"] == 3
     monkeypatch.setattr(Trial, "fits", lambda *_: pytest.fail("it was found before"))
     assert resolve_micro_batch(config, folder, run) == resolved
+    both = replace(config, evaluate=replace(config.evaluate, batch_size="auto"))
+    assert resolve_micro_batch(both, folder, run).evaluate.batch_size == 4  # validation fits where a micro-batch does
     monkeypatch.setattr(Trial, "fits", lambda trial, size: False)
     with pytest.raises(
         OutOfMemory, match="auto: out of memory with 2 images a rank, the fewest .* lower data.image_size"

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 def resolve_micro_batch(config: Config, folder: RunFolder, run: Runtime) -> Config:
     """Return the config with `accumulate_steps: auto` replaced, the same on all ranks and at every start of a run.
 
+    With `evaluate.batch_size: auto`, validation takes as many images as a rank's micro-batch has, 64 at most.
+
     Raises:
         OutOfMemory: not even the smallest micro-batch fits.
     """
@@ -52,7 +54,12 @@ def resolve_micro_batch(config: Config, folder: RunFolder, run: Runtime) -> Conf
                 device_name(run),
             )
     run.accelerator.gradient_accumulation_steps = steps
-    return replace(config, train=replace(config.train, accumulate_steps=steps))
+    config = replace(config, train=replace(config.train, accumulate_steps=steps))
+    if config.evaluate.batch_size != "auto":
+        return config
+    fits = max(1, config.train.batch_size // (steps * run.world_size))  # with gradients, so without them, too
+    size = min(config.evaluate.plain_batch_size, fits)
+    return replace(config, evaluate=replace(config.evaluate, batch_size=size))
 
 
 def accumulations(config: Config, world_size: int) -> list[int]:

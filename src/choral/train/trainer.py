@@ -247,7 +247,10 @@ class Trainer:
         )
         with loader:
             for batch in loader:
-                with explained(len(batch.rows), "evaluate.batch_size", "lower it"), self.run.accelerator.autocast():
+                with (
+                    explained(len(batch.rows), "evaluate.batch_size", "lower it, or set it to auto"),
+                    self.run.accelerator.autocast(),
+                ):
                     logits = network(batch.images).float()
                 meter.add(logits, batch)
                 read += batch.valid.sum()
