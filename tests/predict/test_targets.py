@@ -15,6 +15,7 @@ from choral.config import Config
 from choral.configfile import load_config
 from choral.ensemble.absent import absent_from, absent_members
 from choral.errors import ChoralError, ConfigError, DataError
+from choral.predict import assembled
 from choral.predict.elsewhere import index_of
 from choral.predict.evaluate import evaluate
 from choral.predict.ledger import Ledger
@@ -102,6 +103,24 @@ def test_an_assembled_run_knows_what_it_is_made_of(config: Config, run: Runtime)
     assert after[0] != before[0] and after[1:] == before[1:]
 
 
+@pytest.mark.parametrize("after", ["voices.json", "config.yaml"])
+def test_ranks_assemble_at_the_same_time(config: Config, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
+    """`accelerate launch launch/evaluate.py A B` assembles on each rank: another one may look between any two steps."""
+    two_runs(config)
+    place, name = (assembled, "write_json") if after == "voices.json" else (RunFolder, "claim")
+    writing = getattr(place, name)
+
+    def wrote(*arguments: object) -> None:
+        writing(*arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, writing)
+            asked("solo", "duo", "--name", "all")
+
+    monkeypatch.setattr(place, name, wrote)
+    folder = asked("solo", "duo", "--name", "all").folder
+    assert len(voices_of(folder, folder.config())[0]) == 3
+
+
 def test_two_runs_of_one_name(config: Config) -> None:
     two_runs(config)
     shutil.copytree("runs/solo", "elsewhere/solo")
@@ -173,3 +192,7 @@ def test_the_data_of_an_assembled_run_are_those_it_was_assembled_for(
     assert folder.config().data.shards == "march"
     evaluated(asked("solo", "duo", "--split", "test", "--name", "all"), run)
     assert [path.name for path in folder.predictions.glob("*.parquet")] == ["test.parquet"]
+    before = (folder.predictions / "test.parquet").read_bytes()
+    evaluated(asked("all", "--data", f"trained={config.data.shards}", "--split", "test"), run)
+    assert (folder.predictions / "test.parquet").read_bytes() == before
+    assert Ledger.open(folder.predictions / "test@trained.parquet").meta.split == "test@trained"

@@ -87,7 +87,6 @@ def _write(
     elif shards:
         config = replace(config, data=replace(config.data, shards=shards))
     data = replace(config.data, resample=ResampleConfig())
-    folder.claim(replace(config, run=folder.path.name, ensemble=EnsembleConfig(), data=data))
     content = [
         {
             "name": voice.name,
@@ -98,7 +97,9 @@ def _write(
         }
         for voice in voices
     ]
+    # Before the config: ranks assemble at the same time, and a config alone would say that the run was trained.
     write_json(folder.path / VOICES, {"format": VOICES_FORMAT, "targets": places, "voices": content})
+    folder.claim(replace(config, run=folder.path.name, ensemble=EnsembleConfig(), data=data))
     return folder
 
 

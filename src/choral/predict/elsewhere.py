@@ -3,6 +3,7 @@ where NAME lies."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from choral.config import Config
 from choral.config.ensemble import LEGAL_NAME
 from choral.errors import ConfigError, DataError
-from choral.predict.voices import Voice
+from choral.predict.voices import Voice, is_assembled
 from choral.runfolder import RunFolder, read_json, write_json
 from choral.shards.index import Dataset, Index
 
@@ -34,7 +35,7 @@ def named_data(text: str) -> tuple[str, str]:
 def suffix_of(folder: RunFolder, voices: Sequence[Voice], dataset: Dataset, name: str) -> str:
     """Return what is appended to splits in the names of ledgers: nothing for the run's own data, "@NAME" for others.
 
-    A run's own are the data of its config, wherever they lie now, and those that one of its networks was trained on.
+    A run's own are the data that it was trained on, wherever they lie now; those of an assembled run, the data of its config.
 
     Args:
         folder, voices: of the run.
@@ -45,7 +46,7 @@ def suffix_of(folder: RunFolder, voices: Sequence[Voice], dataset: Dataset, name
         ConfigError: another data set has been evaluated under that name.
     """
     stored = Path(folder.config().data.shards).absolute()
-    if dataset.folder == stored or dataset.fingerprint in {voice.dataset for voice in voices}:
+    if dataset.folder == stored or dataset.fingerprint == _own_fingerprint(folder, stored, voices):
         return ""
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.folder.name).strip("-._") or "data"
     known = (read_json(folder.predictions / _FILE) or {}).get(name)
@@ -55,6 +56,13 @@ def suffix_of(folder: RunFolder, voices: Sequence[Voice], dataset: Dataset, name
             f"--data NAME={dataset.folder}"
         )
     return f"{_AT}{name}"
+
+
+def _own_fingerprint(folder: RunFolder, stored: Path, voices: Sequence[Voice]) -> str:
+    if is_assembled(folder):  # its networks may have been trained on other data, each on its own
+        with contextlib.suppress(DataError):  # they lie elsewhere by now
+            return Dataset.open(str(stored)).fingerprint
+    return voices[0].dataset
 
 
 def remember(folder: RunFolder, dataset: Dataset, suffix: str) -> None:
