@@ -31,6 +31,7 @@ from choral.predict.evaluate import evaluate
 from choral.predict.ledger import Ledger, LedgerMeta
 from choral.runfolder import RunFolder, read_json
 from choral.runtime import Runtime
+from choral.shards.index import Dataset, Index
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 
@@ -194,6 +195,35 @@ def test_parts_that_cannot_be_merged_are_not_found_again(
     assert len(Ledger.open(ledger_of(folder))) == 13
 
 
+def spoil(shards: Path, split: str, rows: list[int]) -> None:
+    """Let the images of some rows of packed data be unreadable."""
+    index = Index.open(Dataset.open(shards), split)
+    for row in rows:
+        path = index.dataset.folder / index.dataset.shards[int(index.column("shard")[row])].path
+        with path.open("r+b") as file:
+            file.seek(int(index.column("offset")[row]))
+            file.write(b"no image")
+
+
+def test_skipped_samples_count_over_all_ranks_and_starts(photos: Path, config: Config, tmp_path: Path) -> None:
+    """Each rank, and each start, knows of those alone that it met itself; together they may be too many, or not allowed."""
+    packed = pack(str(photos), tmp_path / "packed", PackOptions(samples_per_shard=5, processes=1))
+    spoil(packed.folder, "val", [1, 11])
+    data = replace(config.data, shards=str(packed.folder), on_bad_sample="skip", max_bad_fraction=0.1)
+    config = replace(config, data=data)
+    folder = made_members(config, tmp_path / "run")
+    with pytest.raises(AssertionError, match=r"2 of 13 samples cannot be read"):
+        evaluate_on_ranks(config, folder, 2)  # one each
+    assert not ledger_of(folder).exists() and parts_in(folder)
+    more = replace(config, data=replace(data, max_bad_fraction=0.2))
+    assert len(evaluate_on_ranks(more, folder, 1, Stop(after=1))) == 0, "nothing was left to ask about"
+    assert Ledger.open(ledger_of(folder)).meta.skipped == 2
+    assert len(evaluate_on_ranks(more, folder, 1, Stop(after=1))) == 1
+    failing = replace(config, data=replace(data, on_bad_sample="fail"))
+    with pytest.raises(AssertionError, match="To go on without such samples"):
+        evaluate_on_ranks(failing, folder, 1)
+
+
 def test_chunks_are_dealt_in_stretches() -> None:
     shares = [dealt(np.array([0, 3, 4, 7, 8]), rank, 3) for rank in range(3)]
     assert shares == [[0], [3, 4], [7, 8]]
@@ -208,7 +238,7 @@ def test_gaps_start_a_new_file(tmp_path: Path) -> None:
     from choral.predict.ledger import ledger_table
 
     meta = LedgerMeta(("x", "y"), ("a",), ("identity",), "val", "d")
-    folder = Chunks(np.arange(5), 1).folder(tmp_path, meta)
+    folder = Chunks(np.arange(5), 1).folder(tmp_path, meta, ())
     names = "vwxyz"
 
     def table(rows: object, columns: object) -> object:

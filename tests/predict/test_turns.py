@@ -64,10 +64,12 @@ def test_a_stop_within_a_window_loses_that_window(config_file: Path, tmp_path: P
 
     class Told(Runtime):
         @property
-        def told_to_stop(self) -> bool:  # windows of 1 and 2 chunks are done: 2 and 4 batches, and their chunks
+        def told_to_stop(
+            self,
+        ) -> bool:  # before each batch, 2 and 4 in windows of 1 and 2, and after each window
             nonlocal asked
             asked += 1
-            return asked > 2 + 1 + 4 + 2 + 1
+            return asked > 2 + 1 + 4 + 1 + 1
 
     told = object.__new__(Told)
     told.__dict__.update(run.__dict__)

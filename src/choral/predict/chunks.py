@@ -2,7 +2,8 @@
 
 Chunks are so many consecutive rows of the split however many ranks there are, and a chunk is one batch of every network:
 so a prediction does not depend on the number of ranks, to the bit. A finished chunk is found again by later starts with any
-number of ranks. Its folder is named by everything that decides what is in it: weights, views, data, rows, size of the chunks.
+number of ranks. Its folder is named by everything that decides what is in it: weights, views, data, rows, size of the chunks,
+and what computes it.
 """
 
 from __future__ import annotations
@@ -48,10 +49,16 @@ class Chunks:
         """Return the rows of a chunk, `size` of them but for the last."""
         return self.rows[chunk * self.size : (chunk + 1) * self.size]
 
-    def folder(self, predictions: Path, meta: LedgerMeta) -> Path:
-        """Return where finished chunks of a ledger are kept until it is written."""
+    def folder(self, predictions: Path, meta: LedgerMeta, computed_by: Sequence[str]) -> Path:
+        """Return where finished chunks of a ledger are kept until it is written.
+
+        Args:
+            predictions: of the run.
+            meta: of the ledger.
+            computed_by: software and kind of device, of which a ledger is not a mixture.
+        """
         content = {name: value for name, value in asdict(meta).items() if name != "skipped"}
-        words = json.dumps([content, self.size, hashlib.sha256(self.rows.tobytes()).hexdigest()])
+        words = json.dumps([content, self.size, hashlib.sha256(self.rows.tobytes()).hexdigest(), *computed_by])
         return parts_of(predictions, meta.split) / hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -66,11 +73,11 @@ def dealt(todo: NDArray[np.int64], rank: int, world_size: int) -> list[int]:
     return share
 
 
-def finished(folder: Path, chunks: int, meta: LedgerMeta) -> NDArray[np.bool_]:
+def finished(folder: Path, chunks: int, meta: LedgerMeta, may_skip: bool = True) -> NDArray[np.bool_]:
     """Return which of so many chunks lie in a folder, and make it tidy: one rank alone may do so.
 
     Parts that are damaged or overlap are deleted, with a warning, and so is what belongs to other predictions of the split:
-    other weights, views or data.
+    other weights, views or data. Unless samples may be skipped, so are parts of an earlier start that has skipped some.
     """
     for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
         if other != folder:
@@ -84,6 +91,8 @@ def finished(folder: Path, chunks: int, meta: LedgerMeta) -> NDArray[np.bool_]:
             named = path == part_path(folder, part.first, part.stop)
             if not named or part.stop > chunks or done[part.first : part.stop].any():
                 raise DataError(f"{path}: holds other chunks than it should")
+            if part.skipped and not may_skip:
+                raise DataError(f"{path}: without samples that could not be read, such as {part.skipped[0]!r}")
         except DataError as error:
             _log.warning("predicted again: %s", error)
             path.unlink()

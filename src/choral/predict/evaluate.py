@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from choral import __version__
 from choral.config import Config
 from choral.errors import DataError
 from choral.inputs.device import Batch
@@ -28,6 +30,7 @@ from choral.predict.batch_size import with_batch_size
 from choral.predict.chunks import Chunks, ChunkWriter, Columns, dealt, finished
 from choral.predict.elsewhere import remember, split_of
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts
+from choral.predict.parts import open_all
 from choral.predict.plan import HELD_OUT, plan_evaluation
 from choral.predict.questions import Question, about_all, about_unseen, rows_to_ask
 from choral.predict.turns import answered, looks_of, turns_of
@@ -35,6 +38,8 @@ from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 
 _log = logging.getLogger(__name__)
+BAD_LOG = "bad_samples.jsonl"
+_SOFTWARE = (f"choral {__version__}", *(f"{name} {version(name)}" for name in ("torch", "timm")))
 
 
 def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False, data_name: str = "") -> None:
@@ -91,13 +96,14 @@ class _SplitEvaluation:
         run, index = self.run, self.split.index
         rows, left_out = rows_to_ask(self.questions, len(self.split))
         chunks = Chunks(rows, self.config.evaluate.plain_batch_size)
-        folder = chunks.folder(self.folder.predictions, self.meta)
+        folder = chunks.folder(self.folder.predictions, self.meta, (*_SOFTWARE, run.device.type))
         done = self._done(folder, chunks)
         if run.is_main:
             self._tell(chunks, done, len(left_out))
         self._predict(chunks, dealt(np.flatnonzero(~done), run.rank, run.world_size), folder)
         run.barrier()
         if run.is_main:
+            self._check_skipped(folder, len(chunks))
             keys = index.keys(np.arange(len(index)))
             try:
                 merge_parts(folder, len(chunks), keys, path, self.meta, index.keys(left_out))
@@ -112,9 +118,21 @@ class _SplitEvaluation:
         """Return which chunks an earlier start has finished: what the main rank sees counts, for all."""
         found = torch.zeros(len(chunks), dtype=torch.uint8)
         if self.run.is_main:
-            found = torch.from_numpy(finished(folder, len(chunks), self.meta).astype(np.uint8))
+            may_skip = self.config.data.on_bad_sample == "skip"
+            found = torch.from_numpy(finished(folder, len(chunks), self.meta, may_skip).astype(np.uint8))
         done: NDArray[np.bool_] = self.run.broadcast(found.to(self.run.device)).cpu().numpy().astype(np.bool_)
         return done
+
+    def _check_skipped(self, folder: Path, chunks: int) -> None:
+        """Raise DataError if all ranks and starts together skipped more samples than may be: each knows its own alone."""
+        data, samples = self.config.data, len(self.split)
+        skipped = [key for part in open_all(folder, chunks) for key in part.skipped]
+        if len(skipped) > data.max_bad_fraction * samples:
+            raise DataError(
+                f"{len(skipped)} of {samples} samples cannot be read, such as {skipped[0]!r}, listed in "
+                f"{self.folder.path / BAD_LOG}: more than data.max_bad_fraction {data.max_bad_fraction:g}; the same command "
+                "with a higher one finds what is predicted"
+            )
 
     def _tell(self, chunks: Chunks, done: NDArray[np.bool_], left_out: int) -> None:
         split, samples = self.meta.split, len(self.split)
@@ -142,9 +160,6 @@ class _SplitEvaluation:
                     rows, unreadable, columns = answers.finished()
                     writer.add(chunk, rows, columns, index.keys(unreadable))
                     progress.advance(len(answers.rows))
-                    if self.run.told_to_stop:
-                        # This rank alone: they have different numbers of chunks and cannot agree; the launcher ends the rest.
-                        raise self.run.stopped("during evaluation")
             finally:
                 writer.flush()
 
@@ -155,7 +170,7 @@ class _SplitEvaluation:
         turns = turns_of(self.questions, settings.members_at_once, chunks.size, self.run, manner)
         looks = [look for group in turns.groups for look in looks_of(group)]
         orders = (Order(rows=chunks.rows_of(chunk), epoch=0, step=chunk) for chunk in mine)
-        bad_log = self.folder.path / "bad_samples.jsonl"
+        bad_log = self.folder.path / BAD_LOG
         host = shared_samples(self.config.data, self.split, self.place, looks, orders, bad_log)
         columns = [(member, view) for member in self.meta.members for view in self.meta.views]
 
