@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from math import comb
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from choral import workflow
-from choral.assess.compare import Comparison
+from choral.assess.compare import Comparison, compare
+from choral.assess.looks import look_at, looks_so_far, scoreboard_of
+from choral.assess.predictor import predictor_of
+from choral.assess.record import Record
 from choral.cli import main
 from choral.errors import ConfigError, DataError
 from choral.runfolder import RunFolder
@@ -202,3 +206,30 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert max(map(len, shown.splitlines())) <= 80
     assert main(["compare", "first", "second", "--data", "x"]) == 2
     assert "--data: belongs to --by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_what_costs_or_thresholds_decide_is_what_is_compared_and_counted(tmp_path: Path, task: str) -> None:
+    run, config = made_run(tmp_path / "runs" / "first", {}, ALONE)
+    labels: NDArray[Any] = np.array([0, 1, 0, 1]) if task == "multiclass" else np.array([[0], [1], [0], [1]], "f4")
+    said = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.7, 0.3]], "f4")
+    columns = {("model", "identity"): said if task == "multiclass" else said[:, 1:]}
+    write_ledger(
+        run.predictions / "test.parquet", labels, columns, ("x", "y")[-columns["model", "identity"].shape[1] :], task
+    )
+    plain = predictor_of(run, config, "test")
+    decided = np.array([0, 1, 1, 1])
+    strict = dataclasses.replace(plain, name="answer", decided=decided if task == "multiclass" else decided[:, None])
+    found = compare(plain, strict, ("plain", "strict"))
+    sides = found["sides"]
+    assert (sides["both"], sides["only_a"], sides["only_b"], sides["neither"]) == (1, 1, 2, 0)
+    changed = {change["key"]: (change["a"], change["b"], change["better"]) for change in found["changed"]}
+    x, y = ("x", "y") if task == "multiclass" else ([], ["y"])
+    assert changed == {"test00001": (x, y, "b"), "test00002": (x, y, "a"), "test00003": (x, y, "b")}
+    expected = metric(found, "accuracy" if task == "multiclass" else "exact_match")
+    assert (expected["a"]["value"], expected["b"]["value"]) == (0.5, 0.75)
+    if task == "multiclass":
+        assert Record.of(strict).predictions.tolist() == decided.tolist()
+    for count, predictor in ((1, plain), (2, strict), (2, plain)):
+        look_at(run, config, [predictor])
+        assert looks_so_far(scoreboard_of(run), "d", "test", task) == count

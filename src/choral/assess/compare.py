@@ -21,7 +21,7 @@ from choral.ensemble.rows import SEED, Numbers
 from choral.errors import DataError
 from choral.score.card import Card, card_of
 from choral.score.estimate import Estimate
-from choral.score.metrics import label_log_losses, top_class
+from choral.score.metrics import label_log_losses
 
 OF_CLASS = {"multiclass": "recall", "multilabel": "average_precision", "regression": "rmse"}
 """The metric by which classes, labels or targets are compared one by one."""
@@ -129,7 +129,7 @@ def compare(
     check_comparable(a, b, names)
     ledger = a.ledger
     task, labels = ledger.meta.task, ledger.labels
-    said = (a.predictions, b.predictions)
+    said = (a.answers, b.answers)
     side, cards = _side(task, labels, said), (_card(a), _card(b))
     return Comparison(
         task=task,
@@ -157,7 +157,7 @@ def _classes(a: Predictor, b: Predictor, cards: tuple[Card, Card]) -> list[Part]
     ledger = a.ledger
     task, labels, metric = ledger.meta.task, ledger.labels, OF_CLASS[ledger.meta.task]
     one, other = cards
-    sides = _sides_of_outputs(task, labels, (a.predictions, b.predictions))
+    sides = _sides_of_outputs(task, labels, (a.answers, b.answers))
     parts = []
     for number, name in enumerate(ledger.classes):
         own = sides[labels == number] if task == "multiclass" else sides[:, number]
@@ -195,6 +195,7 @@ def _card(predictor: Predictor) -> Card:
         predictor.predictions,
         ledger.classes,
         probabilities=predictor.gives_probabilities,
+        decided=predictor.decided,
         seed=SEED,
     )
 
@@ -204,7 +205,7 @@ def _sides_of_outputs(task: str, labels: NDArray[Any], said: tuple[NDArray[Any],
     if task == "regression":
         errors = [abs(values.astype(np.float64) - labels) for values in said]
         return _signs(errors[0], errors[1])
-    right = [_right(task, labels, values) for values in said]
+    right = [_right(labels, values) for values in said]
     return _signs(right[1], right[0])
 
 
@@ -213,7 +214,7 @@ def _side(task: str, labels: NDArray[Any], said: tuple[NDArray[Any], NDArray[Any
     if task == "multiclass":
         return _sides_of_outputs(task, labels, said)
     if task == "multilabel":
-        right: list[NDArray[np.bool_]] = [np.all(_right(task, labels, values), axis=1) for values in said]
+        right: list[NDArray[np.bool_]] = [np.all(_right(labels, values), axis=1) for values in said]
         return _signs(right[1], right[0])
     return _signs(_errors(labels, said[0]), _errors(labels, said[1]))
 
@@ -223,8 +224,8 @@ def _signs(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int8]:
     return (one > other).astype(np.int8) - (one < other).astype(np.int8)
 
 
-def _right(task: str, labels: NDArray[Any], said: NDArray[Any]) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = top_class(said) == labels if task == "multiclass" else (said > 0.5) == (labels > 0)
+def _right(labels: NDArray[Any], said: NDArray[Any]) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = said == (labels > 0 if labels.ndim == 2 else labels)
     return right
 
 
@@ -242,7 +243,7 @@ def _sides(task: str, labels: NDArray[Any], said: tuple[NDArray[Any], NDArray[An
     if task == "regression":
         both, test = int(same.sum()), "sign test, exact"
     else:
-        right = _right(task, labels, said[0])
+        right = _right(labels, said[0])
         both, test = int((same & (right if right.ndim == 1 else right.all(axis=1))).sum()), "McNemar, exact"
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     neither = int(same.sum()) - both
@@ -252,7 +253,7 @@ def _sides(task: str, labels: NDArray[Any], said: tuple[NDArray[Any], NDArray[An
 def _changed(a: Predictor, b: Predictor, side: NDArray[np.int8]) -> list[Change]:
     """Return the samples that changed sides, those that one lost first, the largest shifts first."""
     task, labels, keys = a.ledger.meta.task, a.ledger.labels, a.ledger.keys
-    said = (a.predictions, b.predictions)
+    said, answers = (a.predictions, b.predictions), (a.answers, b.answers)
     if task == "multiclass":
         one, other = (values[np.arange(len(labels)), labels].astype(np.float64) for values in said)
     elif task == "multilabel":
@@ -268,8 +269,8 @@ def _changed(a: Predictor, b: Predictor, side: NDArray[np.int8]) -> list[Change]
         Change(
             key=keys[row],
             label=_plain(task, a.ledger.classes, labels[row]),
-            a=_said(task, a.ledger.classes, a.predictions[row]),
-            b=_said(task, a.ledger.classes, b.predictions[row]),
+            a=_plain(task, a.ledger.classes, answers[0][row]),
+            b=_plain(task, a.ledger.classes, answers[1][row]),
             better="b" if side[row] > 0 else "a",
             shift=round(float(shift[row]), 6),
         )
@@ -283,12 +284,6 @@ def _plain(task: str, classes: Sequence[str], label: Any) -> Any:
     if task == "multilabel":
         return [name for name, value in zip(classes, label, strict=True) if value > 0]
     return {name: round(float(value), 6) for name, value in zip(classes, label, strict=True)}
-
-
-def _said(task: str, classes: Sequence[str], values: NDArray[Any]) -> Any:
-    if task == "multiclass":
-        return classes[int(values.argmax())]
-    return _plain(task, classes, values > 0.5 if task == "multilabel" else values)
 
 
 def _few(names: Sequence[str]) -> str:

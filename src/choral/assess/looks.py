@@ -26,11 +26,12 @@ from choral.errors import ChoralError
 from choral.predict.ledger import LedgerMeta
 from choral.predict.plan import HELD_OUT
 from choral.runfolder import RunFolder
-from choral.score.metrics import correct, label_log_losses, log_losses, top_class
+from choral.score.metrics import correct, label_log_losses, log_losses
 
 Figures = Sequence[float]
 """That tell a predictor from others about the same samples: of multiclass accuracy and log loss (of a hard vote, which has
-none, the accuracy alone), of multilabel the log loss, of regression the mean absolute error of each target."""
+none, the accuracy alone), of multilabel the log loss (where thresholds decide also how many labels are right), of regression
+the mean absolute error of each target."""
 
 
 def is_test(config: Config, split: str) -> bool:
@@ -119,10 +120,11 @@ def _figures_of(predictor: Predictor) -> Figures:
     """Return a predictor's figures as the table of scores has them."""
     labels, said = predictor.ledger.labels, predictor.predictions
     if predictor.ledger.meta.task == "multiclass":
-        hits = correct(labels, top_class(said))
+        hits = correct(labels, predictor.answers)
         return [_mean(hits), _mean(log_losses(labels, said))] if predictor.gives_probabilities else [_mean(hits)]
     if predictor.ledger.meta.task == "multilabel":
-        return [_mean(label_log_losses(labels > 0, said))]
+        losses = [_mean(label_log_losses(labels > 0, said))]
+        return losses if predictor.decided is None else [*losses, ((labels > 0) == predictor.answers).mean()]
     errors = abs(said.astype("f8") - labels.astype("f8"))
     return [_mean(errors[:, target]) for target in range(errors.shape[1])]
 

@@ -19,6 +19,7 @@ from choral.ensemble.rows import scored_views
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder, read_json
+from choral.score.metrics import top_class
 
 COMBINED = "combined/"
 ANSWER = "answer"
@@ -44,6 +45,16 @@ class Predictor:
     predictions: NDArray[np.float32]
     gives_probabilities: bool
     decided: NDArray[Any] | None = None
+
+    @property
+    def answers(self) -> NDArray[Any]:
+        """What it answers: (N,) classes, (N, labels) bool, or (N, targets) numbers."""
+        task = self.ledger.meta.task
+        if self.decided is not None:
+            return self.decided > 0 if task == "multilabel" else self.decided
+        if task == "multiclass":
+            return top_class(self.predictions)
+        return self.predictions > 0.5 if task == "multilabel" else self.predictions
 
 
 def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") -> Predictor:

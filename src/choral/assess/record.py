@@ -1,8 +1,8 @@
 """What a scoreboard keeps of a predictor: so little a sample that every metric of the table can be computed anew.
 
-Of multiclass the predicted class and the loss of the true one, of other tasks the predictions. With the samples' keys and
-labels, kept once for all that were asked about them, any two predictors can be compared in pairs when their runs are
-long deleted.
+Of multiclass the class that it answers with and the loss of the true one, of other tasks the predictions. With the
+samples' keys and labels, kept once for all that were asked about them, any two predictors can be compared in pairs when
+their runs are long deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from choral.ensemble.rows import SEED
 from choral.predict.ledger import Ledger
 from choral.score.estimate import Estimate, bounded
 from choral.score.intervals import resampled_means
-from choral.score.metrics import correct, label_log_losses, log_losses, r2_of_sums, top_class
+from choral.score.metrics import correct, label_log_losses, log_losses, r2_of_sums
 from choral.score.ranking import affordable_draws, mean_average_precision, resampled_mean_average_precisions
 
 METRICS = {
@@ -66,7 +66,7 @@ class Record:
     """What one predictor said.
 
     Attributes:
-        predictions: (N,) int32 classes, or (N, labels or targets) float32.
+        predictions: (N,) int32 classes that it answers with, or (N, labels or targets) float32.
         losses: (N,) float64 log losses of multiclass; None where the predictor gives no probabilities.
     """
 
@@ -80,7 +80,7 @@ class Record:
         if predictor.ledger.meta.task != "multiclass":
             return cls(said)
         losses = log_losses(labels, said) if predictor.gives_probabilities else None
-        return cls(top_class(said).astype(np.int32), losses)
+        return cls(predictor.answers.astype(np.int32), losses)
 
     @property
     def digest(self) -> str:
