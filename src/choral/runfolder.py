@@ -67,6 +67,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a folder is there and a run's."""
+    return (path / "config.yaml").is_file()
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and rules of one run's folder."""
@@ -89,7 +94,7 @@ class RunFolder:
         if Path(target).suffix in (".yaml", ".yml") and Path(target).is_file():
             candidates.append(cls.of(load_config(target)).path)
         for path in candidates:
-            if (path / "config.yaml").is_file():
+            if is_run(path):
                 return cls(path)
         known = sorted(folder.parent.name for folder in RUNS.glob("*/config.yaml"))
         listing = f" Known runs: {', '.join(known)}." if known else f" There are none under {RUNS}/ yet."

@@ -324,3 +324,61 @@ def test_the_hash_of_a_config_is_of_what_it_changes(tmp_path: Path) -> None:
     plain = load_config(tmp_path / "made.yaml")
     assert config_hash(load_config(tmp_path / "made.yaml", ["step=x", "run=y", "train.lr=1e-3"])) == config_hash(plain)
     assert config_hash(load_config(tmp_path / "made.yaml", ["train.lr=2e-3"])) != config_hash(plain)
+
+
+def test_a_run_that_was_renamed_and_runs_that_were_moved_are_the_same(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    for name in ("second", "third"):
+        run.path.rename(run.path.with_name(name))
+        run = RunFolder(run.path.with_name(name))
+        for _ in range(2):
+            record_steps(run, config, "test")
+        (table,) = tables(tmp_path)
+        assert [row["name"] for row in table["rows"]] == [name, f"{name} +ensemble", f"{name} +tta"]
+        assert all(row["there"] and row["run"] == name for row in table["rows"])
+    assert len(board(tmp_path).entries()[0]) == 3
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = Scoreboard(tmp_path / "moved" / "scoreboard" / "cells")
+    assert all(row["there"] for row in tables_of(moved, moved.entries()[0])[0]["rows"])
+    record_steps(RunFolder(tmp_path / "moved" / "third"), config, "test")
+    (table,) = tables_of(moved, moved.entries()[0])
+    assert [row["name"] for row in table["rows"]] == ["third", "third +ensemble", "third +tta"]
+    assert table["rows"][0]["folder"] == str(tmp_path / "moved" / "third")
+
+
+def test_a_copy_of_a_run_is_a_step_of_its_own(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    shutil.copytree(run.path, run.path.with_name("second"))
+    record_steps(RunFolder(run.path.with_name("second")), config, "test")
+    assert [row["run"] for row in tables(tmp_path)[0]["rows"]] == ["first"] * 3 + ["second"] * 3
+
+
+def test_what_is_fitted_again_adds_to_the_same_run(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    for weight in (0.5, 0.25):
+        workflow.combine(
+            run, "test", Asked(rule="weighted", weights={"a": weight, "b": 1 - weight, "c": 0}, name="pair")
+        )
+        record_steps(run, config, "test")
+    (table,) = tables(tmp_path)
+    assert [row["name"] for row in table["rows"]] == [
+        "first",
+        "first +pair",
+        "first +ensemble",
+        "first +tta",
+        "first +pair #2",
+    ]
+    assert [row["before"] for row in table["rows"]] == ["", *(row["name"] for row in table["rows"][:-1])]
+
+
+def test_a_member_evaluated_by_itself_is_on_the_scoreboard_of_its_ensemble(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    member, config = made_run(run.member("a").path, {"test": predictions(80, ("model",), seed=7)}, ["project=cells"])
+    record_steps(member, config, "test")
+    assert not (run.path / "members" / "scoreboard").exists()
+    (table,) = tables(tmp_path)
+    assert table["rows"][-1]["run"] == "first/members/a" and table["rows"][-1]["there"]
+    assert looks_so_far(scoreboard_of(run), "d", "test", "multiclass") == 5

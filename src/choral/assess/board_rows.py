@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from choral.assess.record import LESS_IS_BETTER, METRICS, Record, Samples, estimates_of
 from choral.assess.scoreboard import Entry, Scoreboard
 from choral.ensemble.rows import Difference, Numbers, numbers
 from choral.errors import ConfigError, DataError, did_you_mean
+from choral.runfolder import is_run
 from choral.score.estimate import Estimate
 
 
@@ -131,8 +131,8 @@ def _table(board: Scoreboard, group: _Group, metric: str) -> BoardTable:
             part=entry.part,
             name=names[entry.id],
             run=entry.run,
-            folder=entry.folder,
-            there=(Path(entry.folder) / "config.yaml").is_file(),
+            folder=str(board.folder_of(entry)),
+            there=is_run(board.folder_of(entry)),
             predictor=entry.predictor,
             members=list(entry.members),
             metrics=figures or dict(entry.metrics),
@@ -163,14 +163,16 @@ def _table(board: Scoreboard, group: _Group, metric: str) -> BoardTable:
 def _by_run(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Return the entries of each evaluation of a run together, in the order of their first.
 
-    What a run was evaluated to before, with other weights or views, is another group than what came of it later.
+    What a run was evaluated to before, with other weights or views, is another group than what came of it later: each has
+    a first row of its own, with one network, that the others add to.
     """
     groups: dict[tuple[str, str, str, int], list[Entry]] = {}
-    seen: Counter[tuple[str, str, str, str]] = Counter()
+    firsts: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
-        part = (entry.folder, entry.step, entry.config, entry.part)
-        groups.setdefault((*part[:3], seen[part]), []).append(entry)
-        seen[part] += 1
+        run, first = (entry.run, entry.step, entry.config), entry.part == ""
+        firsts[run] += first
+        group = groups.setdefault((*run, max(1, firsts[run])), [])
+        group.insert(0 if first else len(group), entry)
     return list(groups.values())
 
 

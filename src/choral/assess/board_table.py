@@ -75,7 +75,7 @@ def render_runs(table: BoardTable) -> Table:
     for row in table["rows"]:
         if not _begins(table, row):
             continue
-        group = [other for other in table["rows"] if (other["folder"], other["step"]) == (row["folder"], row["step"])]
+        group = [other for other in table["rows"] if (other["run"], other["step"]) == (row["run"], row["step"])]
         minutes = max((other["minutes"] for other in group if other["minutes"] is not None), default=None)
         run = row["run"] if row["there"] else f"{row['run']} (deleted)"
         cells = [row["step"], run, str(len(row["members"])), "-" if minutes is None else f"{minutes:.1f}"]
@@ -108,8 +108,8 @@ def _begins(table: BoardTable, row: BoardRow) -> bool:
     """Whether a row is its run's first."""
     place = table["rows"].index(row)
     before = table["rows"][place - 1] if place else None
-    key = (row["folder"], row["step"], row["config"])
-    return before is None or row["part"] == "" or (before["folder"], before["step"], before["config"]) != key
+    key = (row["run"], row["step"], row["config"])
+    return before is None or row["part"] == "" or (before["run"], before["step"], before["config"]) != key
 
 
 def _second(table: BoardTable) -> str:

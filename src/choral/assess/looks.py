@@ -25,7 +25,7 @@ from choral.ensemble.rows import Row
 from choral.errors import ChoralError
 from choral.predict.ledger import LedgerMeta
 from choral.predict.plan import HELD_OUT
-from choral.runfolder import RunFolder
+from choral.runfolder import RunFolder, is_run
 from choral.score.metrics import correct, label_log_losses, log_losses
 
 Figures = Sequence[float]
@@ -40,8 +40,13 @@ def is_test(config: Config, split: str) -> bool:
 
 
 def scoreboard_of(folder: RunFolder) -> Path:
-    """Return where the scoreboards of the runs beside this one are: runs/scoreboard."""
-    return folder.path.resolve().parent / "scoreboard"
+    """Return where the scoreboards of the runs beside this one are: runs/scoreboard; of a member, beside its ensemble."""
+    return _runs(folder) / "scoreboard"
+
+
+def run_of(folder: RunFolder) -> str:
+    """Return what a run is called on the scoreboard: its name, of a member ENSEMBLE/members/NAME."""
+    return folder.path.resolve().relative_to(_runs(folder)).as_posix()
 
 
 def look_at(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) -> None:
@@ -84,6 +89,12 @@ def looks_text(count: int, split: str) -> str:
     if count < 2:
         return line
     return f"{line}: figures of {count} predictors have been seen so far, which flatters the best of them"
+
+
+def _runs(folder: RunFolder) -> Path:
+    path = folder.path.resolve()
+    ensemble = path.parent.parent
+    return ensemble.parent if path == RunFolder(ensemble).member(path.name).path and is_run(ensemble) else path.parent
 
 
 def _note(folder: RunFolder, config: Config, meta: LedgerMeta, seen: Mapping[str, Figures]) -> None:

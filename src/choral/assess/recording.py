@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.assess.looks import look_at, scoreboard_of
+from choral.assess.looks import look_at, run_of, scoreboard_of
 from choral.assess.predictor import COMBINED, evaluated, predictor_names, predictor_of
 from choral.assess.record import Record, Samples, estimates_of
-from choral.assess.scoreboard import Entry, Scoreboard, entry_id
+from choral.assess.scoreboard import Entry, Scoreboard, digest_of
 from choral.config import Config, config_hash
 from choral.ensemble.known import known_of
 from choral.ensemble.panel import Panel
@@ -137,26 +137,27 @@ def _append(folder: RunFolder, config: Config, ledger: Ledger, names: Sequence[s
     meta, samples = ledger.meta, Samples.of(ledger)
     data = samples.digest(meta.dataset, meta.split, meta.task, meta.classes)
     board = Scoreboard(scoreboard_of(folder) / project_of(config))
-    step, now = config.step or folder.name, datetime.now(UTC).isoformat(timespec="seconds")
-    there = {entry.id for entry in board.entries()[0] if entry.step == step and board.holds(entry)}
+    run, step, now = run_of(folder), config.step or folder.name, datetime.now(UTC).isoformat(timespec="seconds")
+    known = board.known(run).values()
+    there = {entry.said for entry in known if (entry.run, entry.step) == (run, step) and board.holds(entry)}
     identities: dict[str, str] = {}
     records: dict[str, Record] = {}
     for name in names:
         source = _source(ledger, name)
-        if source and entry_id(folder.name, name, data, source) in there:
+        if source and digest_of(name, data, source) in there:
             continue
         predictor = predictor_of(folder, config, meta.split, name)
         look_at(folder, config, [predictor])
         records[name] = Record.of(predictor)
-        identities[name] = entry_id(folder.name, name, data, source or records[name].digest)
+        identities[name] = digest_of(name, data, source or records[name].digest)
     estimates = estimates_of(meta.task, ledger.labels, records)
     for name, record in records.items():
         entry = Entry(
-            id=identities[name],
+            id=digest_of(run, identities[name]),
+            said=identities[name],
             step=step,
             part=part_of(name, names[0]),
-            run=folder.name,
-            folder=str(folder.path.resolve()),
+            run=run,
             predictor=name,
             members=ledger.members,
             split=meta.split,

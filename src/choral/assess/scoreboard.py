@@ -26,6 +26,7 @@ from choral.assess.journal import Journal
 from choral.assess.record import Record, Samples, packed, unpacked
 from choral.ensemble.rows import Numbers
 from choral.errors import ChoralError, ConfigError, DataError, did_you_mean
+from choral.runfolder import is_run
 
 FORMAT = "choral-scores-1"
 
@@ -35,10 +36,11 @@ class Entry:
     """One evaluated step.
 
     Attributes:
-        id: of the predictor and its predictions.
+        id: of the run and of `said`; it stays when the run is renamed.
+        said: of the predictor, the samples, and what was said or what it came from.
         step: as `Config.step` says, else the run's name.
         part: "" for one network, else what was added to it: +ensemble, +tta, +learned, +calibrated, +NAME.
-        run, folder: that it was evaluated in.
+        run: that it was evaluated in, a folder beside the scoreboards.
         predictor: its row in `choral score`.
         members: of the run, that were asked.
         split, dataset, data: of the samples; `data` is the fingerprint of exactly these samples with their labels.
@@ -51,10 +53,10 @@ class Entry:
     """
 
     id: str
+    said: str
     step: str
     part: str
     run: str
-    folder: str
     predictor: str
     members: tuple[str, ...]
     split: str
@@ -126,14 +128,17 @@ class Scoreboard:
         """Append an entry, unless it is there; return whether it was not.
 
         Args:
-            entry: of `entry_id`; its checksum is filled in here.
+            entry: its checksum is filled in here, and its id is that of the same one under another name of the run.
             record, samples: what it said, and of what.
 
         Raises:
             ChoralError: the disk is full, or the folder is somebody else's.
         """
-        if any(there.id == entry.id and there.step == entry.step and self.holds(there) for there in self.entries()[0]):
-            return False
+        there = self.known(entry.run).get(entry.said)
+        if there is not None:
+            if (there.run, there.step) == (entry.run, entry.step) and self.holds(there):
+                return False
+            entry = dataclasses.replace(entry, id=there.id)
         columns = {"said": record.predictions, "loss": record.losses}
         content = packed({name: values for name, values in columns.items() if values is not None})
         entry = dataclasses.replace(entry, record=hashlib.sha256(content).hexdigest())
@@ -141,6 +146,16 @@ class Scoreboard:
         self._keep(self._record(entry.id), content)
         self._journal.append(lambda lines: [] if entry.to_json() in lines else [entry.to_json()])
         return True
+
+    def known(self, run: str) -> dict[str, Entry]:
+        """Return by what they said the entries of a run, and those of runs that are gone: it may be one of these, renamed."""
+        entries, _ = self.entries()
+        ours = [entry for entry in entries if entry.run == run or not is_run(self.folder_of(entry))]
+        return {entry.said: entry for entry in sorted(ours, key=lambda entry: entry.run == run)}
+
+    def folder_of(self, entry: Entry) -> Path:
+        """Return the folder of the run that an entry is of; it may have been deleted."""
+        return self.path.resolve().parent.parent / entry.run
 
     def holds(self, entry: Entry) -> bool:
         """Return whether an entry can be compared: whether its record and samples are there and whole."""
@@ -192,9 +207,9 @@ class Scoreboard:
             raise ChoralError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def entry_id(run: str, predictor: str, data: str, what: str) -> str:
-    """Return 16 hexadecimal digits for a predictor of a run, the samples, and what was said or what it came from."""
-    return hashlib.sha256("\n".join([run, predictor, data, what]).encode()).hexdigest()[:16]
+def digest_of(*parts: str) -> str:
+    """Return 16 hexadecimal digits for these parts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def projects_in(root: Path) -> list[str]:
