@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +29,7 @@ def local_only(path: str) -> str:
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write that becomes `path` once it is complete and on disk, or vanishes if an exception passes."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # processes of two machines may share an id
     try:
         with aside.open("wb") as file:
             yield file

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from choral import workflow
+from choral import files, workflow
 from choral.assess.board_rows import BoardTable, tables_of
+from choral.assess.board_table import notes_on
+from choral.assess.calibrate import Asked as Calibration
 from choral.assess.looks import looks_so_far, scoreboard_of
 from choral.assess.predictor import predictor_names, predictor_of
 from choral.assess.recording import project_of, record_steps
@@ -382,3 +384,28 @@ def test_a_member_evaluated_by_itself_is_on_the_scoreboard_of_its_ensemble(tmp_p
     (table,) = tables(tmp_path)
     assert table["rows"][-1]["run"] == "first/members/a" and table["rows"][-1]["there"]
     assert looks_so_far(scoreboard_of(run), "d", "test", "multiclass") == 5
+
+
+def test_what_costs_decide_is_called_so(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    names = []
+    for costs in ("", "x->y=20", ""):
+        workflow.calibrate(run, "test", Calibration(costs=costs))
+        names.append([row["name"] for row in tables(tmp_path)[0]["rows"]][3:])
+    assert names[0] == ["first +calibrated"] and names[1] == names[2] == ["first +calibrated", "first +decided"]
+    plain, decided = tables(tmp_path)[0]["rows"][3:]
+    said = predictor_of(run, config, "test")
+    assert plain["metrics"]["accuracy"]["value"] == (said.answers == said.ledger.labels).mean()
+    assert decided["metrics"]["accuracy"]["value"] < plain["metrics"]["accuracy"]["value"]
+    assert decided["metrics"]["log_loss"] == plain["metrics"]["log_loss"]
+    assert any(note.startswith("+decided: by costs") for note in notes_on(tables(tmp_path)[0]))
+
+
+def test_two_machines_may_write_a_file_at_once_under_the_same_process_id(tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    with files.written_aside(path) as one:
+        one.write(b"first")
+        with files.written_aside(path) as other:
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]

@@ -14,8 +14,8 @@ from choral.assess.board_rows import BoardRow, BoardTable
 from choral.ensemble.table import METRICS as HEADINGS
 
 _SHARES = ("accuracy", "mean_ap")
-_PLOT = 25  # letters of the drawing, in terminals that have room for it
-_WIDE, _WIDER = 92, 112  # columns of a terminal from which on there are two decimals, and the drawing
+_PLOT = 20  # letters of the drawing, in terminals that have room for it
+_WIDE, _WIDER = 92, 118  # columns of a terminal from which on there are two decimals, and the drawing
 
 
 def render_board(table: BoardTable, width: int) -> Table:
@@ -93,6 +93,8 @@ def notes_on(table: BoardTable) -> list[str]:
         notes.append(
             "first row of an ensemble: the member that validation likes best; without validation, its first one"
         )
+    if any(row["part"].startswith("+decided") for row in rows):
+        notes.append("+decided: by costs or thresholds, which give up accuracy for what they ask for")
     if len(rows) > 1:
         notes.append("the best was chosen among these rows by these samples, which flatters it")
     reasons = dict.fromkeys(row["not_compared"] for row in rows if "not_compared" in row)

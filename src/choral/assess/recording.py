@@ -142,6 +142,7 @@ def _append(folder: RunFolder, config: Config, ledger: Ledger, names: Sequence[s
     there = {entry.said for entry in known if (entry.run, entry.step) == (run, step) and board.holds(entry)}
     identities: dict[str, str] = {}
     records: dict[str, Record] = {}
+    decided: set[str] = set()
     for name in names:
         source = _source(ledger, name)
         if source and digest_of(name, data, source) in there:
@@ -149,6 +150,10 @@ def _append(folder: RunFolder, config: Config, ledger: Ledger, names: Sequence[s
         predictor = predictor_of(folder, config, meta.split, name)
         look_at(folder, config, [predictor])
         records[name] = Record.of(predictor)
+        if (
+            meta.task == "multiclass" and predictor.decided is not None
+        ):  # of labels the metrics here are of probabilities
+            decided.add(name)
         identities[name] = digest_of(name, data, source or records[name].digest)
     estimates = estimates_of(meta.task, ledger.labels, records)
     for name, record in records.items():
@@ -156,7 +161,7 @@ def _append(folder: RunFolder, config: Config, ledger: Ledger, names: Sequence[s
             id=digest_of(run, identities[name]),
             said=identities[name],
             step=step,
-            part=part_of(name, names[0]),
+            part="+decided" if name in decided else part_of(name, names[0]),
             run=run,
             predictor=name,
             members=ledger.members,

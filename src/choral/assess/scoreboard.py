@@ -39,7 +39,8 @@ class Entry:
         id: of the run and of `said`; it stays when the run is renamed.
         said: of the predictor, the samples, and what was said or what it came from.
         step: as `Config.step` says, else the run's name.
-        part: "" for one network, else what was added to it: +ensemble, +tta, +learned, +calibrated, +NAME.
+        part: "" for one network, else what was added to it: +ensemble, +tta, +learned, +calibrated, +decided (by costs
+            or thresholds), +NAME.
         run: that it was evaluated in, a folder beside the scoreboards.
         predictor: its row in `choral score`.
         members: of the run, that were asked.
