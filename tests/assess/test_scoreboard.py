@@ -15,7 +15,7 @@ from rich.console import Console
 
 from choral import files, workflow
 from choral.assess.board_rows import BoardTable, tables_of
-from choral.assess.board_table import notes_on
+from choral.assess.board_table import notes_on, render_board
 from choral.assess.calibrate import Asked as Calibration
 from choral.assess.looks import looks_so_far, scoreboard_of
 from choral.assess.predictor import predictor_names, predictor_of
@@ -266,6 +266,22 @@ def test_the_table_fits_into_80_columns_and_the_figure_is_one(
     words = [element.text for element in figure.iter("{http://www.w3.org/2000/svg}text")]
     assert words.count("+tta") == 2 and "+a_rather_long_first" in words
     assert len(list(figure.iter("{http://www.w3.org/2000/svg}circle"))) == 6
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+def test_a_narrow_terminal_costs_the_second_metric_before_the_names(tmp_path: Path, metric: str) -> None:
+    for name, seed in (("first", 1), ("second", 9)):
+        run, config = run_of(tmp_path, name, seed)
+        record_steps(run, config, "test")
+    scores = workflow.project_scores(tmp_path / "runs" / "scoreboard", "cells", metric=metric)
+    other = {"accuracy": "log loss ", "log_loss": "accuracy"}[metric]
+    for width in (80, 130):
+        output = io.StringIO()
+        Console(file=output, width=width).print(render_board(scores["tables"][0], width))
+        lines = [line.strip() for line in output.getvalue().splitlines()]
+        assert sum(line.startswith("+ensem") for line in lines) == 2, output.getvalue()
+        if width == 130 or metric == "log_loss":
+            assert (other in f"{lines[1]} ") == (width == 130)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

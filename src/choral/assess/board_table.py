@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ from choral.ensemble.table import METRICS as HEADINGS
 
 _SHARES = ("accuracy", "mean_ap")
 _PLOT = 20  # letters of the drawing, in terminals that have room for it
-_WIDE, _WIDER = 92, 118  # columns of a terminal from which on there are two decimals, and the drawing
+_NAME = 16  # letters of a name that are worth more than a further column
 
 
 def render_board(table: BoardTable, width: int) -> Table:
@@ -23,9 +23,17 @@ def render_board(table: BoardTable, width: int) -> Table:
 
     Args:
         table: of steps.
-        width: of the terminal in columns; a wide one shows more decimals, a wider one draws the intervals.
+        width: of the terminal in columns. Where there is room beside the names, there are two decimals, a second metric,
+            and a drawing of the intervals.
     """
     metric, second = table["metric"], _second(table)
+    headings = ["step", _heading(metric), "to the one before", "to the best"]
+    headings += [HEADINGS[second].removesuffix(" %")] if second else []
+    cells, places = _cells(table, 2), 2
+    if _needed(headings, cells) > width:
+        cells, places = _cells(table, 1), 1
+    if second and _needed(headings, cells) > width:
+        headings, cells = headings[:-1], [row[:-1] for row in cells]
     shown = Table(
         title=Text(f"{table['project']}, {table['split']}: {table['samples']} samples, data {table['data']}"),
         box=box.SIMPLE_HEAD,
@@ -35,32 +43,44 @@ def render_board(table: BoardTable, width: int) -> Table:
         title_justify="left",
     )
     shown.add_column("step", overflow="fold")
-    places = 2 if width >= _WIDE else 1
-    for heading in (_heading(metric), "to the one before", "to the best"):
-        shown.add_column(heading, no_wrap=True)
-    if second:
-        shown.add_column(HEADINGS[second].removesuffix(" %"), no_wrap=True, justify="right")
-    scale = _scale(table) if width >= _WIDER else None
+    for number, heading in enumerate(headings[1:]):
+        shown.add_column(heading, no_wrap=True, justify="right" if number == 3 else "left")
+    scale = _scale(table) if places == 2 and _needed(headings, cells) + _PLOT < width else None
     if scale:
         shown.add_column(f"{_number(metric, scale[0], 1)} to {_number(metric, scale[1], 1)}", no_wrap=True)
-    for row, following in pairwise((*table["rows"], None)):
+    for (row, following), own in zip(pairwise((*table["rows"], None)), cells, strict=True):
         assert row is not None
-        best = row["id"] == table["best"]
-        own = row["metrics"].get(metric)
+        figure = row["metrics"].get(metric)
+        drawing = [_drawn(figure, scale) if figure else ""] if scale else []
+        last = following is not None and _begins(table, following)
+        style = "bold" if row["id"] == table["best"] else ""
+        shown.add_row(*map(Text, [*own, *drawing]), style=style, end_section=last)
+    return shown
+
+
+def _cells(table: BoardTable, places: int) -> list[list[str]]:
+    """Return the words of each row: name, interval, both differences, and the second metric, if there is one."""
+    metric, second = table["metric"], _second(table)
+    rows = []
+    for row in table["rows"]:
+        own, before, best = row["metrics"].get(metric), row["to_before"], row["to_best"]
         cells = [
             _name(table, row),
             _interval(metric, own, places) if own else "-",
-            _interval(metric, row["to_before"], places, "+") if row["to_before"] else "-",
-            "best" if best else _interval(metric, row["to_best"], places, "+") if row["to_best"] else "-",
+            _interval(metric, before, places, "+") if before else "-",
+            "best" if row["id"] == table["best"] else _interval(metric, best, places, "+") if best else "-",
         ]
         if second:
             figure = row["metrics"].get(second)
             cells.append(f"{figure['value']:.4f}" if figure else "-")
-        if scale:
-            cells.append(_drawn(own, scale) if own else "")
-        last = following is not None and _begins(table, following)
-        shown.add_row(*map(Text, cells), style="bold" if best else "", end_section=last)
-    return shown
+        rows.append(cells)
+    return rows
+
+
+def _needed(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Return the columns of a terminal that a table needs, if names beyond `_NAME` letters are folded."""
+    widest = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    return min(widest[0], _NAME) + sum(widest[1:]) + len(widest)
 
 
 def render_runs(table: BoardTable) -> Table:
