@@ -296,7 +296,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [table["split"] for table in found["tables"]] == ["test"] and found["looks"] == [3]
     assert main(["scores", "cells", "--split", "val"]) == 0
     shown = capsys.readouterr().out
-    assert "cells, val: 60 samples" in shown and "look at" not in shown and "no test data" in shown
+    assert "cells, val: 60 samples" in shown and "look at" not in shown and "no look is on record" in shown
     other, config = run_of(tmp_path, "second", 2, "project=leaves")
     record_steps(other, config, "test")
     assert main(["scores"]) == 0
