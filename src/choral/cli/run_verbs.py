@@ -146,20 +146,26 @@ def predict_verb(options: argparse.Namespace) -> int:
     """Answer for image files."""
     folder = RunFolder.find(options.run)
     failed = 0
+    parents = {path.parent for path in options.images}
+    # Paths are long, and ends tell images apart: names alone, where all lie in one folder.
+    shared = str(parents.pop()) if len(options.images) > 1 and len(parents) == 1 else ""
     table = Table(box=None, pad_edge=False)
     for answer in workflow.predict(folder, options.images):
         failed += bool(answer.error)
         if not table.columns:
             for heading in ("image", *answer.headings):
-                table.add_column(heading)
+                table.add_column(heading, overflow="fold")
+        image = escape(Path(answer.image).name if shared else answer.image)
         if options.json:
             print(json.dumps(answer.content(), ensure_ascii=False), flush=True)
         elif answer.error:
             empty = [""] * (len(answer.headings) - 2)
-            table.add_row(escape(answer.image), "[red]not read[/]", *empty, escape(answer.error))
+            table.add_row(image, "[red]not read[/]", *empty, escape(answer.error))
         else:
-            table.add_row(escape(answer.image), *map(escape, answer.cells()))
+            table.add_row(image, *map(escape, answer.cells()))
     if not options.json:
+        if shared:
+            stdout.print(f"images in {shared}", markup=False, highlight=False, soft_wrap=True)
         stdout.print(table)
     return 1 if failed else 0
 
