@@ -140,7 +140,17 @@ def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunF
     check_answer(folder, answering, "e")
     with pytest.raises(DataError, match="answer.json: was fitted to other weights than there are now, or"):
         check_answer(folder, answering, "f")
-    write_json(folder.path / "answer.json", {**answering.to_json(), "format": "choral-answer-9"})
+    content = answering.to_json()
+    for part, message in (
+        ({"fitted_on": {"sha256": "0"}}, "KeyError.*'split'"),
+        ({"decision": {"kind": "costs", "costs": [[0, 1], [1, 0]]}}, "costs that are not 3 x 3"),
+        ({"decision": {"kind": "thresholds", "thresholds": {"w": 0.5}, "rules": {"w": "f1"}}}, "thresholds of w"),
+        ({"rule": {**content["rule"], "rule": "weighted", "weights": [0.5, 0.5]}}, "2 weights of 3 members"),
+    ):
+        write_json(folder.path / "answer.json", {**content, **part})
+        with pytest.raises(DataError, match=f"answer.json: is damaged .*{message}"):
+            read_answer(folder)
+    write_json(folder.path / "answer.json", {**content, "format": "choral-answer-9"})
     with pytest.raises(DataError, match="answer.json: is damaged .*choral-answer-9"):
         read_answer(folder)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
+from choral.assess import by_slice
 from choral.assess.by_slice import slices_json
 from choral.assess.card import card_json
 from choral.assess.card_table import render_card
@@ -24,7 +27,7 @@ from choral.ensemble.combine import soft
 from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
-from made_runs import MEMBERS, made_run, numbers, predictions
+from made_runs import MEMBERS, made_run, numbers, predictions, write_ledger
 
 VAL, TEST = predictions(150, seed=1), predictions(400, seed=2)
 
@@ -145,6 +148,43 @@ def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[Ru
     assert any("3 comparisons a metric" in line for line in lines)
 
 
+def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) -> None:
+    """All right among five or two: so are most samples, and no star may say that there is something to it."""
+    count, starred = 400, dict.fromkeys(("accuracy", "balanced_accuracy", "log_loss", "brier", "roc_auc"), 0)
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        labels = (rng.random(count) < 0.3).astype(np.int64)
+        second = 1 / (1 + np.exp(-1.5 * (rng.normal(size=count) + 2.9 * (labels - 0.5))))
+        said = np.stack([1 - second, second], axis=1).astype(np.float32)
+        place = rng.permutation(count)
+        slices = {"two": place < 2, "five": (place >= 2) & (place < 7), "ten": (place >= 7) & (place < 17)}
+        ledger = write_ledger(tmp_path / "test.parquet", labels, {("net", "identity"): said}, ("no", "yes"))
+        made = Predictor("member/net", ledger, said, gives_probabilities=True)
+        found = slices_json(made, {**slices, "others": place >= 17}, "made")
+        for one in found["slices"][:3]:
+            for metric in starred:
+                cell = one["metrics"][metric]
+                starred[metric] += cell["p_adjusted"] is not None and cell["p_adjusted"] < 0.05
+        accuracy = found["slices"][0]["metrics"]["accuracy"]["score"]
+        assert accuracy is not None and accuracy["high"] - accuracy["low"] > 0.5, "two samples say little"
+    assert max(starred.values()) <= 2, starred
+    lines = shown(render_slices(found))
+    assert any("of fewer than 20 samples" in line for line in lines)
+
+
+def test_rankings_that_would_take_minutes_are_named(
+    run: tuple[RunFolder, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, _ = sliced(run)
+    half = np.arange(400) < 200
+    assert slices_json(predictor, {"a": half, "b": ~half}, "made")["left_out"] == []
+    monkeypatch.setattr(by_slice, "_WORK", 1000)
+    found = slices_json(predictor, {"a": half, "b": ~half}, "made")
+    assert found["left_out"] == ["roc_auc", "average_precision"]
+    assert not set(found["left_out"]) & set(found["overall"])
+    assert "left out: ROC-AUC %, average precision %" in " ".join(shown(render_slices(found)))
+
+
 def test_holm_orders_and_never_falls(run: tuple[RunFolder, Config]) -> None:
     predictor, _ = sliced(run)
     parts = np.random.default_rng(1).integers(0, 5, 400)
@@ -177,12 +217,20 @@ def test_by_a_column_of_real_shards(shards: Path, tmp_path: Path, capsys: pytest
     meta = LedgerMeta(dataset.classes, ("net",), ("identity",), "test", dataset.fingerprint)
     said = np.full((len(labels), len(dataset.classes)), 0.1, np.float32)
     said[:, 0] = 1 - 0.1 * (len(dataset.classes) - 1)
-    table = ledger_table(meta, [keys[row] for row in order], labels, {("net", "identity"): said})
+    columns = {("net", "identity"): said}
+    table = ledger_table(meta, [keys[row] for row in order], labels, columns)
     write_part(run.predictions / "parts", 0, 1, table)
     merge_parts(run.predictions / "parts", 1, keys, run.predictions / "test.parquet", meta)
     found = called(capsys, str(run.path), "--by", "ext")
     extensions = index.table["ext"].cast(pa.string()).to_pylist()
     assert {one["name"]: one["n"] for one in found["slices"]} == {ext: extensions.count(ext) for ext in set(extensions)}
+    shutil.copytree(shards, tmp_path / "march")
+    moved = run.predictions / "test@march.parquet"
+    elsewhere = replace(meta, split="test@march")
+    write_part(run.predictions / "parts", 0, 1, ledger_table(elsewhere, [keys[row] for row in order], labels, columns))
+    merge_parts(run.predictions / "parts", 1, keys, moved, elsewhere)
+    there = called(capsys, str(run.path), "--split", "test@march", "--by", "ext", "--data", str(tmp_path / "march"))
+    assert there["split"] == "test@march" and there["slices"] == found["slices"]
     by_label = called(capsys, str(run.path), "--by", "label", "--of", "member/net")
     first = next(one for one in by_label["slices"] if one["name"] == dataset.classes[0])
     assert first["metrics"]["accuracy"]["score"]["value"] == 1

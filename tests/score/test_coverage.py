@@ -14,6 +14,7 @@ from choral.score.class_metrics import ClassMetrics
 from choral.score.debiased_calibration import Gaps, debiased_calibration_error
 from choral.score.estimate import bounded
 from choral.score.intervals import resampled_counts
+from choral.score.reliability import wilson_f1
 
 COUNT, SETS, DRAWS = 500, 700, 400
 
@@ -118,3 +119,20 @@ def test_intervals_of_rankings_hold_where_positives_are_few() -> None:
             found = bounded(float(value[0]), draws).interval
             covered[place] += found.low <= truth[place] <= found.high
     assert (covered / 300 > 0.93).all() and (covered / 300 < 0.99).all(), covered / 300
+
+
+@pytest.mark.parametrize(("count", "rate", "far"), [(500, 0.2, 1.8), (300, 0.03, 1.0), (100, 0.1, 4.0), (40, 0.3, 3.0)])
+def test_intervals_of_the_f1_of_a_class_hold(count: int, rate: float, far: float) -> None:
+    """Of ten positives among a hundred that are nearly all found, percentiles would cover 72 %."""
+    rng = np.random.default_rng(4)
+
+    def some(size: int) -> tuple[float, int]:
+        labels = rng.random(size) < rate
+        given = rng.normal(size=size) + far * (labels - 0.5) > 0.5
+        either = int((labels | given).sum())
+        return (2 * int((labels & given).sum()) / int(labels.sum() + given.sum()) if either else 0.0), either
+
+    truth = some(500_000)[0]
+    found = [one for one in (some(count) for _ in range(1000)) if one[1]]
+    ends = [wilson_f1(*one) for one in found]
+    assert 0.925 <= np.mean([low <= truth <= high for low, high in ends]) <= 0.975

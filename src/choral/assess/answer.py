@@ -194,7 +194,8 @@ class Answering:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
         task, rule, decision = str(content["task"]), content["rule"], content["decision"]
-        return cls(
+        fitted = content["fitted_on"]
+        found = cls(
             of=str(content["of"]),
             task=task,
             classes=tuple(content["classes"]),
@@ -218,9 +219,24 @@ class Answering:
                 tuple(map(tuple, decision.get("costs", ()))),
             ),
             unsure_below=content["unsure_below"],
-            fitted_on=content["fitted_on"],
+            fitted_on={**fitted, "split": str(fitted["split"]), "samples": int(fitted["samples"])},
             evaluation=str(content["evaluation"]),
         )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """ValueError where parts do not belong together, as after an edit by hand."""
+        classes, decision = len(self.classes), self.decision
+        if unknown := sorted(set(decision.thresholds or {}) - set(self.classes)):
+            raise ValueError(f"thresholds of {', '.join(unknown)}, which are no classes")
+        if decision.kind == "costs" and [len(row) for row in decision.costs] != [classes] * classes:
+            raise ValueError(f"costs that are not {classes} x {classes}")
+        if self.conformal is not None and len(self.conformal.quantiles) not in (1, classes):
+            raise ValueError(f"{len(self.conformal.quantiles)} quantiles of {classes} classes")
+        heard = len(self.rule.groups) or len(self.members)
+        if not heard or len(self.rule.weights) not in (0, heard):
+            raise ValueError(f"{len(self.rule.weights)} weights of {heard} members")
 
 
 def _average(name: str) -> Average:

@@ -8,28 +8,29 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
 from choral.assess.card import defined
 from choral.assess.predictor import Predictor
 from choral.ensemble.rows import SEED, Numbers
-from choral.score.card import Metrics, estimates_of, measured, ranks
-from choral.score.estimate import Estimate, resampled
+from choral.score.card import ORDER, RANKED, Metrics, estimates_of, measured, ranks
+from choral.score.estimate import DEVIATIONS, Estimate, resampled
+from choral.score.few_samples import of_few, of_shares
 from choral.score.intervals import DRAWS, LEVEL
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
 
+_FEW = 200  # samples: of fewer, a difference has to be more than chance gives slices of this size, too
+_CHUNK = 1 << 21  # samples in draws that are held at a time
 _WORK = 100_000_000  # numbers that are ranked in each draw; with more, rankings of slices would take minutes
-_DEVIATIONS = float(
-    ndtri((1 + LEVEL) / 2)
-)  # from the middle of an interval to its end, were it of a normal distribution
 
 
 class SliceMetric(TypedDict):
     """A metric of one slice.
 
     `difference` is to the rest, None where one of the two is not defined; `p` that of no difference, from the end of the
-    interval that is nearer to it as of a normal distribution; `p_adjusted` after Holm's correction for all slices.
+    interval that is nearer to it as of a normal distribution, and of few samples no smaller than that of a permutation
+    test; `p_adjusted` after Holm's correction for all slices.
     """
 
     score: Numbers | None
@@ -58,6 +59,7 @@ class SlicesJson(TypedDict):
     overall: dict[str, Numbers | None]
     slices: list[SliceJson]
     comparisons: int  # of slices with the rest, a metric; of two slices they are one and the same
+    left_out: list[str]  # metrics whose rankings of so many slices and classes would take minutes
     bootstrap: dict[str, float]
 
 
@@ -65,18 +67,18 @@ def slices_json(predictor: Predictor, slices: Mapping[str, NDArray[np.bool_]], c
     """Return the metrics of each slice and its difference to the rest, with 95 % intervals on the same draws of samples.
 
     Samples are drawn from the whole split, so that also the size of a slice varies, as it would in other samples of the kind.
+    Of few samples intervals are wider than the draws say, see `choral.score.few_samples`.
 
     Args:
         predictor: whose predictions are judged.
-        slices: name to an (N,) mask over the ledger's samples, none of them empty. Of very many or large ones there are
-            no metrics that need a ranking.
+        slices: name to an (N,) mask over the ledger's samples, none of them empty. Of very many or large ones
+            metrics that need a ranking are left out, and named.
         column: that they are by.
     """
     ledger = predictor.ledger
     masks = [np.ones(len(ledger), dtype=np.bool_), *slices.values(), *(~mask for mask in slices.values())]
-    overall, *found_of = _estimates(
-        predictor, [mask for mask in masks if mask.any()], _numbers(predictor, slices) <= _WORK
-    )
+    ranked = _numbers(predictor, slices) <= _WORK
+    overall, *found_of = _estimates(predictor, [mask for mask in masks if mask.any()], ranked)
     own = dict(zip(slices, found_of[: len(slices)], strict=True))
     rest = dict(zip(slices, found_of[len(slices) :] or [{}], strict=True))
     comparisons = 1 if len(slices) == 2 else len(slices) if len(slices) > 2 else 0
@@ -84,6 +86,11 @@ def slices_json(predictor: Predictor, slices: Mapping[str, NDArray[np.bool_]], c
         name: {metric: _compared(estimate, rest[name].get(metric)) for metric, estimate in metrics.items()}
         for name, metrics in own.items()
     }
+    for name, mask in slices.items():
+        count = min(int(mask.sum()), int((~mask).sum()))
+        if 0 < count < _FEW:
+            for metric, gaps in _gaps_by_chance(predictor, count).items():
+                _beyond_chance(found[name][metric], gaps)
     for metric in overall:
         _adjust([metrics[metric] for metrics in found.values()], comparisons)
     return SlicesJson(
@@ -95,6 +102,7 @@ def slices_json(predictor: Predictor, slices: Mapping[str, NDArray[np.bool_]], c
         overall={metric: defined(estimate.interval) for metric, estimate in overall.items()},
         slices=[SliceJson(name=name, n=int(mask.sum()), metrics=found[name]) for name, mask in slices.items()],
         comparisons=comparisons,
+        left_out=[] if ranked else _left_out(predictor),
         bootstrap={"draws": DRAWS, "level": LEVEL, "seed": SEED},
     )
 
@@ -102,6 +110,13 @@ def slices_json(predictor: Predictor, slices: Mapping[str, NDArray[np.bool_]], c
 def _numbers(predictor: Predictor, slices: Mapping[str, NDArray[np.bool_]]) -> int:
     """Return how many numbers the rankings of all slices, and of what is not in them, look at in a draw."""
     return predictor.predictions.size * (len(slices) + 1)
+
+
+def _left_out(predictor: Predictor) -> list[str]:
+    """Return the metrics that need a ranking."""
+    if not ranks(_metrics(predictor, np.ones(len(predictor.ledger), dtype=np.bool_))):
+        return []
+    return [metric for metric in ORDER[predictor.ledger.meta.task] if metric in RANKED]
 
 
 def _estimates(predictor: Predictor, masks: Sequence[NDArray[np.bool_]], ranked: bool) -> list[dict[str, Estimate]]:
@@ -127,12 +142,15 @@ def _estimates(predictor: Predictor, masks: Sequence[NDArray[np.bool_]], ranked:
         draws = affordable_draws(predictor.predictions.size * len(masks))
         found |= resampled(lambda times: measure(times, True), len(ledger), seed=SEED, draws=draws)
     result: list[dict[str, Estimate]] = []
-    for number, (metrics, _) in enumerate(parts):
+    for number, (metrics, rows) in enumerate(parts):
         own = {name.partition(" ")[2]: values for name, values in found.items() if name.startswith(f"{number} ")}
         if isinstance(metrics, NumberMetrics):
-            result.append({name: Estimate(float(value), draws) for name, (value, draws) in own.items()})
+            estimates = {name: Estimate(float(value), draws) for name, (value, draws) in own.items()}
         else:
-            result.append(estimates_of(metrics, own))
+            estimates = estimates_of(metrics, own)
+        if len(rows) < len(ledger):
+            estimates = {name: of_few(metrics, name.partition(" ")[0], one) for name, one in estimates.items()}
+        result.append(estimates)
     return result
 
 
@@ -166,7 +184,7 @@ def _compared(own: Estimate, rest: Estimate | None) -> SliceMetric:
     p = None
     if difference is not None:
         value = difference["value"]
-        spread = abs(value - difference["low" if value > 0 else "high"]) / _DEVIATIONS
+        spread = abs(value - difference["low" if value > 0 else "high"]) / DEVIATIONS
         p = 2 * float(ndtr(-abs(value) / spread)) if spread > 0 else float(value == 0)
     return SliceMetric(
         score=defined(own.interval),
@@ -175,6 +193,45 @@ def _compared(own: Estimate, rest: Estimate | None) -> SliceMetric:
         p=p,
         p_adjusted=None,
     )
+
+
+def _gaps_by_chance(predictor: Predictor, count: int) -> dict[str, NDArray[np.float64]]:
+    """Return how far so many samples, chosen at random, are from all the others: name of a metric to (draws,) of either sign.
+
+    Of metrics that are means of anything but shares. Few losses, or errors of numbers, have no hard sample among them more
+    often than not, and their spread says nothing of it: of slices of two samples an interval made of it leaves out the
+    truth in a third.
+
+    Args:
+        predictor: whose predictions are judged.
+        count: samples of the slice, or of the rest where these are fewer.
+    """
+    total = len(predictor.ledger)
+    metrics, targets = _metrics(predictor, np.ones(total, dtype=np.bool_)), predictor.ledger.classes
+    random = np.random.default_rng(SEED)
+    step = max(1, _CHUNK // total)
+    drawn: dict[str, list[NDArray[np.float64]]] = {}
+    for start in range(0, DRAWS, step):
+        times = np.zeros((min(step, DRAWS - start), total), dtype=np.int64)
+        for row in times:
+            row[random.choice(total, count, replace=False, shuffle=False)] = 1
+        one, other = (_measured(metrics, part, False, targets) for part in (times, 1 - times))
+        for name, values in one.items():
+            if not of_shares(name.partition(" ")[0]):
+                drawn.setdefault(name, []).append(values - other[name])
+    return {name: np.concatenate(parts) for name, parts in drawn.items()}
+
+
+def _beyond_chance(cell: SliceMetric, gaps: NDArray[np.float64]) -> None:
+    """Make an interval no narrower, and a p value no smaller, than chance says; see `_gaps_by_chance`."""
+    found, far = cell["difference"], np.abs(gaps[np.isfinite(gaps)])
+    if found is None or cell["p"] is None or not len(far):
+        return
+    value, half = found["value"], round(float(np.quantile(far, LEVEL)), 12)
+    cell["difference"] = Numbers(
+        value=value, low=min(found["low"], value - half), high=max(found["high"], value + half)
+    )
+    cell["p"] = max(cell["p"], (1 + int((far >= abs(value) - 1e-12).sum())) / (1 + len(far)))
 
 
 def _adjust(cells: list[SliceMetric], comparisons: int) -> None:

@@ -176,7 +176,8 @@ def _answered(folder: RunFolder, ledger: Ledger) -> Predictor:
         raise DataError(f"{answer_path(folder)}: {reason}")
     panel = answer_panel(answering, ledger)
     said = np.concatenate([answering.said(stack) for _, stack in panel.blocks()])
-    decided = answering.decide(said) if answering.decision.kind in ("costs", "thresholds") else None
+    chosen = answering.decision.kind == "costs" or answering.decision.thresholds
+    decided = answering.decide(said) if chosen else None
     return Predictor(ANSWER, ledger, said, answering.gives_probabilities, decided)
 
 

@@ -16,6 +16,7 @@ _MAIN = {
 _SHORT = ("accuracy", "log_loss", "mean_ap", "f1", "rmse")  # where slices are many
 _MANY = 8
 _RARE = 0.05
+_FEW = 20
 
 
 def render_slices(found: SlicesJson) -> RenderableType:
@@ -55,6 +56,11 @@ def _notes(found: SlicesJson) -> list[str]:
     elif count:
         notes.append(f"to the rest: {count} comparisons a metric; by chance alone 1 in 20 intervals leaves 0 out")
         notes.append(f"*: p below 0.05 also after Holm's correction for these {count}")
+    if any(one["n"] < _FEW for one in found["slices"]):
+        notes.append(f"of fewer than {_FEW} samples little can be said: wide intervals are meant so")
+    if found["left_out"]:
+        left_out = ", ".join(NAMES[name] for name in found["left_out"])
+        notes.append(f"left out: {left_out}: rankings of so many samples, classes and slices would take minutes")
     if "ece" in found["overall"] and len(found["slices"]) <= _MANY:
         notes.append("ECE: calibration error without its upward bias, which is larger where samples are few")
     return notes

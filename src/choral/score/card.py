@@ -16,7 +16,7 @@ from choral.score.estimate import Estimate, Measure, bounded, resampled
 from choral.score.label_metrics import LabelMetrics
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
-from choral.score.reliability import wilson
+from choral.score.reliability import wilson, wilson_f1
 
 Metrics = ClassMetrics | LabelMetrics | NumberMetrics
 ORDER = {
@@ -32,7 +32,9 @@ OF_CLASS = {
     "multilabel": ("average_precision", "roc_auc", "precision", "recall", "f1"),
     "regression": ORDER["regression"],
 }
-_BOUNDED = ("roc_auc", "average_precision", "mean_ap", "f1_macro")
+RANKED = ("roc_auc", "average_precision", "mean_ap")
+"""Metrics that need a ranking of the samples."""
+_BOUNDED = (*RANKED, "f1_macro")
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,12 @@ def card_of(
         ranked = resampled(metrics.rankings, len(labels), seed=seed, draws=draws)
         found |= {name: values for name, values in ranked.items() if not name.endswith("/class")}
         own |= {name.removesuffix("/class"): values for name, values in ranked.items() if name.endswith("/class")}
-    none = np.zeros(len(classes), dtype=np.int64)
-    shares = {name: _shared(metrics, name) if name in ("precision", "recall") else none for name in own}
+    ends = {} if isinstance(metrics, NumberMetrics) else _ends_by_class(metrics, own)
     by_class = {
         name: {
-            metric: _estimate(metric, float(own[metric][0][number]), own[metric][1][:, number], shares[metric][number])
+            metric: _estimate(
+                metric, float(own[metric][0][number]), own[metric][1][:, number], ends.get((metric, number))
+            )
             for metric in OF_CLASS[task]
             if metric in own
         }
@@ -170,23 +173,37 @@ def estimates_of(
     return {name: estimates[name] for name in ORDER[task] if name in estimates}
 
 
-def _estimate(metric: str, value: float, draws: NDArray[np.float64], count: int = 0) -> Estimate:
-    """Return an estimate with the interval that holds best; of a share of `count` samples Wilson's, also if it is 0 or 1."""
+def _estimate(
+    metric: str, value: float, draws: NDArray[np.float64], ends: tuple[float, float] | None = None
+) -> Estimate:
+    """Return an estimate with the interval that holds best."""
     if metric in _BOUNDED:
         return bounded(value, draws)
-    if count and metric in ("precision", "recall"):
-        return Estimate(value, draws, wilson(value, count))
-    return Estimate(value, draws)
+    return Estimate(value, draws, ends)
 
 
-def _shared(metrics: Metrics, metric: str) -> NDArray[np.int64]:
-    """Return the samples of which a class's precision (those given) or recall (those that have it) is a share."""
-    assert not isinstance(metrics, NumberMetrics)
-    of = metrics.given if metric == "precision" else metrics.labels
+def _ends_by_class(
+    metrics: ClassMetrics | LabelMetrics, own: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return Wilson's intervals of precision, recall and F1 by metric and class, which hold also if they are 0 or 1."""
+    hits, given, labels = overlaps(metrics)
+    ends = {}
+    for metric, shared in (("precision", given), ("recall", labels), ("f1", given + labels - hits)):
+        for number in np.flatnonzero(shared).tolist():
+            value = float(own[metric][0][number])
+            ends[metric, number] = (wilson_f1 if metric == "f1" else wilson)(value, int(shared[number]))
+    return ends
+
+
+def overlaps(metrics: ClassMetrics | LabelMetrics) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return of each class or label the samples that rightly were given it, all that were, and all that have it."""
     if isinstance(metrics, ClassMetrics):
-        return np.bincount(of, minlength=metrics.classes)
-    labelled: NDArray[np.int64] = np.count_nonzero(of, axis=0)
-    return labelled
+        table = metrics.confusion
+        return np.diag(table), table.sum(axis=0), table.sum(axis=1)
+    hits, given, labels = (
+        np.count_nonzero(of, axis=0) for of in (metrics.labels & metrics.given, metrics.given, metrics.labels)
+    )
+    return hits, given, labels
 
 
 def _counts(task: str, labels: NDArray[Any], classes: Sequence[str]) -> dict[str, int]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from choral.score.intervals import DRAWS, Interval, interval_around, resampled_counts
 
-_DEVIATIONS = 1.959963984540054  # of a normal distribution, from its middle to the ends of 95 %
+DEVIATIONS = 1.959963984540054
+"""Of a normal distribution, from its middle to the ends of 95 %."""
 _EDGE = 1e-6
 Measure = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 """From (some, N) how often each sample is there, to metrics by name, (some,) or (some, K); NaN where one is not defined."""
@@ -66,7 +67,7 @@ def bounded(value: float, draws: NDArray[np.float64]) -> Estimate:
     known = _logits(draws[np.isfinite(draws)])
     if not math.isfinite(value) or not len(known) or np.ptp(known) == 0:
         return Estimate(value, draws)
-    middle, half = 2 * float(_logits(np.array(value))) - known.mean(), _DEVIATIONS * known.std()
+    middle, half = 2 * float(_logits(np.array(value))) - known.mean(), DEVIATIONS * known.std()
     low, high = (round(1 / (1 + math.exp(-end)), 12) for end in (middle - half, middle + half))
     return Estimate(value, draws, (low, high))
 

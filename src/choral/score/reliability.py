@@ -49,9 +49,23 @@ def reliability_bins(confidence: NDArray[np.floating], hit: NDArray[np.bool_], b
     return found
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """Return the 95 % interval of a share of so many independent samples; it stays within [0, 1]."""
     scale = 1 + _Z**2 / count
     middle = (share + _Z**2 / (2 * count)) / scale
     half = _Z / scale * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def wilson_f1(f1: float, count: float) -> tuple[float, float]:
+    """Return the 95 % interval of the F1 of a class.
+
+    F1 rises with the share J of hits among the samples that have the class or were given it, as 2J / (1 + J), and that is a
+    share like any other, whose interval is Wilson's.
+
+    Args:
+        f1: 0 to 1.
+        count: samples that have the class or were given it, above 0.
+    """
+    low, high = (2 * end / (1 + end) for end in wilson(f1 / (2 - f1), count))
+    return low, high

@@ -9,6 +9,7 @@ from pathlib import Path
 from choral.assess.answer import Answering, answer_path, check_answer, read_answer
 from choral.assess.answering import answer_image, described, plain_answering
 from choral.config import Config
+from choral.errors import DataError
 from choral.predict.answers import Answer, unreadable
 from choral.predict.plan import evaluation_of
 from choral.predict.views import expand
@@ -56,5 +57,10 @@ def _answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> An
             config.evaluate.average,
         )
     check_answer(folder, answering, evaluation_of(voices, config.train.precision))
+    unknown = sorted(set(answering.members) - {voice.name for voice in voices})
+    if unknown:
+        raise DataError(
+            f"{answer_path(folder)}: is damaged (no member {', '.join(unknown)}); run `choral calibrate` again"
+        )
     print(f"as {answer_path(folder)} says: {described(answering)}", file=sys.stderr)
     return answering
