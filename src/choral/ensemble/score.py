@@ -100,15 +100,7 @@ def score_run(
     return Scores(
         task=ledger.meta.task,
         rows=rows,
-        references=[
-            Reference(
-                name=str(item["name"]),
-                metric=str(item["metric"]),
-                value=float(item["value"]),
-                source=str(item["source"]),
-            )
-            for item in references
-        ],
+        references=[_published(item) for item in references],
         split=ledger.meta.split,
         n=len(ledger),
         skipped=ledger.meta.skipped,
@@ -128,6 +120,11 @@ def score_run(
         bootstrap=bootstrap,
         diversity=number_diversity(ledger) if ledger.meta.task == "regression" else diversity_of(ledger),
     )
+
+
+def _published(item: Mapping[str, Any]) -> Reference:
+    name, metric, source = (str(item[key]) for key in ("name", "metric", "source"))
+    return Reference(name=name, metric=metric, value=float(item["value"]), source=source)
 
 
 def _learned(ledger: Ledger, known: Known) -> tuple[LearnedRow | None, list[Section]]:

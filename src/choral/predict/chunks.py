@@ -28,9 +28,8 @@ from choral.shards.plan import slice_of
 
 _log = logging.getLogger(__name__)
 _WRITE_AT_LEAST_EVERY_S = 10.0
-_WRITE_EVERY = (
-    0.02  # of the time that a rank has been at work: a long evaluation leaves hundreds of files, not thousands
-)
+# Of the time that a rank has been at work: a long evaluation leaves hundreds of files, not thousands.
+_WRITE_EVERY = 0.02
 _WRITE_BYTES = 64 << 20  # of a rank's predictions in memory
 
 

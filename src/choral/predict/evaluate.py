@@ -154,7 +154,8 @@ class _SplitEvaluation:
             return
         writer = ChunkWriter(folder, table)
         images = sum(len(chunks.rows_of(chunk)) for chunk in mine)
-        with SplitProgress(f"evaluating {self.meta.split}", images, shown=self.run.is_main) as progress:
+        own = f", this rank's share of {self.run.world_size}" if self.run.world_size > 1 else ""
+        with SplitProgress(f"evaluating {self.meta.split}{own}", images, shown=self.run.is_main) as progress:
             try:
                 for chunk, answers in self._answers(chunks, mine):
                     rows, unreadable, columns = answers.finished()
