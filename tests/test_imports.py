@@ -26,6 +26,7 @@ LEVELS = [
     {"train", "predict", "show"},
     {"ensemble"},
     {"assess"},
+    {"analyze"},
     {"workflow"},
     {"slurm"},
     {"cli"},
@@ -82,6 +83,7 @@ def test_every_part_has_a_level() -> None:
         "jobs.local",
         "score.metrics",
         "assess.answering",
+        "analyze.analysis",
     ],
 )
 def test_light_parts_do_not_import_torch(module: str) -> None:

@@ -1,0 +1,1 @@
+"""What is wrong with a run, and with its data: errors, slices, labels, duplicates, health, weaknesses. No torch."""
