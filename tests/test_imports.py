@@ -84,6 +84,7 @@ def test_every_part_has_a_level() -> None:
         "score.metrics",
         "assess.answering",
         "analyze.analysis",
+        "analyze.probe_curves",
     ],
 )
 def test_light_parts_do_not_import_torch(module: str) -> None:

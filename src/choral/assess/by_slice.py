@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from choral.assess.card import defined
 from choral.assess.predictor import Predictor
 from choral.ensemble.rows import SEED, Numbers
 from choral.score.card import ORDER, RANKED, Metrics, estimates_of, measured, ranks
-from choral.score.estimate import DEVIATIONS, Estimate, resampled
+from choral.score.estimate import Estimate, p_of, resampled
 from choral.score.few_samples import of_few, of_shares
-from choral.score.intervals import DRAWS, LEVEL
+from choral.score.intervals import DRAWS, LEVEL, Interval
+from choral.score.multiplicity import holm
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
 
@@ -183,9 +182,7 @@ def _compared(own: Estimate, rest: Estimate | None) -> SliceMetric:
     difference = defined(own.minus(rest)) if rest is not None else None
     p = None
     if difference is not None:
-        value = difference["value"]
-        spread = abs(value - difference["low" if value > 0 else "high"]) / DEVIATIONS
-        p = 2 * float(ndtr(-abs(value) / spread)) if spread > 0 else float(value == 0)
+        p = p_of(Interval(**difference))
     return SliceMetric(
         score=defined(own.interval),
         rest=defined(rest.interval) if rest is not None else None,
@@ -235,11 +232,7 @@ def _beyond_chance(cell: SliceMetric, gaps: NDArray[np.float64]) -> None:
 
 
 def _adjust(cells: list[SliceMetric], comparisons: int) -> None:
-    """Fill in p values after Holm 1979, "A simple sequentially rejective multiple test procedure"."""
-    known = sorted((cell for cell in cells if cell["p"] is not None), key=lambda cell: cell["p"] or 0.0)
-    largest = 0.0
-    for place, cell in enumerate(known):
-        p = cell["p"]
-        assert p is not None and math.isfinite(p)
-        largest = max(largest, min(1.0, p * max(1, comparisons - place)))
-        cell["p_adjusted"] = largest
+    """Fill in p values after Holm's correction."""
+    known = [cell for cell in cells if cell["p"] is not None]
+    for cell, p in zip(known, holm([cell["p"] or 0.0 for cell in known], comparisons), strict=True):
+        cell["p_adjusted"] = p

@@ -49,8 +49,9 @@ class LedgerMeta:
         tta_views: the views that the "tta" columns average.
         task: multiclass (as in all ledgers of before there were others), multilabel or regression.
         average: what "tta" is of the predictions under its views; see `EvaluateConfig.average`.
-        skipped: samples that have no row because they could not be read, or, among held-out predictions, because everybody
-            has seen them.
+        features: numbers that are kept of what goes into the last layer, beside each column of predictions; 0: none.
+        skipped: samples that have no row because they could not be read, or nobody was asked about them: among held-out
+            predictions those that everybody has seen, among probes all but a part of many.
     """
 
     classes: tuple[str, ...]
@@ -62,6 +63,7 @@ class LedgerMeta:
     tta_views: tuple[str, ...] = ()
     task: str = "multiclass"
     average: str = "probabilities"
+    features: int = 0
     skipped: int = field(default=0, compare=False)
 
     @property
@@ -80,11 +82,16 @@ class LedgerMeta:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
         values: dict[str, Any] = {}
-        later = {"task": "multiclass", "average": "probabilities"}  # what older ledgers do not say
+        later = {"task": "multiclass", "average": "probabilities", "features": 0}  # what older ledgers do not say
         for item in fields(cls):
             value = content.get(item.name, later[item.name]) if item.name in later else content[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+
+def features_of(view: str) -> str:
+    """Return what stands for a view in the name of the column of its features."""
+    return f"{view}:features"
 
 
 def ledger_table(
@@ -99,7 +106,8 @@ def ledger_table(
         meta: what the ledger holds.
         keys: (n,) of the samples; n may be 0.
         labels: (n,) int64, or (n, labels or targets) float32; see `Targets.of`.
-        predictions: (member, view) to (n, classes) float32, one entry for each of the meta's columns.
+        predictions: (member, view) to (n, classes) float32, one entry for each of the meta's columns; with features also
+            (member, `features_of(view)`) to (n, features).
     """
     schema = _schema(meta)
     columns = [pa.array(keys, pa.string()), _label_column(meta, labels)]
@@ -108,6 +116,9 @@ def ledger_table(
             values = np.ascontiguousarray(predictions[member, view], dtype=np.float32)
             assert values.shape == (len(keys), len(meta.classes)), (member, view, values.shape)
             columns.append(_as_lists(values))
+    if meta.features:
+        few = (predictions[member, features_of(view)] for member in meta.members for view in meta.views)
+        columns += [_as_lists(np.asarray(values, dtype=np.float16)) for values in few]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -274,6 +285,14 @@ class Ledger:
             start += len(block)
         return values
 
+    def features(self, member: str, view: str = "identity") -> NDArray[np.float32]:
+        """Return the (N, features) float32 features of one member under one view; of a ledger that keeps them."""
+        self._require("member", member, self.members)
+        self._require("view", view, self.views)
+        assert self.meta.features, f"{self.path} keeps no features"
+        column = self._file.read(columns=[f"{member}/{features_of(view)}"]).column(0)
+        return _as_array(single_array(column), self.meta.features).astype(np.float32)
+
     def blocks(self, view: str = "identity", members: Sequence[str] | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (members, n, classes) float32 predictions of consecutive rows, all rows in turn.
 
@@ -314,6 +333,9 @@ def _schema(meta: LedgerMeta) -> pa.Schema:
     label = pa.int64() if meta.task == "multiclass" else lists
     columns = [pa.field("key", pa.string(), nullable=False), pa.field("label", label, nullable=False)]
     columns += [pa.field(name, lists, nullable=False) for name in meta.columns]
+    if meta.features:
+        few = pa.list_(pa.field("element", pa.float16(), nullable=False), meta.features)
+        columns += [pa.field(features_of(name), few, nullable=False) for name in meta.columns]
     return pa.schema(columns, metadata={_META_KEY: meta.to_json().encode()})
 
 
@@ -330,14 +352,15 @@ def _label_array(meta: LedgerMeta, column: pa.Array) -> NDArray[Any]:
     return labels
 
 
-def _as_lists(values: NDArray[np.float32]) -> pa.Array:
-    element = pa.field("element", pa.float32(), nullable=False)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=pa.list_(element, values.shape[1]))
+def _as_lists(values: NDArray[np.floating]) -> pa.Array:
+    numbers = pa.array(values.reshape(-1))
+    element = pa.field("element", numbers.type, nullable=False)
+    return pa.FixedSizeListArray.from_arrays(numbers, type=pa.list_(element, values.shape[1]))
 
 
-def _as_array(lists: pa.Array, classes: int) -> NDArray[np.float32]:
+def _as_array(lists: pa.Array, width: int) -> NDArray[np.float32]:
     values: NDArray[np.float32] = lists.flatten().to_numpy()
-    return values.reshape(-1, classes)
+    return values.reshape(-1, width)
 
 
 def own_part(part: Part, meta: LedgerMeta) -> Part:
@@ -381,6 +404,12 @@ def _merged_block(
             values[places] = _as_array(part.column(name), len(meta.classes))[local]
         check_predictions(values, meta.task, name, keys)
         columns.append(_as_lists(values))
+    for name in map(features_of, meta.columns if meta.features else ()):
+        few = np.empty((len(rows), meta.features), dtype=np.float16)
+        for part, places, local in picks:
+            few[places] = _as_array(part.column(name), meta.features)[local]
+        check_predictions(few, "regression", name, keys)
+        columns.append(_as_lists(few))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -396,7 +425,7 @@ def _check_labels(labels: NDArray[Any], meta: LedgerMeta, keys: pa.Array) -> Non
         raise DataError(f"sample {keys[row].as_py()!r}: label {labels[row]}, expected {expected}; evaluate again")
 
 
-def check_predictions(values: NDArray[np.float32], task: str, name: str, keys: pa.Array) -> None:
+def check_predictions(values: NDArray[np.floating], task: str, name: str, keys: pa.Array) -> None:
     """Check (n, classes) predictions called `name`; DataError naming the first sample whose are none of the task."""
     good = np.isfinite(values).all(axis=1)
     if task == "multiclass":

@@ -78,6 +78,13 @@ def _logits(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return logits
 
 
+def p_of(difference: Interval) -> float:
+    """Return the p value of no difference, from the end of the interval that is nearer to it, as of a normal distribution."""
+    near = difference.low if difference.value > 0 else difference.high
+    spread = abs(difference.value - near) / DEVIATIONS
+    return math.erfc(abs(difference.value) / spread / math.sqrt(2)) if spread > 0 else float(difference.value == 0)
+
+
 def resampled(
     measure: Measure, count: int, *, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
