@@ -41,6 +41,27 @@ def member_config(config: Config, name: str) -> Config:
     raise ConfigError(f"ensemble.members: no member '{name}'")
 
 
+def solo_config(config: Config, run: str) -> Config:
+    """Return the config of one network in place of an ensemble: of the first member, trained on the whole training split.
+
+    What resampling, boosting and snapshots would make of it is left out; a config without members is only renamed.
+
+    Args:
+        config: of a run.
+        run: the name of the other one.
+    """
+    members = members_of(config)
+    own = member_config(config, members[0].name) if members and not config.ensemble.boosting else config
+    train = replace(own.train, cycles=config.train.cycles) if config.ensemble.snapshots else own.train
+    data = replace(own.data, resample=config.data.resample)
+    ensemble = EnsembleConfig(
+        max_parallel=config.ensemble.max_parallel,
+        devices_per_member=config.ensemble.devices_per_member,
+        retries=config.ensemble.retries,
+    )
+    return replace(own, run=run, data=data, train=train, ensemble=ensemble)
+
+
 def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
     """Return a job for each member that is not trained yet; all members' configs are validated before there is one.
 
@@ -120,10 +141,20 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
     Raises:
         ConfigError: a member wants more GPUs than there are.
     """
-    each = config.ensemble.devices_per_member
     chain = config.ensemble.boosting > 0
     members = 1 if chain else len(members_of(config))  # that run side by side, if there are devices for all
-    wanted = 1 if chain else config.ensemble.max_parallel or members
+    return shared_out(config, gpus, members, at_once=1 if chain else config.ensemble.max_parallel)
+
+
+def shared_out(config: Config, gpus: Sequence[str], jobs: int, at_once: int) -> list[Mapping[str, str]]:
+    """Return places as `slots_of`, for any number of jobs of `ensemble.devices_per_member` ranks each.
+
+    Args:
+        config, gpus: as of `slots_of`.
+        jobs: that run side by side, if there are devices for all.
+        at_once: no more than so many; 0: as many as the devices hold.
+    """
+    each, wanted = config.ensemble.devices_per_member, at_once or jobs
     if gpus:
         if each > len(gpus):
             raise ConfigError(f"ensemble.devices_per_member: {each} GPUs a member, but this machine has {len(gpus)}")
@@ -132,8 +163,8 @@ def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
         share = str(max(1, len(os.sched_getaffinity(0)) // len(groups)))
         return [{"CUDA_VISIBLE_DEVICES": ",".join(group), "CHORAL_CORES": share} for group in groups]
     cores = len(os.sched_getaffinity(0))
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // (members * each))
-    fitting = config.ensemble.max_parallel or max(1, cores // (threads * each))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // (jobs * each))
+    fitting = at_once or max(1, cores // (threads * each))
     slot = {"OMP_NUM_THREADS": str(threads), "CHORAL_CORES": str(threads * each), "CUDA_VISIBLE_DEVICES": ""}
     return [slot] * min(wanted, fitting)
 
