@@ -1,0 +1,118 @@
+// Which classes are taken for which: a matrix or a list of pairs, labels that are missed or said falsely, numbers as points.
+
+const FULL_MATRIX = 40; // classes
+const LISTED = 15; // pairs at a time
+
+/** Return the counts of multiclass as a map from truth * C + answer. */
+function confusions() {
+  const counts = new Map();
+  for (let row = 0; row < COUNT; row++) {
+    const place = SAMPLES.labels[row] * CLASSES.length + SAMPLES.predicted[row];
+    counts.set(place, (counts.get(place) || 0) + 1);
+  }
+  return counts;
+}
+
+function makeConfusion() {
+  const body = bodyOf("confusion");
+  if (TASK === "multiclass") {
+    const counts = confusions(), totals = new Float64Array(CLASSES.length);
+    for (const [place, count] of counts) totals[Math.floor(place / CLASSES.length)] += count;
+    if (CLASSES.length <= FULL_MATRIX) body.append(matrix(counts, totals));
+    if (CLASSES.length > 2) body.append(frequentPairs(counts, totals));
+  } else if (TASK === "multilabel") body.append(labelErrors());
+  else CLASSES.forEach((name, target) => body.append(scatter(name, target)));
+}
+
+/** Return the matrix: row true, column predicted; the shade is the share of the row. */
+function matrix(counts, totals) {
+  const size = CLASSES.length, table = el("table", { class: `matrix${size > 12 ? " dense" : ""}` });
+  table.style.setProperty("--size", `${Math.min(1060, 150 + size * (size <= 4 ? 150 : size <= 12 ? 78 : 38))}px`);
+  table.style.setProperty("--shape", size <= 4 ? "2" : size <= 12 ? "1.35" : "1");
+  const first = el("th", { class: "axis" }, size > 12 ? "" : "true ↓  said →");
+  first.style.width = size > 12 ? "15%" : size > 6 ? "19%" : "24%";
+  table.append(el("thead", {}, el("tr", {}, first, CLASSES.map((name) => el("th", { scope: "col", title: name }, size > 12 ? "" : name)))));
+  const rows = el("tbody");
+  for (let truth = 0; truth < size; truth++) {
+    const line = el("tr", {}, el("th", { scope: "row", title: CLASSES[truth] }, CLASSES[truth]));
+    for (let answer = 0; answer < size; answer++) line.append(el("td", {}, matrixCell(counts.get(truth * size + answer) || 0, totals[truth], truth, answer)));
+    rows.append(line);
+  }
+  table.append(rows);
+  return table;
+}
+
+function matrixCell(count, total, truth, answer) {
+  const share = total ? count / total : 0, right = truth === answer;
+  const text = `${plural(count, "sample")} of ${CLASSES[truth]} said to be ${CLASSES[answer]}, ${percent(share)}`;
+  if (!count) return el("div", { class: "cell", title: text });
+  const cell = el("button", { class: "cell", type: "button", title: text, "aria-label": text, "data-pair": `${truth} ${answer}`, onclick: () => showPair(truth, answer) },
+    CLASSES.length <= 12 ? el("span", {}, whole(count), CLASSES.length <= 6 && el("small", {}, percent(share))) : null);
+  cell.style.background = `color-mix(in srgb, var(--${right ? "good" : "bad"}) ${Math.round(10 + 72 * Math.sqrt(share))}%, var(--paper))`;
+  if (share > 0.42) cell.style.color = "var(--paper)";
+  return cell;
+}
+
+const showPair = (truth, answer) => explore({ ...NOTHING, tab: "loss", truth: String(truth), said: String(answer) }, true);
+
+/** Return the pairs that are confused most often, page by page; of many classes those of one class where it is chosen. */
+function frequentPairs(counts, totals) {
+  const size = CLASSES.length, pairs = [...counts].map(([place, count]) => ({ truth: Math.floor(place / size), answer: place % size, count })).filter((pair) => pair.truth !== pair.answer);
+  const each = (pair) => pair.count / totals[pair.truth];
+  pairs.sort((one, other) => other.count - one.count || each(other) - each(one) || one.truth - other.truth || one.answer - other.answer);
+  if (!pairs.length) return note("No class was taken for another.");
+  const place = el("div", {}, el("h3", {}, "Most frequent confusions")), rest = el("div");
+  const view = paged(rest, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "True"), el("th", {}, "Said"), el("th", { class: "number" }, "Samples"), el("th", { class: "number" }, "Of the class"))),
+    el("tbody", {}, part.map((pair) => el("tr", {}, el("td", {}, el("button", { class: "link", type: "button", onclick: () => showPair(pair.truth, pair.answer) }, CLASSES[pair.truth])), el("td", {}, CLASSES[pair.answer]), el("td", { class: "number" }, whole(pair.count)), el("td", { class: "number" }, percent(each(pair)))))))));
+  if (size > FULL_MATRIX) {
+    const names = [...CLASSES.keys()].sort((one, other) => CLASSES[one].localeCompare(CLASSES[other], "en", { numeric: true }));
+    const pick = choice("Of class", [[EVERY, "any"], ...names.map((id) => [id, CLASSES[id]])], (value) => view.show(value === EVERY ? pairs : pairs.filter((pair) => pair.truth === Number(value) || pair.answer === Number(value))));
+    place.append(el("div", { class: "filters" }, pick.field));
+  }
+  place.append(rest);
+  view.show(pairs);
+  return place;
+}
+
+/** Return, for each label of a multilabel task, how often it is missed and said falsely. */
+function labelErrors() {
+  const size = CLASSES.length, has = new Uint32Array(size), missed = new Uint32Array(size), extra = new Uint32Array(size);
+  for (let row = 0; row < COUNT; row++) {
+    const truth = new Set(idsOf(SAMPLES.labels, row)), answer = new Set(idsOf(SAMPLES.predicted, row));
+    for (const id of truth) { has[id]++; if (!answer.has(id)) missed[id]++; }
+    for (const id of answer) if (!truth.has(id)) extra[id]++;
+  }
+  const order = [...CLASSES.keys()].sort((one, other) => missed[other] + extra[other] - missed[one] - extra[one]);
+  const lead = (count, filters) => count ? el("button", { class: "link", type: "button", onclick: () => explore({ ...NOTHING, tab: "loss", ...filters }, true) }, whole(count)) : "0";
+  const place = el("div"), view = paged(place, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Label"), ...["Have it", "Missed", "Said falsely"].map((name) => el("th", { class: "number" }, name)))),
+    el("tbody", {}, part.map((id) => el("tr", {}, el("td", {}, CLASSES[id]), el("td", { class: "number" }, whole(has[id])),
+      el("td", { class: "number" }, lead(missed[id], { truth: String(id), result: "missed" })), el("td", { class: "number" }, lead(extra[id], { said: String(id), result: "false" }))))))));
+  view.show(order);
+  return place;
+}
+
+/** Return predicted over true numbers of one target; the sample that is nearest to a click is opened. */
+function scatter(name, target) {
+  const width = CLASSES.length, truth = (row) => SAMPLES.labels[row * width + target], answer = (row) => SAMPLES.predicted[row * width + target];
+  let low = Infinity, high = -Infinity;
+  for (let row = 0; row < COUNT; row++) { low = Math.min(low, truth(row), answer(row)); high = Math.max(high, truth(row), answer(row)); }
+  const scale = roundScale(low, high);
+  return chart({
+    title: name, told: "Said over true; a click opens the nearest sample", x: scale, y: scale, height: 380, xTitle: "true", yTitle: "said", label: `Predictions of ${name}`,
+    draw({ svg, at, up, add }) {
+      add(el("line", { class: "reference", x1: at(scale.low), x2: at(scale.high), y1: up(scale.low), y2: up(scale.high) }));
+      const dots = [];
+      for (let row = 0; row < COUNT; row++) dots.push(`M${at(truth(row)).toFixed(1)},${up(answer(row)).toFixed(1)}h0`);
+      add(el("path", { class: "dots", d: dots.join("") }));
+      svg.addEventListener("click", (event) => {
+        const box = svg.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+        let best = 0, least = Infinity;
+        for (let row = 0; row < COUNT; row++) {
+          const distance = (at(truth(row)) - x) ** 2 + (up(answer(row)) - y) ** 2;
+          if (distance < least) { least = distance; best = row; }
+        }
+        openSheet([best], 0);
+      });
+    },
+  });
+}

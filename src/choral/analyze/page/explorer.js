@@ -1,0 +1,126 @@
+// The list of samples: what order, which of them, page by page. Other sections set its filters and lead here.
+
+const EVERY = "";
+const FILTERS = { tab: "loss", result: EVERY, truth: EVERY, said: EVERY, column: EVERY, slice: EVERY, text: "" };
+const TABS = {
+  loss: { name: TASK === "regression" ? "Largest error" : "Highest loss", keep: () => true, by: (row) => -SAMPLES.loss[row] },
+  sure: { name: "Most confident errors", keep: (row) => !SAMPLES.right[row], by: (row) => -SAMPLES.confidence[row] },
+  torn: { name: "Members disagree", keep: (row) => disagreement(row) > 0, by: (row) => -disagreement(row) },
+  unsure: { name: "Least sure", keep: () => true, by: (row) => SAMPLES.confidence[row] },
+};
+const RESULTS = {
+  wrong: ["wrong", (row) => !SAMPLES.right[row]],
+  right: ["right", (row) => SAMPLES.right[row] === 1],
+  all: ["wrong, as is every member", (row) => !SAMPLES.right[row] && wrongMembers(row) === MEMBERS.length],
+  some: ["wrong, though a member is right", (row) => !SAMPLES.right[row] && wrongMembers(row) < MEMBERS.length],
+  lucky: ["right, though a member is wrong", (row) => SAMPLES.right[row] && wrongMembers(row) > 0],
+  missed: ["a label is missed", (row) => missing(SAMPLES.labels, SAMPLES.predicted, row)],
+  false: ["a label is said falsely", (row) => missing(SAMPLES.predicted, SAMPLES.labels, row)],
+  high: ["too high", (row) => SAMPLES.predicted[row] > SAMPLES.labels[row]],
+  low: ["too low", (row) => SAMPLES.predicted[row] < SAMPLES.labels[row]],
+};
+let found = [], list = null;
+const CONTROLS = {};
+
+/** How far members are from one: the share of them that do not say what most do; with regression how unsure they are. */
+function disagreement(row) {
+  if (!SAMPLES.votes || MEMBERS.length < 2) return 0;
+  if (TASK === "regression") return -SAMPLES.confidence[row];
+  const counts = new Map();
+  for (const votes of SAMPLES.votes) {
+    const answer = TASK === "multiclass" ? votes[row] : idsOf(votes, row).join();
+    counts.set(answer, (counts.get(answer) || 0) + 1);
+  }
+  return 1 - Math.max(...counts.values()) / MEMBERS.length;
+}
+
+/** Whether a label that the one has is not in the other. */
+function missing(one, other, row) {
+  const there = new Set(idsOf(other, row));
+  return idsOf(one, row).some((id) => !there.has(id));
+}
+
+function offered() {
+  const several = SAMPLES.votes && MEMBERS.length > 1;
+  const tabs = Object.keys(TABS).filter((name) => (name !== "sure" || TASK !== "regression") && (name !== "torn" || several) && (name !== "unsure" || TASK !== "regression"));
+  if (TASK === "regression") return { tabs, results: CLASSES.length === 1 ? ["high", "low"] : [] };
+  return { tabs, results: ["wrong", "right", ...(several ? ["all", "some", "lucky"] : []), ...(TASK === "multilabel" ? ["missed", "false"] : [])] };
+}
+
+function makeExplorer() {
+  const body = bodyOf("worst"), { tabs, results } = offered();
+  const tabBar = el("div", { class: "tabs", role: "group", "aria-label": "Order of the samples" }, tabs.map((name) =>
+    el("button", { type: "button", "data-tab": name, onclick: () => explore({ tab: name }) }, TABS[name].name)));
+  const search = el("input", { type: "search", placeholder: "part of a key", oninput: () => explore({ text: search.value }) });
+  const filters = el("div", { class: "filters" });
+  const add = (name, label, options, change) => {
+    CONTROLS[name] = choice(label, options, change || ((value) => explore({ [name]: value })));
+    filters.append(CONTROLS[name].field);
+  };
+  if (results.length) add("result", "Answer", [[EVERY, "any"], ...results.map((name) => [name, RESULTS[name][0]])]);
+  if (TASK !== "regression") {
+    const names = [...CLASSES.keys()].sort((one, other) => CLASSES[one].localeCompare(CLASSES[other], "en", { numeric: true }));
+    add("truth", TASK === "multiclass" ? "True class" : "Has label", [[EVERY, "any"], ...names.map((id) => [id, CLASSES[id]])]);
+    add("said", TASK === "multiclass" ? "Predicted class" : "Said to have", [[EVERY, "any"], ...names.map((id) => [id, CLASSES[id]])]);
+  }
+  const columns = Object.keys(SAMPLES.slices);
+  if (columns.length) {
+    add("column", "Slice by", [[EVERY, "–"], ...columns.map((name) => [name, name])], (value) => explore({ column: value, slice: EVERY }));
+    add("slice", "Slice", [[EVERY, "any"]]);
+  }
+  filters.append(el("label", {}, "Key", search));
+  CONTROLS.text = { select: search };
+  const told = el("span", { class: "told", "aria-live": "polite", id: "found" });
+  const clear = el("button", { class: "button", type: "button", id: "clear", onclick: () => explore(NOTHING) }, "Clear filters");
+  const place = el("div");
+  body.append(tabBar, filters, el("div", { class: "bar" }, told, clear), place);
+  list = paged(place, innerWidth < 640 ? 12 : 24, cards(() => found));
+  CONTROLS.show = (text, filtered) => {
+    told.textContent = text;
+    clear.hidden = !filtered;
+    for (const button of tabBar.children) button.setAttribute("aria-pressed", String(button.dataset.tab === FILTERS.tab));
+  };
+  explore({});
+}
+const NOTHING = { result: EVERY, truth: EVERY, said: EVERY, column: EVERY, slice: EVERY, text: "" };
+
+/** Change filters and show what is left; `lead`: also bring it into sight. */
+function explore(changes, lead = false) {
+  Object.assign(FILTERS, changes);
+  const { slice } = CONTROLS;
+  if (slice && ("column" in changes)) {
+    const values = FILTERS.column === EVERY ? [] : SAMPLES.slices[FILTERS.column].values;
+    slice.select.replaceChildren(...[[EVERY, "any"], ...values.map((value, code) => [code, value])].map(([value, text]) => el("option", { value }, text)));
+    slice.select.disabled = !values.length;
+  } else if (slice && FILTERS.column === EVERY) slice.select.disabled = true;
+  for (const [name, { select }] of Object.entries(CONTROLS)) if (select && name in FILTERS) select.value = FILTERS[name];
+  found = chosen();
+  const filtered = Object.keys(NOTHING).some((name) => FILTERS[name] !== EVERY);
+  CONTROLS.show(found.length ? plural(found.length, "sample") + (found.length < COUNT ? ` of ${whole(COUNT)}` : "") : "No sample is left: change or clear the filters.", filtered);
+  list.show(found);
+  if (lead) document.getElementById("worst").scrollIntoView();
+}
+
+/** Return the rows that the filters leave, in the order of the tab. */
+function chosen() {
+  const tab = TABS[FILTERS.tab], tests = [tab.keep];
+  if (FILTERS.result !== EVERY) tests.push(RESULTS[FILTERS.result][1]);
+  for (const [name, column] of [["truth", SAMPLES.labels], ["said", SAMPLES.predicted]]) {
+    if (FILTERS[name] === EVERY) continue;
+    const id = Number(FILTERS[name]);
+    tests.push(TASK === "multiclass" ? (row) => column[row] === id : (row) => idsOf(column, row).includes(id));
+  }
+  if (FILTERS.slice !== EVERY) {
+    const { codes } = SAMPLES.slices[FILTERS.column], code = Number(FILTERS.slice);
+    tests.push((row) => codes[row] === code);
+  }
+  const text = FILTERS.text.trim().toLowerCase();
+  if (text) tests.push((row) => SAMPLES.keys[row].toLowerCase().includes(text));
+  const rows = [], values = new Float64Array(COUNT);
+  for (let row = 0; row < COUNT; row++) {
+    if (!tests.every((test) => test(row))) continue;
+    values[row] = tab.by(row);
+    rows.push(row);
+  }
+  return Int32Array.from(rows).sort((one, other) => values[one] - values[other] || SAMPLES.loss[other] - SAMPLES.loss[one] || one - other);
+}
