@@ -35,7 +35,12 @@ from choral.analyze.analysis import (
 )
 from choral.score.reliability import Bin
 
-HOSTILE = ("<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", 'a "quoted" & \u2028 name', "../../etc")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(2)>",
+    'a "quoted" & \u2028 name',
+    "../../etc",
+)
 """Names as a data set may have them."""
 
 
@@ -94,7 +99,9 @@ def image_reader(size: tuple[int, int] = (48, 40)) -> Callable[[str, str], bytes
 def made_advice(advised: bool = True) -> Advice:
     """Return advice with one line, or none."""
     drop, gain = {"value": 0.31, "low": 0.25, "high": 0.37}, {"value": 0.12, "low": 0.07, "high": 0.17}
-    reason = "Turned by 30 degrees accuracy falls by 31.0 points [25.0, 37.0]; turning images back mends a third of the errors."
+    reason = (
+        "Turned by 30 degrees accuracy falls by 31.0 points [25.0, 37.0]; turning back mends a third of the errors."
+    )
     line = Line("rotation", "rotate", 30, {"rotate": 30}, 30.0, "degrees", drop, 1e-4, gain, 1e-3, 0.34, 0.1, reason)
     rejected = (Rejected("hflip", "plausible, but accuracy does not fall"), Rejected("noise", "is not in these images"))
     note = "One family costs accuracy and is in the images." if advised else "Nothing is significantly sensitive."
@@ -225,7 +232,9 @@ def _label_errors(keys: Sequence[str], classes: Sequence[str]) -> LabelErrors:
         for place in range(count)
     ]
     held_out = LabelSource("train", "held-out", 1500, 15, 0.021, "Each was asked of a network that had not seen it.")
-    own = LabelSource("val", "evaluation", 300, 15, None, "The networks did not learn from it; it chose their checkpoints.")
+    own = LabelSource(
+        "val", "evaluation", 300, 15, None, "The networks did not learn from it; it chose their checkpoints."
+    )
     return LabelErrors(tuple(listed), (held_out, own), "")
 
 
@@ -237,13 +246,18 @@ def _duplicates(keys: Sequence[str], classes: Sequence[str]) -> Duplicates:
         Twins((Place("train", keys[4], classes[0]),) * 2, "pixels", 0.0, True, False, False),
     )
     return Duplicates(
-        twins, 3, 2, 2, {"val": 1, "test": 1}, 2624, "mean absolute difference of pixels, 0 to 1", "By perceptual hashes, verified."
+        twins,
+        3,
+        2,
+        2,
+        {"val": 1, "test": 1},
+        2624,
+        "mean absolute difference of pixels, 0 to 1",
+        "By perceptual hashes, verified.",
     )
 
 
-def _health(
-    random: np.random.Generator, n: int, classes: Sequence[str], share: bool, keys: Sequence[str]
-) -> Health:
+def _health(random: np.random.Generator, n: int, classes: Sequence[str], share: bool, keys: Sequence[str]) -> Health:
     def quantity(name: str, unit: str, low: float, high: float, drifted: bool) -> Quantity:
         edges = np.linspace(low, high, 25)
         splits = {}
@@ -251,7 +265,10 @@ def _health(
             values = np.clip(random.normal(low + at * (high - low), (high - low) / 9, 900), low, high)
             quantiles = tuple(np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist())
             splits[split] = Histogram(np.histogram(values, edges)[0], quantiles)
-        drift = (Drift("val", 0.03, 0.7, False), Drift("test", 0.4 if drifted else 0.03, 0.001 if drifted else 0.8, drifted))
+        drift = (
+            Drift("val", 0.03, 0.7, False),
+            Drift("test", 0.4 if drifted else 0.03, 0.001 if drifted else 0.8, drifted),
+        )
         return Quantity(name, unit, edges, splits, drift)
 
     counts = tuple(random.integers(50, 400, len(classes)).tolist())

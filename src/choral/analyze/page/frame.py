@@ -17,7 +17,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from choral.analyze.page.markup import Markup
+from choral.analyze.page.markup import NOTHING, Markup
 
 _STYLES = "page.css"
 _ICON = (
@@ -42,7 +42,7 @@ class Section:
     id: str
     title: str
     lead: str = ""
-    body: Markup = Markup("")
+    body: Markup = NOTHING
     count: str = ""
 
 
@@ -70,8 +70,9 @@ def page(
     style = _file(_STYLES)
     script = "\n".join(_file(name) for name in scripts)
     blocks = [("data", data), ("pictures", pictures)]
+    allowed = _checksum(script) if script else "'none'"
     policy = (
-        f"default-src 'none'; script-src {_checksum(script) if script else "'none'"}; style-src {_checksum(style)}; "
+        f"default-src 'none'; script-src {allowed}; style-src {_checksum(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     return "\n".join(
@@ -97,7 +98,11 @@ def page(
             *map(_section, sections),
             "</main>",
             f"<footer><p>{escape(foot)}</p></footer>",
-            *(f'<script type="application/json" id="{name}">{embedded(own)}</script>' for name, own in blocks if own is not None),
+            *(
+                f'<script type="application/json" id="{name}">{embedded(own)}</script>'
+                for name, own in blocks
+                if own is not None
+            ),
             f"<script>{script}</script>" if script else "",
             "</body>",
             "</html>\n",

@@ -45,9 +45,13 @@ def _of_duplicates(analysis: Analysis) -> Iterator[Highlight]:
     leaked = {split: count for split, count in found.leaked.items() if count}
     if leaked:
         where = listed([f"{count:,} of {split}" for split, count in leaked.items()])
-        yield Highlight("bad", "twins", f"Leakage: {where} have a twin in train, which flatters figures of these splits.")
+        yield Highlight(
+            "bad", "twins", f"Leakage: {where} have a twin in train, which flatters figures of these splits."
+        )
     elif found.across:
-        yield Highlight("bad", "twins", f"{_count(found.across, 'image')} in more than one split: what is learned is known.")
+        yield Highlight(
+            "bad", "twins", f"{_count(found.across, 'image')} in more than one split: what is learned is known."
+        )
     if found.conflicts:
         verb = "has" if found.conflicts == 1 else "have"
         text = f"{_count(found.conflicts, 'group')} of identical or near-identical images {verb} different labels."
@@ -69,7 +73,9 @@ def _of_images(analysis: Analysis) -> Iterator[Highlight]:
             verb = "" if what.startswith("cannot") else "is " if count == 1 else "are "
             yield Highlight("bad", "health", f"{_count(count, 'image')} {verb}{what}.")
     drifted = {
-        drift.split: [one.name for one in health.quantities for own in one.drift if own.significant and own.split == drift.split]
+        drift.split: [
+            one.name for one in health.quantities for own in one.drift if own.significant and own.split == drift.split
+        ]
         for quantity in health.quantities
         for drift in quantity.drift
         if drift.significant
@@ -87,7 +93,9 @@ def _of_errors(analysis: Analysis) -> Iterator[Highlight]:
         yield Highlight("good", "worst", f"All {analysis.n:,} samples are right.")
         return
     if analysis.task == "multiclass":
-        pairs, counts = np.unique(np.stack([samples.labels[wrong], samples.predicted[wrong]]), axis=1, return_counts=True)
+        pairs, counts = np.unique(
+            np.stack([samples.labels[wrong], samples.predicted[wrong]]), axis=1, return_counts=True
+        )
         place = int(counts.argmax())
         true, said = (analysis.classes[int(number)] for number in pairs[:, place])
         text = f"{_count(int(wrong.sum()), 'error')}, {counts[place]:,} of them {true} taken for {said}."
@@ -96,8 +104,11 @@ def _of_errors(analysis: Analysis) -> Iterator[Highlight]:
     if votes.shape[1] > 1:
         same = votes == samples.labels[:, None]
         one = (same if analysis.task == "multiclass" else same.all(axis=2)).any(axis=1) & wrong
-        if one.sum() >= _TORN * wrong.sum():
-            text = f"Of {_count(int(wrong.sum()), 'error')}, {int(one.sum()):,} {'is' if one.sum() == 1 else 'are'} right by at least one member."
+        count, errors = int(one.sum()), int(wrong.sum())
+        if count >= _TORN * errors:
+            text = (
+                f"Of {_count(errors, 'error')}, {count:,} {'is' if count == 1 else 'are'} right by at least one member."
+            )
             yield Highlight("", "worst", text)
 
 
@@ -106,7 +117,9 @@ def _of_groups(analysis: Analysis) -> Iterator[Highlight]:
     found = [one for part in (groups.classes, *groups.slices.values()) for one in part if one.significant]
     worse = [one for one in found if _is_worse(one, groups.higher_is_better)]
     if worse:
-        names = listed([one.value if one.column in ("class", "label") else f"{one.column} {one.value}" for one in worse])
+        names = listed(
+            [one.value if one.column in ("class", "label") else f"{one.column} {one.value}" for one in worse]
+        )
         yield Highlight("bad", "groups", f"Significantly worse than the rest: {names}.")
     elif groups.comparisons:
         text = f"No class or slice differs significantly from the rest, of {groups.comparisons:,} compared."
@@ -122,7 +135,9 @@ def _of_trust(analysis: Analysis) -> Iterator[Highlight]:
     if len(off) > 1:  # of ten intervals of 95 % one may miss by chance
         too_sure = sum(one.confidence > one.right for one in off)
         how = "too high" if too_sure == len(off) else "too low" if not too_sure else "off"
-        text = f"Probabilities are {how} in {len(off)} of {len(analysis.reliability)} bins: `choral calibrate` mends that."
+        text = (
+            f"Probabilities are {how} in {len(off)} of {len(analysis.reliability)} bins: `choral calibrate` mends that."
+        )
         yield Highlight("", "trust", text)
 
 
@@ -130,7 +145,9 @@ def _of_advice(analysis: Analysis) -> Iterator[Highlight]:
     if analysis.advice is None:
         return
     if lines := analysis.advice.lines:
-        yield Highlight("bad", "advice", f"A weakness that augmentation mends: {listed([one.family for one in lines])}.")
+        yield Highlight(
+            "bad", "advice", f"A weakness that augmentation mends: {listed([one.family for one in lines])}."
+        )
     else:
         yield Highlight("good", "advice", "No change of the images is a weakness that augmentation would mend.")
 

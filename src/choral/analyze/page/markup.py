@@ -8,6 +8,7 @@ from typing import NewType
 
 Markup = NewType("Markup", str)
 """HTML that may stand in a page; made by the functions of this module alone."""
+NOTHING = Markup("")
 
 
 def joined(*parts: Markup) -> Markup:
@@ -38,9 +39,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Seque
         first, *others = row
         cells = "".join(f"<td{classed(place)}>{escape(text)}</td>" for place, text in enumerate(others, start=1))
         body += f'<tr><th scope="row"{classed(0)}>{escape(first)}</th>{cells}</tr>'
-    return Markup(
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return Markup(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
 def code(text: str) -> Markup:

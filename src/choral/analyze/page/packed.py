@@ -19,8 +19,8 @@ from choral.analyze.page.highlights import highlights_of
 _DIGITS = 6
 _LARGEST_VOTES = 4 << 20  # bytes of what all members say; more are left out, and only the answer is shown
 _WITHOUT = {
-    "probes": "Not probed yet, or with other weights: `choral analyze {run} --probes` changes the images family by family.",
-    "advice": "No advice yet, or of other weights: `choral improve` probes a run, advises, and checks what the advice brings.",
+    "probes": "Not probed yet, or with other weights: `choral probe {run}` changes the images family by family.",
+    "advice": "No advice yet, or of other weights: `choral improve` probes, advises, and checks what the advice brings.",
 }
 
 
@@ -37,7 +37,9 @@ def packed(analysis: Analysis) -> dict[str, Any]:
     Sections that need something which is not there say why, in `without`.
     """
     return {
-        "meta": {name: getattr(analysis, name) for name in ("run", "split", "predictor", "task", "n", "skipped", "date")}
+        "meta": {
+            name: getattr(analysis, name) for name in ("run", "split", "predictor", "task", "n", "skipped", "date")
+        }
         | {"classes": list(analysis.classes), "members": list(analysis.members)},
         "summary": rounded(plain(analysis.summary)),
         "highlights": [vars(one) for one in highlights_of(analysis)],

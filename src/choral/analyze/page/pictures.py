@@ -28,7 +28,11 @@ Pictures = dict[str, dict[str, str]]
 
 BUDGET = 11_000_000  # bytes of base64
 _MOST = 2_400  # pictures: beyond, decoding would take minutes
-_SIZES = ((256, 20_000), (192, 11_000), (144, 0))  # pixels of the longer side, where the budget allows so many bytes each
+_SIZES = (
+    (256, 20_000),
+    (192, 11_000),
+    (144, 0),
+)  # pixels of the longer side, where the budget allows so many bytes each
 _AT_ONCE = 64  # pictures that are made before the budget is looked at
 _OPENED = 96  # of a list: what its first pages show
 _OF_CELL, _OF_SLICE, _OF_CLASS = 12, 24, 12
@@ -49,7 +53,8 @@ def wanted_of(analysis: Analysis) -> list[Place]:
         keys(sure[:_OPENED]),
         ((one.split, one.key) for one in analysis.label_errors.suspects),
         ((place.split, place.key) for twins in analysis.duplicates.twins for place in twins.places[:4]),
-        ((one.split, one.key) for one in (*analysis.health.outliers, *analysis.health.constant)),
+        ((one.split, one.key) for one in analysis.health.outliers),
+        ((one.split, one.key) for one in analysis.health.constant),
         keys(_torn(analysis)[:_OPENED]),
         keys(np.argsort(samples.confidence, kind="stable")[:_OPENED]),
         *(keys(rows) for rows in _of_parts(analysis, worst)),
@@ -58,7 +63,9 @@ def wanted_of(analysis: Analysis) -> list[Place]:
     return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
 
-def pictures_of(wanted: list[Place], read: Callable[[str, str], bytes], max_pixels: int, budget: int = BUDGET) -> Pictures:
+def pictures_of(
+    wanted: list[Place], read: Callable[[str, str], bytes], max_pixels: int, budget: int = BUDGET
+) -> Pictures:
     """Return as many of the wanted pictures as the budget holds, in their order.
 
     An image that cannot be decoded is left out: the page has a section about those.

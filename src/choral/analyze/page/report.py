@@ -30,9 +30,7 @@ def report(analysis: Analysis, read: Callable[[str, str], bytes], max_pixels: in
     left = LARGEST - len(embedded(data).encode())
     pictures = pictures_of(wanted_of(analysis), read, max_pixels, max(0, min(BUDGET, left)))
     members = f"{len(analysis.members)} members" if len(analysis.members) > 1 else analysis.members[0]
-    subtitle = (
-        f"{analysis.n:,} samples of {analysis.split}, answered by {analysis.predictor} of {members}; {analysis.date[:10]}"
-    )
+    subtitle = f"{analysis.n:,} samples of {analysis.split}, answered by {analysis.predictor} of {members}"
     if analysis.skipped:
         subtitle += f"; {analysis.skipped:,} could not be read"
     return page(
@@ -52,7 +50,10 @@ def sections_of(analysis: Analysis) -> list[Section]:
     number = analysis.task == "regression"
     confusion = {
         "multiclass": ("Confusion", "Which classes are taken for which; a click shows the samples."),
-        "multilabel": ("Missed and false labels", "How often each label is missed or said falsely; a click shows the samples."),
+        "multilabel": (
+            "Missed and false labels",
+            "How often each label is missed or said falsely; a click shows the samples.",
+        ),
         "regression": ("Predictions", "What was said over what is true."),
     }[analysis.task]
     suspects, twins = len(analysis.label_errors.suspects), analysis.duplicates.found
@@ -61,7 +62,9 @@ def sections_of(analysis: Analysis) -> list[Section]:
         Section("worst", "Worst predictions", _worst_lead(analysis), count="" if number else f"{wrong:,} wrong"),
         Section("confusion", *confusion),
         Section("groups", "Classes and slices", _groups_lead(analysis)),
-        Section("trust", "Reliability and coverage", "Whether probabilities can be believed, and what is left to err on."),
+        Section(
+            "trust", "Reliability and coverage", "Whether probabilities can be believed, and what is left to err on."
+        ),
         Section("labels", "Probable label errors", count=f"{suspects:,}" if suspects else ""),
         Section("twins", "Near-duplicates", count=f"{twins:,}" if twins else ""),
         Section("health", "Data health", f"All {analysis.health.measured:,} images of all splits."),
@@ -76,7 +79,11 @@ def _worst_lead(analysis: Analysis) -> str:
         "multilabel": "Loss is the log loss of a label, in nats, the mean over labels.",
         "regression": "Error is the absolute error in standard deviations of each target, their mean.",
     }[analysis.task]
-    votes = " Squares are the members' votes, green where right." if len(analysis.members) > 1 and analysis.task != "regression" else ""
+    votes = (
+        " Squares are the members' votes, green where right."
+        if len(analysis.members) > 1 and analysis.task != "regression"
+        else ""
+    )
     return f"{what}{votes} A click shows all that is known of a sample."
 
 
@@ -85,6 +92,6 @@ def _groups_lead(analysis: Analysis) -> str:
     if not groups.comparisons:
         return "Nothing is compared: there is one class, or no slice."
     return (
-        f"Each compared with all other samples. Differences are marked that stay significant (p < 0.05) after Holm's correction "
-        f"for all {groups.comparisons:,} comparisons of this page."
+        f"Each compared with all other samples. Differences are marked that stay significant (p < 0.05) after Holm's "
+        f"correction for all {groups.comparisons:,} comparisons of this page."
     )
