@@ -19,7 +19,7 @@ function makeConfusion() {
     const counts = confusions(), totals = new Float64Array(CLASSES.length);
     for (const [place, count] of counts) totals[Math.floor(place / CLASSES.length)] += count;
     if (CLASSES.length <= FULL_MATRIX) body.append(matrix(counts, totals));
-    if (CLASSES.length > 2) body.append(frequentPairs(counts, totals));
+    if (CLASSES.length > 6) body.append(frequentPairs(counts, totals));
   } else if (TASK === "multilabel") body.append(labelErrors());
   else CLASSES.forEach((name, target) => body.append(scatter(name, target)));
 }
@@ -29,7 +29,7 @@ function matrix(counts, totals) {
   const size = CLASSES.length, table = el("table", { class: `matrix${size > 12 ? " dense" : ""}` });
   table.style.setProperty("--size", `${Math.min(1060, 150 + size * (size <= 4 ? 150 : size <= 12 ? 78 : 38))}px`);
   table.style.setProperty("--shape", size <= 4 ? "2" : size <= 12 ? "1.35" : "1");
-  const first = el("th", { class: "axis" }, size > 12 ? "" : "true ↓  said →");
+  const first = el("th", { class: "axis" }, size > 12 ? "" : ["true ↓ ", el("span", { class: "narrow-off" }, "said →")]);
   first.style.width = size > 12 ? "15%" : size > 6 ? "19%" : "24%";
   table.append(el("thead", {}, el("tr", {}, first, CLASSES.map((name) => el("th", { scope: "col", title: name }, size > 12 ? "" : name)))));
   const rows = el("tbody");

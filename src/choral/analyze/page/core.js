@@ -26,14 +26,16 @@ function el(tag, attributes, ...children) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return made;
 }
 const SVG_TAGS = new Set(["svg", "path", "line", "circle", "rect", "text", "g", "polyline", "title"]);
 
 const bodyOf = (id) => document.querySelector(`#${id} .body`);
-const note = (text) => el("p", { class: "note" }, text);
-const empty = (text) => el("p", { class: "empty" }, text);
+const note = (text) => el("p", { class: "note" }, coded(text));
+const empty = (text) => el("p", { class: "empty" }, coded(text));
+/** Return text whose parts between backticks are code. */
+const coded = (text) => text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
 
 // Numbers, as people read them.
 const whole = (number) => Math.round(number).toLocaleString("en");

@@ -3,7 +3,7 @@
 function makeLabelErrors() {
   const body = bodyOf("labels"), { suspects, sources, note: missing } = DATA.label_errors;
   for (const source of sources) body.append(el("p", { class: "lead" }, `${source.split}: ${plural(source.found, "label")} of ${whole(source.n)} ${source.found === 1 ? "is" : "are"} suspected${source.expected_share === null ? "" : `, about ${percent(source.expected_share)} are expected to be wrong`}. ${source.note}`));
-  if (missing) body.append(el("p", { class: sources.length ? "note" : "empty" }, missing));
+  if (missing) body.append(el("p", { class: sources.length ? "note" : "empty" }, coded(missing)));
   if (!suspects.length) return sources.length && body.append(empty("No label is suspected."));
   const place = el("div", { class: "spaced" });
   body.append(place, keysAsText(suspects));
@@ -44,7 +44,7 @@ function keysAsText(places) {
 
 function makeDuplicates() {
   const body = bodyOf("twins"), { twins, found, across, conflicts, leaked, compared, measure, note: how } = DATA.duplicates;
-  body.append(el("p", { class: "lead" }, how));
+  body.append(el("p", { class: "lead" }, coded(how)));
   if (!twins.length) return body.append(empty(`None among ${plural(compared, "image")} of all splits.`));
   const leaks = Object.entries(leaked).filter(([, count]) => count).map(([split, count]) => `${whole(count)} of ${split}`).join(" and ");
   const facts = [`${plural(found, "group")} of images that are there more than once`, across ? `${whole(across)} across splits` : "none across splits", conflicts ? `${whole(conflicts)} with different labels` : "none with different labels"];
@@ -107,9 +107,9 @@ function makeHealth() {
 function healthTable(health, splits) {
   const quartile = (quantity, split, place) => quantity.splits[split] && short(quantity.splits[split].quantiles[place]);
   const rows = splits.map((split) => el("tr", {}, el("th", { scope: "row" }, split), el("td", { class: "number" }, whole(health.samples[split])),
-    el("td", {}, Object.entries(health.formats[split] || {}).map(([format, count]) => `${format} ${whole(count)}`).join(", ")),
-    health.quantities.slice(0, 3).map((one) => el("td", { class: "number" }, one.splits[split] ? `${quartile(one, split, 3)} (${quartile(one, split, 0)} to ${quartile(one, split, 6)})` : "–"))));
-  return el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Split"), el("th", { class: "number" }, "Samples"), el("th", {}, "Format"), health.quantities.slice(0, 3).map((one) => el("th", { class: "number" }, `${one.name}${one.unit ? `, ${one.unit}` : ""}`)))), el("tbody", {}, rows)));
+    el("td", { class: "narrow-off" }, Object.entries(health.formats[split] || {}).map(([format, count]) => `${format} ${whole(count)}`).join(", ")),
+    health.quantities.slice(0, 3).map((one) => el("td", { class: "number" }, one.splits[split] ? [quartile(one, split, 3), el("span", { class: "quiet narrow-off" }, ` ${quartile(one, split, 0)} to ${quartile(one, split, 6)}`)] : "–"))));
+  return el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Split"), el("th", { class: "number" }, "Samples"), el("th", { class: "narrow-off" }, "Format"), health.quantities.slice(0, 3).map((one) => el("th", { class: "number" }, `${one.name}${one.unit ? `, ${one.unit}` : ""}`)))), el("tbody", {}, rows)));
 }
 
 function quantityChart(one, splits) {
@@ -126,10 +126,10 @@ function balance(health, splits) {
   const first = splits.find((split) => health.class_counts[split]) || splits[0], order = [...CLASSES.keys()].sort((one, other) => share(first, other) - share(first, one));
   const largestShare = Math.max(...splits.flatMap((split) => order.map((id) => share(split, id))), 1e-9);
   const place = el("div");
-  paged(place, 12, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, ""), splits.map((split) => el("th", {}, split)))), el("tbody", {}, part.map((id) => el("tr", {}, el("th", { scope: "row" }, CLASSES[id]), splits.map((split) => {
+  paged(place, 12, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, ""), splits.map((split) => el("th", { class: "number" }, split)))), el("tbody", {}, part.map((id) => el("tr", {}, el("th", { scope: "row" }, CLASSES[id]), splits.map((split) => {
     const fill = el("div", { class: "fill" });
     fill.style.width = `${(100 * share(split, id)) / largestShare}%`;
-    return el("td", {}, el("div", { class: "share" }, el("div", { class: "track" }, fill), el("span", {}, whole(health.class_counts[split]?.[id] ?? 0)), el("span", { class: "quiet" }, percent(share(split, id)))));
+    return el("td", {}, el("div", { class: "share" }, el("div", { class: "track" }, fill), el("span", {}, whole(health.class_counts[split]?.[id] ?? 0)), el("span", { class: "quiet narrow-off" }, percent(share(split, id)))));
   }))))))).show(order);
   return place;
 }

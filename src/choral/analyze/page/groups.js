@@ -25,16 +25,16 @@ function groupTable(title, groups) {
   ];
   if (ends.length) {
     columns.push({ name: GROUPS.metric + unit, number: true, key: (group) => group.score?.value ?? NaN, cell: (group) => el("td", { class: "number" }, group.score ? inUnit(group.score.value, GROUPS.percent) : "–") });
-    columns.push({ name: "95 % interval", wide: true, cell: (group) => el("td", { class: "drawn" }, group.score && interval(group.score, all, scale, kindOf(group))) });
+    columns.push({ name: "95 % interval", wide: true, cell: (group) => el("td", { class: "narrow-off" }, group.score && interval(group.score, all, scale, kindOf(group))) });
   }
   if (compared) {
     columns.push({ name: `To the rest${unit ? ", points" : ""}`, number: true, key: (group) => group.difference?.value ?? NaN, cell: differenceCell });
     columns.push({ name: "p, adjusted", number: true, key: (group) => group.p_adjusted ?? 2, cell: (group) => el("td", { class: `number ${group.significant ? kindOf(group).includes("better") ? "good" : "bad" : "quiet"}` }, pValue(group.p_adjusted)) });
   }
-  for (const name of detail) columns.push({ name: name.replaceAll("_", " "), number: true, key: (group) => group.details[name]?.value ?? NaN, cell: (group) => detailCell(group.details[name], name) });
+  for (const name of detail) columns.push({ name: name.replaceAll("_", " "), number: true, wide: true, key: (group) => group.details[name]?.value ?? NaN, cell: (group) => detailCell(group.details[name], name) });
   const view = paged(rest, ROWS_OF_GROUPS, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, heads()), el("tbody", {}, part.map((group) => el("tr", {}, columns.map((column) => column.cell(group))))))));
   let sorted = { column: null, down: false };
-  const heads = () => el("tr", {}, columns.map((column) => el("th", { scope: "col", class: column.number ? "number" : column.wide ? "drawn" : "", "aria-sort": sorted.column === column ? (sorted.down ? "descending" : "ascending") : null },
+  const heads = () => el("tr", {}, columns.map((column) => el("th", { scope: "col", class: [column.number && "number", column.wide && "narrow-off"].filter(Boolean).join(" "), "aria-sort": sorted.column === column ? (sorted.down ? "descending" : "ascending") : null },
     column.key ? el("button", { type: "button", onclick: () => sort(column) }, (column.name || "Name") + (sorted.column === column ? (sorted.down ? " ↓" : " ↑") : "")) : column.name)));
   function sort(column) {
     sorted = { column, down: sorted.column === column ? !sorted.down : false };
@@ -65,7 +65,7 @@ function kindOf(group) {
 }
 
 function nameOf(group) {
-  const tag = group.significant && el("span", { class: `tag ${kindOf(group).includes("better") ? "good" : "bad"}` }, kindOf(group).includes("better") ? "better" : "worse");
+  const tag = group.significant && group.difference && el("span", { class: `tag ${kindOf(group).includes("better") ? "good" : "bad"}` }, kindOf(group).includes("better") ? "better" : "worse");
   return [leadOf(group), tag && " ", tag];
 }
 
@@ -87,11 +87,11 @@ function leadOf(group) {
 function differenceCell(group) {
   if (!group.difference) return el("td", { class: "number" }, "–");
   const { value, low, high } = group.difference, text = (number) => signed(inUnit(number, GROUPS.percent), number);
-  return el("td", { class: "number", title: `95 % interval ${text(low)} to ${text(high)}` }, text(value), " ", el("span", { class: "quiet" }, `[${text(low)}, ${text(high)}]`));
+  return el("td", { class: "number", title: `95 % interval ${text(low)} to ${text(high)}` }, text(value), " ", el("span", { class: "quiet narrow-off" }, `[${text(low)}, ${text(high)}]`));
 }
 
 function detailCell(numbers, name) {
-  if (!numbers) return el("td", { class: "number" }, "–");
+  if (!numbers) return el("td", { class: "number narrow-off" }, "–");
   const share = !["rmse", "mae", "r2", "spearman", "log_loss"].includes(name), text = (number) => (share ? (100 * number).toFixed(1) : short(number));
-  return el("td", { class: "number", title: `95 % interval ${text(numbers.low)} to ${text(numbers.high)}` }, text(numbers.value));
+  return el("td", { class: "number narrow-off", title: `95 % interval ${text(numbers.low)} to ${text(numbers.high)}` }, text(numbers.value));
 }

@@ -7,7 +7,7 @@ function makeSummary() {
     return el("div", {}, el("div", { class: "name" }, one.name.replace(/ %$/, "")), el("div", { class: "value" }, text(one.value), one.percent && el("small", {}, "%")), el("div", { class: "ends" }, `${text(one.low)} to ${text(one.high)}`));
   })));
   if (DATA.highlights.length) {
-    body.append(el("h3", {}, "What to look at first"), el("ul", { class: "first" }, DATA.highlights.map(({ tone, section, text }) => el("li", {}, el("span", { class: `dot ${tone}` }), el("a", { href: `#${section}` }, text)))));
+    body.append(el("h3", {}, "What to look at first"), el("ul", { class: "first" }, DATA.highlights.map(({ tone, section, text }) => el("li", {}, el("a", { href: `#${section}` }, el("span", { class: `dot ${tone}` }), el("span", {}, coded(text)))))));
   }
 }
 

@@ -59,7 +59,7 @@ def sections_of(analysis: Analysis) -> list[Section]:
     suspects, twins = len(analysis.label_errors.suspects), analysis.duplicates.found
     return [
         Section("summary", "Summary", "With 95 % intervals, by bootstrap over the samples."),
-        Section("worst", "Worst predictions", _worst_lead(analysis), count="" if number else f"{wrong:,} wrong"),
+        Section("worst", "Worst predictions", _worst_lead(analysis), count="" if number else f"{wrong:,}"),
         Section("confusion", *confusion),
         Section("groups", "Classes and slices", _groups_lead(analysis)),
         Section(
