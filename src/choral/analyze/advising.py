@@ -1,0 +1,287 @@
+"""From probes to advice: which family of changes a run is sensitive to, and validation images show.
+
+A family is advised if three things hold, each measured on validation images:
+
+1. The run is sensitive to it: changed so, significantly fewer answers are right (`choral.analyze.probe_curves`).
+2. It is plausible: undoing it mends answers, significantly (`choral.analyze.undoing`); the share of all errors that it mends
+   is how plausible it is. Changes that alter labels, or that validation images do not show, mend nothing.
+3. The run's augmentation does not cover it at that strength.
+
+Both p values are after Holm's correction. How far images had to be changed back is the strength; families are ordered by the
+drop at that strength times the plausibility.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.analyze.advice import Advice, Line, Rejected
+from choral.analyze.covered import covering, widened
+from choral.analyze.probe_curves import Curve, Curves, Point, Probed
+from choral.analyze.undoing import LEVEL, Choices, Undone, rightness_of, sureness_of, undo
+from choral.config import AugmentConfig
+from choral.ensemble.rows import SEED, Numbers, numbers
+from choral.predict.probes.families import BY_NAME, Probe, augment_of
+from choral.score.intervals import bootstrap
+
+UNDONE_BY = {
+    "smaller": "larger",
+    "larger": "smaller",
+    "rotation": "rotation",
+    "translation": "translation",
+    "shear": "shear",
+    "perspective": "perspective",
+    "darker": "lighter",
+    "lighter": "darker",
+    "low_contrast": "high_contrast",
+    "high_contrast": "low_contrast",
+    "pale": "vivid",
+    "vivid": "pale",
+    "hue": "hue",
+    "blur": "sharpening",
+    "noise": "blur",
+    "hflip": "hflip",
+    "vflip": "vflip",
+    "rot90": "rot90",
+}
+"""What a family of changes is undone by, itself (another angle, the other side) or another one. Nothing brings back what is
+occluded or compressed away."""
+_FACTORS_BELOW = ("smaller", "darker", "low_contrast", "pale")  # 1 - x, undone by 1 + x
+_FACTORS_ABOVE = ("larger", "lighter", "high_contrast", "vivid")  # 1 + x, undone by 1 - x
+
+
+def make_advice(probed: Probed, curves: Curves, augment: AugmentConfig) -> Advice:
+    """Return what the probes of a run advise.
+
+    Args:
+        probed, curves: of the same samples.
+        augment: that the run was trained with.
+    """
+    task = probed.ledger.meta.task
+    if task == "regression":
+        note = "Numbers do not say how sure they are, so what validation images show cannot be measured: nothing is advised."
+        return _advice(probed, curves, (), (), 0, note)
+    taken, alone = _undone(probed, curves)
+    errors = max(1.0 - float(_right(probed, None).mean()), 1e-9)
+    lines, rejected, merged = [], [], augment
+    by_family = {one.family: one for one in taken}
+    for curve in curves.curves:
+        found = by_family.get(UNDONE_BY.get(curve.family, ""))
+        found_line = _line(curve, found, errors, augment) if found is not None else None
+        if found_line is None:
+            rejected.append(Rejected(curve.family, _why_not(curve, found, alone, taken, probed, augment)))
+        else:
+            lines.append(found_line)
+    lines.sort(key=lambda line: -line.score)
+    for number, line in enumerate(lines):
+        settings = widened(merged, augment_of(line.family, line.strength))
+        merged = replace(merged, **{key: _typed(value) for key, value in settings.items()})
+        lines[number] = replace(line, value=settings[line.key], settings=settings)
+    return _advice(probed, curves, tuple(lines), tuple(rejected), len(alone), _note(lines, curves, len(alone)))
+
+
+def _advice(
+    probed: Probed,
+    curves: Curves,
+    lines: tuple[Line, ...],
+    rejected: tuple[Rejected, ...],
+    comparisons: int,
+    note: str,
+) -> Advice:
+    return Advice(
+        run=curves.run,
+        split=curves.split,
+        predictor=curves.predictor,
+        metric=curves.metric,
+        n=curves.n,
+        lines=lines,
+        rejected=rejected,
+        comparisons=comparisons,
+        note=note,
+        dataset=probed.ledger.meta.dataset,
+        evaluation=curves.evaluation,
+    )
+
+
+def _undone(probed: Probed, curves: Curves) -> tuple[list[Undone], dict[str, Undone]]:
+    """Return what is mended by the families that undo one which was probed, as `undo` does."""
+    names = dict.fromkeys(UNDONE_BY[curve.family] for curve in curves.curves if curve.family in UNDONE_BY)
+    offered = {name: _choices(probed, probed.of(name)) for name in names if probed.of(name)}
+    return undo(_sure(probed, None), _right(probed, None), offered, probed.ledger.keys)
+
+
+def _choices(probed: Probed, probes: tuple[Probe, ...]) -> Choices:
+    return Choices(
+        np.array([probe.strength for probe in probes]),
+        np.stack([_sure(probed, probe) for probe in probes]),
+        np.stack([_right(probed, probe) for probe in probes]),
+    )
+
+
+def _sure(probed: Probed, probe: Probe | None) -> NDArray[np.float64]:
+    return sureness_of(probed.ledger.meta.task, probed.predictions(probe))
+
+
+def _right(probed: Probed, probe: Probe | None) -> NDArray[np.float64]:
+    return rightness_of(probed.ledger.meta.task, probed.ledger.labels, probed.predictions(probe))
+
+
+def strength_shown(family: str, undone: float) -> float:
+    """Return up to which strength of a family images show it, if undoing it took changes up to another strength.
+
+    It is one that was probed, or the largest: rounded up, for what images show is not known more finely.
+
+    Args:
+        family: that is shown.
+        undone: a strength of the family that undoes it.
+    """
+    strengths, others = BY_NAME[family].strengths, BY_NAME[UNDONE_BY[family]].strengths
+    if family in _FACTORS_BELOW:
+        shown = 1 - 1 / (1 + undone)
+    elif family in _FACTORS_ABOVE:
+        shown = undone / (1 - undone) if undone < 1 else np.inf
+    elif UNDONE_BY[family] == family:
+        shown = undone
+    else:  # sharpening and blur: as far along their own strengths
+        share = (1 + max(number for number, value in enumerate(others) if value <= undone)) / len(others)
+        shown = strengths[int(np.ceil(share * len(strengths))) - 1]
+    return min((value for value in strengths if value >= shown - 1e-9), default=strengths[-1])
+
+
+def _line(curve: Curve, undone: Undone, errors: float, augment: AugmentConfig) -> Line | None:
+    """Return a line, still without settings; None where the run is not sensitive, or covered."""
+    strength = strength_shown(curve.family, undone.strength)
+    point = sensitive_point(curve, strength)
+    if point is None or covering(augment, curve.family, strength):
+        return None
+    gain = numbers(bootstrap(undone.difference, seed=SEED))
+    plausibility = min(1.0, gain["value"] / errors)
+    drop = Numbers(value=point.drop, low=point.drop_low, high=point.drop_high)
+    return Line(
+        family=curve.family,
+        key=curve.key,
+        value=None,
+        settings={},
+        strength=strength,
+        unit=curve.unit,
+        drop=drop,
+        p_drop=point.p_adjusted,
+        gain=gain,
+        p_gain=undone.p_adjusted,
+        plausibility=plausibility,
+        score=point.drop * plausibility,
+        reason=_reason(curve, point, undone, gain, plausibility),
+    )
+
+
+def sensitive_point(curve: Curve, strength: float) -> Point | None:
+    """Return the point up to a strength with the largest drop, if that is significant after Holm's correction."""
+    points = [point for point in curve.points if point.strength <= strength + 1e-9]
+    worst = max(points, key=lambda point: point.drop, default=None)
+    return worst if worst is not None and worst.drop > 0 and worst.p_adjusted < LEVEL else None
+
+
+def _reason(curve: Curve, point: Point, undone: Undone, gain: Numbers, plausibility: float) -> str:
+    mended, lost = int((undone.difference > 0).sum()), int((undone.difference < 0).sum())
+    return (
+        f"{curve.family}: validation images that are {curve.text}, x = {_at(point.strength, curve.unit)}, cost "
+        f"{_cost(point)} (p {_p(point.p_adjusted)}); and undone where the network is "
+        f"surer then ({undone.family} up to {undone.strength:g}), {mended} more answers are right and {lost} fewer: "
+        f"{_points(gain['value'], gain['low'], gain['high'])} (p {_p(undone.p_adjusted)}), {100 * plausibility:.0f} % of the "
+        "errors. So validation images show it, and training did not."
+    )
+
+
+def _why_not(
+    curve: Curve,
+    taken: Undone | None,
+    alone: Mapping[str, Undone],
+    all_taken: list[Undone],
+    probed: Probed,
+    augment: AugmentConfig,
+) -> str:
+    """Return the first condition that does not hold."""
+    worst = curve.worst
+    if worst.drop <= 0 or worst.p_adjusted >= LEVEL:
+        return f"costs nothing significant: at most {_cost(worst)}"
+    costs = f"costs {100 * worst.drop:.1f} points at {_at(worst.strength, curve.unit)}"
+    if not curve.key:
+        return f"{costs}, but no key of augment shows it in training"
+    undoing = UNDONE_BY.get(curve.family)
+    if undoing is None or undoing not in alone:
+        why = "nothing undoes it" if undoing is None else f"{undoing}, which undoes it, was not probed"
+        return f"{costs}, but {why}, so whether validation images show it was not measured"
+    if taken is not None:
+        strength = strength_shown(curve.family, taken.strength)
+        if by := covering(augment, curve.family, strength):
+            return f"{costs}, and validation images show it, but {by} covers it already"
+        return f"costs nothing significant up to {_at(strength, curve.unit)}, as far as validation images show it"
+    own = alone[undoing]
+    gain = bootstrap(own.difference, seed=SEED)
+    mends = f"{_points(gain.value, gain.low, gain.high)}, p {_p(own.p_adjusted)}"
+    if own.mends:
+        firsts = ", ".join(one.family for one in all_taken)
+        return f"{costs}, but what undoing it mends is mended by {firsts}: nothing significant on top of that"
+    words = f"{costs}, but undoing it mends nothing significant ({mends}): validation images do not show it"
+    return words + _other_class(curve, probed)
+
+
+def _other_class(curve: Curve, probed: Probed) -> str:
+    """Return how many changed images lie next to images of another class, where that says more than chance would."""
+    meta = probed.ledger.meta
+    if meta.task != "multiclass" or not meta.features:
+        return ""
+    probes = [probe for probe in probed.of(curve.family) if probe.strength == curve.worst.strength]
+    before = other_class_share(probed, None)
+    after = float(np.mean([other_class_share(probed, probe) for probe in probes]))
+    if after < before + 0.05:
+        return ""
+    return (
+        f"; changed so, {100 * after:.0f} % look most like an image of another class ({100 * before:.0f} % unchanged)"
+    )
+
+
+def other_class_share(probed: Probed, probe: Probe | None) -> float:
+    """Return how many images, changed by a probe, are nearest to an unchanged one of another class, themselves apart.
+
+    Nearest in the features of the network: a 6 that is turned into a 9 lies among the 9s. 1 - this is the accuracy of the
+    nearest neighbour (Cover and Hart 1967).
+    """
+    images, changed = probed.features(None).astype(np.float64), probed.features(probe).astype(np.float64)
+    distances = (images**2).sum(axis=1)[None] - 2 * changed @ images.T
+    np.fill_diagonal(distances, np.inf)
+    labels = probed.ledger.labels
+    return float((labels[distances.argmin(axis=1)] != labels).mean())
+
+
+def _note(lines: list[Line], curves: Curves, comparisons: int) -> str:
+    tested = f"{len(curves.curves)} families were probed on {curves.n} samples, {comparisons} undone"
+    if not lines:
+        return f"Nothing is advised: no family both costs significantly and mends significantly where it is undone. {tested}."
+    names = ", ".join(line.family for line in lines)
+    return f"Advised: {names}, in the order of drop times plausibility. {tested}; p values are after Holm's correction."
+
+
+def _typed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _cost(point: Point) -> str:
+    return f"{100 * point.drop:.1f} points [{100 * point.drop_low:.1f}, {100 * point.drop_high:.1f}]"
+
+
+def _points(value: float, low: float, high: float) -> str:
+    return f"{100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _at(strength: float, unit: str) -> str:
+    return f"{strength:g} {unit}".strip()
