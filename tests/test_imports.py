@@ -29,6 +29,7 @@ LEVELS = [
     {"analyze"},
     {"workflow"},
     {"slurm"},
+    {"tune"},
     {"cli"},
     {"__main__"},
 ]

@@ -40,12 +40,14 @@ def is_test(config: Config, split: str) -> bool:
 
 
 def scoreboard_of(folder: RunFolder) -> Path:
-    """Return where the scoreboards of the runs beside this one are: runs/scoreboard; of a member, beside its ensemble."""
+    """Return where the scoreboards of the runs beside this one are: runs/scoreboard; of a member, beside its ensemble, of a
+    trial of `choral tune` beside the run that it is of."""
     return _runs(folder) / "scoreboard"
 
 
 def run_of(folder: RunFolder) -> str:
-    """Return what a run is called on the scoreboard: its name, of a member ENSEMBLE/members/NAME."""
+    """Return what a run is called on the scoreboard: its name, of a member ENSEMBLE/members/NAME, of a trial of `choral tune`
+    RUN/tune/trials/NUMBER."""
     return folder.path.resolve().relative_to(_runs(folder)).as_posix()
 
 
@@ -93,6 +95,8 @@ def looks_text(count: int, split: str) -> str:
 
 def _runs(folder: RunFolder) -> Path:
     path = folder.path.resolve()
+    if path.parent.parts[-2:] == ("tune", "trials") and (path.parent.parent / "space.json").is_file():
+        return path.parents[3]
     ensemble = path.parent.parent
     return ensemble.parent if path == RunFolder(ensemble).member(path.name).path and is_run(ensemble) else path.parent
 

@@ -19,6 +19,7 @@ from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
 from choral.cli.run_verbs import add_run_verbs
 from choral.cli.score_verb import add_score_verb
+from choral.cli.tune_verb import add_tune_verb
 from choral.errors import ChoralError, ConfigError, did_you_mean
 
 _HELP = """Example, on a folder with one subfolder of images a class:
@@ -75,6 +76,7 @@ def _parsers() -> dict[str, Parser]:
     add_run_verbs(verbs)
     add_score_verb(verbs)
     add_job_verbs(verbs)
+    add_tune_verb(verbs)
     add_combine_verbs(verbs)
     add_board_verbs(verbs)
     add_calibrate_verb(verbs)

@@ -29,6 +29,7 @@ from choral.config.fields import check, tuning
 from choral.config.members import held_out_groups, members_of
 from choral.config.model import FinetuneConfig, ModelConfig
 from choral.config.train import TrainConfig
+from choral.config.tune import TuneConfig
 from choral.errors import ConfigError, did_you_mean
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Task",
     "TrackingConfig",
     "TrainConfig",
+    "TuneConfig",
     "binding_difference",
     "binding_values",
     "config_hash",
@@ -91,6 +93,7 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig = TuneConfig()
     references: tuple[Reference, ...] = field(default=(), metadata={"tuning": True})
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,19 @@ class Outcome:
         attempts = f"{self.attempts} attempt{'' if self.attempts == 1 else 's'}"
         ending = "".join(f"\n  | {line}" for line in self.log_tail.splitlines())
         return f"{self.job.name}: failed, {self.reason} ({attempts}); log: {self.job.log}{ending}"
+
+
+class Feed(Protocol):
+    """Jobs that become known only as others end: a search, whose next step depends on what the steps before have shown."""
+
+    def next(self) -> Job | None:
+        """Return the next job, for a free slot; None: none as yet. Asked again whenever a slot is free."""
+
+    def enough(self, job: Job) -> bool:
+        """Return whether a running job is to be ended, since nobody needs the rest; called about once a second."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take note of how a job of this feed has ended; one that was ended by `enough` counts as stopped."""
 
 
 def describe_exit(code: int) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from choral.errors import ConfigError, Stopped
 from choral.jobs.display import Display, Row
 from choral.jobs.guard import ORPHAN_GRACE_S
-from choral.jobs.job import Job, Outcome, describe_exit
+from choral.jobs.job import Feed, Job, Outcome, describe_exit
 from choral.jobs.process import JobProcess
 from choral.jobs.signals import StopSignals
 
@@ -39,8 +39,9 @@ def run_jobs(
     grace_s: float = GRACE_S,
     console: Console | None = None,
     kind: str = "job",
+    feed: Feed | None = None,
 ) -> list[Outcome]:
-    """Run jobs, as many at once as there are slots, and return how each ended, in the order of `jobs`.
+    """Run jobs, as many at once as there are slots, and return how each ended, in the order of `jobs`, then of the feed.
 
     Exit status 0 is done. 75 is "stopped, run again": started again without counting as a failure, until it came three
     times in a row without progress. Anything else is a failure: started again up to `retries` times. A job that fails
@@ -59,17 +60,19 @@ def run_jobs(
         grace_s: seconds between SIGTERM and SIGKILL.
         console: for the table or lines; stderr by default.
         kind: what a job is called in the table.
+        feed: gives further jobs when those are started; it ends the call by giving none while none is running.
 
     Raises:
         ConfigError: no slot, no command, or two jobs with one name or folder.
     """
-    if not jobs:
+    if not jobs and feed is None:
         return []
     _check(jobs, slots)
-    runner = _Runner(jobs, slots, progress_token, retries, grace_s)
+    runner = _Runner(jobs, slots, progress_token, retries, grace_s, feed)
     with StopSignals() as signals, Display(console or Console(stderr=True), kind=kind) as display:
         next_show = 0.0
         try:
+            runner.draw()
             while runner.unfinished:
                 if signals.stop:
                     runner.stop(kill=signals.kill)
@@ -77,9 +80,11 @@ def run_jobs(
                 runner.collect()
                 if runner.messages or time.monotonic() >= next_show:
                     next_show = time.monotonic() + _SHOW_S
+                    runner.end_needless()
                     display.show(runner.rows(progress))
                     while runner.messages:
                         display.say(runner.messages.pop(0))
+                runner.draw()
                 if runner.unfinished:
                     time.sleep(_POLL_S)
         finally:
@@ -93,6 +98,7 @@ class _Task:
     """A job on its way."""
 
     job: Job
+    fed: bool = False  # by the feed
     state: Literal["waiting", "running", "stopping", "done", "failed", "stopped"] = "waiting"
     attempts: int = 0
     failures: int = 0
@@ -123,7 +129,9 @@ class _Runner:
         progress_token: Callable[[Job], object] | None,
         retries: int,
         grace_s: float,
+        feed: Feed | None = None,
     ) -> None:
+        self._feed = feed
         self._tasks = [_Task(job) for job in jobs]
         self._free_slots = list(slots)
         self._progress_token = progress_token or (lambda job: None)
@@ -142,6 +150,24 @@ class _Runner:
 
     def outcomes(self) -> list[Outcome]:
         return [task.outcome for task in self._tasks]
+
+    def draw(self) -> None:
+        """Take jobs from the feed, a job for each slot that no waiting one will take."""
+        if self._feed is None or self._stopping_since is not None:
+            return
+        while sum(task.state == "waiting" for task in self._tasks) < len(self._free_slots):
+            job = self._feed.next()
+            if job is None:
+                return
+            self._tasks.append(_Task(job, fed=True))
+            _check([task.job for task in self._tasks], [{}])
+
+    def end_needless(self) -> None:
+        """Ask running jobs to end that the feed has enough of."""
+        for task, process in self._active if self._feed is not None else ():
+            if task.fed and task.state == "running" and self._feed is not None and self._feed.enough(task.job):
+                task.state = "stopping"
+                process.stop()
 
     def start_waiting(self) -> None:
         """Give free slots to waiting jobs, in order."""
@@ -192,7 +218,7 @@ class _Runner:
             task.log_tail = "" if code == 0 else process.log_tail()
             if code == 0:
                 self._finish(task, "done")
-            elif self._stopping_since is not None:
+            elif self._stopping_since is not None or task.state == "stopping":
                 self._finish(task, "stopped")
             elif code == Stopped.exit_code:
                 self._after_stop(task)
@@ -220,6 +246,8 @@ class _Runner:
         task.state, task.reason, task.end = state, reason, time.monotonic()
         if state == "failed":
             self.messages.append(task.outcome.message)
+        if self._feed is not None and task.fed:
+            self._feed.ended(task.outcome)
 
     def stop(self, kill: bool) -> None:
         """Stop all jobs, waiting ones at once; to be called again until none is left."""
@@ -231,8 +259,9 @@ class _Runner:
                 if task.state == "waiting":
                     self._finish(task, "stopped")
             for task, process in self._active:
-                task.state = "stopping"
-                process.stop()
+                if task.state != "stopping":  # already, by the feed
+                    task.state = "stopping"
+                    process.stop()
         if kill and not self._killed:
             self._killed = True
             for _, process in self._active:

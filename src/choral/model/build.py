@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -60,6 +61,18 @@ def check_name(name: str) -> None:
     if not timm.is_model(name.partition(".")[0]):
         hint = did_you_mean(name, timm.list_models(), count=3)
         raise ConfigError(f"model.name: timm has no model '{name}'.{hint} All names: timm.list_models().")
+
+
+def drop_rates_of(config: ModelConfig, image_size: int) -> list[str]:
+    """Return those of drop_rate and drop_path_rate that the network takes; nothing is computed or kept in memory."""
+    bare = replace(config, weights="none", drop_rate=0.0, drop_path_rate=0.0)
+    trials = {"drop_rate": replace(bare, drop_rate=0.1), "drop_path_rate": replace(bare, drop_path_rate=0.1)}
+    taken = []
+    for name, trial in trials.items():
+        with contextlib.suppress(ConfigError), torch.device("meta"):
+            _create(trial, image_size)
+            taken.append(name)
+    return taken
 
 
 def normalization_of(model: nn.Module) -> Normalization:

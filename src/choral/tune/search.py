@@ -1,0 +1,214 @@
+"""`choral tune` from end to end: the search, what it has found, and what that is worth beside the config as it is.
+
+    runs/NAME/tune/
+      config.yaml        the network that the search began with, and what is searched
+      study.log          Optuna's journal: every trial, its point, its validations
+      trials/007/        an ordinary run each; checkpoints of the first and of the best alone
+      best.yaml          the config with the best trial's keys, to build on (`base:`) or to run
+      tune.json          all trials, the best one, and what each key explains
+
+The trials are judged on the validation split, and so is the best of them beside the first: of many trials the best has been
+lucky, too. The test split is never asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from choral import workflow
+from choral.assess.compare import Pair
+from choral.config import Config, TuneConfig, binding_difference
+from choral.configfile import load_config, to_values, to_yaml, with_overrides
+from choral.ensemble.members import shared_out, solo_config
+from choral.errors import ChoralError, ConfigError, Stopped
+from choral.jobs import run_jobs
+from choral.predict.request import Request
+from choral.runfolder import RunFolder, read_json, write_atomic, write_json
+from choral.train.state import LOWER_IS_BETTER
+from choral.tune.space import Space, changes_of, space_of
+from choral.tune.study import BASELINE, Study, Trial, as_json
+from choral.tune.trials import Trials, columns_of, exclusive
+from choral.workflow.launching import gpus
+
+_GRACE_S = 110.0  # more than a trial's own launcher gives its ranks
+_PREDICTOR = "member/model"  # what the one network of a run is called
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search: where it is, what it began with, what is searched."""
+
+    root: Path
+    config: Config
+    whole: Config
+    space: Space
+
+    @property
+    def metric(self) -> str:
+        """What decides, on the validation split."""
+        return self.config.best_metric
+
+    def study(self) -> Study:
+        """Open the journal, which is made where there is none."""
+        with exclusive(self.root / ".lock"):
+            larger = self.metric not in LOWER_IS_BETTER
+            return Study(
+                self.root / "study.log", self.config, self.space, larger, 1 / self.config.train.eval_every_epochs
+            )
+
+
+def open_search(config: Config) -> Search:
+    """Return the search of a config, after checking all that would fail later.
+
+    Raises:
+        ConfigError: nothing can be searched, or RUN/tune holds a search of another config or space.
+    """
+    from choral.model.build import check_name, drop_rates_of
+    from choral.train.optim import check_optimizer
+
+    solo = solo_config(config, config.run)
+    workflow.check_run(solo)
+    check_name(solo.model.name)
+    check_optimizer(solo.train.optimizer)
+    root = RunFolder.of(config).path / "tune"
+    space = space_of(solo, drop_rates_of(solo.model, solo.data.image_size))
+    described = {key: str(axis) for key, axis in space.items()}
+    before = read_json(root / "space.json")
+    if before is not None:
+        differences = binding_difference(load_config(root / "config.yaml"), solo)
+        differences += [
+            f"tune.space.{key}" for key in sorted({*before, *described}) if before.get(key) != described.get(key)
+        ]
+        if differences:
+            raise ConfigError(
+                f"{root}: holds a search of another config ({'; '.join(differences[:3])}). Give this one its own folder "
+                "with run=NAME, or delete that one"
+            )
+    else:
+        write_atomic(root / "config.yaml", to_yaml(solo))
+        write_json(root / "space.json", described)
+    return Search(root, solo, config, space)
+
+
+def tune(config: Config, jobs: int, progress: Console) -> int:
+    """Run the trials that are missing, as parallel jobs of this machine, and keep what came of it: see `report_of`.
+
+    Args:
+        config: of a run; of an ensemble its first member is searched.
+        jobs: trials at once; 0: as many as the devices hold.
+        progress: for what goes on.
+
+    Returns:
+        0 done, 75 stopped.
+
+    Raises:
+        ConfigError, DataError: found before anything is started.
+        ChoralError: no trial could be trained.
+    """
+    workflow.pack_if_missing(config, progress)
+    search = open_search(config)
+    study = search.study()
+    trials = Trials(search.root, study, search.config, search.space, search.metric)
+    places = shared_out(search.config, gpus(), config.tune.trials, jobs or config.ensemble.max_parallel)
+    outcomes = run_jobs(
+        [],
+        slots=places,
+        retries=0,  # what fails, as with a rate that is too high, fails again
+        progress=columns_of,
+        progress_token=lambda job: RunFolder(job.folder).status.get("step"),
+        grace_s=_GRACE_S,
+        console=progress,
+        kind="trial",
+        feed=trials,
+    )
+    if trials.stopped:
+        progress.print("stopped; run the same command again to continue")
+        return Stopped.exit_code
+    running = [trial.name for trial in study.trials() if trial.state == "running"]
+    if running:
+        progress.print(f"trials {', '.join(running)} are worked on elsewhere", markup=False, highlight=False)
+        return 0
+    best = study.best()
+    if best is None:
+        why = next((outcome.message for outcome in outcomes if outcome.state == "failed"), "all were ended early")
+        raise ChoralError(f"{search.root}: none of {len(study.trials())} trials has come to its end: {why}")
+    _finish(search, study, trials, best)
+    return 0
+
+
+def _finish(search: Search, study: Study, trials: Trials, best: Trial) -> None:
+    """Evaluate the first and the best trial on validation data, put them on the scoreboard, and keep what was found."""
+    changes = changes_of(search.config, search.space, best.point) if best.number != BASELINE else {}
+    write_atomic(search.root / "best.yaml", _best_yaml(search, best, len(study.trials()), changes))
+    first = study.trials()[BASELINE]
+    split = search.config.data.val_split
+    for trial, step in ((first, "baseline"), (best, "+tune"))[: 1 if best.number == BASELINE else 2]:
+        if trial.state == "done":
+            _evaluate(trials.folder(trial), split, step)
+    compared: list[Pair] = []
+    if best.number != BASELINE and first.state == "done":
+        folders = (trials.folder(first), trials.folder(best))
+        compared = workflow.compare_runs(folders, split, [_PREDICTOR])[0]["metrics"]
+    write_json(search.root / "tune.json", report_of(search, study) | {"gain": compared})
+
+
+def report_of(search: Search, study: Study) -> dict[str, Any]:
+    """Return the trials so far, plain JSON."""
+    best = study.best()
+    return {
+        "run": search.config.run,
+        "split": search.config.data.val_split,
+        "metric": search.metric,
+        "wanted": search.config.tune.trials,
+        "trials": [_told(search, trial) for trial in study.trials()],
+        "best": None if best is None else _told(search, best),
+        "importance": study.importance(),
+        "file": str(search.root / "best.yaml"),
+        "gain": (read_json(search.root / "tune.json") or {}).get("gain", []),
+    }
+
+
+def _told(search: Search, trial: Trial) -> dict[str, Any]:
+    changes = {} if trial.number == BASELINE else changes_of(search.config, search.space, trial.point)
+    return {**as_json(trial), "config": changes}
+
+
+def _evaluate(folder: RunFolder, split: str, step: str) -> None:
+    """Write the ledger of a trial for the validation split alone, and append it to the scoreboard as a step.
+
+    Raises:
+        ChoralError: it failed, or was stopped.
+    """
+    config = folder.config()
+    if config.step != step:
+        folder.claim(replace(config, step=step))
+    code = workflow.evaluate(Request(folder, split=split, views="identity"), processes=0)
+    if code == Stopped.exit_code:
+        raise Stopped(f"{folder.path}: the evaluation was stopped; run the same command again to continue")
+    if code:
+        raise ChoralError(f"{folder.path}: could not be evaluated; the reason stands above")
+
+
+def _best_yaml(search: Search, best: Trial, count: int, changes: dict[str, Any]) -> str:
+    whole = with_overrides(search.whole, changes, "the best trial")
+    whole = replace(whole, run=f"{search.config.run}-tuned"[:64], tune=TuneConfig())
+    value = f"{best.value:.4f}" if best.value is not None else "-"
+    head = [
+        f"# choral tune: trial {best.number} of {count}, {search.metric} {value} on {search.config.data.val_split}.",
+        "# To run as it is, or to build on with `base:`. What differs from the config that the search began with:",
+        *(
+            f"#   {key}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+            for key, value in changes.items()
+        ),
+    ]
+    if not changes:
+        head[-1] = "# Nothing that was tried is better than the config that the search began with: this is that one."
+    values = to_values(whole)
+    values.pop("tune")
+    body: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return "".join(f"{line}\n" for line in head) + body
