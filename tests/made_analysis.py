@@ -33,6 +33,7 @@ from choral.analyze.analysis import (
     Suspect,
     Twins,
 )
+from choral.analyze.probe_curves import Curve, Curves, Point
 from choral.score.reliability import Bin
 
 HOSTILE = (
@@ -107,6 +108,30 @@ def made_advice(advised: bool = True) -> Advice:
     note = "One family costs accuracy and is in the images." if advised else "Nothing is significantly sensitive."
     lines = (line,) if advised else ()
     return Advice("made", "val", "soft", "accuracy", 300, lines, rejected, 14, note, "d" * 64, "e" * 64)
+
+
+_FAMILIES = (
+    ("rotation", "rotate", "degrees", (10.0, 20.0, 30.0, 45.0, 60.0), "turned about the centre", 0.3),
+    ("darker", "brightness", "", (0.2, 0.4, 0.6, 0.8), "1 - x times as bright", 0.02),
+    ("smaller", "zoom", "", (0.2, 0.35, 0.5), "1 - x times as large, the rest filled with the mirrored image", 0.12),
+    ("low_contrast", "contrast", "", (0.25, 0.5, 0.75), "1 - x times the contrast, about the mean", 0.0),
+    ("blur", "blur", "pixels of 224", (1.0, 2.0, 3.0, 5.0), "Gaussian blur of this standard deviation", 0.2),
+    ("hflip", "hflip", "", (1.0,), "left and right exchanged", 0.01),
+)
+
+
+def made_curves() -> Curves:
+    """Return curves of some families, two of which fall by more than chance."""
+    curves = []
+    for family, key, unit, strengths, text, most in _FAMILIES:
+        points = []
+        for strength in strengths:
+            drop = most * strength / strengths[-1]
+            value, p = 0.877 - drop, 0.0004 if drop > 0.08 else 0.6
+            points.append(Point(strength, value, value - 0.03, value + 0.03, drop, drop - 0.02, drop + 0.02, p / 9, p))
+        curves.append(Curve(family, key, unit, text, tuple(points)))
+    unperturbed = {"value": 0.877, "low": 0.84, "high": 0.91}
+    return Curves("made", "val", "soft", "accuracy", 300, 300, unperturbed, tuple(curves), "e" * 64)
 
 
 def _of_classes(random: np.random.Generator, keys: list[str], classes: int, members: int) -> SampleTable:

@@ -14,7 +14,7 @@ function roundScale(low, high, most = 5) {
 /** Return a chart: title, a line below it, and a drawing that follows its width. `draw(chart)` adds to `chart.add`. */
 function chart({ title, told, x, y, height = 240, label, xTitle, yTitle, draw }) {
   const place = el("div");
-  const whole = el("figure", { class: "chart" }, title && el("h3", {}, title), told !== undefined && el("p", { class: "told" }, told), place);
+  const whole = el("figure", { class: "chart" }, title && el("h3", {}, title), told !== undefined && el("p", { class: "told", title: told }, told), place);
   const left = yTitle === undefined ? 34 : 44, right = 10, top = 8, bottom = xTitle ? 40 : 24;
   onWidth(place, (width) => {
     const wide = width - left - right, high = height - top - bottom;

@@ -21,7 +21,7 @@ function makeConfusion() {
     if (CLASSES.length <= FULL_MATRIX) body.append(matrix(counts, totals));
     if (CLASSES.length > 6) body.append(frequentPairs(counts, totals));
   } else if (TASK === "multilabel") body.append(labelErrors());
-  else CLASSES.forEach((name, target) => body.append(scatter(name, target)));
+  else body.append(el("div", { class: "plots" }, CLASSES.map(scatter)));
 }
 
 /** Return the matrix: row true, column predicted; the shade is the share of the row. */
@@ -65,8 +65,7 @@ function frequentPairs(counts, totals) {
   const view = paged(rest, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "True"), el("th", {}, "Said"), el("th", { class: "number" }, "Samples"), el("th", { class: "number" }, "Of the class"))),
     el("tbody", {}, part.map((pair) => el("tr", {}, el("td", {}, el("button", { class: "link", type: "button", onclick: () => showPair(pair.truth, pair.answer) }, CLASSES[pair.truth])), el("td", {}, CLASSES[pair.answer]), el("td", { class: "number" }, whole(pair.count)), el("td", { class: "number" }, percent(each(pair)))))))));
   if (size > FULL_MATRIX) {
-    const names = [...CLASSES.keys()].sort((one, other) => CLASSES[one].localeCompare(CLASSES[other], "en", { numeric: true }));
-    const pick = choice("Of class", [[EVERY, "any"], ...names.map((id) => [id, CLASSES[id]])], (value) => view.show(value === EVERY ? pairs : pairs.filter((pair) => pair.truth === Number(value) || pair.answer === Number(value))));
+    const pick = choice("Of class", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])], (value) => view.show(value === EVERY ? pairs : pairs.filter((pair) => pair.truth === Number(value) || pair.answer === Number(value))));
     place.append(el("div", { class: "filters" }, pick.field));
   }
   place.append(rest);
@@ -98,7 +97,7 @@ function scatter(name, target) {
   for (let row = 0; row < COUNT; row++) { low = Math.min(low, truth(row), answer(row)); high = Math.max(high, truth(row), answer(row)); }
   const scale = roundScale(low, high);
   return chart({
-    title: name, told: "Said over true; a click opens the nearest sample", x: scale, y: scale, height: 380, xTitle: "true", yTitle: "said", label: `Predictions of ${name}`,
+    title: name, told: "A click opens the nearest sample", x: scale, y: scale, height: 360, xTitle: "true", yTitle: "said", label: `Predictions of ${name}`,
     draw({ svg, at, up, add }) {
       add(el("line", { class: "reference", x1: at(scale.low), x2: at(scale.high), y1: up(scale.low), y2: up(scale.high) }));
       const dots = [];

@@ -49,11 +49,21 @@ const signed = (text, number) => (number > 0 ? `+${text}` : number < 0 ? `−${t
 /** Return a value of the metric that groups are compared by, as text without its unit. */
 const inUnit = (value, isPercent) => (isPercent ? (100 * value).toFixed(1) : short(value));
 
+/** Compares texts as people order them: a 9 before a 10. */
+const COLLATOR = new Intl.Collator("en", { numeric: true });
+
+/** Return a control below its label. */
+function labelled(label, control) {
+  control.id = `control-${++labelled.count}`;
+  return el("div", { class: "field" }, el("label", { for: control.id }, label), control);
+}
+labelled.count = 0;
+
 /** Return a select with a label; options are [value, text]. */
 function choice(label, options, onchange) {
   const select = el("select", { onchange: () => onchange(select.value) });
   for (const [value, text] of options) select.append(el("option", { value }, text));
-  return { select, field: el("label", {}, label, select) };
+  return { select, field: labelled(label, select) };
 }
 
 /** Show a list page by page: `draw(items)` returns the node of some of them. */

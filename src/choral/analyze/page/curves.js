@@ -49,7 +49,7 @@ function makeProbes() {
   const order = [...curves].sort((one, other) => largest(other).drop - largest(one).drop);
   body.append(el("div", { class: "small-charts" }, order.map((one) => probeChart(one, unperturbed, y, share))));
   body.append(note(`${metric.replaceAll("_", " ")}${share ? " in %" : ""} over strength, of ${whole(DATA.probes.n)} samples, by ${DATA.probes.predictor} without test-time views; dashed: unchanged images. ` +
-    "The largest drop is first. Drops are paired with the same samples unchanged; marked are those that stay above zero after Holm's correction for all points of all curves. A drop alone is no weakness: a 6 turned by half is a 9."));
+    `The largest drop, beside each name${share ? " in points" : ""}, is first. Drops are paired with the same samples unchanged; marked are those that stay above zero after Holm's correction for all ${whole(points.length)} points. A drop alone is no weakness: a 6 turned by half is a 9.`));
 }
 const PROBE_SHARES = ["accuracy", "mean_ap"];
 const largest = ({ points }) => points.reduce((best, one) => (one.drop > best.drop ? one : best));
@@ -63,7 +63,9 @@ function probeChart(one, unperturbed, y, share) {
   const x = { low: 0, high: places.length + 0.3, ticks: [0, ...points.map((point) => point.x)], text: (tick) => (tick === 0 ? "–" : short(one.points[tick - 1].strength)) };
   const start = { x: 0, ...unperturbed };
   return chart({
-    title: one.family, told: `${worst.drop > 0 ? "−" : "+"}${unit(Math.abs(worst.drop))}${share ? " points" : ""} at ${short(worst.strength)}${one.unit ? ` ${one.unit}` : ""}`, x, y, height: 165, label: `${one.family}: ${DATA.probes.metric} over strength`,
+    title: [one.family.replaceAll("_", " "), el("span", { class: `worst ${certain ? "bad" : ""}` }, worst.drop > 0 ? `−${unit(worst.drop)}` : "no drop")],
+    told: one.text, x, y, height: 150, label: `${one.family}: ${DATA.probes.metric} over strength`,
+    xTitle: one.unit || undefined,
     draw(drawing) {
       const { add, at, up, left, wide } = drawing;
       add(el("line", { class: "reference", x1: left, x2: left + wide, y1: up(unperturbed.value), y2: up(unperturbed.value) }));

@@ -59,16 +59,15 @@ function makeExplorer() {
   };
   if (results.length) add("result", "Answer", [[EVERY, "any"], ...results.map((name) => [name, RESULTS[name][0]])]);
   if (TASK !== "regression") {
-    const names = [...CLASSES.keys()].sort((one, other) => CLASSES[one].localeCompare(CLASSES[other], "en", { numeric: true }));
-    add("truth", TASK === "multiclass" ? "True class" : "Has label", [[EVERY, "any"], ...names.map((id) => [id, CLASSES[id]])]);
-    add("said", TASK === "multiclass" ? "Predicted class" : "Said to have", [[EVERY, "any"], ...names.map((id) => [id, CLASSES[id]])]);
+    add("truth", TASK === "multiclass" ? "True class" : "Has label", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])]);
+    add("said", TASK === "multiclass" ? "Predicted class" : "Said to have", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])]);
   }
   const columns = Object.keys(SAMPLES.slices);
   if (columns.length) {
     add("column", "Slice by", [[EVERY, "–"], ...columns.map((name) => [name, name])], (value) => explore({ column: value, slice: EVERY }));
     add("slice", "Slice", [[EVERY, "any"]]);
   }
-  filters.append(el("label", {}, "Key", search));
+  filters.append(labelled("Key", search));
   CONTROLS.text = { select: search };
   const told = el("span", { class: "told", "aria-live": "polite", id: "found" });
   const clear = el("button", { class: "button", type: "button", id: "clear", onclick: () => explore(NOTHING) }, "Clear filters");

@@ -41,7 +41,7 @@ function groupTable(title, groups) {
     const sign = sorted.down ? -1 : 1;
     const compare = (one, other) => {
       const [a, b] = [column.key(one), column.key(other)];
-      if (typeof a === "string") return sign * a.localeCompare(b, "en", { numeric: true });
+      if (typeof a === "string") return sign * COLLATOR.compare(a, b);
       return (Number.isNaN(a) - Number.isNaN(b)) || sign * (a - b);
     };
     view.show([...groups].sort(compare));

@@ -54,7 +54,7 @@ def sections_of(analysis: Analysis) -> list[Section]:
             "Missed and false labels",
             "How often each label is missed or said falsely; a click shows the samples.",
         ),
-        "regression": ("Predictions", "What was said over what is true."),
+        "regression": ("Predictions", "What was said over what is true, of each target."),
     }[analysis.task]
     suspects, twins = len(analysis.label_errors.suspects), analysis.duplicates.found
     return [

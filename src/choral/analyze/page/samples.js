@@ -14,6 +14,7 @@ const SAMPLES = (() => {
   };
 })();
 const COUNT = META.n;
+const BY_NAME = [...CLASSES.keys()].sort((one, other) => COLLATOR.compare(CLASSES[one], CLASSES[other]));
 let pictures = null;
 
 /** Return the image of a sample as a data address, or null; all of them are read when the first one is wanted. */
@@ -47,6 +48,26 @@ function sameAnswer(column, row) {
   return one.length === other.length && one.every((id, place) => id === other[place]);
 }
 
+/** Return the standard deviation of each target, in which its errors are counted. */
+const SPREADS = TASK !== "regression" ? [] : CLASSES.map((_, target) => {
+  let sum = 0, squares = 0;
+  for (let row = 0; row < COUNT; row++) {
+    const value = SAMPLES.labels[row * CLASSES.length + target];
+    sum += value;
+    squares += value * value;
+  }
+  return Math.sqrt(Math.max(squares / COUNT - (sum / COUNT) ** 2, 1e-12));
+});
+
+/** Return what is true and what was said of a row, short enough for a card: of several targets the one that is worst. */
+function brief(row) {
+  if (TASK !== "regression" || CLASSES.length === 1) return [said(SAMPLES.labels, row), said(SAMPLES.predicted, row)];
+  const truth = numbersOf(SAMPLES.labels, row), answer = numbersOf(SAMPLES.predicted, row);
+  const far = CLASSES.map((_, target) => Math.abs(truth[target] - answer[target]) / SPREADS[target]);
+  const worst = far.indexOf(Math.max(...far));
+  return [`${short(truth[worst])} (${CLASSES[worst]})`, short(answer[worst])];
+}
+
 /** Return an image in its frame, or words where the page holds none of it. */
 function pictureFrame(split, key, alt) {
   const address = pictureOf(split, key);
@@ -66,7 +87,7 @@ function voteMarks(row) {
 
 /** Return a card of row `rows[place]`; a click opens it among the others. */
 function card(rows, place) {
-  const row = rows[place], right = SAMPLES.right[row], truth = said(SAMPLES.labels, row), answer = said(SAMPLES.predicted, row);
+  const row = rows[place], right = SAMPLES.right[row], [truth, answer] = brief(row);
   const style = TASK === "regression" ? "" : right ? "good" : "bad";
   const share = TASK === "regression" ? "" : sure(SAMPLES.confidence[row]);
   return el("button", { class: "card", type: "button", onclick: () => openSheet(rows, place), "data-row": row },
@@ -85,7 +106,7 @@ const SHEET = { dialog: null, rows: [], place: 0 };
 /** Open the sheet of one sample; arrows lead to the others of the list. */
 function openSheet(rows, place) {
   if (!SHEET.dialog) {
-    SHEET.dialog = el("dialog", { "aria-label": "Sample", onclick: (event) => event.target === SHEET.dialog && SHEET.dialog.close() });
+    SHEET.dialog = el("dialog", { "aria-label": "Sample", tabindex: -1, onclick: (event) => event.target === SHEET.dialog && SHEET.dialog.close() });
     SHEET.dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowRight") step(1);
       else if (event.key === "ArrowLeft") step(-1);
@@ -101,7 +122,10 @@ function step(by) {
   const place = SHEET.place + by;
   if (place < 0 || place >= SHEET.rows.length) return;
   SHEET.place = place;
+  const focused = document.activeElement.getAttribute("aria-label");
   fillSheet();
+  const again = focused && SHEET.dialog.querySelector(`button[aria-label="${focused}"]:not(:disabled)`);
+  (again || SHEET.dialog).focus(); // what had it is gone, and arrows would go nowhere
 }
 
 function fillSheet() {

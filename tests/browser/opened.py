@@ -1,0 +1,57 @@
+"""A page that is open in a browser, with what it said, and what it asked the network for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+class Opened:
+    """A page from disk.
+
+    Attributes:
+        path: of its file.
+        tab: Playwright's page.
+        requests: addresses that were asked for, but for `data:`.
+        complaints: messages on the console, errors of scripts, and dialogs such as `alert` makes.
+    """
+
+    def __init__(self, browser: Any, path: Path, width: int = 1440, height: int = 900, scheme: str = "light") -> None:
+        self.path, self.requests, self.complaints = path, list[str](), list[str]()
+        self._context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.tab = self._context.new_page()
+        self.tab.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("dialog", self._refuse)
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.goto(path.as_uri())
+        self.requests = [address for address in self.requests if not address.startswith("data:")]
+
+    def _refuse(self, dialog: Any) -> None:
+        self.complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def found(self) -> str:
+        """What the list of samples says about how many it shows."""
+        return str(self.tab.inner_text("#found"))
+
+    def keys(self) -> list[str]:
+        """Keys of the samples that the list shows."""
+        names = self.tab.eval_on_selector_all("#worst .card img", "images => images.map(image => image.alt)")
+        return [str(name) for name in names]
+
+    def choose(self, label: str, option: str) -> None:
+        """Choose in one of the filters."""
+        self.tab.locator("#worst").get_by_label(label, exact=True).select_option(label=option)
+
+    def overflow(self) -> tuple[int, int]:
+        """Width of what is on the page, and of the window."""
+        wide, window = self.tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        return int(wide), int(window)
+
+    def close(self) -> None:
+        """Close it; requests that came late are counted."""
+        self.requests = [address for address in self.requests if not address.startswith("data:")]
+        self._context.close()
