@@ -13,15 +13,23 @@ from choral.config import Config
 from choral.errors import Stopped
 from choral.predict.evaluate import evaluate
 from choral.runfolder import RunFolder
+from choral.runtime import Runtime
 
 
 def evaluate_on_ranks(
     config: Config, folder: RunFolder, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
 ) -> list[BaseException]:
-    """Evaluate, and return what was raised, by rank; anything but `Stopped` fails.
+    """Evaluate, and return what was raised, by rank; anything but `Stopped` fails; see `on_ranks`."""
+    return on_ranks(lambda run: evaluate(config, folder, run, force=True), ranks, told_to_stop)
+
+
+def on_ranks(
+    work: Callable[[Runtime], None], ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
+) -> list[BaseException]:
+    """Do some work on ranks, and return what was raised, by rank; anything but `Stopped` fails.
 
     Args:
-        config, folder: of the run.
+        work: of each rank.
         ranks: threads.
         told_to_stop: whether a rank is, asked once a chunk.
     """
@@ -47,7 +55,7 @@ def evaluate_on_ranks(
         run = Run(rank=number, world_size=ranks, local_world_size=ranks, is_main=number == 0, barrier=barrier.wait)
         run.device, run.accelerator = torch.device("cpu"), SimpleNamespace(autocast=nullcontext)
         try:
-            evaluate(config, folder, run, force=True)  # type: ignore[arg-type]
+            work(run)  # type: ignore[arg-type]
         except threading.BrokenBarrierError:
             return
         except BaseException as error:

@@ -132,11 +132,17 @@ class Probed:
         ledger: keys (sorted) and labels of the N samples, task and classes.
         voice: its only column: the mean over all networks, named as `choral score` does.
         probes: that there are, families in their order, strengths ascending.
+
+    Args:
+        ledger: of probes.
+        families: names of those that are looked at; none: all.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, families: Sequence[str] = ()) -> None:
         self.ledger, self.voice = ledger, ledger.members[0]
-        self.probes: tuple[Probe, ...] = probes_in(ledger.views)
+        self.probes: tuple[Probe, ...] = tuple(
+            probe for probe in probes_in(ledger.views) if not families or probe.family in families
+        )
 
     @cached_property
     def families(self) -> tuple[Family, ...]:
@@ -200,7 +206,8 @@ def make_curves(probed: Probed, run: str) -> Curves:
     if not len(ledger):
         raise DataError(f"{ledger.path}: holds no sample, nothing can be said")
     task, labels = ledger.meta.task, ledger.labels
-    records = {name: _record(task, labels, ledger.predictions(probed.voice, name)) for name in ledger.views}
+    names = [IDENTITY, *(probe.name for probe in probed.probes)]
+    records = {name: _record(task, labels, ledger.predictions(probed.voice, name)) for name in names}
     metric = METRICS[task][0]
     found = estimates_of(task, labels, records)[metric]
     curves = []

@@ -17,6 +17,7 @@ from choral.cli.combine_verbs import add_combine_verbs
 from choral.cli.data_verbs import add_data_verbs
 from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
+from choral.cli.probe_verb import add_probe_verb
 from choral.cli.run_verbs import add_run_verbs
 from choral.cli.score_verb import add_score_verb
 from choral.cli.tune_verb import add_tune_verb
@@ -80,4 +81,5 @@ def _parsers() -> dict[str, Parser]:
     add_combine_verbs(verbs)
     add_board_verbs(verbs)
     add_calibrate_verb(verbs)
+    add_probe_verb(verbs)
     return verbs.parsers

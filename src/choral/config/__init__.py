@@ -14,6 +14,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from choral.config.analyze import AnalyzeConfig
 from choral.config.augment import AugmentConfig
 from choral.config.data import DataConfig, PackConfig, ResampleConfig, Task
 from choral.config.ensemble import (
@@ -33,6 +34,7 @@ from choral.config.tune import TuneConfig
 from choral.errors import ConfigError, did_you_mean
 
 __all__ = [
+    "AnalyzeConfig",
     "AugmentConfig",
     "Average",
     "Config",
@@ -91,6 +93,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    analyze: AnalyzeConfig = AnalyzeConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()

@@ -7,10 +7,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 from choral.config import Config
 from choral.errors import ChoralError
+from choral.predict.ranks import as_rank
 from choral.predict.request import Request, add_arguments, request_of
 
 
@@ -39,23 +39,9 @@ def main(arguments: Sequence[str] | None = None, after: Callable[[Request], None
 
 def _evaluate(request: Request, config: Config) -> int:
     from choral.predict.evaluate import evaluate
-    from choral.runtime import Runtime, set_up_logging
 
     folder = request.folder
-    run: Runtime | None = None
-    try:
-        run = Runtime(config.train.precision, 1, config.train.timeout_s, folder.stop_file)
-        set_up_logging(run.rank)
-        with folder.lock() if run.is_main else nullcontext():
-            evaluate(config, folder, run, request.force, request.data_name)
-    except ChoralError as error:
-        prefix = "error" if run is None or run.is_main else f"error on rank {run.rank}"
-        print(f"{prefix}: {error}", file=sys.stderr)
-        return error.exit_code
-    finally:
-        if run is not None:
-            run.end()
-    return 0
+    return as_rank(config, folder, lambda run: evaluate(config, folder, run, request.force, request.data_name))
 
 
 if __name__ == "__main__":

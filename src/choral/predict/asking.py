@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,13 +13,37 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.config import Average
+from choral.inputs.looks import Look
 from choral.model.outputs import Outputs
 from choral.predict.chunks import Columns
+from choral.predict.ledger import features_of
 from choral.predict.questions import Question
 from choral.predict.views.shown import apply_view
 from choral.predict.voices import Voice
 
 _SMALLEST = float(np.finfo(np.float32).eps)  # of a probability whose logarithm is taken, as `ensemble.combine` does
+
+
+class Shows(Protocol):
+    """Makes of what a look shows of images what a view shows of it."""
+
+    def __call__(self, images: Tensor, view: str, look: Look, rows: NDArray[np.int64]) -> Tensor:
+        """Return (B, 3, S, S) of (B, 3, S, S) normalised images, which are those of (B,) rows of the index."""
+
+
+class ReadsFeatures(Protocol):
+    """Keeps something of what networks make of images before the last layer."""
+
+    def __call__(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (B, outputs) outputs of a network, and its (B, D) features."""
+
+    def kept(self, name: str, features: Tensor) -> Tensor:
+        """Return what is kept of (B, D) features of the network of a name, (B, width) float32."""
+
+
+def as_views(images: Tensor, view: str, look: Look, rows: NDArray[np.int64]) -> Tensor:
+    """Return images as test-time views show them; no sample is shown otherwise than another."""
+    return apply_view(images, view, look.mean, look.std)
 
 
 @dataclass(frozen=True)
@@ -30,12 +55,16 @@ class Manner:
         columns: which predictions are wanted: views by name, and "tta".
         autocast: makes the context of a forward pass.
         average: of views; see `EvaluateConfig.average`.
+        shows: what images look like under a view.
+        features: what is kept of them beside the predictions, under each view; None: nothing.
     """
 
     views: tuple[str, ...]
     columns: tuple[str, ...]
     autocast: Callable[[], AbstractContextManager[object]]
     average: Average = "probabilities"
+    shows: Shows = as_views
+    features: ReadsFeatures | None = None
 
 
 class ChunkAnswers:
@@ -46,6 +75,7 @@ class ChunkAnswers:
         columns: members and views of the ledger.
         outputs: of each network.
         readable: (n,) which could be read.
+        features: numbers that are kept beside each column, as `ledger_table` takes them.
     """
 
     def __init__(
@@ -54,9 +84,13 @@ class ChunkAnswers:
         columns: Sequence[tuple[str, str]],
         outputs: int,
         readable: NDArray[np.bool_],
+        features: int = 0,
     ) -> None:
         self.rows, self.readable = rows, readable
         self._sums: Columns = {column: np.zeros((len(rows), outputs), np.float32) for column in columns}
+        if features:
+            kept = [(member, features_of(view)) for member, view in columns]
+            self._sums |= {column: np.zeros((len(rows), features), np.float32) for column in kept}
         self._heard = {member: np.zeros(len(rows), dtype=np.int64) for member, _ in columns}
 
     def add(self, member: str, asked: NDArray[np.bool_], found: Mapping[str, Tensor]) -> None:
@@ -92,11 +126,16 @@ def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: 
     means = [_Mean(question.voice.outputs, manner) for question, _, _ in whom]
     with torch.inference_mode():
         for view in manner.views if whom else ():
-            shown = apply_view(images, view, look.mean, look.std)
-            for (_, network, mine), mean in zip(whom, means, strict=True):
+            shown = manner.shows(images, view, look, answers.rows)
+            for (question, network, mine), mean in zip(whom, means, strict=True):
                 part = shown if mine.all() else shown[torch.from_numpy(mine).to(shown.device)]
-                with manner.autocast():
-                    logits = network(part)
+                if manner.features is None:
+                    with manner.autocast():
+                        logits = network(part)
+                else:
+                    with manner.autocast():
+                        logits, features = manner.features(network, part)
+                    mean.keep(features_of(view), manner.features.kept(question.voice.name, features))
                 mean.add(view, logits)
         for (question, _, mine), mean in zip(whom, means, strict=True):
             answers.add(question.column, mine, mean.found())
@@ -137,8 +176,12 @@ class _Mean:
             values = self._averaged(predictions, logits)
             self._total = values if self._total is None else self._total + values
 
+    def keep(self, name: str, values: Tensor) -> None:
+        """Take (B, width) features under the name of their column."""
+        self._found[name] = values
+
     def found(self) -> dict[str, Tensor]:
-        """Return the predictions of the wanted columns."""
+        """Return the predictions of the wanted columns, and features."""
         if self._total is None:
             return self._found
         mean = self._total / len(self._manner.views)

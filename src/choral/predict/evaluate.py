@@ -39,6 +39,7 @@ from choral.runtime import Runtime
 
 _log = logging.getLogger(__name__)
 BAD_LOG = "bad_samples.jsonl"
+_SEEN = "all trained members, or all of a group, have seen them"
 _SOFTWARE = (f"choral {__version__}", *(f"{name} {version(name)}" for name in ("torch", "timm")))
 
 
@@ -73,13 +74,25 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
         unseen = name == HELD_OUT
         questions = about_unseen(plan.groups, split.index) if unseen else about_all(plan.voices)
         path, meta = plan.ledgers[name]
+        manner = Manner(plan.views, meta.views, run.accelerator.autocast, config.evaluate.average)
         _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
-        _SplitEvaluation(config, folder, run, place, split, questions, plan.views, meta).write(path)
+        SplitEvaluation(config, folder, run, place, split, questions, manner, meta, _SEEN).write(path)
 
 
 @dataclass(frozen=True)
-class _SplitEvaluation:
-    """One split, asked by all ranks."""
+class SplitEvaluation:
+    """One split, asked by all ranks.
+
+    Attributes:
+        config: of the run.
+        folder: of the run; samples that cannot be read are listed there.
+        run, place: this rank.
+        split: whose samples are asked about.
+        questions: who is asked about which of them.
+        manner: how.
+        meta: of the ledger.
+        left_out: why nobody is asked about some of them, as words behind "are left out"; "": that is not worth a warning.
+    """
 
     config: Config
     folder: RunFolder
@@ -87,16 +100,16 @@ class _SplitEvaluation:
     place: RankPlace
     split: Split
     questions: list[Question]
-    views: tuple[str, ...]
-    """All that "tta" averages."""
+    manner: Manner
     meta: LedgerMeta
+    left_out: str
 
     def write(self, path: Path) -> None:
         """Ask about this rank's share of what is not done yet, and let the main rank merge the parts of all."""
         run, index = self.run, self.split.index
         rows, left_out = rows_to_ask(self.questions, len(self.split))
         chunks = Chunks(rows, self.config.evaluate.plain_batch_size)
-        folder = chunks.folder(self.folder.predictions, self.meta, (*_SOFTWARE, run.device.type))
+        folder = chunks.folder(path.parent, self.meta, (*_SOFTWARE, run.device.type))
         done = self._done(folder, chunks)
         if run.is_main:
             self._tell(chunks, done, len(left_out))
@@ -136,9 +149,8 @@ class _SplitEvaluation:
 
     def _tell(self, chunks: Chunks, done: NDArray[np.bool_], left_out: int) -> None:
         split, samples = self.meta.split, len(self.split)
-        if left_out:
-            words = "%s: %d of %d samples are left out: all trained members, or all of a group, have seen them"
-            _log.warning(words, split, left_out, samples)
+        if left_out and self.left_out:
+            _log.warning("%s: %d of %d samples are left out: %s", split, left_out, samples, self.left_out)
         if done.any():
             asked = sum(len(chunks.rows_of(int(chunk))) for chunk in np.flatnonzero(done))
             _log.info("%s: continuing: %d of %d samples are done", split, asked, len(chunks.rows))
@@ -166,9 +178,8 @@ class _SplitEvaluation:
 
     def _answers(self, chunks: Chunks, mine: Sequence[int]) -> Iterator[tuple[int, ChunkAnswers]]:
         """Yield this rank's chunks, as they are finished."""
-        settings = self.config.evaluate
-        manner = Manner(self.views, self.meta.views, self.run.accelerator.autocast, settings.average)
-        turns = turns_of(self.questions, settings.members_at_once, chunks.size, self.run, manner)
+        at_once, manner = self.config.evaluate.members_at_once, self.manner
+        turns = turns_of(self.questions, at_once, chunks.size, self.run, manner)
         looks = [look for group in turns.groups for look in looks_of(group)]
         orders = (Order(rows=chunks.rows_of(chunk), epoch=0, step=chunk) for chunk in mine)
         bad_log = self.folder.path / BAD_LOG
@@ -177,6 +188,6 @@ class _SplitEvaluation:
 
         def started(batch: Batch | HostBatch) -> ChunkAnswers:
             valid = batch.valid if isinstance(batch, HostBatch) else batch.valid.cpu().numpy()
-            return ChunkAnswers(batch.rows, columns, len(self.meta.classes), valid)
+            return ChunkAnswers(batch.rows, columns, len(self.meta.classes), valid, self.meta.features)
 
         yield from answered(host, turns, started, self.run, manner)

@@ -12,6 +12,7 @@ from choral.workflow.board import print_board, print_projects, project_scores, p
 from choral.workflow.calibrating import calibrate, print_calibration
 from choral.workflow.comparing import compare_runs, print_comparison
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
+from choral.workflow.probing import print_curves, probe, probed_curves
 from choral.workflow.scoring import combine, print_looks, print_scores, score, scores_as_json
 from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
@@ -28,9 +29,12 @@ __all__ = [
     "print_board",
     "print_calibration",
     "print_comparison",
+    "print_curves",
     "print_looks",
     "print_projects",
     "print_scores",
+    "probe",
+    "probed_curves",
     "project_scores",
     "projects_as_json",
     "run_all",

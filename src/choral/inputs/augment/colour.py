@@ -37,8 +37,13 @@ def colour_matrices(config: AugmentConfig, seed: int, epoch: int, rows: NDArray[
     draws = np.ascontiguousarray(uniform(seed, epoch, rows, _DRAWS, _STREAM).T)
     saturation = 1 + config.saturation * (2 * draws[0] - 1)
     saturation = np.where(draws[2] < config.grey, 0.0, saturation)
-    angle = 2 * np.pi * config.hue * (2 * draws[1] - 1)
-    turned = np.zeros((len(rows), 3, 3))
+    return colour_matrix(saturation, config.hue * (2 * draws[1] - 1))
+
+
+def colour_matrix(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return (b, 3, 3) float32 that multiply saturation by (b,) factors, then turn hue by (b,) shares of the circle."""
+    angle = 2 * np.pi * hue
+    turned = np.zeros((len(angle), 3, 3))
     turned[:, 0, 0] = 1
     turned[:, 1, 1] = turned[:, 2, 2] = saturation * np.cos(angle)
     turned[:, 1, 2], turned[:, 2, 1] = -saturation * np.sin(angle), saturation * np.sin(angle)

@@ -53,28 +53,46 @@ def moves(config: AugmentConfig) -> bool:
 def homographies(
     config: AugmentConfig, seed: int, epoch: int, rows: NDArray[np.int64], size: int
 ) -> dict[str, NDArray[np.float64] | NDArray[np.bool_]]:
-    """Return "warped": (b,) bool, and "homography": (b, 3, 3) float64.
-
-    An image is zoomed, sheared, turned about its centre and moved, then its corners are moved.
-    """
+    """Return "warped": (b,) bool, and "homography": (b, 3, 3) float64, see `homography_of`."""
     draws = np.ascontiguousarray(uniform(seed, epoch, rows, _DRAWS, _STREAM).T)
     either = 2 * draws - 1  # from [-1, 1)
-    angle = np.radians(config.rotate * either[1])
     low, high = config.zoom
-    zoom = low * (high / low) ** draws[2]  # half as large is as likely as twice as large
-    shear_x, shear_y = (np.tan(np.radians(config.shear * either[number])) for number in (3, 4))
-    centre = (size - 1) / 2
-    moved = config.translate * size * either[5:7]
-    forward = (
-        _shift(centre + moved[0], centre + moved[1])
-        @ _linear(np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle))
-        @ _linear(np.ones_like(angle), shear_x, shear_y, np.ones_like(angle))
-        @ _linear(zoom, np.zeros_like(zoom), np.zeros_like(zoom), zoom)
-        @ _shift(np.full(len(rows), -centre), np.full(len(rows), -centre))
+    homography = homography_of(
+        size,
+        angle=config.rotate * either[1],
+        zoom=low * (high / low) ** draws[2],  # half as large is as likely as twice as large
+        shear=config.shear * either[3:5],
+        move=config.translate * size * either[5:7],
+        corners=config.perspective * size * either[7:15].T.reshape(-1, 4, 2) if config.perspective > 0 else None,
     )
-    if config.perspective > 0:
-        forward = _corners_moved(config.perspective * size * either[7:15].T.reshape(-1, 4, 2), size) @ forward
-    return {"warped": draws[0] < config.geometry_prob, "homography": np.linalg.inv(forward)}
+    return {"warped": draws[0] < config.geometry_prob, "homography": homography}
+
+
+def homography_of(
+    size: int, angle: Floats, zoom: Floats, shear: Floats, move: Floats, corners: Floats | None = None
+) -> Floats:
+    """Return (b, 3, 3): an image is zoomed, sheared, turned about its centre and moved, then its corners are moved.
+
+    Args:
+        size: side of the images in pixels.
+        angle: (b,) degrees.
+        zoom: (b,) factor.
+        shear: (2, b) degrees, across and down.
+        move: (2, b) pixels, across and down.
+        corners: (b, 4, 2) pixels, of top left, top right, bottom right and bottom left; None: they stay.
+    """
+    radians, centre = np.radians(angle), (size - 1) / 2
+    shear_x, shear_y = np.tan(np.radians(shear))
+    forward = (
+        _shift(centre + move[0], centre + move[1])
+        @ _linear(np.cos(radians), -np.sin(radians), np.sin(radians), np.cos(radians))
+        @ _linear(np.ones_like(radians), shear_x, shear_y, np.ones_like(radians))
+        @ _linear(zoom, np.zeros_like(zoom), np.zeros_like(zoom), zoom)
+        @ _shift(np.full(len(zoom), -centre), np.full(len(zoom), -centre))
+    )
+    if corners is not None:
+        forward = _corners_moved(corners, size) @ forward
+    return np.linalg.inv(forward).astype(np.float64, copy=False)
 
 
 def _linear(

@@ -23,7 +23,7 @@ from choral.config import AugmentConfig
 from choral.shards.counter import key_of, mix, uniform
 
 _BLUR, _NOISE, _NOISE_KEY, _ERASING = 43, 44, 45, 46  # tell these random numbers from those of other purposes
-_REFERENCE_SIDE = 224  # that sigmas are given for
+REFERENCE_SIDE = 224  # that sigmas are given for
 _ERASED_RATIO = 0.3  # height / width from this to its inverse (Zhong et al. 2020)
 _GOLDEN, _MIX_1, _MIX_2 = (
     np.uint64(value).astype(np.int64).item() for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -45,23 +45,27 @@ def textures(
     found: dict[str, NDArray[Any]] = {}
     if config.blur > 0:
         draws = np.ascontiguousarray(uniform(seed, epoch, rows, 2, _BLUR).T)
-        low, high = (sigma * size / _REFERENCE_SIDE for sigma in config.blur_sigma)
+        low, high = (sigma * size / REFERENCE_SIDE for sigma in config.blur_sigma)
         found["blurred"] = draws[0] < config.blur
-        found["blur"] = _kernels(low + (high - low) * draws[1], high, size)
+        found["blur"] = gaussian_kernels(low + (high - low) * draws[1], high, size)
     if config.noise > 0:
         draws = np.ascontiguousarray(uniform(seed, epoch, rows, 2, _NOISE).T)
         low, high = config.noise_std
         found["noise"] = np.where(draws[0] < config.noise, low + (high - low) * draws[1], 0).astype(np.float32)
-        with np.errstate(over="ignore"):
-            keys = mix(rows.astype(np.uint64) * np.uint64(_GOLDEN & (2**64 - 1)) + key_of(seed, epoch, _NOISE_KEY))
-        found["noise_key"] = keys.view(np.int64)
+        found["noise_key"] = noise_keys(seed, epoch, rows)
     if config.erasing > 0:
         found["erased"] = _rectangles(config, np.ascontiguousarray(uniform(seed, epoch, rows, 5, _ERASING).T), size)
     return found
 
 
-def _kernels(sigma: NDArray[np.float64], largest: float, size: int) -> NDArray[np.float32]:
-    """Return (b, 2 r + 1) Gaussian weights up to three standard deviations, r being that of the largest."""
+def gaussian_kernels(sigma: NDArray[np.float64], largest: float, size: int) -> NDArray[np.float32]:
+    """Return (b, 2 r + 1) Gaussian weights up to three standard deviations, r being that of the largest.
+
+    Args:
+        sigma: (b,) pixels.
+        largest: of all that may be drawn.
+        size: side of the images in pixels.
+    """
     radius = min(math.ceil(3 * largest), size - 1)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma[:, None]) ** 2) * (abs(offsets) <= np.ceil(3 * sigma[:, None]))
@@ -69,17 +73,34 @@ def _kernels(sigma: NDArray[np.float64], largest: float, size: int) -> NDArray[n
     return kernels
 
 
+def noise_keys(seed: int, epoch: int, rows: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the (b,) keys of the noise of samples; see `normals`."""
+    with np.errstate(over="ignore"):
+        keys = mix(rows.astype(np.uint64) * np.uint64(_GOLDEN & (2**64 - 1)) + key_of(seed, epoch, _NOISE_KEY))
+    return keys.view(np.int64)
+
+
 def _rectangles(config: AugmentConfig, draws: NDArray[np.float64], size: int) -> NDArray[np.int64]:
     low, high = config.erasing_area
-    area = low + (high - low) * draws[1]
+    boxes = rectangles(low + (high - low) * draws[1], draws[2:], size)
+    return np.where((draws[0] < config.erasing)[:, None], boxes, 0)
+
+
+def rectangles(area: NDArray[np.float64], draws: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """Return (b, 4) top, left, bottom, right of rectangles.
+
+    Args:
+        area: (b,) share of the image.
+        draws: (3, b) from [0, 1): aspect ratio, and place down and across.
+        size: side of the images in pixels.
+    """
     # The bound that keeps both sides within the image, instead of drawing again.
     least = np.maximum(_ERASED_RATIO, area)
-    ratio = least * (1 / least**2) ** draws[2]
+    ratio = least * (1 / least**2) ** draws[0]
     height, width = (np.rint(size * np.sqrt(area * value)) for value in (ratio, 1 / ratio))
     height, width = np.clip(height, 0, size), np.clip(width, 0, size)
-    top, left = np.floor(draws[3] * (size - height + 1)), np.floor(draws[4] * (size - width + 1))
-    boxes = np.stack([top, left, top + height, left + width], 1).astype(np.int64)
-    return np.where((draws[0] < config.erasing)[:, None], boxes, 0)
+    top, left = np.floor(draws[1] * (size - height + 1)), np.floor(draws[2] * (size - width + 1))
+    return np.stack([top, left, top + height, left + width], 1).astype(np.int64)
 
 
 def blur_image(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:

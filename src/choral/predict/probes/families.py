@@ -25,10 +25,10 @@ class Family:
     Attributes:
         name: of its curve.
         key: of `augment`, that shows the same in training; "": there is none.
-        unit: of the strengths, as it is printed behind them; "": a change that is made or not.
+        unit: of the strengths, as it is printed behind them; "" of factors, and of what is made or not.
         strengths: that are tried, ascending; 0 would be the unchanged image.
         both: whether each strength is tried in both directions; else there is one, or the sample decides.
-        text: what is done.
+        text: what is done, x being the strength.
     """
 
     name: str
@@ -60,24 +60,24 @@ class Probe:
 
 
 FAMILIES = (
-    Family("smaller", "zoom", "", (0.2, 0.35, 0.5), "1 - x times as large, the rest filled with the mirrored image"),
+    Family("smaller", "zoom", "", (0.2, 0.35, 0.5), "1 - x times as large, mirrored beyond its edges"),
     Family("larger", "zoom", "", (0.25, 0.5, 1.0), "1 + x times as large, cut off at the edges"),
-    Family("rotation", "rotate", "degrees", (10, 20, 30, 45, 60), "turned about the centre", both=True),
-    Family("translation", "translate", "of the side", (0.05, 0.1, 0.2), "moved across and down"),
-    Family("shear", "shear", "degrees", (10, 20), "slanted across and down"),
-    Family("perspective", "perspective", "of the side", (0.05, 0.1, 0.2), "each corner moved across and down"),
+    Family("rotation", "rotate", "degrees", (10, 20, 30, 45, 60), "turned by x degrees, both ways", both=True),
+    Family("translation", "translate", "of the side", (0.05, 0.1, 0.2), "moved by x of the side, across and down"),
+    Family("shear", "shear", "degrees", (10, 20), "slanted by x degrees, across and down"),
+    Family("perspective", "perspective", "of the side", (0.05, 0.1, 0.2), "corners moved by x of the side each way"),
     Family("darker", "brightness", "", (0.2, 0.4, 0.6, 0.8), "1 - x times as bright"),
     Family("lighter", "brightness", "", (0.25, 0.5, 1.0), "1 + x times as bright"),
-    Family("low_contrast", "contrast", "", (0.25, 0.5, 0.75), "1 - x times the contrast, about the mean"),
-    Family("high_contrast", "contrast", "", (0.5, 1.0), "1 + x times the contrast, about the mean"),
-    Family("pale", "saturation", "", (0.5, 1.0), "1 - x times the saturation; 1 is grey"),
+    Family("low_contrast", "contrast", "", (0.25, 0.5, 0.75), "1 - x times the contrast"),
+    Family("high_contrast", "contrast", "", (0.5, 1.0), "1 + x times the contrast"),
+    Family("pale", "saturation", "", (0.5, 1.0), "1 - x times the saturation"),
     Family("vivid", "saturation", "", (0.5, 1.0), "1 + x times the saturation"),
-    Family("hue", "hue", "of the circle", (0.05, 0.1, 0.25), "colours turned"),
-    Family("blur", "blur", "pixels of 224", (1, 2, 3, 5), "Gaussian blur of this standard deviation"),
-    Family("sharpening", "", "", (1, 3), "x times the difference to a blur of 2 pixels of 224, added"),
-    Family("noise", "noise", "of 1", (0.05, 0.1, 0.2), "Gaussian noise of this standard deviation"),
-    Family("compression", "host", "of 100", (50, 70, 85, 93), "saved as JPEG of quality 100 - x"),
-    Family("occlusion", "erasing", "of the area", (0.05, 0.1, 0.2, 0.33), "a rectangle replaced by the mean colour"),
+    Family("hue", "hue", "of the circle", (0.05, 0.1, 0.25), "colours turned by x of the circle"),
+    Family("blur", "blur", "pixels", (1, 2, 3, 5), "Gaussian blur of x pixels, of a side of 224"),
+    Family("sharpening", "", "", (1, 3), "x times the difference to a blur of 2 pixels, of a side of 224, added"),
+    Family("noise", "noise", "", (0.05, 0.1, 0.2), "Gaussian noise of x, values being 0 to 1"),
+    Family("compression", "host", "", (50, 70, 85, 93), "saved as JPEG of quality 100 - x"),
+    Family("occlusion", "erasing", "of the area", (0.05, 0.1, 0.2, 0.33), "a rectangle of x of the area is covered"),
     Family("hflip", "hflip", "", (1,), "left and right exchanged"),
     Family("vflip", "vflip", "", (1,), "top and bottom exchanged"),
     Family("rot90", "rot90", "", (1,), "turned by 90, 180 or 270 degrees"),

@@ -1,0 +1,35 @@
+"""What the main modules of ranks share: their `Runtime`, the lock of the run folder, and errors in one line each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from choral.config import Config
+from choral.errors import ChoralError
+from choral.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from choral.runtime import Runtime
+
+
+def as_rank(config: Config, folder: RunFolder, work: Callable[[Runtime], None]) -> int:
+    """Do the work of this process, one of those that the launcher started, and return its exit status."""
+    from choral.runtime import Runtime, set_up_logging
+
+    run: Runtime | None = None
+    try:
+        run = Runtime(config.train.precision, 1, config.train.timeout_s, folder.stop_file)
+        set_up_logging(run.rank)
+        with folder.lock() if run.is_main else nullcontext():
+            work(run)
+    except ChoralError as error:
+        prefix = "error" if run is None or run.is_main else f"error on rank {run.rank}"
+        print(f"{prefix}: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        if run is not None:
+            run.end()
+    return 0
