@@ -1,4 +1,4 @@
-"""W&B sweeps by hand: the command of configs/elpv-sweep.yaml, as W&B's agent builds it, offline."""
+"""W&B sweeps by hand: the command of launch/sweep.yaml, as W&B's agent builds it, offline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from choral.train import __main__ as train_main
 from choral.workflow import launching
 from toys import REPOSITORY
 
-SWEEP: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "elpv-sweep.yaml").read_text(encoding="utf-8"))
+SWEEP: dict[str, Any] = yaml.safe_load((REPOSITORY / "launch" / "sweep.yaml").read_text(encoding="utf-8"))
 
 
 def drawn(last: bool) -> dict[str, dict[str, Any]]:
