@@ -6,30 +6,37 @@ imported only by the steps that compute.
 
 from __future__ import annotations
 
+from choral.workflow.advising import advise, print_advice
 from choral.workflow.answering import predict
 from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
 from choral.workflow.calibrating import calibrate, print_calibration
 from choral.workflow.comparing import compare_runs, print_comparison
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
+from choral.workflow.improved_table import print_improved
+from choral.workflow.improving import improve
 from choral.workflow.probing import print_curves, probe, probed_curves
 from choral.workflow.scoring import combine, print_looks, print_scores, score, scores_as_json
 from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
 
 __all__ = [
+    "advise",
     "calibrate",
     "card",
     "check_run",
     "combine",
     "compare_runs",
     "evaluate",
+    "improve",
     "pack_if_missing",
     "predict",
+    "print_advice",
     "print_board",
     "print_calibration",
     "print_comparison",
     "print_curves",
+    "print_improved",
     "print_looks",
     "print_projects",
     "print_scores",
