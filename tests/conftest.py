@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    # A shell starts background jobs with SIGINT ignored, children inherit it, and nothing could be interrupted in a test.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts background jobs with SIGINT ignored, nohup all with SIGHUP; children inherit that, and nothing could be
+    # interrupted in a test.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

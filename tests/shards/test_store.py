@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_many_threads_and_few_descriptors(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 4096)
     shards = tuple(Shard(f"{n}.tar", 4096, "", 1) for n in range(12))
     store = LocalStore(Dataset(tmp_path, "n", "multiclass", ("a", "b"), shards, {}, "", ""))
+    gc.collect()  # files that earlier tests have left in cycles would be closed meanwhile
     before = open_files()
 
     def read(number: int) -> bool:

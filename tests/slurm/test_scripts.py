@@ -55,6 +55,18 @@ def test_dry_runs_print_what_is_committed(case: str, no_cluster: Path, capsys: p
     assert not (no_cluster / "runs").exists()
 
 
+def test_a_dry_run_of_a_search_prints_what_is_committed(no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a change on purpose, as above."""
+    words = ["tune", "toy.yaml", "--submit", "4", "--gpus", "2", "--time", "4:00:00", "--max-parallel", "2", *SITE]
+    assert main([*words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out.replace(sys.executable, "PYTHON")
+    path = EXPECTED / "tune.txt"
+    if os.environ.get("CHORAL_WRITE_EXPECTED"):
+        path.write_text(printed)
+    assert printed == path.read_text()
+    assert not (no_cluster / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

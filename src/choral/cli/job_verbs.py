@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from choral.cli.parser import Verbs, stdout, with_config, with_run
+from choral.cli.parser import Parser, Verbs, stdout, with_config, with_run
 from choral.configfile import load_config
 from choral.runfolder import RunFolder
 from choral.slurm.scripts import Resources
@@ -25,19 +25,7 @@ def add_job_verbs(verbs: Verbs) -> None:
         "the members that are trained. Called again, it submits what is neither done nor in the queue. No torch needed.",
     )
     with_config(verb)
-    for name in ("partition", "account", "qos", "constraint"):
-        verb.add_argument(f"--{name}", default="", help=f"of the jobs (default: the site's {name})")
-    verb.add_argument("--gpus", type=int, default=0, help="a node, one rank each (default: CPUs alone)")
-    text = "a node (default: with GPUs what the cluster gives, else ensemble.devices_per_member)"
-    verb.add_argument("--cpus", type=int, default=0, help=text)
-    verb.add_argument("--mem", default="", help="a node, such as 32G")
-    verb.add_argument("--nodes", type=int, default=1, help="a member (default: %(default)s)")
-    verb.add_argument(
-        "--time", default="", help="limit of each job, such as 4:00:00; it saves, and goes on in a new start"
-    )
-    verb.add_argument("--max-parallel", type=int, default=0, help="members at once (default: what the cluster lets)")
-    text = "settings of the cluster (default: $CHORAL_SITE, else ~/.config/choral/site.yaml, if there is one)"
-    verb.add_argument("--site", type=Path, metavar="FILE", help=text)
+    add_resources(verb)
     verb.add_argument("--dry-run", action="store_true", help="print scripts and commands, and do nothing")
 
     text = (
@@ -56,10 +44,26 @@ def add_job_verbs(verbs: Verbs) -> None:
     with_run(verbs.add("cancel", cancel_verb, "choral cancel elpv-demo", text))
 
 
-def submit_verb(options: argparse.Namespace) -> int:
-    """Submit a run to a SLURM cluster."""
-    config = load_config(options.config, options.overrides)
-    resources = Resources(
+def add_resources(verb: Parser) -> None:
+    """Let a verb take what jobs of a cluster ask for."""
+    for name in ("partition", "account", "qos", "constraint"):
+        verb.add_argument(f"--{name}", default="", help=f"of the jobs (default: the site's {name})")
+    verb.add_argument("--gpus", type=int, default=0, help="a node, one rank each (default: CPUs alone)")
+    text = "a node (default: with GPUs what the cluster gives, else ensemble.devices_per_member)"
+    verb.add_argument("--cpus", type=int, default=0, help=text)
+    verb.add_argument("--mem", default="", help="a node, such as 32G")
+    verb.add_argument("--nodes", type=int, default=1, help="a member (default: %(default)s)")
+    verb.add_argument(
+        "--time", default="", help="limit of each job, such as 4:00:00; it saves, and goes on in a new start"
+    )
+    verb.add_argument("--max-parallel", type=int, default=0, help="members at once (default: what the cluster lets)")
+    text = "settings of the cluster (default: $CHORAL_SITE, else ~/.config/choral/site.yaml, if there is one)"
+    verb.add_argument("--site", type=Path, metavar="FILE", help=text)
+
+
+def resources_of(options: argparse.Namespace) -> Resources:
+    """Return what parsed arguments ask for."""
+    return Resources(
         partition=options.partition,
         account=options.account,
         qos=options.qos,
@@ -71,8 +75,13 @@ def submit_verb(options: argparse.Namespace) -> int:
         time=options.time,
         max_parallel=options.max_parallel,
     )
+
+
+def submit_verb(options: argparse.Namespace) -> int:
+    """Submit a run to a SLURM cluster."""
+    config = load_config(options.config, options.overrides)
     do = show_submission if options.dry_run else submit_run
-    do(config, RunFolder.of(config), resources, load_site(options.site), stdout)
+    do(config, RunFolder.of(config), resources_of(options), load_site(options.site), stdout)
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -13,12 +14,14 @@ from rich.table import Table
 
 from choral import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_config, with_run
+from choral.config import STAGES, Config, check_stages
 from choral.configfile import load_config, to_yaml
 from choral.errors import ConfigError
 from choral.jobs.launcher import Machines
 from choral.predict.request import add_arguments, request_of
 from choral.runfolder import RunFolder
 from choral.slurm.starts import train_start
+from choral.tracking.sweep import named_by_sweep
 
 
 def add_run_verbs(verbs: Verbs) -> None:
@@ -90,8 +93,20 @@ def add_run_verbs(verbs: Verbs) -> None:
     verb.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    text = "Pack, train all members, evaluate and score: whatever is not done yet. Run it again to continue."
-    with_config(verbs.add("run", run_verb, "choral run configs/elpv-demo.yaml", text))
+    text = (
+        "Pack, train all members, evaluate and score: whatever is not done yet. Run it again to continue.\n"
+        "With stages=all the whole workflow: a baseline, its error analysis, the augmentation that it advises tried and\n"
+        "kept if it helps, the ensemble, the test split at last, and a page of what each step brought:\n"
+        "  choral run configs/elpv-workflow.yaml\n"
+        "  choral run configs/default.yaml data.shards=shards/ stages=all --skip improve"
+    )
+    verb = with_config(verbs.add("run", run_verb, "choral run configs/elpv-demo.yaml", text))
+    several = f"of {', '.join(STAGES)}"
+    verb.add_argument(
+        "--only", default="", metavar="A,B", help=f"these stages, {several} (default: those of the config)"
+    )
+    verb.add_argument("--skip", default="", metavar="A,B", help="not these")
+    verb.add_argument("--until", default="", metavar="STAGE", help="nothing after this one")
 
 
 def config_verb(options: argparse.Namespace) -> int:
@@ -111,7 +126,7 @@ def show_verb(options: argparse.Namespace) -> int:
 
 def train_verb(options: argparse.Namespace) -> int:
     """Train one network through Accelerate's launcher."""
-    config = load_config(options.config, options.overrides)
+    config = named_by_sweep(load_config(options.config, options.overrides))
     folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
     arguments, machines = [options.config, *options.overrides], _machines(options)
     if options.max_stalls is None:
@@ -173,4 +188,25 @@ def predict_verb(options: argparse.Namespace) -> int:
 def run_verb(options: argparse.Namespace) -> int:
     """Pack, train, evaluate, score: whatever is not done yet."""
     config = load_config(options.config, options.overrides)
-    return workflow.run_all(config, stderr, stdout)
+    return workflow.run_all(_with_stages(config, options), stderr, stdout)
+
+
+def _with_stages(config: Config, options: argparse.Namespace) -> Config:
+    """Return the config with the stages that the command line leaves."""
+    only, skipped, until = (
+        [part.strip() for part in text.split(",") if part.strip()] for text in _stage_words(options)
+    )
+    for name, given in (("only", only), ("skip", skipped), ("until", until)):
+        check_stages(given or ["all"], f"--{name}")
+    if len(until) > 1 or "all" in [*skipped, *until]:
+        raise ConfigError("--until: expected one stage; --skip, --until: all would leave nothing, or everything")
+    chosen = replace(config, stages=tuple(only)).chosen_stages if only else config.chosen_stages
+    last = STAGES.index(until[0]) if until else len(STAGES)
+    left = tuple(stage for stage in chosen if stage not in skipped and STAGES.index(stage) <= last)
+    if not left:
+        raise ConfigError(f"no stage is left of {', '.join(chosen)}: see --skip and --until")
+    return replace(config, stages=left)
+
+
+def _stage_words(options: argparse.Namespace) -> tuple[str, str, str]:
+    return options.only, options.skip, options.until

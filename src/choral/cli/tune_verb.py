@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
+from choral.cli.job_verbs import add_resources, resources_of
 from choral.cli.parser import Verbs, stderr, stdout, with_config
 from choral.configfile import load_config
-from choral.tune.search import open_search, report_of, tune
+from choral.errors import ConfigError
+from choral.slurm.site import load_site
+from choral.tune.search import report_of, search_of, tune
+from choral.tune.submitting import submit_search
 from choral.tune.table import print_search
 
 
@@ -22,12 +26,17 @@ def add_tune_verb(verbs: Verbs) -> None:
             "names) by training one network again and again; what validates badly is ended early. Run it again to continue,\n"
             "also with more trials. Several processes, on machines that share the disk, work on one search.\n\n"
             "The best config is runs/NAME/tune/best.yaml:\n"
-            "  choral run runs/elpv-demo/tune/best.yaml",
+            "  choral run runs/elpv-demo/tune/best.yaml\n"
+            "On a SLURM cluster, four jobs that share the trials (more at any time):\n"
+            "  choral tune configs/elpv-demo.yaml --submit 4 --partition gpu --gpus 1 --time 4:00:00",
         )
     )
     verb.add_argument("--trials", type=int, help="in all (default: tune.trials)")
     verb.add_argument("--jobs", type=int, default=0, help="trials at once (default: as many as the devices hold)")
     verb.add_argument("--show", action="store_true", help="print what has been found so far, and start nothing")
+    verb.add_argument("--submit", type=int, metavar="N", help="N jobs to SLURM, which work on the search, and end")
+    add_resources(verb)
+    verb.add_argument("--dry-run", action="store_true", help="with --submit: print script and command, and do nothing")
     verb.add_argument("--json", action="store_true", help="for machines, every trial")
 
 
@@ -35,9 +44,15 @@ def tune_verb(options: argparse.Namespace) -> int:
     """Search better settings: trials as jobs, ended early by validation."""
     further = [] if options.trials is None else [f"tune.trials={options.trials}"]
     config = load_config(options.config, [*options.overrides, *further])
+    if options.submit is not None:
+        site = load_site(options.site)
+        submit_search(config, options.submit, resources_of(options), site, stdout, options.dry_run)
+        return 0
     if not options.show and (code := tune(config, options.jobs, stderr)):
         return code
-    search = open_search(config)
+    search = search_of(config)
+    if not search.is_begun:
+        raise ConfigError(f"{search.root}: nothing has been searched yet; without --show it is")
     report = report_of(search, search.study())
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from choral.config.tune import TuneConfig
 from choral.errors import ConfigError, did_you_mean
 
 __all__ = [
+    "STAGES",
     "AnalyzeConfig",
     "AugmentConfig",
     "Average",
@@ -53,6 +55,7 @@ __all__ = [
     "TuneConfig",
     "binding_difference",
     "binding_values",
+    "check_stages",
     "config_hash",
     "field_names",
     "held_out_groups",
@@ -73,6 +76,22 @@ _METRICS = {
 }
 
 
+STAGES = ("pack", "baseline", "analyze", "improve", "ensemble", "evaluate")
+"""Of `choral run`, in their order."""
+
+
+def check_stages(stages: Sequence[str], key: str) -> None:
+    """Raise ConfigError, naming the nearest stage, unless there is each of these, and at least one."""
+    for stage in stages:
+        known = (*STAGES, "all")
+        check(
+            stage in known,
+            key,
+            f"there is no stage '{stage}'.{did_you_mean(stage, known)} There are: {', '.join(known)}",
+        )
+    check(bool(stages), key, f"expected at least one of {', '.join(STAGES)}, or all")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run: what `choral train`, `ensemble`, `evaluate`, `score` and `run` work on."""
@@ -85,6 +104,10 @@ class Config:
     """The scoreboard that the run's evaluations are appended to, see `choral scores`; "": the name of the data set."""
     step: str = tuning("")
     """What the run is called there: what was tried, such as baseline, +augment or +lp_ft; "": the run's name."""
+    stages: tuple[str, ...] = tuning(("pack", "ensemble", "evaluate"))
+    """What `choral run` does, always in this order: pack, baseline (one network of the config, the run NAME-baseline),
+    analyze (probes, advice and the page of that one, on validation data), improve (the advice, tried), ensemble (the
+    members, or the one network, with what improved), evaluate (the only look at the test split). all: each of them."""
     task: Task = "multiclass"
     """multiclass: one class an image; multilabel: any number of labels; regression: numbers."""
     data: DataConfig = DataConfig()
@@ -116,6 +139,7 @@ class Config:
             "step",
             "expected a few words of at most 64 characters in one line",
         )
+        check_stages(self.stages, "stages")
         check(0 <= self.seed < 2**31, "seed", "expected 0 to 2147483647")
         check(bool(self.data.shards), "data.shards", "expected the folder that `choral pack SOURCE OUT` wrote")
         steps = self.train.accumulate_steps
@@ -135,6 +159,11 @@ class Config:
                     f"ensemble.members.{member.name}.set.{key}",
                     "a member may set seed, data.*, model.*, finetune.*, augment.* or train.*",
                 )
+
+    @property
+    def chosen_stages(self) -> tuple[str, ...]:
+        """The stages of `choral run`, in their order."""
+        return tuple(stage for stage in STAGES if stage in self.stages or "all" in self.stages)
 
     @property
     def best_metric(self) -> str:

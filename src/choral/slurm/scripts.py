@@ -115,6 +115,11 @@ def evaluation_script(name: str, log: Path, options: Mapping[str, str], site: Si
     return _fill("evaluate.sbatch", {"job-name": name, "output": str(log), **options, "nodes": "1"}, site, {})
 
 
+def tuning_script(name: str, log: Path, options: Mapping[str, str], site: Site, settings: Mapping[str, int]) -> str:
+    """Return the script of a job that works on a search of settings; arguments as of `training_script`."""
+    return _fill("tune.sbatch", {"job-name": name, "output": str(log), **options, "nodes": "1"}, site, settings)
+
+
 def _fill(template: str, options: Mapping[str, str], site: Site, settings: Mapping[str, int]) -> str:
     check(_JOB_NAME.fullmatch(options["job-name"]) is not None, "run", f"'{options['job-name']}' is no name for a job")
     head: list[str] = []

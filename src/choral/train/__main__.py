@@ -17,6 +17,7 @@ from choral.inputs.sample_weights import why_not_trained
 from choral.inputs.targets import Targets
 from choral.runfolder import RunFolder
 from choral.shards.index import Dataset, Index
+from choral.tracking.sweep import named_by_sweep
 from choral.tracking.tensorboard import check_installed
 
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))  # set by the launcher; needed before there is a process group
     try:
         config = load_config(options.config, options.overrides)
+        if not options.folder:
+            config = named_by_sweep(config)
         folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
         folder.check_same(config)
         if folder.result is not None:

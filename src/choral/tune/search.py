@@ -53,8 +53,21 @@ class Search:
         """What decides, on the validation split."""
         return self.config.best_metric
 
+    @property
+    def described(self) -> dict[str, str]:
+        """What is searched, in words that are equal where it is."""
+        return {key: str(axis) for key, axis in self.space.items()}
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything of it yet."""
+        return (self.root / "study.log").is_file()
+
     def study(self) -> Study:
-        """Open the journal, which is made where there is none."""
+        """Open the journal; one is begun where there is none."""
+        if not (self.root / "space.json").is_file():
+            write_atomic(self.root / "config.yaml", to_yaml(self.config))
+            write_json(self.root / "space.json", self.described)
         with exclusive(self.root / ".lock"):
             larger = self.metric not in LOWER_IS_BETTER
             return Study(
@@ -62,8 +75,8 @@ class Search:
             )
 
 
-def open_search(config: Config) -> Search:
-    """Return the search of a config, after checking all that would fail later.
+def search_of(config: Config) -> Search:
+    """Return the search of a config, after checking all that would fail later; nothing is written.
 
     Raises:
         ConfigError: nothing can be searched, or RUN/tune holds a search of another config or space.
@@ -76,23 +89,21 @@ def open_search(config: Config) -> Search:
     check_name(solo.model.name)
     check_optimizer(solo.train.optimizer)
     root = RunFolder.of(config).path / "tune"
-    space = space_of(solo, drop_rates_of(solo.model, solo.data.image_size))
-    described = {key: str(axis) for key, axis in space.items()}
+    search = Search(root, solo, config, space_of(solo, drop_rates_of(solo.model, solo.data.image_size)))
     before = read_json(root / "space.json")
-    if before is not None:
-        differences = binding_difference(load_config(root / "config.yaml"), solo)
-        differences += [
-            f"tune.space.{key}" for key in sorted({*before, *described}) if before.get(key) != described.get(key)
-        ]
-        if differences:
-            raise ConfigError(
-                f"{root}: holds a search of another config ({'; '.join(differences[:3])}). Give this one its own folder "
-                "with run=NAME, or delete that one"
-            )
-    else:
-        write_atomic(root / "config.yaml", to_yaml(solo))
-        write_json(root / "space.json", described)
-    return Search(root, solo, config, space)
+    if before is None:
+        return search
+    described = search.described
+    differences = binding_difference(load_config(root / "config.yaml"), solo)
+    differences += [
+        f"tune.space.{key}" for key in sorted({*before, *described}) if before.get(key) != described.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{root}: holds a search of another config ({'; '.join(differences[:3])}). Give this one its own folder "
+            "with run=NAME, or delete that one"
+        )
+    return search
 
 
 def tune(config: Config, jobs: int, progress: Console) -> int:
@@ -111,7 +122,7 @@ def tune(config: Config, jobs: int, progress: Console) -> int:
         ChoralError: no trial could be trained.
     """
     workflow.pack_if_missing(config, progress)
-    search = open_search(config)
+    search = search_of(config)
     study = search.study()
     trials = Trials(search.root, study, search.config, search.space, search.metric)
     places = shared_out(search.config, gpus(), config.tune.trials, jobs or config.ensemble.max_parallel)
@@ -137,7 +148,8 @@ def tune(config: Config, jobs: int, progress: Console) -> int:
     if best is None:
         why = next((outcome.message for outcome in outcomes if outcome.state == "failed"), "all were ended early")
         raise ChoralError(f"{search.root}: none of {len(study.trials())} trials has come to its end: {why}")
-    _finish(search, study, trials, best)
+    with exclusive(search.root / ".finish"):  # of several processes that end at once, one after the other
+        _finish(search, study, trials, best)
     return 0
 
 
