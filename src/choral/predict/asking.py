@@ -57,6 +57,8 @@ class Manner:
         average: of views; see `EvaluateConfig.average`.
         shows: what images look like under a view.
         features: what is kept of them beside the predictions, under each view; None: nothing.
+        check: called before each view of a chunk; what it raises passes, and the chunk is lost. For many views, after
+            which a stop would come too late.
     """
 
     views: tuple[str, ...]
@@ -65,6 +67,7 @@ class Manner:
     average: Average = "probabilities"
     shows: Shows = as_views
     features: ReadsFeatures | None = None
+    check: Callable[[], None] = lambda: None
 
 
 class ChunkAnswers:
@@ -126,6 +129,7 @@ def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: 
     means = [_Mean(question.voice.outputs, manner) for question, _, _ in whom]
     with torch.inference_mode():
         for view in manner.views if whom else ():
+            manner.check()
             shown = manner.shows(images, view, look, answers.rows)
             for (question, network, mine), mean in zip(whom, means, strict=True):
                 part = shown if mine.all() else shown[torch.from_numpy(mine).to(shown.device)]

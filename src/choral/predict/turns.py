@@ -176,7 +176,7 @@ def answered(
                 answers = started(batch)
                 _ask_all(turns.loaded, looks, batch, manner, answers)
                 yield batch.step, answers
-                _check_stop(run)
+                check_stop(run)
         return
     forms = forms_of([look for group in turns.groups for look in looks_of(group)])
     with host:
@@ -188,14 +188,14 @@ def answered(
                 networks = load(group, run.device)
                 with shown(Again([batch.in_forms(own) for batch in window]), run.device, looks) as loader:
                     for batch in loader:
-                        _check_stop(run)
+                        check_stop(run)
                         _ask_all(networks, looks, batch, manner, found[batch.step])
                 del networks
             yield from found.items()
-            _check_stop(run)
+            check_stop(run)
 
 
-def _check_stop(run: Runtime) -> None:
+def check_stop(run: Runtime) -> None:
     """Raise `Stopped` if this rank is told to stop: it alone, for ranks have different numbers of chunks and cannot agree;
     the launcher ends the others."""
     if run.told_to_stop:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from choral.predict.probes.perturb import Perturbed
 from choral.predict.probes.plan import FEATURES, chosen_rows, plan_probes
 from choral.predict.probes.sketch import Sketch
 from choral.predict.questions import Question
+from choral.predict.turns import check_stop
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 
+_CPU_BATCH = 16  # as fast as more, and what is finished is kept in steps of seconds to minutes, not of many minutes
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +52,21 @@ def probe(
     if plan.is_done and not force:
         return
     config = with_batch_size(config, folder, run, plan.voices)
+    if run.device.type == "cpu":
+        size = min(config.evaluate.plain_batch_size, _CPU_BATCH)
+        config = replace(config, evaluate=replace(config.evaluate, batch_size=size))
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
     opened = open_split(config, dataset, split, place)
     index, views = opened.index, plan.meta.views
     chosen = chosen_rows(index.keys(np.arange(len(index))), plan.samples)
-    manner = Manner(views, views, run.accelerator.autocast, shows=Perturbed(index), features=Sketch(FEATURES))
+    manner = Manner(
+        views,
+        views,
+        run.accelerator.autocast,
+        shows=Perturbed(index),
+        features=Sketch(FEATURES),
+        check=lambda: check_stop(run),
+    )
     (column,) = plan.meta.members
     questions = [Question(column, voice, chosen) for voice in plan.voices]
     words = "%s: %d changes of %d of %d samples, %d networks"
