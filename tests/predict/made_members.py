@@ -22,13 +22,14 @@ def made_members(config: Config, path: Path) -> RunFolder:
     members = {member.name: folder.member(member.name) for member in members_of(config)} or {"model": folder}
     dataset = Dataset.open(config.data.shards)
     targets = Targets.open(config, Index.open(dataset, config.data.train_split))
+    numbers = len(targets.names) if targets.task == "regression" else 0
     for number, (name, member) in enumerate(members.items()):
         own = member_config(config, name) if members_of(config) else config
         member.claim(own)
         network = build_model(own.model, len(targets.names), own.data.image_size, own.seed + number)
         half = 0.5 + 0.01 * (number % 2)
         meta = {
-            **Outputs(targets.task, targets.names).meta(),
+            **Outputs(targets.task, targets.names, (0.0,) * numbers, (1.0,) * numbers).meta(),
             "mean": (half,) * 3,
             "std": (0.25,) * 3,
             "dataset": dataset.fingerprint,

@@ -30,6 +30,8 @@ from choral.predict.probes.sketch import Sketch
 from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.index import Dataset
+from choral.shards.options import PackOptions
+from choral.shards.pack import pack
 
 MEMBERS = "ensemble.members=[{name: a}, {name: b}, {name: c, set: {data.image_size: 40, data.eval_crop: center}}]"
 SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=3", "evaluate.checkpoint=last", "evaluate.splits=[val]"]
@@ -120,6 +122,23 @@ def test_one_network_a_part_of_the_samples_and_further_families(config: Config, 
     assert plan_probes(more, folder, dataset, "val", ["vflip"]).meta.views == ("identity", "vflip@1")
     probe(more, folder, run, "val", ["vflip"])
     assert set(first.keys) < set(Ledger.open(probe_path(folder, "val")).keys)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks(photos: Path, tmp_path: Path, config_file: Path, run: Runtime, task: str) -> None:
+    images = sorted(photos.glob("val/*/*.png"))
+    values = [f"{number % 3 or ''};second" if task == "multilabel" else number / 4 for number in range(len(images))]
+    rows = [f"{image},{value}" for image, value in zip(images, values, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    options = PackOptions(task=task, targets=("label",) if task == "regression" else (), processes=1, val=0.5, test=0.1)
+    packed = pack(str(tmp_path / "list.csv"), tmp_path / "packed", options)
+    members = "ensemble.members=[{name: a}, {name: b}]"
+    config = load_config(config_file, [*SETTINGS, f"task={task}", f"data.shards={packed.folder}", members])
+    folder = made_members(config, tmp_path / "run")
+    probe(config, folder, run, "val", ["hflip", "blur"])
+    curves = curves_of(folder, config, "val")
+    assert curves is not None and len(curves.curves) == 2 and curves.n == packed.splits["val"].samples
+    assert (curves.predictor, curves.metric) == (("soft", "mean_ap") if task == "multilabel" else ("mean", "rmse"))
 
 
 def test_samples_are_chosen_by_their_keys(monkeypatch: pytest.MonkeyPatch, config: Config, tmp_path: Path) -> None:
