@@ -31,8 +31,8 @@ class EvaluateConfig:
     batch_size: int | Literal["auto"] = tuning(64)
     """Images a forward pass and rank; views are passed one after the other. auto: as many as fit, at most 512, on a CPU 64,
     found once by trying and kept in batch.json of the run folder. Predictions depend on it in their last bits, so that on
-    several machines a number gives equal ledgers. With auto, features take 64, and validation while training no more than a
-    micro-batch."""
+    several machines a number gives equal ledgers. With auto, features and probes take 64, and validation while training no
+    more than a micro-batch."""
     members_at_once: int | Literal["auto"] = tuning("auto")
     """Networks that are in memory together; the others take turns, and images are decoded once for all. auto: as many as
     have room, on a GPU by trying, on a CPU by the size of their weights. No prediction depends on it."""

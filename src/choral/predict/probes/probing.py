@@ -15,7 +15,6 @@ import numpy as np
 from choral.config import Config
 from choral.inputs.streams import RankPlace, open_dataset, open_split
 from choral.predict.asking import Manner
-from choral.predict.batch_size import with_batch_size
 from choral.predict.evaluate import SplitEvaluation
 from choral.predict.probes.perturb import Perturbed
 from choral.predict.probes.plan import FEATURES, chosen_rows, plan_probes
@@ -51,10 +50,11 @@ def probe(
     plan = plan_probes(config, folder, dataset, split, families)
     if plan.is_done and not force:
         return
-    config = with_batch_size(config, folder, run, plan.voices)
+    # Not what `auto` finds: a change takes several times the memory of the images, and is not tried there.
+    size = config.evaluate.plain_batch_size
     if run.device.type == "cpu":
-        size = min(config.evaluate.plain_batch_size, _CPU_BATCH)
-        config = replace(config, evaluate=replace(config.evaluate, batch_size=size))
+        size = min(size, _CPU_BATCH)
+    config = replace(config, evaluate=replace(config.evaluate, batch_size=size))
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)
     opened = open_split(config, dataset, split, place)
     index, views = opened.index, plan.meta.views
