@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from choral.ensemble.rows import Numbers
 from choral.score.reliability import Bin
+
+if TYPE_CHECKING:
+    from choral.analyze.advice import Advice
+    from choral.analyze.probe_curves import Curves
 
 
 @dataclass(frozen=True)
@@ -414,8 +418,8 @@ class Analysis:
     label_errors: LabelErrors
     duplicates: Duplicates
     health: Health
-    probes: Any | None = None
-    advice: Any | None = None
+    probes: Curves | None = None
+    advice: Advice | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain JSON: arrays as lists, what is not finite as null."""
