@@ -234,14 +234,13 @@ def _correlation(own: _Candidate, squares: _Squares, moved: Float, seen: Float) 
         return 0.0
     lookalikes = [_details(squares.get(place))[mask] for place in _lookalikes(own, seen)]
     columns = np.stack([*lookalikes, np.ones_like(one)], axis=1).astype(np.float64)
-    own_left, other_left = (_unexplained(values, columns) for values in (one, other))
-    return _plain_correlation(own_left, other_left)
+    return _plain_correlation(_unexplained(one, columns), _unexplained(other, columns))
 
 
 def _unexplained(values: Float, columns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what is left of (n,) values after a least-squares fit of (n, k) columns."""
-    left: NDArray[np.float64] = values - columns @ np.linalg.lstsq(columns, values, rcond=None)[0]
-    return left
+    fit = np.linalg.lstsq(columns, values, rcond=None)[0]
+    return np.asarray(values, np.float64) - np.asarray(columns @ fit, np.float64)
 
 
 def _aligned(template: Float, image: Float, cut: tuple[float, float, float]) -> tuple[Float, NDArray[np.bool_]] | None:
@@ -267,10 +266,9 @@ def _aligned(template: Float, image: Float, cut: tuple[float, float, float]) -> 
 
 def _details(square: Float) -> Float:
     """Return what is finer than some pixels, divided by how much of that there is around."""
-    fine = square - np.asarray(cv2.GaussianBlur(square, (0, 0), _FINE), np.float32)
+    fine = np.asarray(square - cv2.GaussianBlur(square, (0, 0), _FINE), np.float32)
     around = np.asarray(cv2.GaussianBlur(fine * fine, (0, 0), _NORMED), np.float32)
-    weighed: Float = fine / (np.sqrt(around) + _FLOOR)
-    return weighed
+    return np.asarray(fine / (np.sqrt(around) + _FLOOR), np.float32)
 
 
 def _lookalikes(own: _Candidate, seen: Float) -> list[int]:
@@ -284,9 +282,9 @@ def _lookalikes(own: _Candidate, seen: Float) -> list[int]:
 
 
 def _plain_correlation(one: NDArray[Any], other: NDArray[Any]) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    length = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / length if length > 0 else 0.0
+    left, right = one - one.mean(), other - other.mean()
+    length = float(np.sqrt((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / length if length > 0 else 0.0
 
 
 class _Squares:
