@@ -84,7 +84,7 @@ def test_every_part_has_a_level() -> None:
         "jobs.local",
         "score.metrics",
         "assess.answering",
-        "analyze.analysis",
+        "analyze.analyse",
         "analyze.probe_curves",
     ],
 )
