@@ -45,6 +45,14 @@ _FINE, _NORMED, _FLOOR = 2.0, 4.0, 0.05  # pixels, pixels, grey levels
 _HELD = 4096  # squares in memory: 128 MiB
 _TURNS = tuple((turns, flipped) for flipped in (False, True) for turns in range(4))[1:]
 _UPRIGHT = len(CUTS)
+_START = {
+    (scale, y, x): np.array(
+        [[scale, 0, (1 - scale) * SIDE * x + (scale - 1) / 2], [0, scale, (1 - scale) * SIDE * y + (scale - 1) / 2]],
+        np.float32,
+    )
+    for scale, y, x in CUTS
+}
+"""Maps from pixels of a cut to those of the whole."""
 Float = NDArray[np.float32]
 
 
@@ -239,22 +247,16 @@ def _correlation(own: _Candidate, squares: _Squares, moved: Float, seen: Float) 
 
 def _unexplained(values: Float, columns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what is left of (n,) values after a least-squares fit of (n, k) columns."""
-    fit = np.linalg.lstsq(columns, values, rcond=None)[0]
+    among = columns.T @ columns
+    fit = np.linalg.solve(among + 1e-6 * np.trace(among) * np.eye(len(among)), columns.T @ values)
     return np.asarray(values, np.float64) - np.asarray(columns @ fit, np.float64)
 
 
 def _aligned(template: Float, image: Float, cut: tuple[float, float, float]) -> tuple[Float, NDArray[np.bool_]] | None:
     """Return an image laid onto another, and where it covers that; None where it does not come to lie on it."""
-    scale, y, x = cut
-    away = (1 - scale) * SIDE
-    shift = (scale - 1) / 2
-    matrix = np.array([[scale, 0, away * x + shift], [0, scale, away * y + shift]], np.float32)
-    enough = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-5)
     try:
-        for blur in (3.0, 1.0):
-            one, other = (cv2.GaussianBlur(own, (0, 0), blur) for own in (template, image))
-            _, found = cv2.findTransformECC(one, other, matrix, cv2.MOTION_AFFINE, enough, None, 1)
-            matrix = np.asarray(found, np.float32)
+        matrix = _found(template, image, _START[cut], shrink=2, steps=30)
+        matrix = _found(template, image, matrix, shrink=1, steps=12)
     except cv2.error:  # it does not converge
         return None
     size, inverse = (SIDE, SIDE), cv2.WARP_INVERSE_MAP
@@ -262,6 +264,22 @@ def _aligned(template: Float, image: Float, cut: tuple[float, float, float]) -> 
     covered = cv2.warpAffine(np.ones(size, np.uint8), matrix, size, flags=cv2.INTER_NEAREST | inverse)
     inner = cv2.erode(covered, np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
     return (np.asarray(laid, np.float32), inner) if inner.mean() >= _LEAST_SEEN else None
+
+
+def _found(template: Float, image: Float, matrix: Float, shrink: int, steps: int) -> Float:
+    """Return the affine map from pixels of one image to those of another, better than `matrix` is.
+
+    Both are made smaller and smoothed first, so that what lies some pixels apart still finds together.
+    """
+    side, blur = SIDE // shrink, 1.5 if shrink > 1 else 1.0
+    one, other = (
+        cv2.GaussianBlur(cv2.resize(own, (side, side), interpolation=cv2.INTER_AREA), (0, 0), blur)
+        for own in (template, image)
+    )
+    enough = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, 1e-4)
+    start = matrix * np.array([1, 1, 1 / shrink], np.float32)
+    _, found = cv2.findTransformECC(one, other, start, cv2.MOTION_AFFINE, enough, None, 1)
+    return np.asarray(found * np.array([1, 1, shrink]), np.float32)
 
 
 def _details(square: Float) -> Float:
