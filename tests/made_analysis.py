@@ -131,7 +131,7 @@ def made_curves() -> Curves:
             points.append(Point(strength, value, value - 0.03, value + 0.03, drop, drop - 0.02, drop + 0.02, p / 9, p))
         curves.append(Curve(family, key, unit, text, tuple(points)))
     unperturbed = {"value": 0.877, "low": 0.84, "high": 0.91}
-    return Curves("made", "val", "soft", "accuracy", 300, 300, unperturbed, tuple(curves), "e" * 64)
+    return Curves("made", "val", "soft", "accuracy", 300, 300, unperturbed, tuple(curves), "e" * 64, 9)
 
 
 def _of_classes(random: np.random.Generator, keys: list[str], classes: int, members: int) -> SampleTable:

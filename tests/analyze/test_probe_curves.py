@@ -42,6 +42,9 @@ def test_curves(tmp_path: Path) -> None:
     assert at_30.drop_low < at_30.drop < at_30.drop_high and at_30.drop_low > 0.1
     assert at_30.drop_high - at_30.drop_low < 2 * (at_30.high - at_30.low)  # paired: narrower than of independent ones
     assert rotation.worst.strength in (30, 60) and rotation.worst.p_adjusted < 1e-6
+    assert curves.comparisons == sum(len(family.strengths) for family in FAMILIES)
+    assert curves.of(["blur"]).curves == (curves.curve("blur"),) and curves.of([]) == curves
+    assert curves.of(["blur"]).comparisons == curves.comparisons
     untouched = curves.curve("blur")
     assert untouched is not None
     for point in untouched.points:

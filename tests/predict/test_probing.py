@@ -14,7 +14,7 @@ from made_members import made_members
 from ranks import on_ranks
 from torch import nn
 
-from choral.analyze.probe_curves import Probed, curves_of, probe_predictions
+from choral.analyze.probe_curves import curves_of, probe_predictions
 from choral.cli import main
 from choral.config import Config
 from choral.configfile import load_config
@@ -214,4 +214,6 @@ def test_the_command(
     with pytest.raises(ConfigError, match="an evaluation changes"):
         main_request = workflow.ProbeRequest(folder, overrides=("train.lr=1",))
         main_request.config()
-    assert Probed(Ledger.open(probe_path(folder, "val")), ["hflip"]).families[0].name == "hflip"
+    assert main(["probe", str(folder.path), "--families", "hflip", "--json", "analyze.probe_samples=10"]) == 0
+    some = json.loads(capsys.readouterr().out)  # what else was probed counts among the comparisons
+    assert [curve["family"] for curve in some["curves"]] == ["hflip"] and some["comparisons"] == 5 and len(asked) == 1

@@ -93,6 +93,7 @@ class Curves:
         unperturbed: the metric of the same n samples, unchanged.
         curves: one a family.
         evaluation: fingerprint of the networks, as the run's own ledgers have it.
+        comparisons: points of all families that were probed, for which p values are adjusted, also where some are left out.
     """
 
     run: str
@@ -104,16 +105,16 @@ class Curves:
     unperturbed: Numbers
     curves: tuple[Curve, ...]
     evaluation: str
+    comparisons: int
 
     @property
     def higher_is_better(self) -> bool:
         """Of the metric."""
         return self.metric not in LESS_IS_BETTER
 
-    @property
-    def comparisons(self) -> int:
-        """Points of all curves, for which p values are adjusted."""
-        return sum(len(curve.points) for curve in self.curves)
+    def of(self, families: Sequence[str]) -> Curves:
+        """Return the curves of some families, by name; none: all."""
+        return replace(self, curves=tuple(curve for curve in self.curves if not families or curve.family in families))
 
     def curve(self, family: str) -> Curve | None:
         """Return the curve of a family, None where it was not probed."""
@@ -132,17 +133,11 @@ class Probed:
         ledger: keys (sorted) and labels of the N samples, task and classes.
         voice: its only column: the mean over all networks, named as `choral score` does.
         probes: that there are, families in their order, strengths ascending.
-
-    Args:
-        ledger: of probes.
-        families: names of those that are looked at; none: all.
     """
 
-    def __init__(self, ledger: Ledger, families: Sequence[str] = ()) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.ledger, self.voice = ledger, ledger.members[0]
-        self.probes: tuple[Probe, ...] = tuple(
-            probe for probe in probes_in(ledger.views) if not families or probe.family in families
-        )
+        self.probes: tuple[Probe, ...] = probes_in(ledger.views)
 
     @cached_property
     def families(self) -> tuple[Family, ...]:
@@ -233,6 +228,7 @@ def make_curves(probed: Probed, run: str) -> Curves:
             for curve in curves
         ),
         evaluation=ledger.meta.evaluation.partition("-")[0],
+        comparisons=sum(len(curve.points) for curve in curves),
     )
 
 

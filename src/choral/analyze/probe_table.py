@@ -39,7 +39,7 @@ def render_curves(curves: Curves) -> RenderableType:
 
 def _notes(curves: Curves) -> list[str]:
     notes = ["[low, high]: 95 % intervals, by bootstrap over the samples; drops in pairs"]
-    notes.append(f"*: p below 0.05 also after Holm's correction for these {curves.comparisons} comparisons")
+    notes.append(f"*: p below 0.05 also after Holm's correction for all {curves.comparisons} points that were probed")
     notes += [
         f"{curve.family}: {curve.text}" + (f" (augment.{curve.key})" if curve.key else "")
         for curve in sorted(curves.curves, key=lambda curve: -curve.worst.drop)

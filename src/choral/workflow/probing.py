@@ -49,10 +49,10 @@ def probed_curves(folder: RunFolder, split: str, families: tuple[str, ...] = ())
         DataError: it was not probed.
     """
     ledger = Ledger.open(probe_path(folder, split))
-    probed = Probed(ledger, families)
+    probed = Probed(ledger)
     said = Predictor(probed.voice, ledger, probed.predictions(None), ledger.meta.task != "regression")
     look_at(folder, folder.config(), [said])
-    return make_curves(probed, folder.name)
+    return make_curves(probed, folder.name).of(families)
 
 
 def print_curves(folder: RunFolder, curves: Curves, console: Console) -> None:

@@ -74,7 +74,7 @@ FAMILIES = (
     Family("vivid", "saturation", "", (0.5, 1.0), "1 + x times the saturation"),
     Family("hue", "hue", "of the circle", (0.05, 0.1, 0.25), "colours turned by x of the circle"),
     Family("blur", "blur", "pixels", (1, 2, 3, 5), "Gaussian blur of x pixels, of a side of 224"),
-    Family("sharpening", "", "", (1, 3), "x times the difference to a blur of 2 pixels, of a side of 224, added"),
+    Family("sharpening", "", "", (1, 3), "x times the difference to a blur of 2 pixels, added"),
     Family("noise", "noise", "", (0.05, 0.1, 0.2), "Gaussian noise of x, values being 0 to 1"),
     Family("compression", "host", "", (50, 70, 85, 93), "saved as JPEG of quality 100 - x"),
     Family("occlusion", "erasing", "of the area", (0.05, 0.1, 0.2, 0.33), "a rectangle of x of the area is covered"),
