@@ -1,4 +1,4 @@
-"""All steps of a run in order, each skipped where its result is there."""
+"""All stages of a run in order, each skipped where its result is there."""
 
 from __future__ import annotations
 
@@ -14,28 +14,52 @@ from choral.predict.voices import member_folders
 from choral.runfolder import RunFolder
 from choral.workflow.evaluation import evaluate
 from choral.workflow.scoring import print_scores, score
+from choral.workflow.stages import Before, before_ensemble, evaluate_steps, say_stage
+from choral.workflow.summary import board_tables, print_summary, write_summary
 from choral.workflow.training import pack_if_missing, train_all
 
 
 def run_all(config: Config, progress: Console, results: Console) -> int:
-    """Do all steps that are not done yet, print the scores, and return the exit status."""
+    """Do the stages of `config.stages` that are not done yet, print what came of them, and return the exit status."""
     started = time.monotonic()
-    folder = RunFolder.of(config)
-    folder.check_same(config)
-    pack_if_missing(config, progress)
-    status = train_all(config, folder, progress)
-    if status:
-        trained = any(member.result for member in member_folders(folder, config).values())
-        if status == Stopped.exit_code or not trained:
-            return status
-    evaluated = evaluate(Request(folder), processes=0)
-    if evaluated:
-        return evaluated
-    print_scores(score(folder, None), folder, results)
+    chosen = config.chosen_stages
+    if "pack" in chosen:
+        pack_if_missing(config, progress)
+    before = before_ensemble(config, progress)
+    folder, whole = RunFolder.of(before.config), bool(before.runs)
+    status = 0
+    if "ensemble" in chosen:
+        folder.check_same(before.config)
+        if whole:
+            say_stage("ensemble", progress)
+        status = train_all(before.config, folder, progress)
+        if status:
+            trained = any(member.result for member in member_folders(folder, before.config).values())
+            if status == Stopped.exit_code or not trained:
+                return status
+    if "evaluate" in chosen:
+        if whole:
+            say_stage("evaluate", progress)
+        evaluated = evaluate(Request(folder), processes=0)
+        if evaluated:
+            return evaluated
+        evaluate_steps(before.runs, before.config)
+        print_scores(score(folder, None), folder, results)
+    if whole:
+        _summarize(folder, before, results)
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     results.print(
         f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False
     )
-    results.print(f"Ask it: choral predict {folder.name} IMAGE...", markup=False, highlight=False)
-    results.print(f"Beside earlier steps: choral scores {project_of(config)}", markup=False, highlight=False)
+    if "evaluate" in chosen:
+        results.print(f"Ask it: choral predict {folder.name} IMAGE...", markup=False, highlight=False)
+        results.print(f"Beside earlier steps: choral scores {project_of(config)}", markup=False, highlight=False)
     return status
+
+
+def _summarize(folder: RunFolder, before: Before, results: Console) -> None:
+    """Print what each step has brought, and write it as a page."""
+    tables = board_tables((*before.runs, folder), before.config)
+    print_summary(tables, folder, results)
+    path = write_summary(tables, before.steps, folder)
+    results.print(f"What each step brought: {path}", markup=False, highlight=False, soft_wrap=True)
