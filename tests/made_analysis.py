@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from choral.analyze.analysis import (
     Suspect,
     Twins,
 )
+from choral.analyze.page.stored import Find
 from choral.analyze.probe_curves import Curve, Curves, Point
 from choral.score.reliability import Bin
 
@@ -84,17 +85,21 @@ def made_analysis(
     )
 
 
-def image_reader(size: tuple[int, int] = (48, 40)) -> Callable[[str, str], bytes]:
-    """Return what gives the bytes of a made image to every key."""
+def image_finder(size: tuple[int, int] = (48, 40), unreadable: str = "") -> Find:
+    """Return what finds a made image of every key; that of one key is no image."""
 
     def read(split: str, key: str) -> bytes:
-        random = np.random.default_rng([len(split), *key.encode()])
-        tiles = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(tiles).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG")
-        return file.getvalue()
+        return b"no image" if key == unreadable else made_image(f"{split} {key}", size)
 
-    return read
+    return lambda places: read
+
+
+def made_image(name: str, size: tuple[int, int]) -> bytes:
+    """Return a JPEG of coloured tiles, the same for the same name."""
+    random = np.random.default_rng(list(name.encode()))
+    file = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size).save(file, "JPEG")
+    return file.getvalue()
 
 
 def made_advice(advised: bool = True) -> Advice:

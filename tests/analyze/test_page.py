@@ -10,19 +10,22 @@ import re
 from dataclasses import replace
 from html import unescape
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from choral.analyze.page import markup
-from choral.analyze.page.frame import Section, embedded, page
+from choral.analyze.page.frame import Section, embedded, inputs_of_page, page
 from choral.analyze.page.highlights import highlights_of, listed
 from choral.analyze.page.packed import column, packed, rounded
 from choral.analyze.page.pictures import pictures_of, thumbnail, wanted_of
 from choral.analyze.page.report import SCRIPTS, report
+from choral.analyze.page.stored import finder_of
 from choral.errors import DataError
-from made_analysis import HOSTILE, image_reader, made_advice, made_analysis
+from choral.shards.index import Dataset, Index
+from made_analysis import HOSTILE, image_finder, made_advice, made_analysis, made_image
 
 TASKS = ("multiclass", "multilabel", "regression")
 
@@ -143,20 +146,16 @@ def test_pictures_of_every_part_come_before_the_rest() -> None:
 
 
 def test_pictures_stay_within_the_budget_and_leave_out_what_cannot_be_read() -> None:
-    good = image_reader((400, 300))
-
-    def read(split: str, key: str) -> bytes:
-        return b"no image" if key == "b" else good(split, key)
-
+    find = image_finder((400, 300), unreadable="b")
     wanted = [("val", key) for key in "abcdefgh"]
-    everything = pictures_of(wanted, read, 10**8)
+    everything = pictures_of(wanted, find, 10**8)
     assert list(everything["val"]) == list("acdefgh")
     sizes = [len(text) for text in everything["val"].values()]
-    some = pictures_of(wanted, read, 10**8, budget=8 * 20_000)
+    some = pictures_of(wanted, find, 10**8, budget=8 * 20_000)
     assert some == everything
-    small = pictures_of(wanted, read, 10**8, budget=sum(sizes) // 8)
+    small = pictures_of(wanted, find, 10**8, budget=sum(sizes) // 8)
     assert 0 < len(small["val"]) < 7 and sum(map(len, small["val"].values())) <= sum(sizes) // 8
-    assert pictures_of(wanted, read, 10**8, budget=0) == {}
+    assert pictures_of(wanted, find, 10**8, budget=0) == {}
 
 
 def test_thumbnails_are_small_never_enlarged_and_grey_where_the_image_is() -> None:
@@ -169,8 +168,8 @@ def test_thumbnails_are_small_never_enlarged_and_grey_where_the_image_is() -> No
         image.save(file, "PNG")
         return file.getvalue()
 
-    assert shape(image_reader((400, 300))("val", "a"), 192) == ((192, 144), "RGB")
-    assert shape(image_reader((40, 30))("val", "a"), 192) == ((40, 30), "RGB")
+    assert shape(made_image("a", (400, 300)), 192) == ((192, 144), "RGB")
+    assert shape(made_image("a", (40, 30)), 192) == ((40, 30), "RGB")
     assert shape(stored(Image.new("L", (300, 300), 90)), 192) == ((192, 192), "L")
     with pytest.raises(DataError):
         thumbnail(b"", 192, 10**8)
@@ -179,12 +178,32 @@ def test_thumbnails_are_small_never_enlarged_and_grey_where_the_image_is() -> No
 @pytest.mark.parametrize("task", TASKS)
 def test_a_report_has_every_section(task: str) -> None:
     analysis = replace(made_analysis(task, n=30), skipped=2)
-    text = report(analysis, image_reader(), 10**8)
+    text = report(analysis, image_finder(), 10**8, inputs="0ab1", note="1st look")
     for title in (
         *("Summary", "Worst predictions", "Classes and slices", "Reliability and coverage", "Probable label errors"),
         *("Near-duplicates", "Data health", "Probes", "Advice"),
     ):
         assert re.search(rf"<h2[^>]*>{title}</h2>", text), title
-    assert "2 could not be read" in text
+    assert "2 could not be read. 1st look" in text
     found = re.search(r'id="pictures">(.*?)</script>', text, re.DOTALL)
     assert found is not None and len(json.loads(found[1])["val"]) == 30
+
+
+def test_a_page_knows_what_it_was_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert inputs_of_page(path) == ""
+    path.write_text(page("t", [], inputs="0ab1"), encoding="utf-8")
+    assert inputs_of_page(path) == "0ab1"
+    path.write_text("<html>", encoding="utf-8")
+    assert inputs_of_page(path) == ""
+
+
+def test_images_are_found_by_split_and_key(shards: Path) -> None:
+    dataset = Dataset.open(shards)
+    key = Index.open(dataset, "val").row(3).key
+    read = finder_of(dataset)([("val", key), ("val@other", key), ("val", "nobody"), ("nowhere", key)])
+    assert Image.open(io.BytesIO(read("val", key))).size == (24, 20)
+    assert read("val@other", key) == read("val", key)
+    for place in (("val", "nobody"), ("nowhere", key), ("train", key)):
+        with pytest.raises(DataError, match="has no sample"):
+            read(*place)

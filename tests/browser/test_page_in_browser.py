@@ -14,14 +14,14 @@ from opened import Opened
 from choral.analyze.page import markup
 from choral.analyze.page.frame import Section, page
 from choral.analyze.page.report import report
-from made_analysis import HOSTILE, image_reader, made_advice, made_analysis, made_curves
+from made_analysis import HOSTILE, image_finder, made_advice, made_analysis, made_curves, made_image
 
 Show = Callable[..., Opened]
 WIDTHS = (390, 1440)
 
 
 def html_of(analysis: Any) -> str:
-    return report(analysis, image_reader(), 10**8)
+    return report(analysis, image_finder(), 10**8)
 
 
 def complete(task: str = "multiclass", **options: Any) -> Any:
@@ -174,11 +174,11 @@ def test_requests_are_refused_even_if_a_script_made_them(show: Show) -> None:
 
 
 def test_a_page_of_50000_samples_is_small_and_opens_at_once(show: Show, browser: Any) -> None:
-    data, read = image_reader((160, 120))("val", "any"), lambda split, key: data
+    data = made_image("any", (160, 120))
     classes = [f"class number {number}" for number in range(1000)]
     members = [f"member {number}" for number in range(10)]
     analysis = complete(n=50_000, classes=classes, members=members, values=[f"place {number}" for number in range(20)])
-    html = report(analysis, read, 10**8)
+    html = report(analysis, lambda places: lambda split, key: data, 10**8)
     assert len(html.encode()) < 20_000_000
     opened = show("<!doctype html><title>warm</title>")
     session = opened.tab.context.new_cdp_session(opened.tab)

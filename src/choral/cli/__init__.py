@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from choral import __version__
+from choral.cli.analyze_verb import add_analyze_verb
 from choral.cli.board_verbs import add_board_verbs
 from choral.cli.calibrate_verb import add_calibrate_verb
 from choral.cli.combine_verbs import add_combine_verbs
@@ -82,6 +83,7 @@ def _parsers() -> dict[str, Parser]:
     add_combine_verbs(verbs)
     add_board_verbs(verbs)
     add_calibrate_verb(verbs)
+    add_analyze_verb(verbs)
     add_probe_verb(verbs)
     add_improve_verb(verbs)
     return verbs.parsers

@@ -7,6 +7,7 @@ imported only by the steps that compute.
 from __future__ import annotations
 
 from choral.workflow.advising import advise, print_advice
+from choral.workflow.analyzing import analysis_page, analyze, analyzed
 from choral.workflow.answering import predict
 from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
@@ -22,6 +23,9 @@ from choral.workflow.training import check_run, pack_if_missing, train_all, trai
 
 __all__ = [
     "advise",
+    "analysis_page",
+    "analyze",
+    "analyzed",
     "calibrate",
     "card",
     "check_run",

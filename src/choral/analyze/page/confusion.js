@@ -30,7 +30,6 @@ function matrix(counts, totals) {
   table.style.setProperty("--size", `${Math.min(1060, 150 + size * (size <= 4 ? 150 : size <= 12 ? 78 : 38))}px`);
   table.style.setProperty("--shape", size <= 4 ? "2" : size <= 12 ? "1.35" : "1");
   const first = el("th", { class: "axis" }, size > 12 ? "" : ["true ↓ ", el("span", { class: "narrow-off" }, "said →")]);
-  first.style.width = size > 12 ? "15%" : size > 6 ? "19%" : "24%";
   table.append(el("thead", {}, el("tr", {}, first, CLASSES.map((name) => el("th", { scope: "col", title: name }, size > 12 ? "" : name)))));
   const rows = el("tbody");
   for (let truth = 0; truth < size; truth++) {

@@ -32,8 +32,10 @@ function el(tag, attributes, ...children) {
 const SVG_TAGS = new Set(["svg", "path", "line", "circle", "rect", "text", "g", "polyline", "title"]);
 
 const bodyOf = (id) => document.querySelector(`#${id} .body`);
-const note = (text) => el("p", { class: "note" }, coded(text));
+const note = (text) => el("p", { class: "note" }, coded(sentence(text)));
 const empty = (text) => el("p", { class: "empty" }, coded(text));
+/** Return text with a capital first letter and a full stop. */
+const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?:]$/.test(text) ? "" : ".");
 /** Return text whose parts between backticks are code. */
 const coded = (text) => text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from choral.analyze.page.markup import NOTHING, Markup
 
 _STYLES = "page.css"
+_INPUTS = "choral-inputs"
+_HEAD = 4096  # bytes in which it stands
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cg fill='%233a6ea5'%3E"
     "%3Crect x='1' y='8' width='3.4' height='7' rx='1'/%3E%3Crect x='6.3' y='4' width='3.4' height='11' rx='1'/%3E"
@@ -55,6 +59,7 @@ def page(
     scripts: Sequence[str] = (),
     pictures: Mapping[str, Any] | None = None,
     foot: str = "",
+    inputs: str = "",
 ) -> str:
     """Return a whole HTML page.
 
@@ -66,6 +71,7 @@ def page(
         scripts: files of this package that are run, in this order, as one script.
         pictures: plain JSON in an element `#pictures` of its own, which scripts can read later than the rest.
         foot: a line at the end.
+        inputs: a checksum of what the page is made of, for `inputs_of_page`.
     """
     style = _file(_STYLES)
     script = "\n".join(_file(name) for name in scripts)
@@ -85,6 +91,7 @@ def page(
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             '<meta name="referrer" content="no-referrer">',
+            f'<meta name="{_INPUTS}" content="{escape(inputs)}">',
             f'<link rel="icon" href="{_ICON}">',
             f"<title>{escape(title)}</title>",
             f"<style>{style}</style>",
@@ -108,6 +115,17 @@ def page(
             "</html>\n",
         ]
     )
+
+
+def inputs_of_page(path: Path) -> str:
+    """Return the checksum of what a page was made of; "" where there is no page, or it says nothing of it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError:
+        return ""
+    found = re.search(rb'<meta name="%s" content="([0-9a-f]*)">' % _INPUTS.encode(), head)
+    return found[1].decode() if found else ""
 
 
 def embedded(content: Mapping[str, Any]) -> str:

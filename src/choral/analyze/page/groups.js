@@ -8,7 +8,7 @@ function makeGroups() {
   for (const [column, groups] of Object.entries(GROUPS.slices)) tables.push([`By ${column}`, groups]);
   for (const [title, groups] of tables) if (groups.length) body.append(groupTable(title, groups));
   body.append(note(GROUPS.note));
-  for (const [column, reason] of Object.entries(GROUPS.left_out)) body.append(note(`${column} is not shown: ${reason}`));
+  for (const [column, reason] of Object.entries(GROUPS.left_out)) body.append(el("p", { class: "note" }, el("code", {}, column), ` is not shown: ${reason}.`));
 }
 
 /** Return a table of groups that can be sorted by a click on a heading. */

@@ -10,7 +10,7 @@ import base64
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from choral.analyze.analysis import Analysis
+from choral.analyze.page.stored import Find, Place
 from choral.errors import DataError
 from choral.inputs.decode import decode
 
-Place = tuple[str, str]
-"""A split and a key in it."""
 Pictures = dict[str, dict[str, str]]
 """Split to key to a JPEG in base64."""
 
@@ -63,20 +62,19 @@ def wanted_of(analysis: Analysis) -> list[Place]:
     return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
 
-def pictures_of(
-    wanted: list[Place], read: Callable[[str, str], bytes], max_pixels: int, budget: int = BUDGET
-) -> Pictures:
+def pictures_of(wanted: Sequence[Place], find: Find, max_pixels: int, budget: int = BUDGET) -> Pictures:
     """Return as many of the wanted pictures as the budget holds, in their order.
 
     An image that cannot be decoded is left out: the page has a section about those.
 
     Args:
         wanted: of `wanted_of`.
-        read: the stored bytes of a sample, by split and key; called by several threads.
+        find: what finds stored images.
         max_pixels: above which nothing is decoded.
         budget: bytes of all pictures together.
     """
-    listed = wanted[:_MOST]
+    listed = list(wanted[:_MOST])
+    read = find(listed)
     side = next(side for side, least in _SIZES if budget >= least * len(listed))
     found: Pictures = {}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from choral import __version__
 from choral.analyze.analysis import Analysis
 from choral.analyze.page.frame import Section, embedded, page
 from choral.analyze.page.packed import packed
 from choral.analyze.page.pictures import BUDGET, pictures_of, wanted_of
+from choral.analyze.page.stored import Find
 
 SCRIPTS = (
     *("core.js", "charts.js", "samples.js", "explorer.js", "confusion.js", "groups.js", "curves.js", "findings.js"),
@@ -18,21 +17,25 @@ LARGEST = 19_000_000
 """Bytes of a page; pictures get what the rest leaves."""
 
 
-def report(analysis: Analysis, read: Callable[[str, str], bytes], max_pixels: int) -> str:
+def report(analysis: Analysis, find: Find, max_pixels: int, inputs: str = "", note: str = "") -> str:
     """Return the page of an analysis, one self-contained HTML file.
 
     Args:
         analysis: what it shows.
-        read: the stored bytes of an image by split and key; called by several threads.
+        find: what finds stored images.
         max_pixels: above which no image is decoded.
+        inputs: checksum of what it is made of, which `inputs_of_page` finds again.
+        note: behind the line of what was analysed, such as how often a test split was looked at.
     """
     data = packed(analysis)
     left = LARGEST - len(embedded(data).encode())
-    pictures = pictures_of(wanted_of(analysis), read, max_pixels, max(0, min(BUDGET, left)))
+    pictures = pictures_of(wanted_of(analysis), find, max_pixels, max(0, min(BUDGET, left)))
     members = f"{len(analysis.members)} members" if len(analysis.members) > 1 else analysis.members[0]
     subtitle = f"{analysis.n:,} samples of {analysis.split}, answered by {analysis.predictor} of {members}"
     if analysis.skipped:
         subtitle += f"; {analysis.skipped:,} could not be read"
+    if note:
+        subtitle += f". {note}"
     return page(
         f"{analysis.run}: error analysis",
         sections_of(analysis),
@@ -40,6 +43,7 @@ def report(analysis: Analysis, read: Callable[[str, str], bytes], max_pixels: in
         subtitle=subtitle,
         scripts=SCRIPTS,
         pictures=pictures,
+        inputs=inputs,
         foot=f"choral {__version__}; evaluation {analysis.evaluation[:12]} of data {analysis.dataset[:12]}, {analysis.date}",
     )
 
@@ -49,7 +53,7 @@ def sections_of(analysis: Analysis) -> list[Section]:
     wrong = int((~analysis.samples.right).sum())
     number = analysis.task == "regression"
     confusion = {
-        "multiclass": ("Confusion", "Which classes are taken for which; a click shows the samples."),
+        "multiclass": ("Confusion", "Which classes are taken for which: true in rows, said in columns. A click shows the samples."),
         "multilabel": (
             "Missed and false labels",
             "How often each label is missed or said falsely; a click shows the samples.",
