@@ -19,9 +19,9 @@ def add_analyze_verb(verbs: Verbs) -> None:
             "analyze",
             analyze_verb,
             "choral analyze elpv-demo",
-            "Write one HTML page, which needs no network: worst predictions with each member's vote, confusions, classes and\n"
-            "slices that differ, reliability, probable label errors, near-duplicates across splits, data health, and what\n"
-            "`choral probe` and `choral improve` found. Without a forward pass, but for a split that was not evaluated yet.\n\n"
+            "Write one HTML page, which needs no network: worst predictions with each member's vote, confusions, classes\n"
+            "and slices that differ, reliability, probable label errors, near-duplicates across splits, data health, and\n"
+            "what `choral probe` and `choral improve` found. No forward pass, unless val has not been evaluated yet.\n\n"
             "  choral analyze elpv-demo --of member/first --out first.html\n"
             "  choral analyze elpv-demo --json > analysis.json",
         )

@@ -53,7 +53,7 @@ def sections_of(analysis: Analysis) -> list[Section]:
     wrong = int((~analysis.samples.right).sum())
     number = analysis.task == "regression"
     confusion = {
-        "multiclass": ("Confusion", "Which classes are taken for which: true in rows, said in columns. A click shows the samples."),
+        "multiclass": ("Confusion", "Which classes are taken for which: true in rows, said in columns."),
         "multilabel": (
             "Missed and false labels",
             "How often each label is missed or said falsely; a click shows the samples.",
