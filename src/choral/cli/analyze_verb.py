@@ -27,7 +27,9 @@ def add_analyze_verb(verbs: Verbs) -> None:
         )
     )
     verb.add_argument("--split", default="", help="that is analysed (default: data.val_split)")
-    verb.add_argument("--of", default="", metavar="NAME", help="a row of `choral score` (default: the answer or soft+tta)")
+    verb.add_argument(
+        "--of", default="", metavar="NAME", help="a row of `choral score` (default: the answer or soft+tta)"
+    )
     verb.add_argument("--out", type=Path, metavar="FILE", help="the page (default: RUN/analysis-SPLIT.html)")
     verb.add_argument("--force", action="store_true", help="write the page again, even if nothing has changed")
     verb.add_argument("--json", action="store_true", help="for machines: print all of it, write no page")

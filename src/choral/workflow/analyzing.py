@@ -25,8 +25,8 @@ from choral.errors import ChoralError, Stopped
 from choral.files import sha256_of
 from choral.predict.elsewhere import index_of
 from choral.predict.ledger import Ledger
-from choral.predict.request import Request
 from choral.predict.plan import HELD_OUT
+from choral.predict.request import Request
 from choral.runfolder import RunFolder, write_atomic
 from choral.shards.index import Dataset
 from choral.workflow.evaluation import evaluate
