@@ -40,6 +40,7 @@ _WHITENED = 200  # images: of fewer, components are those of twins rather than o
 _BLOCK = 256  # images that are compared with all others at a time
 _PAIRS = 64  # a task
 _LOOKALIKES = 12
+_NO_COPY = 0.97  # from afar: where copies begin that are not cut
 _LEAST_SEEN = 0.6  # of the square, that both images show
 _FINE, _NORMED, _FLOOR = 2.0, 4.0, 0.05  # pixels, pixels, grey levels
 _HELD = 4096  # squares in memory: 128 MiB
@@ -236,11 +237,13 @@ def _correlation(own: _Candidate, squares: _Squares, moved: Float, seen: Float) 
     placed = _aligned(template, moved, cut)
     if placed is None:
         return 0.0
-    image, mask = placed
+    image, mask, matrix = placed
     one, other = _details(template)[mask], _details(image)[mask]
     if _plain_correlation(one, other) < 1 - FARTHEST:
         return 0.0
-    lookalikes = [_details(squares.get(place))[mask] for place in _lookalikes(own, seen)]
+    upright = own.way < _UPRIGHT
+    squares_of = (squares.get(place) for place in _lookalikes(own, seen, own.moved if upright else own.template))
+    lookalikes = [_details(_laid(square, matrix) if upright else square)[mask] for square in squares_of]
     columns = np.stack([*lookalikes, np.ones_like(one)], axis=1).astype(np.float64)
     return _plain_correlation(_unexplained(one, columns), _unexplained(other, columns))
 
@@ -252,18 +255,27 @@ def _unexplained(values: Float, columns: NDArray[np.float64]) -> NDArray[np.floa
     return np.asarray(values, np.float64) - np.asarray(columns @ fit, np.float64)
 
 
-def _aligned(template: Float, image: Float, cut: tuple[float, float, float]) -> tuple[Float, NDArray[np.bool_]] | None:
-    """Return an image laid onto another, and where it covers that; None where it does not come to lie on it."""
+def _aligned(
+    template: Float, image: Float, cut: tuple[float, float, float]
+) -> tuple[Float, NDArray[np.bool_], Float] | None:
+    """Return an image laid onto another, where it covers that, and by which map; None where it does not find its place."""
     try:
         matrix = _found(template, image, _START[cut], shrink=2, steps=30)
         matrix = _found(template, image, matrix, shrink=1, steps=12)
     except cv2.error:  # it does not converge
         return None
     size, inverse = (SIDE, SIDE), cv2.WARP_INVERSE_MAP
-    laid = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_CUBIC | inverse, borderMode=cv2.BORDER_REPLICATE)
     covered = cv2.warpAffine(np.ones(size, np.uint8), matrix, size, flags=cv2.INTER_NEAREST | inverse)
     inner = cv2.erode(covered, np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    return (np.asarray(laid, np.float32), inner) if inner.mean() >= _LEAST_SEEN else None
+    return (_laid(image, matrix), inner, matrix) if inner.mean() >= _LEAST_SEEN else None
+
+
+def _laid(image: Float, matrix: Float) -> Float:
+    """Return what an image shows at the places that a map gives to the pixels of another."""
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return np.asarray(
+        cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32
+    )
 
 
 def _found(template: Float, image: Float, matrix: Float, shrink: int, steps: int) -> Float:
@@ -289,11 +301,17 @@ def _details(square: Float) -> Float:
     return np.asarray(fine / (np.sqrt(around) + _FLOOR), np.float32)
 
 
-def _lookalikes(own: _Candidate, seen: Float) -> list[int]:
-    """Return the neighbours of the image that is as it is, of those clearly farther from it than its candidate is."""
-    alike = seen @ seen[own.template]
+def _lookalikes(own: _Candidate, seen: Float, of: int) -> list[int]:
+    """Return neighbours of one of two candidates: of those clearly farther from it than the other one is.
+
+    Nearer ones may be further twins, which would explain all. Where few are farther, since all images of a small data set are
+    about as alike, nearer ones count that are no copies by far.
+    """
+    alike = seen @ seen[of]
+    alike[[own.template, own.moved]] = 1
     farther = 1 - alike > 1.5 * (1 - own.alike) + 0.01
-    farther[[own.template, own.moved]] = False
+    if farther.sum() < _LOOKALIKES:
+        farther |= alike < _NO_COPY
     places = np.flatnonzero(farther)
     nearest: list[int] = places[np.argsort(-alike[places], kind="stable")[:_LOOKALIKES]].tolist()
     return nearest
