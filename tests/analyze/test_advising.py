@@ -111,6 +111,15 @@ def test_where_nothing_is_shown_nothing_is_advised_and_changed_labels_are_told(t
     assert "another class" not in reasons(advice)["rotation"]
 
 
+def test_a_flip_that_half_of_the_images_show_costs_nothing_on_average_and_is_advised(tmp_path: Path) -> None:
+    flip = Probe("vflip", 1)
+    found = probed(tmp_path, {flip: 0.97})
+    assert make_curves(found, "made").curves[-1].points[0].drop < 0.1
+    (line,) = advised(found).lines
+    assert (line.family, line.settings) == ("vflip", {"vflip": 0.5})
+    assert line.drop == line.gain
+
+
 def test_what_the_run_was_trained_with_is_not_advised_again(tmp_path: Path) -> None:
     found = probed(tmp_path, {Probe("lighter", 0.5): 0.97})
     advice = advised(found, AugmentConfig(brightness=0.4))

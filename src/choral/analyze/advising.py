@@ -2,7 +2,8 @@
 
 A family is advised if three things hold, each measured on validation images:
 
-1. The run is sensitive to it: changed so, significantly fewer answers are right (`choral.analyze.probe_curves`).
+1. The run is sensitive to it: changed so, significantly fewer answers are right (`choral.analyze.probe_curves`). A family
+   that undoes itself may cost nothing on average, as a flip does where half of the images are flipped: then 2. shows it.
 2. It is plausible: undoing it mends answers, significantly (`choral.analyze.undoing`); the share of all errors that it mends
    is how plausible it is. Changes that alter labels, or that validation images do not show, mend nothing.
 3. The run's augmentation does not cover it at that strength.
@@ -27,7 +28,9 @@ from choral.analyze.undoing import LEVEL, Choices, Undone, rightness_of, surenes
 from choral.config import AugmentConfig
 from choral.ensemble.rows import SEED, Numbers, numbers
 from choral.predict.probes.families import BY_NAME, Probe, augment_of
-from choral.score.intervals import bootstrap
+from choral.score.estimate import p_of
+from choral.score.intervals import Interval, bootstrap
+from choral.score.multiplicity import holm
 
 UNDONE_BY = {
     "smaller": "larger",
@@ -68,6 +71,7 @@ def make_advice(probed: Probed, curves: Curves, augment: AugmentConfig) -> Advic
         return _advice(probed, curves, (), (), 0, note)
     taken, alone = _undone(probed, curves)
     errors = max(1.0 - float(_right(probed, None).mean()), 1e-9)
+    curves = with_both_directions(curves)
     lines, rejected, merged = [], [], augment
     by_family = {one.family: one for one in taken}
     for curve in curves.curves:
@@ -153,13 +157,36 @@ def strength_shown(family: str, undone: float) -> float:
     return min((value for value in strengths if value >= shown - 1e-9), default=strengths[-1])
 
 
+def with_both_directions(curves: Curves) -> Curves:
+    """Return curves whose p values of families with two directions are those of their intervals alone.
+
+    The exact test of signs is about how many samples change sides. Where half of the images are turned, turning all of them
+    by either sign mends some and spoils more: as many change sides either way, and still many fewer are right.
+    """
+
+    def own(curve: Curve, point: Point) -> float:
+        if not BY_NAME[curve.family].both:
+            return point.p
+        return p_of(Interval(point.drop, point.drop_low, point.drop_high))
+
+    adjusted = iter(holm([own(curve, point) for curve in curves.curves for point in curve.points]))
+    changed = [
+        replace(curve, points=tuple(replace(point, p_adjusted=next(adjusted)) for point in curve.points))
+        for curve in curves.curves
+    ]
+    return replace(curves, curves=tuple(changed))
+
+
 def _line(curve: Curve, undone: Undone, errors: float, augment: AugmentConfig) -> Line | None:
     """Return a line, still without settings; None where the run is not sensitive, or covered."""
     strength = strength_shown(curve.family, undone.strength)
-    point = sensitive_point(curve, strength)
+    point, gain = sensitive_point(curve, strength), numbers(bootstrap(undone.difference, seed=SEED))
+    if point is None and UNDONE_BY[curve.family] == curve.family:
+        # What half of the images show costs the other half as much as it mends these: what undoing brings is what it cost.
+        low, high = gain["low"], gain["high"]
+        point = Point(strength, 0, 0, 0, gain["value"], low, high, undone.p, undone.p_adjusted)
     if point is None or covering(augment, curve.family, strength):
         return None
-    gain = numbers(bootstrap(undone.difference, seed=SEED))
     plausibility = min(1.0, gain["value"] / errors)
     drop = Numbers(value=point.drop, low=point.drop_low, high=point.drop_high)
     return Line(
@@ -207,20 +234,20 @@ def _why_not(
 ) -> str:
     """Return the first condition that does not hold."""
     worst = curve.worst
+    costs = f"costs {100 * worst.drop:.1f} points at {_at(worst.strength, curve.unit)}"
+    if taken is not None:
+        strength = strength_shown(curve.family, taken.strength)
+        if by := covering(augment, curve.family, strength):
+            return f"validation images show it, but {by} covers it already"
+        return f"costs nothing significant up to {_at(strength, curve.unit)}, as far as validation images show it"
     if worst.drop <= 0 or worst.p_adjusted >= LEVEL:
         return f"costs nothing significant: at most {_cost(worst)}"
-    costs = f"costs {100 * worst.drop:.1f} points at {_at(worst.strength, curve.unit)}"
     if not curve.key:
         return f"{costs}, but no key of augment shows it in training"
     undoing = UNDONE_BY.get(curve.family)
     if undoing is None or undoing not in alone:
         why = "nothing undoes it" if undoing is None else f"{undoing}, which undoes it, was not probed"
         return f"{costs}, but {why}, so whether validation images show it was not measured"
-    if taken is not None:
-        strength = strength_shown(curve.family, taken.strength)
-        if by := covering(augment, curve.family, strength):
-            return f"{costs}, and validation images show it, but {by} covers it already"
-        return f"costs nothing significant up to {_at(strength, curve.unit)}, as far as validation images show it"
     own = alone[undoing]
     gain = bootstrap(own.difference, seed=SEED)
     mends = f"{_points(gain.value, gain.low, gain.high)}, p {_p(own.p_adjusted)}"
