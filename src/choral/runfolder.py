@@ -16,6 +16,7 @@
       answer.json         how the run answers: what `choral calibrate` fitted and chose
       calibration-SPLIT.* what that is worth: the report, and its figure
       diversity-SPLIT.svg what an ensemble gains, and why
+      analysis-SPLIT.html where it goes wrong, and what is wrong with the data: the page of `choral analyze`
       slurm/              scripts as they were submitted, jobs.json, output of SLURM itself
 
 Files are written aside, synced and renamed, so that a reader finds the old or the new one, never half of one.
