@@ -43,6 +43,7 @@ class Done:
             monkeypatch.setattr(module, "evaluate", self.evaluate)
         monkeypatch.setattr(stages, "improve", self.improve)
         monkeypatch.setattr(stages, "_analyze", self.analyze)
+        monkeypatch.setattr(steps, "analyze", lambda folder: self.log.append(f"page {folder.name}"))
         monkeypatch.setattr(steps, "pack_if_missing", lambda config, console: self.log.append("pack"))
         monkeypatch.setattr(steps, "score", lambda folder, split: self.log.append(f"score {folder.name}"))
         monkeypatch.setattr(steps, "print_scores", lambda *arguments: None)
@@ -113,7 +114,7 @@ def test_by_itself_it_packs_trains_and_evaluates(folder: Path, monkeypatch: pyte
     done = Done(monkeypatch)
     code, output = done.run()
     assert code == 0
-    assert done.log == ["pack", "train cells rotate=0", "evaluate cells all", "score cells"]
+    assert done.log == ["pack", "train cells rotate=0", "evaluate cells all", "page cells", "score cells"]
     assert [line.split(":")[0] for line in output.strip().splitlines()] == [
         "Run folder",
         "Ask it",
@@ -129,7 +130,7 @@ def test_the_whole_workflow_looks_at_test_data_once_at_the_end(folder: Path, mon
     whole = [
         *("pack", "train cells-baseline rotate=0", "evaluate cells-baseline val", "analyze cells-baseline", "improve"),
         *("train cells rotate=15", "evaluate cells all"),
-        *("evaluate cells-baseline val,test", "evaluate cells-augment1 val,test", "score cells"),
+        *("evaluate cells-baseline val,test", "evaluate cells-augment1 val,test", "page cells", "score cells"),
     ]
     assert done.log == whole
     first, second = output.index("cells, val: 60 samples"), output.index("cells, test: 60 samples")
@@ -145,7 +146,7 @@ def test_the_whole_workflow_looks_at_test_data_once_at_the_end(folder: Path, mon
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
     done.log.clear()
     assert done.run("stages=[evaluate]")[0] == 0
-    assert done.log == ["evaluate cells all", *whole[-3:]], "what was kept is known to a later call"
+    assert done.log == ["evaluate cells all", *whole[-4:]], "what was kept is known to a later call"
 
 
 def test_where_nothing_is_kept_the_ensemble_is_that_of_the_config(

@@ -17,6 +17,7 @@ from choral.errors import ChoralError, ConfigError, Stopped
 from choral.predict.request import Request
 from choral.runfolder import RunFolder, is_run
 from choral.workflow.advising import advise
+from choral.workflow.analyzing import analyze
 from choral.workflow.evaluation import evaluate
 from choral.workflow.improved_table import print_improved
 from choral.workflow.improving import IMPROVED_YAML, Improved, baseline_config, improve, improved_of
@@ -103,11 +104,13 @@ def _train_baseline(base: Config, folder: RunFolder, progress: Console) -> Step:
 
 
 def _analyze(folder: RunFolder) -> Step:
-    """Probe the baseline, and make the advice."""
+    """Probe the baseline, make the advice and the page."""
     if not is_run(folder.path):
         raise ConfigError(f"stages: analyze is about {folder.path}, which is not there: choose baseline as well")
     advice = advise(folder)
-    return Step("analyze", advice.note, ((f"../{folder.name}/{ADVICE_YAML}", "The advice"),))
+    path = analyze(folder)
+    links = ((path.name, "What the baseline gets wrong"), (ADVICE_YAML, "What its probes advise, and what not"))
+    return Step("analyze", advice.note, tuple((f"../{folder.name}/{name}", text) for name, text in links))
 
 
 def _told(improved: Improved) -> Step:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from rich.console import Console
 
 from choral.assess.recording import project_of
 from choral.config import Config
-from choral.errors import Stopped
+from choral.errors import ChoralError, Stopped
 from choral.predict.request import Request
 from choral.predict.voices import member_folders
-from choral.runfolder import RunFolder
+from choral.runfolder import RunFolder, is_run
+from choral.workflow.analyzing import analyze
 from choral.workflow.evaluation import evaluate
 from choral.workflow.scoring import print_scores, score
 from choral.workflow.stages import Before, before_ensemble, evaluate_steps, say_stage
-from choral.workflow.summary import board_tables, print_summary, write_summary
+from choral.workflow.summary import Step, board_tables, print_summary, write_summary
 from choral.workflow.training import pack_if_missing, train_all
 
 
@@ -44,6 +46,7 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
         if evaluated:
             return evaluated
         evaluate_steps(before.runs, before.config)
+        _write_page(folder, before.config)
         print_scores(score(folder, None), folder, results)
     if whole:
         _summarize(folder, before, results)
@@ -61,5 +64,23 @@ def _summarize(folder: RunFolder, before: Before, results: Console) -> None:
     """Print what each step has brought, and write it as a page."""
     tables = board_tables((*before.runs, folder), before.config)
     print_summary(tables, folder, results)
-    path = write_summary(tables, before.steps, folder)
+    names = list(member_folders(folder, before.config))
+    said = (
+        f"{folder.name}: {len(names)} networks: {', '.join(names)}" if len(names) > 1 else f"{folder.name}: one network"
+    )
+    links = ((f"analysis-{before.config.data.val_split}.html", f"What {folder.name} gets wrong"),)
+    last = (Step("ensemble", said, links),) if is_run(folder.path) else ()
+    path = write_summary(tables, (*before.steps, *last), folder)
     results.print(f"What each step brought: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_page(folder: RunFolder, config: Config) -> None:
+    """Write the page about validation data, if these were evaluated; what goes wrong is said, and costs no evaluation."""
+    if config.data.val_split not in config.evaluate.splits:
+        return
+    try:
+        path = analyze(folder)
+    except (ChoralError, OSError) as error:
+        print(f"there is no page about split {config.data.val_split}: {error}", file=sys.stderr)
+    else:
+        print(f"What it gets wrong: {path}", file=sys.stderr)

@@ -62,14 +62,9 @@ def print_summary(tables: Sequence[BoardTable], folder: RunFolder, console: Cons
 
 def write_summary(tables: Sequence[BoardTable], steps: Sequence[Step], folder: RunFolder) -> Path:
     """Write RUN/summary.html: what was done, what it brought, and where more is said; return its path."""
-    done = [
-        joined(
-            table(("stage", "what came of it"), [(step.stage, step.said)]),
-            *(link(target, text) for target, text in step.links if (folder.path / target).is_file()),
-        )
-        for step in steps
-    ]
-    sections = [Section("steps", "What was done", body=joined(*done))]
+    done = table(("stage", "what came of it"), [(step.stage, step.said) for step in steps])
+    there = [link(target, text) for step in steps for target, text in step.links if (folder.path / target).is_file()]
+    sections = [Section("steps", "What was done", body=joined(done, *there))]
     for place, one in enumerate(tables):
         lead = f"{one['samples']:,} samples; each step beside the one before, on the same samples, in pairs."
         title = "On validation data" if place == 0 else f"On split {one['split']}"
@@ -87,7 +82,7 @@ def _table(one: BoardTable, folder: RunFolder) -> Markup:
     looks = _looks(one, folder)
     return joined(
         table(headings, rows, numbers=(1, 2, 3, 4)),
-        figure(draw_board(one, looks)),
+        figure(draw_board(one)),
         *([words(looks, "note")] if looks else []),
     )
 
