@@ -99,7 +99,7 @@ def near_pairs(
 
     Args:
         surveys: of splits.
-        chosen: rows of each that are searched; places count through them, split by split.
+        chosen: rows of each that are searched, none of them flat; places count through them, split by split.
         processes: that search and compare.
         progress: of candidates compared, and all.
 
@@ -190,10 +190,8 @@ def _search(task: _SearchTask) -> list[_Candidate]:
         alike = basis.seen(view) @ seen.T
         better = alike > best
         np.copyto(best, alike, where=better)
-        ways[better] = number
+        np.copyto(ways, np.int8(number), where=better)
     best[places, task.first + places] = -1
-    best[:, ~np.asarray(looks[:, 0], np.float32).any(axis=1)] = -1  # nothing to see
-    best[~own[:, 0].any(axis=1)] = -1
     count = min(_CANDIDATES, best.shape[1])
     nearest = np.argpartition(-best, count - 1, axis=1)[:, :count]
     return [
