@@ -19,7 +19,7 @@ from choral.runfolder import read_json, write_json
 
 _log = logging.getLogger(__name__)
 
-FORMAT = "choral-twins-2"  # another number when other pairs are found
+FORMAT = "choral-twins-3"  # another number when other pairs are found
 LISTED = 2000
 _WORTH_A_PROCESS = 512  # images
 _MEASURE = f"one minus the correlation of fine detail after alignment, less what look-alikes explain: 0 to {FARTHEST:g}"
