@@ -25,7 +25,7 @@ function chart({ title, told, x, y, height = 240, label, xTitle, yTitle, draw })
       svg.append(el("line", { class: "grid", x1: left, x2: left + wide, y1: up(tick), y2: up(tick) }));
       svg.append(el("text", { x: left - 7, y: up(tick) + 4, "text-anchor": "end" }, (y.text || short)(tick)));
     }
-    for (const tick of thinned(x.ticks, wide))
+    for (const tick of thinned(x.ticks.filter((one) => one >= x.low && one <= x.high), wide))
       svg.append(el("text", { x: at(tick), y: top + high + 17, "text-anchor": "middle" }, (x.text || short)(tick)));
     svg.append(el("line", { class: "zero", x1: left, x2: left + wide, y1: top + high, y2: top + high }));
     if (xTitle) svg.append(el("text", { x: left + wide / 2, y: height - 4, "text-anchor": "middle" }, xTitle));

@@ -14,8 +14,8 @@ function makeLabelErrors() {
 function suspectCard(one, several) {
   const numbers = TASK === "regression";
   return sampleCard(one.split, one.key,
-    el("span", { class: "line" }, el("span", { class: "name", title: one.label }, el("i", {}, "labelled "), one.label), el("span", { class: "quiet" }, numbers ? "" : sure(one.own))),
-    el("span", { class: "line" }, el("span", { class: "name", title: one.suggested }, el("i", {}, "looks like "), el("span", { class: "known-text" }, one.suggested)), el("span", { class: "quiet" }, numbers ? "" : sure(one.other))),
+    el("span", { class: "line" }, el("span", { class: "name", title: one.label }, el("i", {}, "label "), one.label), el("span", { class: "quiet" }, numbers ? "" : sure(one.own))),
+    el("span", { class: "line" }, el("span", { class: "name", title: one.suggested }, el("i", {}, "seems "), el("span", { class: "known-text" }, one.suggested)), el("span", { class: "quiet" }, numbers ? "" : sure(one.other))),
     el("span", { class: "line foot" }, el("span", { class: "name quiet key", title: one.key }, one.key), several && el("span", { class: "tag" }, one.split)));
 }
 
@@ -77,24 +77,31 @@ function twinCard(one) {
     more > 0 && note(`and ${plural(more, "more", "more")}`));
 }
 
+/** Whether a quantity is not the same of all images. */
+function varies(quantity) {
+  const ends = Object.values(quantity.splits).flatMap(({ quantiles }) => [quantiles[0], quantiles[quantiles.length - 1]]);
+  return Math.min(...ends) < Math.max(...ends);
+}
+
 const SPLIT_STYLES = ["", "one", "two"];
 
 function makeHealth() {
   const body = bodyOf("health"), health = DATA.health, splits = Object.keys(health.samples);
   if (health.notes.length) body.append(el("ul", { class: "notes" }, health.notes.map((text) => el("li", {}, text))));
   body.append(healthTable(health, splits));
-  if (health.quantities.length) {
+  const varied = health.quantities.filter(varies);
+  if (varied.length) {
     body.append(el("h3", {}, "Images"), el("p", { class: "told legend" }, splits.slice(0, 3).map((split, number) => [el("span", { class: `swatch ${SPLIT_STYLES[number]}` }), split])));
-    body.append(el("div", { class: "small-charts" }, health.quantities.map((one) => quantityChart(one, splits))));
+    body.append(el("div", { class: "small-charts" }, varied.map((one) => quantityChart(one, splits))));
   }
   if (Object.keys(health.class_counts).length) body.append(el("h3", {}, TASK === "multilabel" ? "Label balance" : "Class balance"), balance(health, splits));
   if (health.outliers.length) {
     const place = el("div");
     body.append(el("h3", {}, "Most unusual images"), place);
     paged(place, 12, (part) => el("div", { class: "cards" }, part.map((one) => sampleCard(one.split, one.key,
-      el("span", { class: "line" }, el("span", { class: "name" }, el("i", {}, `${one.quantity} `), short(one.value)), el("span", { class: "tag" }, one.split)),
+      el("span", { class: "line" }, el("span", { class: "name" }, el("i", {}, `${one.quantity} `), short(one.value))),
       el("span", { class: "name quiet" }, `usual ${short(one.low)} to ${short(one.high)}`),
-      el("span", { class: "name quiet key" }, one.key))))).show(health.outliers);
+      el("span", { class: "line foot" }, el("span", { class: "name quiet key", title: one.key }, one.key), el("span", { class: "tag" }, one.split)))))).show(health.outliers);
   }
   for (const [title, listed, count] of [["Unreadable images", health.unreadable, health.unreadable_found], ["Images of one colour", health.constant, health.constant_found]]) {
     if (!count) continue;
@@ -108,7 +115,7 @@ function healthTable(health, splits) {
   const quartile = (quantity, split, place) => quantity.splits[split] && short(quantity.splits[split].quantiles[place]);
   const rows = splits.map((split) => el("tr", {}, el("th", { scope: "row" }, split), el("td", { class: "number" }, whole(health.samples[split])),
     el("td", { class: "narrow-off" }, Object.entries(health.formats[split] || {}).map(([format, count]) => `${format} ${whole(count)}`).join(", ")),
-    health.quantities.slice(0, 3).map((one) => el("td", { class: "number" }, one.splits[split] ? [quartile(one, split, 3), el("span", { class: "quiet narrow-off" }, ` ${quartile(one, split, 0)} to ${quartile(one, split, 6)}`)] : "–"))));
+    health.quantities.slice(0, 3).map((one) => el("td", { class: "number" }, one.splits[split] ? [quartile(one, split, 3), varies(one) && el("span", { class: "quiet narrow-off" }, ` ${quartile(one, split, 0)} to ${quartile(one, split, 6)}`)] : "–"))));
   return el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Split"), el("th", { class: "number" }, "Samples"), el("th", { class: "narrow-off" }, "Format"), health.quantities.slice(0, 3).map((one) => el("th", { class: "number" }, `${one.name}${one.unit ? `, ${one.unit}` : ""}`)))), el("tbody", {}, rows)));
 }
 
