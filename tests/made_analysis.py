@@ -108,7 +108,9 @@ def made_advice(advised: bool = True) -> Advice:
     reason = (
         "Turned by 30 degrees accuracy falls by 31.0 points [25.0, 37.0]; turning back mends a third of the errors."
     )
-    line = Line("rotation", "rotate", 30, {"rotate": 30}, 30.0, "degrees", drop, 1e-4, gain, 1e-3, 0.34, 0.1, reason)
+    line = Line(
+        "rotation", "rotate", 30, {"rotate": 30}, 30.0, "degrees", drop, 1e-4, "undone", gain, 1e-3, 0.34, 0.1, reason
+    )
     rejected = (Rejected("hflip", "plausible, but accuracy does not fall"), Rejected("noise", "is not in these images"))
     note = "One family costs accuracy and is in the images." if advised else "Nothing is significantly sensitive."
     lines = (line,) if advised else ()

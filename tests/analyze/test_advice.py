@@ -43,6 +43,7 @@ DARK = Line(
     unit="of a factor of 1",
     drop=numbers(0.2),
     p_drop=0.001,
+    evidence="undone",
     gain=numbers(0.1),
     p_gain=0.002,
     plausibility=0.4,

@@ -35,7 +35,9 @@ def probed(
     folder: Path,
     shown: Mapping[Probe, float],
     turned: Probe | None = None,
+    alike: Probe | None = None,
     families: tuple[Family, ...] = families_of(NAMES),
+    right: float = 0.4,
 ) -> Probed:
     """Return probes of images of which half show something, so that 40 % of these are right.
 
@@ -44,7 +46,9 @@ def probed(
         shown: probe to the share of that half that is right, and sure, when it is made; every other probe makes any image a
             matter of chance.
         turned: a probe that gives images the features of the next class.
+        alike: one that leaves them theirs; every other one moves them away.
         families: that are probed.
+        right: share of that half that is right unchanged.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, N)
@@ -53,8 +57,8 @@ def probed(
     meta = LedgerMeta(
         CLASSES, ("soft",), ("identity", *(probe.name for probe in probes)), "val", "d", "e-p", features=64
     )
-    chance = said(labels, rng.random(N) < 0.4, 0.5, rng)
-    plain = np.where(half[:, None], chance, said(labels, rng.random(N) < 0.98, 0.97, rng))
+    chance = said(labels, rng.random(N) < right, 0.5, rng)
+    plain = np.where(half[:, None], chance, said(labels, rng.random(N) < max(0.98, right), 0.97, rng))
     centres = rng.normal(size=(3, 64))
     near = rng.normal(0, 0.1, (N, 64))
     columns = {
@@ -67,7 +71,8 @@ def probed(
             values = np.where(half[:, None], said(labels, rng.random(N) < shown[probe], 0.97, rng), values)
         columns["soft", probe.name] = values
         at = (labels + 1) % 3 if probe == turned else labels
-        columns["soft", features_of(probe.name)] = (centres[at] + near).astype(np.float32)
+        away = 0 if probe in (turned, alike) else 0.5
+        columns["soft", features_of(probe.name)] = (centres[at] + away + near).astype(np.float32)
     keys = [f"val{number:05d}" for number in range(N)]
     write_part(folder / "parts", 0, 1, ledger_table(meta, keys, labels, columns))
     merge_parts(folder / "parts", 1, keys, folder / "val.parquet", meta)
@@ -118,6 +123,28 @@ def test_a_flip_that_half_of_the_images_show_costs_nothing_on_average_and_is_adv
     (line,) = advised(found).lines
     assert (line.family, line.settings) == ("vflip", {"vflip": 0.5})
     assert line.drop == line.gain
+
+
+def test_what_costs_though_it_looks_like_its_class_is_advised_where_nothing_is_undone(tmp_path: Path) -> None:
+    found = probed(tmp_path, {}, turned=Probe("vflip", 1), alike=Probe("compression", 70))
+    (line,) = advised(found).lines
+    assert (line.family, line.strength, line.evidence) == ("compression", 70, "alike")
+    assert line.settings == {
+        "host": [{"name": "ImageCompression", "arguments": {"quality_range": [30, 100], "p": 0.5}}]
+    }
+    assert line.gain is None and line.plausibility == 1.0 and line.score == pytest.approx(line.drop["value"])
+    assert "nearest neighbour of the other kind" in line.reason
+    assert "0 % have their nearest neighbour of the other kind" in reasons(advised(found))["rotation"]
+
+
+def test_what_validation_shows_comes_before_what_it_might(tmp_path: Path) -> None:
+    found = probed(tmp_path, {Probe("lighter", 0.5): 0.97}, alike=Probe("compression", 70))
+    assert [(line.family, line.evidence) for line in advised(found).lines] == [("darker", "undone")]
+
+
+def test_nothing_is_advised_where_hardly_anything_is_wrong(tmp_path: Path) -> None:
+    found = probed(tmp_path, {}, alike=Probe("compression", 70), right=1.0)
+    assert advised(found).lines == ()
 
 
 def test_what_the_run_was_trained_with_is_not_advised_again(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ QUIET = Console(quiet=True)
 
 def line(family: str, **settings: object) -> Line:
     key, value = next(iter(settings.items()))
-    return Line(family, key, value, settings, 1.0, "", FIGURE, 0.01, FIGURE, 0.01, 0.5, 0.05, f"{family} pays")
+    return Line(
+        family, key, value, settings, 1.0, "", FIGURE, 0.01, "undone", FIGURE, 0.01, 0.5, 0.05, f"{family} pays"
+    )
 
 
 class Bench:

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from choral.config import Config
 from choral.ensemble.rows import Numbers
@@ -36,9 +36,12 @@ class Line:
         settings: all keys that it takes, `key` among them, with their values.
         strength, unit: up to which validation images vary, as the curves have it.
         drop: how much the metric falls when validation images are changed so, paired; p_drop after Holm's correction.
-        gain: how much it rises when that change is undone in each image, without a look at its label, paired; p_gain after
-            Holm's correction.
-        plausibility: the share of the errors on validation that undoing mends, 0 to 1.
+        evidence: that validation images show it: "undone", answers get better where it is undone; "alike", changed images
+            cannot be told from others of their class.
+        gain: how much the metric rises when that change is undone in each image, without a look at its label, paired; p_gain
+            after Holm's correction. None: nothing undoes it.
+        plausibility: of "undone" the share of the errors on validation that undoing mends; of "alike" how alike they are, see
+            `choral.analyze.lookalike`. 0 to 1.
         score: drop times plausibility, by which lines are ordered.
         reason: one sentence with the figures.
     """
@@ -51,8 +54,9 @@ class Line:
     unit: str
     drop: Numbers
     p_drop: float
-    gain: Numbers
-    p_gain: float
+    evidence: Literal["undone", "alike"]
+    gain: Numbers | None
+    p_gain: float | None
     plausibility: float
     score: float
     reason: str

@@ -10,6 +10,10 @@ A family is advised if three things hold, each measured on validation images:
 
 Both p values are after Holm's correction. How far images had to be changed back is the strength; families are ordered by the
 drop at that strength times the plausibility.
+
+Where nothing can be mended so, a network may still lean on what its data do not mean, such as which way up an image is. Then
+a family is advised that costs significantly at a strength at which changed images cannot well be told from others of their
+class (`choral.analyze.lookalike`), for such images might as well have come; if there are errors enough for a gain to be seen.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from numpy.typing import NDArray
 
 from choral.analyze.advice import Advice, Line, Rejected
 from choral.analyze.covered import covering, widened
+from choral.analyze.lookalike import resemblance
 from choral.analyze.probe_curves import Curve, Curves, Point, Probed
 from choral.analyze.undoing import LEVEL, Choices, Undone, rightness_of, sureness_of, undo
 from choral.config import AugmentConfig
@@ -54,6 +59,9 @@ UNDONE_BY = {
 }
 """What a family of changes is undone by, itself (another angle, the other side) or another one. Nothing brings back what is
 occluded or compressed away."""
+ALIKE = 0.5
+"""From which resemblance on changed images are plausible: at least half as many as by chance lie next to unchanged ones."""
+LEAST_ERRORS = 6  # mended without a loss they are significant, fewer are not: 2 x 0.5^5 > 0.05
 _FACTORS_BELOW = ("smaller", "darker", "low_contrast", "pale")  # 1 - x, undone by 1 + x
 _FACTORS_ABOVE = ("larger", "lighter", "high_contrast", "vivid")  # 1 + x, undone by 1 - x
 
@@ -72,15 +80,22 @@ def make_advice(probed: Probed, curves: Curves, augment: AugmentConfig) -> Advic
     taken, alone = _undone(probed, curves)
     errors = max(1.0 - float(_right(probed, None).mean()), 1e-9)
     curves = with_both_directions(curves)
-    lines, rejected, merged = [], [], augment
     by_family = {one.family: one for one in taken}
+    lines: list[Line] = []
     for curve in curves.curves:
         found = by_family.get(UNDONE_BY.get(curve.family, ""))
-        found_line = _line(curve, found, errors, augment) if found is not None else None
-        if found_line is None:
-            rejected.append(Rejected(curve.family, _why_not(curve, found, alone, taken, probed, augment)))
-        else:
-            lines.append(found_line)
+        lines += [line] if found is not None and (line := _line(curve, found, errors, augment)) else []
+    if not taken:
+        lines = _alike(probed, curves, alone, augment)
+    advised = {line.family for line in lines}
+    rejected = [
+        Rejected(
+            curve.family, _why_not(curve, by_family.get(UNDONE_BY.get(curve.family, "")), alone, taken, probed, augment)
+        )
+        for curve in curves.curves
+        if curve.family not in advised
+    ]
+    merged = augment
     lines.sort(key=lambda line: -line.score)
     for number, line in enumerate(lines):
         settings = widened(merged, augment_of(line.family, line.strength))
@@ -198,12 +213,62 @@ def _line(curve: Curve, undone: Undone, errors: float, augment: AugmentConfig) -
         unit=curve.unit,
         drop=drop,
         p_drop=point.p_adjusted,
+        evidence="undone",
         gain=gain,
         p_gain=undone.p_adjusted,
         plausibility=plausibility,
         score=point.drop * plausibility,
         reason=_reason(curve, point, undone, gain, plausibility),
     )
+
+
+def _alike(probed: Probed, curves: Curves, alone: Mapping[str, Undone], augment: AugmentConfig) -> list[Line]:
+    """Return lines, still without settings, of what costs though changed images look like others of their class."""
+    meta = probed.ledger.meta
+    errors = round(float((1 - _right(probed, None)).sum()))
+    if meta.task != "multiclass" or not meta.features or errors < LEAST_ERRORS:
+        return []
+    lines = []
+    for curve in curves.curves:
+        for point in reversed(curve.points) if curve.key else ():
+            if point.drop <= 0 or point.p_adjusted >= LEVEL or covering(augment, curve.family, point.strength):
+                continue
+            alike = alikeness(probed, curve.family, point.strength)
+            if alike >= ALIKE:
+                lines.append(_alike_line(curve, point, alike, alone.get(UNDONE_BY.get(curve.family, ""))))
+                break
+    return lines
+
+
+def _alike_line(curve: Curve, point: Point, alike: float, undone: Undone | None) -> Line:
+    return Line(
+        family=curve.family,
+        key=curve.key,
+        value=None,
+        settings={},
+        strength=point.strength,
+        unit=curve.unit,
+        drop=Numbers(value=point.drop, low=point.drop_low, high=point.drop_high),
+        p_drop=point.p_adjusted,
+        evidence="alike",
+        gain=None if undone is None else numbers(bootstrap(undone.difference, seed=SEED)),
+        p_gain=None if undone is None else undone.p_adjusted,
+        plausibility=alike,
+        score=point.drop * alike,
+        reason=(
+            f"{curve.family}: validation images that are {curve.text}, x = {_at(point.strength, curve.unit)}, cost "
+            f"{_cost(point)} (p {_p(point.p_adjusted)}), though they look much like others of their class: "
+            f"{50 * alike:.0f} % have their nearest neighbour of the other kind, and with 50 % they could not be told apart. "
+            "So the network leans on what its classes do not seem to mean."
+        ),
+    )
+
+
+def alikeness(probed: Probed, family: str, strength: float) -> float:
+    """Return how much images changed so look like unchanged ones of their class, 0 to 1; of two directions, the less so."""
+    before, labels = probed.features(None), probed.ledger.labels
+    probes = [probe for probe in probed.of(family) if probe.strength == strength]
+    return min(resemblance(before, probed.features(probe), labels) for probe in probes)
 
 
 def sensitive_point(curve: Curve, strength: float) -> Point | None:
@@ -247,7 +312,7 @@ def _why_not(
     undoing = UNDONE_BY.get(curve.family)
     if undoing is None or undoing not in alone:
         why = "nothing undoes it" if undoing is None else f"{undoing}, which undoes it, was not probed"
-        return f"{costs}, but {why}, so whether validation images show it was not measured"
+        return f"{costs}, but {why}, so whether validation images show it was not measured{_unlike(curve, probed)}"
     own = alone[undoing]
     gain = bootstrap(own.difference, seed=SEED)
     mends = f"{_points(gain.value, gain.low, gain.high)}, p {_p(own.p_adjusted)}"
@@ -255,7 +320,17 @@ def _why_not(
         firsts = ", ".join(one.family for one in all_taken)
         return f"{costs}, but what undoing it mends is mended by {firsts}: nothing significant on top of that"
     words = f"{costs}, but undoing it mends nothing significant ({mends}): validation images do not show it"
-    return words + _other_class(curve, probed)
+    return words + _unlike(curve, probed) + _other_class(curve, probed)
+
+
+def _unlike(curve: Curve, probed: Probed) -> str:
+    """Return how many changed images can be told from others of their class, by their nearest neighbours."""
+    if probed.ledger.meta.task != "multiclass" or not probed.ledger.meta.features:
+        return ""
+    alike = alikeness(probed, curve.family, curve.worst.strength)
+    return (
+        f"; changed so, {50 * alike:.0f} % have their nearest neighbour of the other kind (50 %: cannot be told apart)"
+    )
 
 
 def _other_class(curve: Curve, probed: Probed) -> str:
@@ -268,9 +343,7 @@ def _other_class(curve: Curve, probed: Probed) -> str:
     after = float(np.mean([other_class_share(probed, probe) for probe in probes]))
     if after < before + 0.05:
         return ""
-    return (
-        f"; changed so, {100 * after:.0f} % look most like an image of another class ({100 * before:.0f} % unchanged)"
-    )
+    return f", {100 * after:.0f} % look most like an image of another class ({100 * before:.0f} % unchanged)"
 
 
 def other_class_share(probed: Probed, probe: Probe | None) -> float:
@@ -289,7 +362,8 @@ def other_class_share(probed: Probed, probe: Probe | None) -> float:
 def _note(lines: list[Line], curves: Curves, comparisons: int) -> str:
     tested = f"{len(curves.curves)} families were probed on {curves.n} samples, {comparisons} undone"
     if not lines:
-        return f"Nothing is advised: no family both costs significantly and mends significantly where it is undone. {tested}."
+        why = "no family costs significantly and is plausible for these data or, undone, mends something"
+        return f"Nothing is advised: {why}. {tested}."
     names = ", ".join(line.family for line in lines)
     return f"Advised: {names}, in the order of drop times plausibility. {tested}; p values are after Holm's correction."
 
