@@ -142,6 +142,21 @@ def test_it_continues_where_it_was_stopped(bench: Bench, config: Config) -> None
     assert improve(config, 1, 1, QUIET) == found and bench.done == finished
 
 
+def test_a_round_goes_on_with_the_advice_that_it_was_begun_with(bench: Bench, config: Config) -> None:
+    bench.right = {"cells-baseline": 0.5, "cells-augment1": 0.7}
+    bench.advice = {"cells-baseline": (line("darker", brightness=0.4),)}
+    found = improve(config, 1, 1, QUIET)
+    (RunFolder(Path("runs/cells-augment1")).checkpoints / "step-9").mkdir(parents=True)  # as a training leaves it
+    finished = list(bench.done)
+    for later in ((line("darker", brightness=0.6),), ()):
+        bench.advice = {"cells-baseline": later}  # as a later version of the code may find
+        assert improve(config, 1, 1, QUIET) == found and bench.done == finished
+    labels, said = np.zeros(9, np.int64), np.full((9, 3), 1 / 3, np.float32)
+    path = Path("runs/cells-baseline/predictions/val.parquet")
+    write_ledger(path, labels, {("model", "identity"): said}, evaluation="another")
+    assert improve(config, 1, 1, QUIET).rounds[0].reason == "as the test says", "it was of other weights"
+
+
 def test_a_training_that_fails_is_named(bench: Bench, config: Config) -> None:
     bench.codes = {"train cells-baseline": 1}
     with pytest.raises(ChoralError, match="cells-baseline: could not be trained"):

@@ -4,6 +4,7 @@
       advice.yaml, advice.json         what its probes advise
       improved.json, improved.yaml     what came of it, and the config with what was kept
     runs/NAME-augment1/, NAME-augment2/   the same training with what was advised
+      tried.json                       the advice that it was begun with, in which it goes on
 
 Baseline and advised run have the same seeds and see the same samples in the same order. What is advised is kept only if the
 interval of the paired difference on validation says that it helps; then the probes of the better run may advise more. The
@@ -22,18 +23,18 @@ from choral.analyze.advice import Advice
 from choral.assess.looks import is_test
 from choral.assess.predictor import evaluated
 from choral.assess.seeds import SeedPair, compare_seeds, is_better
-from choral.config import Config
+from choral.config import Config, binding_difference
 from choral.configfile import to_yaml, with_overrides
 from choral.ensemble.members import solo_config
 from choral.errors import ChoralError, Stopped
 from choral.predict.request import Request
-from choral.runfolder import RunFolder, read_json, write_atomic, write_json
+from choral.runfolder import RunFolder, is_run, read_json, write_atomic, write_json
 from choral.workflow.advising import advise, print_advice
 from choral.workflow.evaluation import evaluate
 from choral.workflow.training import pack_if_missing, train_all
 
 FORMAT = "choral-improved-1"
-IMPROVED_JSON, IMPROVED_YAML = "improved.json", "improved.yaml"
+IMPROVED_JSON, IMPROVED_YAML, TRIED_JSON = "improved.json", "improved.yaml", "tried.json"
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,17 @@ def improve(config: Config, seeds: int, rounds: int, progress: Console, *, test:
     current = base
     tried: list[Round] = []
     while len(tried) < rounds:
-        advice = advise(last)
+        number = len(tried) + 1
+        advice = _begun(config, current, number, seeds) or advise(last)
         print_advice(advice, progress)
         if not advice.lines:
-            tried.append(_nothing_advised(len(tried) + 1, advice))
+            tried.append(_nothing_advised(number, advice))
             break
-        candidate = advised_config(config, current, advice, len(tried) + 1, seeds)
+        candidate = advised_config(config, current, advice, number, seeds)
+        RunFolder.of(candidate).check_same(candidate)
+        write_json(RunFolder.of(candidate).path / TRIED_JSON, advice.to_json())
         folder = _trained(candidate, progress)
-        tried.append(_tried(len(tried) + 1, folder, last, advice))
+        tried.append(_tried(number, folder, last, advice))
         if not tried[-1].kept:
             break
         current, last = candidate, folder
@@ -192,6 +196,24 @@ def advised_config(config: Config, current: Config, advice: Advice, number: int,
     changed = with_overrides(current, changes, f"the advice of {advice.run}")
     step = "+augment" if number == 1 else f"+augment {number}"
     return replace(changed, run=_name(config, f"augment{number}", seeds), step=step)
+
+
+def _begun(config: Config, current: Config, number: int, seeds: int) -> Advice | None:
+    """Return the advice that the training of a round was begun with, as `advised_config` takes it; None: it is not begun.
+
+    A round goes on with its own advice: made anew, by a later version or of further probes, it may be another one.
+    """
+    folder, before = RunFolder.of(replace(config, run=_name(config, f"augment{number}", seeds))), RunFolder.of(current)
+    content = read_json(folder.path / TRIED_JSON)
+    if content is None or not is_run(folder.path):
+        return None
+    try:
+        advice = Advice.from_json(content)
+        same = not binding_difference(folder.config(), advised_config(config, current, advice, number, seeds))
+    except (ChoralError, KeyError, TypeError, ValueError):
+        return None  # damaged, or of a version that knew other keys
+    meta = evaluated(before, before.config(), config.data.val_split).meta
+    return advice if same and (advice.dataset, advice.evaluation) == (meta.dataset, meta.evaluation) else None
 
 
 def _name(config: Config, what: str, seeds: int) -> str:
