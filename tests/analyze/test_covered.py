@@ -6,6 +6,7 @@ import pytest
 
 from choral.analyze.covered import covering, widened
 from choral.config import AugmentConfig, Config, DataConfig
+from choral.config.augment import HostTransform
 from choral.configfile import with_overrides
 from choral.predict.probes.families import FAMILIES, augment_of
 
@@ -17,7 +18,11 @@ def changed(augment: AugmentConfig, settings: dict[str, object]) -> AugmentConfi
     return with_overrides(config, {f"augment.{key}": value for key, value in settings.items()}, "test").augment
 
 
-@pytest.mark.parametrize("family", [one.name for one in FAMILIES if one.key not in ("", "host")])
+def compressing(**arguments: object) -> AugmentConfig:
+    return AugmentConfig(host=(HostTransform(name="ImageCompression", arguments=arguments),))
+
+
+@pytest.mark.parametrize("family", [one.name for one in FAMILIES if one.key])
 def test_what_is_advised_is_covered_afterwards_and_not_before(family: str) -> None:
     for strength in next(one for one in FAMILIES if one.name == family).strengths:
         assert not covering(NONE, family, strength)
@@ -36,6 +41,16 @@ def test_what_is_advised_is_covered_afterwards_and_not_before(family: str) -> No
         (AugmentConfig(policy="randaugment", policy_magnitude=15), "rotation", 15, "augment.policy: randaugment"),
         (AugmentConfig(policy="randaugment", policy_magnitude=15), "rotation", 20, ""),
         (AugmentConfig(policy="trivialaugment"), "darker", 0.8, "augment.policy: trivialaugment"),
+        (compressing(), "compression", 50, ""),  # quality 99 and more
+        (compressing(quality_range=[20, 90], p=0), "compression", 50, ""),
+        (compressing(quality_range=[20, 90], compression_type="webp"), "compression", 50, ""),
+        (compressing(quality_range=[20, 90]), "compression", 85, ""),
+        (
+            compressing(quality_range=[20, 90]),
+            "compression",
+            70,
+            "augment.host: ImageCompression, quality_range: [20, 90]",
+        ),
         (AugmentConfig(blur=0, blur_sigma=(0.1, 9)), "blur", 1, ""),
     ],
 )

@@ -36,6 +36,8 @@ def covering(augment: AugmentConfig, family: str, strength: float) -> str:
     crops = augment.crop_scale[0]
     if family == "larger" and crops <= 1 / (1 + strength) ** 2 + _ROUNDING:
         return f"augment.crop_scale: [{crops:g}, {augment.crop_scale[1]:g}]"
+    if family == "compression" and (host := _compressing(augment, strength)):
+        return f"augment.host: {host}"
     own = _own_strength(augment, family)
     if own is None or own[1] < min(strength, own[2]) - _ROUNDING:
         return ""
@@ -47,6 +49,21 @@ def _policy_strength(augment: AugmentConfig, family: str) -> float:
         return -1.0
     randaugment, trivialaugment = _POLICY[family]
     return randaugment * augment.policy_magnitude / 30 if augment.policy == "randaugment" else trivialaugment
+
+
+def _compressing(augment: AugmentConfig, strength: float) -> str:
+    """Return the host transform that saves as JPEG of a quality down to 100 less a strength; "" where none does."""
+    for transform in augment.host:
+        own = {
+            "compression_type": "jpeg",
+            "quality_range": (99, 100),
+            "p": 0.5,
+            **transform.arguments,
+        }  # Albumentations'
+        jpeg = transform.name == "ImageCompression" and own["compression_type"] == "jpeg" and own["p"] > 0
+        if jpeg and own["quality_range"][0] <= round(100 - strength):
+            return f"ImageCompression, quality_range: {_shown(own['quality_range'])}"
+    return ""
 
 
 def _own_strength(augment: AugmentConfig, family: str) -> tuple[str, float, float] | None:
