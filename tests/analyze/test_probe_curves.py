@@ -120,6 +120,20 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
         assert points[2].drop == pytest.approx(points[2].value - curves.unperturbed["value"])
 
 
+def test_a_single_sample_is_no_evidence(tmp_path: Path) -> None:
+    """All draws of one sample are the same: its interval has no width, which is not to be taken for certainty."""
+    run, _ = made_run(tmp_path / "run", {"val": predictions(1)})
+    names = (IDENTITY, "blur@1", "blur@2", "blur@3", "blur@5")
+    said = {("mean", name): np.full((1, 1), place, np.float32) for place, name in enumerate(names)}
+    said |= {("mean", features_of(name)): np.zeros((1, 3), np.float32) for name in names}
+    meta = LedgerMeta(("size",), ("mean",), names, "val", "d", "e-p", task="regression", features=3)
+    write_part(tmp_path / "parts", 0, 1, ledger_table(meta, ["a"], np.zeros((1, 1), np.float32), said))
+    merge_parts(tmp_path / "parts", 1, ["a"], run.path / "probes" / "val.parquet", meta)
+    points = make_curves(Probed(Ledger.open(run.path / "probes" / "val.parquet")), "run").curves[0].points
+    assert [point.drop for point in points] == [1, 2, 3, 4]
+    assert {point.p_adjusted for point in points} == {1.0}
+
+
 def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.02, 0.02], comparisons=1) == [0.02, 0.02] and holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]

@@ -40,7 +40,7 @@ class Point:
         drop, drop_low, drop_high: by how much it is worse than of the same samples unchanged; above 0 is worse, whichever
             way the metric counts.
         p: that of no difference: from the interval, and of classes no smaller than that of an exact test of signs of the
-            samples that changed sides (McNemar's, where there is one direction).
+            samples that changed sides (McNemar's, where there is one direction), else than such a test can give.
         p_adjusted: after Holm's correction for all points of all curves.
     """
 
@@ -211,7 +211,10 @@ def make_curves(probed: Probed, run: str) -> Curves:
         for strength in dict.fromkeys(probe.strength for probe in probed.of(family.name)):
             asked = [probe.name for probe in probed.of(family.name) if probe.strength == strength]
             after = _mean(metric, [found[name] for name in asked])
-            p = _sign_test(labels, records[IDENTITY], [records[name] for name in asked]) if task == "multiclass" else 0
+            if task == "multiclass":
+                p = _sign_test(labels, records[IDENTITY], [records[name] for name in asked])
+            else:  # the least that a test of signs of so many samples can give: a few of them do not vary among themselves
+                p = min(1.0, 2.0 ** (1 - len(ledger)))
             points.append(_point(strength, metric, found[IDENTITY], after, p))
         curves.append(Curve(family.name, family.key, family.unit, family.text, tuple(points)))
     adjusted = iter(holm([point.p for curve in curves for point in curve.points]))
