@@ -184,6 +184,22 @@ def test_two_processes_share_a_search_and_what_is_left_is_taken_up(tmp_path: Pat
     assert starts == [1] * 6, "each by one of them"
 
 
+def test_a_kill_before_the_first_trial_is_asked_for_costs_nothing(
+    tmp_path: Path, pace: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path, "tune.trials=2")
+    study = made.study()
+    with monkeypatch.context() as context:
+        context.setattr(study._study, "ask", lambda: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            study.ask()
+    assert made.study().trials() == []
+    made.run(made.feed())
+    trials = made.study().trials()
+    assert [trial.state for trial in trials] == ["done"] * 2
+    assert trials[0].point == {"train.lr": 1e-3}
+
+
 def test_a_torn_last_line_of_the_journal_is_dropped(tmp_path: Path, pace: list[float]) -> None:
     made = Made(tmp_path, "tune.trials=3")
     made.run(made.feed())

@@ -85,7 +85,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """Return the trials, by number."""
-        return [self._trial(frozen) for frozen in self._study.get_trials(deepcopy=False)]
+        return [self._trial(frozen) for frozen in self._asked()]
 
     def ask(self) -> Trial:
         """Add a trial, running, and return it; call it while no other process does.
@@ -95,7 +95,7 @@ class Study:
         """
         import optuna
 
-        number = len(self._study.get_trials(deepcopy=False))
+        number = len(self._asked())
         own = own_point(self._config, self._space) if number == BASELINE else None
         seed = (self._config.seed * 1_000_003 + number) % 2**32
         tpe = self._config.tune.sampler == "tpe"
@@ -105,7 +105,7 @@ class Study:
                 if tpe
                 else optuna.samplers.RandomSampler(seed=seed)
             )
-            if own is not None:
+            if own is not None and not self._study.get_trials(deepcopy=False):
                 self._study.enqueue_trial(own)
             trial = self._study.ask()
             for key, axis in self._space.items():
@@ -163,6 +163,10 @@ class Study:
     def _startup(self) -> int:
         """Trials that are drawn at random before anything is learned from them."""
         return max(3, min(10, self._config.tune.trials // 4))
+
+    def _asked(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials, by number, without one that only waits to be asked for: whoever was about to was killed."""
+        return [one for one in self._study.get_trials(deepcopy=False) if one.state.name != "WAITING"]
 
     def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
