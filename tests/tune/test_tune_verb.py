@@ -17,6 +17,7 @@ from choral.configfile import load_config
 from choral.predict.request import Request
 from choral.runfolder import RunFolder
 from choral.tune import trials as trials_module
+from choral.tune.search import search_of
 from made_runs import predictions, write_ledger
 
 FAKE = Path(__file__).with_name("fake_training.py")
@@ -75,6 +76,13 @@ def test_a_search_from_end_to_end(
     again = json.loads(capsys.readouterr().out)
     assert [trial["number"] for trial in again["trials"]] == list(range(7))
     assert again["trials"][:5] == report["trials"]
+    assert again["gain"]
+    study = search_of(load_config(config_file, words[2:5])).study()
+    better = study.ask()
+    study.tell(better.number, "done", 1e-6)  # as another process leaves it, before it is compared
+    assert main([*words[:-2], "--show", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["best"]["number"], shown["gain"]) == (7, []), "what was compared is another one"
     assert main(["tune", "toy.yaml", "tune.space={train.lr: auto}", "--show"]) == 2
     assert "holds a search of another config (tune.space.train.lr; tune.space.train.optimizer)" in " ".join(
         capsys.readouterr().err.split()

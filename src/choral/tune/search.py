@@ -170,8 +170,9 @@ def _finish(search: Search, study: Study, trials: Trials, best: Trial) -> None:
 
 
 def report_of(search: Search, study: Study) -> dict[str, Any]:
-    """Return the trials so far, plain JSON."""
-    best = study.best()
+    """Return the trials so far, plain JSON; `gain` is empty until the best one has been compared with the first."""
+    best, before = study.best(), read_json(search.root / "tune.json") or {}
+    compared = best is not None and best.number == (before.get("best") or {}).get("number")
     return {
         "run": search.config.run,
         "split": search.config.data.val_split,
@@ -181,7 +182,7 @@ def report_of(search: Search, study: Study) -> dict[str, Any]:
         "best": None if best is None else _told(search, best),
         "importance": study.importance(),
         "file": str(search.root / "best.yaml"),
-        "gain": (read_json(search.root / "tune.json") or {}).get("gain", []),
+        "gain": before.get("gain", []) if compared else [],
     }
 
 
