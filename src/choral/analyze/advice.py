@@ -38,8 +38,8 @@ class Line:
         drop: how much the metric falls when validation images are changed so, paired; p_drop after Holm's correction.
         evidence: that validation images show it: "undone", answers get better where it is undone; "alike", changed images
             cannot be told from others of their class.
-        gain: how much the metric rises when that change is undone in each image, without a look at its label, paired; p_gain
-            after Holm's correction. None: nothing undoes it.
+        gain: how many more answers are right (of several labels an image, the mean share of them) when that change is undone
+            in each image, without a look at its label, paired; p_gain after Holm's correction. None: nothing undoes it.
         plausibility: of "undone" the share of the errors on validation that undoing mends; of "alike" how alike they are, see
             `choral.analyze.lookalike`. 0 to 1.
         score: drop times plausibility, by which lines are ordered.
@@ -76,7 +76,7 @@ class Advice:
 
     Attributes:
         run, split, predictor: that were probed.
-        metric: of drops and gains, a share of 1.
+        metric: of drops, a share of 1.
         n: samples that were probed.
         lines: best first; none: nothing is advised.
         rejected: all other families, in the order of the probes.
