@@ -15,6 +15,7 @@ from choral.analyze.samples import sample_table
 from choral.analyze.summary import coverage_of, reliability_of, summary_of
 from choral.assess.predictor import Predictor, predictor_of
 from choral.config import Config
+from choral.ensemble.worst import worst_rows
 from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder
 from choral.score.multiplicity import holm
@@ -120,6 +121,9 @@ def test_quartiles_leave_nothing_out_but_what_is_missing() -> None:
     assert [int(mask.sum()) for mask in masks.values()] == [10, 10, 10, 10]
     assert next(iter(masks)) == "0 to 9"
     assert not any(mask[0] for mask in masks.values())
+    alike = np.array([np.nan, *np.repeat([1001.0, 1002, 1003, 1004], 10)])  # 1e+03 each
+    assert list(quartiles(alike)) == ["1001 to 1001", "1002 to 1002", "1003 to 1003", "1004 to 1004"]
+    assert sum(int(mask.sum()) for mask in quartiles(alike).values()) == 40
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -179,6 +183,45 @@ def test_a_class_without_samples_is_no_obstacle(tmp_path: Path) -> None:
     assert label_errors_of(run, config, predictor).sources[0].n == 200
     empty = groups_of(predictor, sample_table(predictor, {})).classes[2]
     assert (empty.n, empty.score, empty.p) == (0, None, None)
+
+
+@pytest.mark.parametrize("having", [(0, 0, 0), (1, 1, 1), (0.4, 0, 1)])
+def test_labels_that_none_or_all_have_are_no_obstacle(having: tuple[float, float, float], tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    labels = (random.random((200, 3)) < having).astype(np.float32)
+    said = np.clip(0.1 + 0.8 * labels + random.normal(0, 0.08, labels.shape), 0.01, 0.99).astype(np.float32)
+    flipped = random.choice(200, 8, replace=False)
+    labels[flipped, 0] = np.where(having[0] == 0.4, 1 - labels[flipped, 0], labels[flipped, 0])
+    run, config = made_run(tmp_path / "run", {"val": (labels, {("a", "identity"): said})}, task="multilabel")
+    found = label_errors_of(run, config, predictor_of(run, config, "val"))
+    if having[0] == 0.4:
+        keys = {f"val{row:05d}" for row in flipped}
+        assert len(keys & {one.key for one in found.suspects}) >= 4
+        assert all(one.label != one.suggested and "z" in one.suggested for one in found.suspects)
+        assert found.sources[0].note.endswith("Labels that all samples have, or none, are not doubted: y, z.")
+    else:
+        assert not found.suspects and "No label is there in some samples" in found.sources[0].note
+
+
+def test_a_class_with_one_sample_is_named_once(tmp_path: Path) -> None:
+    columns = predictions(60)[1]
+    run, config = made_run(tmp_path / "run", {"val": (np.arange(60) == 7, columns)})
+    found = label_errors_of(run, config, predictor_of(run, config, "val"))  # and warns of nothing
+    assert "a class with one sample is not doubted" in found.sources[0].note
+    assert all(one.label == "x" for one in found.suspects)
+
+
+def test_a_target_that_is_the_same_of_all_does_not_drown_the_others(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    labels[:, 1] = 4.3
+    run, config = made_run(tmp_path / "run", {"val": (labels, numbers(labels, "regression"))}, task="regression")
+    predictor = predictor_of(run, config, "val")
+    samples = sample_table(predictor, {})
+    errors = np.abs(predictor.predictions - labels) / [labels[:, 0].std(), 1, labels[:, 2].std()]
+    np.testing.assert_allclose(samples.loss, errors.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        [one.loss for one in worst_rows(predictor.ledger, 3)], np.sort(samples.loss)[::-1][:3], rtol=1e-4
+    )
 
 
 def test_what_is_not_finite_is_null() -> None:

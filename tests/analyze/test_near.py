@@ -73,3 +73,10 @@ def test_what_is_kept_of_other_data_or_damaged_is_made_again(tmp_path: Path, cap
     assert "damaged" in caplog.text and kept.read_bytes() == content
     for name, values in first["train"].measures.items():
         assert np.array_equal(values, again["train"].measures[name])
+    found = duplicates_of(again, train="train", processes=1)
+    twins = next((dataset.folder / FOLDER).glob("twins-*.json"))
+    right = twins.read_text(encoding="utf-8")
+    for wrong in (right[:-9], right.replace('"pairs"', '"pears"'), right.replace("[", "[7, ", 1), "\udcff\udcfe"):
+        twins.write_text(wrong, encoding="utf-8", errors="surrogateescape")
+        assert duplicates_of(again, train="train", processes=1) == found
+        assert twins.read_text(encoding="utf-8") == right, wrong

@@ -118,9 +118,10 @@ def test_what_to_look_at_first() -> None:
     assert texts["groups"].tone == "bad" and "type poly" in texts["groups"].text and "cat" not in texts["groups"].text
     assert "test: brightness" in " ".join(
         one.text for one in highlights_of(analysis) if one.section == "health"
-    ).replace(" are not like those of train", "")
+    ).replace(" are not like those of the training split", "")
     advised = highlights_of(replace(analysis, advice=made_advice()))[-1]
     assert (advised.tone, advised.section) == ("bad", "advice") and "rotation" in advised.text
+    assert "may" in advised.text and "`choral improve` tries it" in advised.text, "whether it helps is not known yet"
     assert highlights_of(replace(analysis, advice=made_advice(False)))[-1].tone == "good"
     right = replace(analysis.samples, right=np.ones(len(analysis.samples), dtype=np.bool_))
     assert any("All 300 samples are right" in one.text for one in highlights_of(replace(analysis, samples=right)))

@@ -151,6 +151,18 @@ def test_names_are_text_and_nothing_is_wider_than_the_window(show: Show, task: s
         assert opened.tab.evaluate("document.querySelectorAll('script').length") == 3
 
 
+def test_numbers_that_are_all_the_same_and_a_band_that_begins_late_are_drawn(show: Show) -> None:
+    analysis = complete("regression", n=7)
+    five = {name: np.full_like(getattr(analysis.samples, name), 5) for name in ("labels", "predicted", "votes")}
+    low, high = analysis.coverage.low.copy(), analysis.coverage.high.copy()
+    low[:3] = high[:3] = np.nan  # of one sample there is no band
+    coverage = replace(analysis.coverage, low=low, high=high)
+    opened = show(html_of(replace(analysis, samples=replace(analysis.samples, **five), coverage=coverage)))
+    assert opened.tab.locator("#confusion svg .dots").first.get_attribute("d").count("M") == 7
+    band = opened.tab.locator("#trust svg .band").get_attribute("d")
+    assert band.count(",") == 2 * (len(low) - 3) and "NaN" not in band
+
+
 def test_contents_on_a_phone_open_lead_and_close(show: Show) -> None:
     opened = show(html_of(complete(n=40)), width=390, height=800)
     link = opened.tab.get_by_role("link", name="Data health", exact=True)

@@ -177,6 +177,29 @@ def test_an_analysis_needs_a_baseline(folder: Path, monkeypatch: pytest.MonkeyPa
         stages.before_ensemble(load_config("cells.yaml", ["stages=[analyze]"]), Console(file=io.StringIO()))
 
 
+@pytest.mark.parametrize("chosen", ["evaluate", "[baseline, evaluate]"])
+def test_an_evaluation_needs_a_run_before_anything_is_trained(
+    chosen: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Done(monkeypatch)
+    with pytest.raises(ConfigError, match=r"stages: evaluate is about runs/cells, which is not there: choose ensemble"):
+        done.run(f"stages={chosen}")
+    assert done.log == []
+
+
+def test_an_ensemble_without_what_was_found_to_help_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, told = Done(monkeypatch, {"rotate": 15.0}), io.StringIO()
+    done.run("stages=[baseline, improve]")
+    console = Console(file=told, width=100)
+    stages.before_ensemble(load_config("cells.yaml", [MEMBERS, "stages=[evaluate, ensemble]"]), console)
+    assert "without what improved cells-baseline (augment.rotate: 15.0), for improve is not" in told.getvalue()
+    told.truncate(0)
+    done.run("stages=[improve, ensemble]")
+    assert done.log[-1] == "train cells rotate=15"
+    stages.before_ensemble(load_config("cells.yaml", [MEMBERS, "stages=[ensemble, evaluate]"]), console)
+    assert "without" not in told.getvalue(), "what the ensemble was trained with is used"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

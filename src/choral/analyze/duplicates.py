@@ -140,9 +140,9 @@ def _near(
     """Return pairs of places, of images with the same pixels the first one alone; from where they are kept, if they are."""
     dataset = found[0].index.dataset
     path = dataset.folder / FOLDER / f"twins-{dataset.fingerprint[:16]}.json"
-    kept = read_json(path) or {}
-    if kept.get("format") == FORMAT and kept.get("dataset") == dataset.fingerprint:
-        return [Pair(int(one), int(other), float(far), bool(turned)) for one, other, far, turned in kept["pairs"]]
+    kept = _kept(path, dataset.fingerprint)
+    if kept is not None:
+        return kept
     chosen_of = _chosen(found, same_pixels)
     places = np.concatenate(chosen_of) if chosen_of else np.empty(0, np.int64)
     starts = np.cumsum([0, *(len(own) for own in found)])
@@ -167,6 +167,18 @@ def _chosen(found: Sequence[Survey], same_pixels: Sequence[Sequence[int]]) -> li
         chosen.append(np.array([place for place in places.tolist() if place not in copies], np.int64))
         start += len(own)
     return chosen
+
+
+def _kept(path: Path, dataset: str) -> list[Pair] | None:
+    """Return what was found before; None where there is nothing, or something else, or the file is damaged."""
+    try:
+        content = read_json(path) or {}
+        if content.get("format") != FORMAT or content.get("dataset") != dataset:
+            return None
+        return [Pair(int(one), int(other), float(far), bool(turned)) for one, other, far, turned in content["pairs"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        _log.warning("%s is made again: it is damaged (%s)", path, error)
+        return None
 
 
 def _keep(path: Path, dataset: str, pairs: Sequence[Pair]) -> None:

@@ -74,7 +74,13 @@ def quartiles(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
     place = np.searchsorted(ends, values)
     masks = [place == number for number in range(len(ends))]
     spans = [(float(values[mask].min()), float(values[mask].max())) for mask in masks]
-    return {f"{low:.3g} to {high:.3g}": mask for (low, high), mask in zip(spans, masks, strict=True)}
+    names = next(own for digits in range(3, 18) if len(set(own := _spans(spans, digits))) == len(spans))
+    return dict(zip(names, masks, strict=True))
+
+
+def _spans(spans: Sequence[tuple[float, float]], digits: int) -> list[str]:
+    """Return names of spans; 17 digits tell any two apart."""
+    return [f"{low:.{digits}g} to {high:.{digits}g}" for low, high in spans]
 
 
 def groups_of(predictor: Predictor, samples: SampleTable, left_out: Mapping[str, str] | None = None) -> Groups:

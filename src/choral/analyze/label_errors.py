@@ -7,7 +7,9 @@ predictions count that were made out of sample: of the training split those out 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ _MAD = 1.4826  # times the median absolute deviation is the standard deviation o
 _LEAST = 30  # samples: of fewer, nothing is said of the errors of numbers
 _CHOSE = "These labels were not learned from, but chose the checkpoint, which makes errors a little harder to see."
 _UNSEEN = "These labels were neither learned from nor chosen by."
+_SINGLE = " The label of a class with one sample is not doubted."
 _OF_GROUPS = "Each sample is judged by networks that were trained without it, out of fold or out of bag."
 
 
@@ -112,7 +115,8 @@ def _of_classes(
     given = np.searchsorted(there, labels)
     own = np.maximum(said[:, there].astype(np.float64), 1e-12)
     own /= own.sum(axis=1, keepdims=True)
-    issues = np.asarray(find_label_issues(given, own, filter_by="prune_by_noise_rate", n_jobs=1), dtype=np.bool_)
+    with _quietly():
+        issues = np.asarray(find_label_issues(given, own, filter_by="prune_by_noise_rate", n_jobs=1), dtype=np.bool_)
     quality = np.asarray(get_label_quality_scores(given, own, method="self_confidence"))
     share = float(num_label_issues(given, own)) / len(keys)
     rows = np.flatnonzero(issues)
@@ -131,39 +135,52 @@ def _of_classes(
                 other=float(own[row, best]),
             )
         )
-    return suspects, share, ""
+    return suspects, share, _SINGLE if (np.bincount(given) == 1).any() else ""
 
 
 def _of_labels(
     keys: Sequence[str], labels: NDArray[Any], said: NDArray[np.float32], classes: Sequence[str], split: str
 ) -> _Judged:
     """Return samples of which at least one label is suspected to be there, or to be missing, wrongly."""
+    applies = labels > 0
+    varied: NDArray[np.bool_] = applies.any(axis=0) & ~applies.all(
+        axis=0
+    )  # cleanlab expects samples with each label and without it
+    if not varied.any():
+        return [], None, " No label is there in some samples and missing in others."
     from cleanlab.multilabel_classification import get_label_quality_scores
     from cleanlab.multilabel_classification.filter import find_label_issues
 
-    applies = labels > 0
-    lists = [np.flatnonzero(row).tolist() for row in applies]
-    own = np.clip(said.astype(np.float64), 1e-6, 1 - 1e-6)
-    issues = np.asarray(find_label_issues(lists, own, n_jobs=1), dtype=np.bool_)
+    columns = np.flatnonzero(varied)
+    columns = np.repeat(columns, 2) if len(columns) == 1 else columns  # cleanlab expects two labels
+    given = applies[:, columns]
+    lists = [np.flatnonzero(row).tolist() for row in given]
+    own = np.clip(said[:, columns].astype(np.float64), 1e-6, 1 - 1e-6)
+    with _quietly():
+        issues = np.asarray(find_label_issues(lists, own, n_jobs=1), dtype=np.bool_)
     quality = np.asarray(get_label_quality_scores(lists, own))
     rows = np.flatnonzero(issues)
     rows = rows[np.argsort(quality[rows], kind="stable")]
     suspects = []
     for row in rows.tolist():
-        truth = np.where(applies[row], own[row], 1 - own[row])
-        worst = float(truth.min())
+        worst = float(np.where(given[row], own[row], 1 - own[row]).min())
+        suggested = applies[row].copy()
+        suggested[columns] = own[row] > 0.5
         suspects.append(
             Suspect(
                 split=split,
                 key=keys[row],
                 label=_named(classes, applies[row]),
-                suggested=_named(classes, own[row] > 0.5),
+                suggested=_named(classes, suggested),
                 quality=float(quality[row]),
                 own=worst,
                 other=1 - worst,
             )
         )
-    return suspects, None, " Probabilities are those of the label that is doubted most."
+    more = " Probabilities are those of the label that is doubted most."
+    if not varied.all():
+        more += f" Labels that all samples have, or none, are not doubted: {_named(classes, ~varied)}."
+    return suspects, None, more
 
 
 def _of_numbers(
@@ -196,6 +213,14 @@ def _of_numbers(
             )
     suspects.sort(key=lambda one: (one.quality, one.key))
     return suspects, None, f" Doubted is what is {_FAR:g} robust standard deviations of the error away."
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out cleanlab's warnings, a line for each class with one sample: the note says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="May not flag all label issues in class", category=UserWarning)
+        yield
 
 
 def _named(names: Sequence[str], mask: NDArray[np.bool_]) -> str:

@@ -13,9 +13,9 @@ from choral.ensemble.panel import LEARNED
 from choral.ensemble.rows import scored_views
 from choral.score.label_metrics import HALF
 from choral.score.metrics import label_log_losses, log_losses, top_class
+from choral.score.number_metrics import deviations
 
 TOP = 3
-_LEAST = 1e-12  # of a deviation that is divided by
 _Votes = tuple[NDArray[np.generic], NDArray[np.float32]]
 
 
@@ -28,12 +28,6 @@ def sample_table(predictor: Predictor, slices: dict[str, Slicing]) -> SampleTabl
     """
     task = predictor.ledger.meta.task
     return {"multilabel": _labels, "regression": _numbers}.get(task, _classes)(predictor, slices)
-
-
-def deviations(labels: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the (T,) standard deviation of each target over (N, T) numbers, by which errors are divided."""
-    scale: NDArray[np.float64] = np.maximum(labels.astype(np.float64).std(axis=0), _LEAST)
-    return scale
 
 
 def _classes(predictor: Predictor, slices: dict[str, Slicing]) -> SampleTable:

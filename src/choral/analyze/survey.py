@@ -226,6 +226,7 @@ def _kept(index: Index) -> Survey | None:
         return None
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         _log.warning("%s is made again: it is damaged (%s)", path, error)
         return None

@@ -19,6 +19,7 @@ from choral.files import sha256_of
 from choral.inputs.decode import decode
 from choral.predict.ledger import Ledger
 from choral.runfolder import read_json, write_json
+from choral.score.number_metrics import deviations
 from choral.shards.formats import sniff
 from choral.shards.index import Index
 from choral.shards.store import LocalStore
@@ -59,7 +60,7 @@ def worst_rows(ledger: Ledger, count: int) -> list[Wrong]:
     """
     view = next(name for name in ("tta", "identity", ledger.views[0]) if name in ledger.views)
     labels = ledger.labels
-    scale = np.maximum(labels.std(axis=0), 1e-12) if ledger.meta.task == "regression" else np.ones(1)
+    scale = deviations(labels) if ledger.meta.task == "regression" else np.ones(1)
     worst: list[tuple[float, int, NDArray[np.float64]]] = []
     start = 0
     for block in ledger.blocks(view):

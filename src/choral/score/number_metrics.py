@@ -11,6 +11,15 @@ from numpy.typing import NDArray
 from choral.score.metrics import r2_of_sums
 
 
+def deviations(labels: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the (T,) standard deviation of each target over (N, T) numbers, by which errors are divided.
+
+    It is 1 of a target that is the same of all, whose errors would be infinitely many standard deviations.
+    """
+    spread: NDArray[np.float64] = labels.astype(np.float64).std(axis=0)
+    return np.where(labels.max(axis=0) > labels.min(axis=0), spread, 1.0)
+
+
 @dataclass(frozen=True)
 class NumberMetrics:
     """What is measured: (N, T) numbers of T targets, true and predicted."""

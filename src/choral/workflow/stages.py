@@ -52,6 +52,9 @@ def before_ensemble(config: Config, progress: Console) -> Before:
     """
     chosen, base = config.chosen_stages, baseline_config(config)
     folder = RunFolder.of(base)
+    ensemble = RunFolder.of(config)
+    if "evaluate" in chosen and "ensemble" not in chosen and not is_run(ensemble.path):
+        raise ConfigError(f"stages: evaluate is about {ensemble.path}, which is not there: choose ensemble as well")
     steps: list[Step] = []
     if "baseline" in chosen:
         say_stage("baseline", progress)
@@ -66,6 +69,8 @@ def before_ensemble(config: Config, progress: Console) -> Before:
         print_improved(improved, progress)
     else:
         improved = _improved_before(config, folder)
+        if improved is None and "ensemble" in chosen:
+            _say_left_out(folder, progress)
     if improved is None:
         return Before(config, (folder,) if steps else (), tuple(steps))
     steps.append(_told(improved))
@@ -95,6 +100,20 @@ def _improved_before(config: Config, baseline: RunFolder) -> Improved | None:
     if improved is None or not is_run(folder.path):
         return None
     return None if binding_difference(folder.config(), improved.config(config)) else improved
+
+
+def _say_left_out(baseline: RunFolder, progress: Console) -> None:
+    """Say that the ensemble does without what an earlier call found to help, if it did."""
+    improved = improved_of(baseline)
+    if improved is not None and improved.settings:
+        kept = ", ".join(f"augment.{key}: {value}" for key, value in improved.settings.items())
+        progress.print(
+            f"without what improved {baseline.name} ({kept}), for improve is not among the stages: with it, that is used",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _train_baseline(base: Config, folder: RunFolder, progress: Console) -> Step:

@@ -5,7 +5,7 @@ function roundScale(low, high, most = 5) {
   const span = Math.max(high - low, 1e-9);
   let step = 10 ** Math.floor(Math.log10(span / 4));
   step *= [1, 2, 5, 10].find((factor) => span / (step * factor) <= most) || 10;
-  const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
+  const first = Math.floor(low / step + 1e-9), last = Math.max(first + 1, Math.ceil(high / step - 1e-9));
   const ticks = [];
   for (let number = first; number <= last; number++) ticks.push(Number((number * step).toPrecision(12)));
   return { low: first * step, high: last * step, ticks };

@@ -28,8 +28,9 @@ function reliabilityChart(bins) {
 }
 
 function coverageChart({ coverage, value, low, high, area }) {
-  const points = Array.from(coverage, (x, place) => ({ x, value: value[place], low: low[place], high: high[place] }));
-  const share = TASK !== "regression", ends = roundScale(Math.min(...low), Math.max(...high));
+  // Of a single sample there is no band, and nothing to draw.
+  const points = Array.from(coverage, (x, place) => ({ x, value: value[place], low: low[place], high: high[place] })).filter((one) => one.low !== null);
+  const share = TASK !== "regression", ends = roundScale(Math.min(...points.map((one) => one.low)), Math.max(...points.map((one) => one.high)));
   const y = share ? { ...ends, high: Math.min(1, ends.high), ticks: ends.ticks.filter((tick) => tick <= 1), text: PERCENT_TICK } : ends;
   const first = Math.floor(10 * points[0].x) / 10;
   return chart({

@@ -48,7 +48,7 @@ function makeDuplicates() {
   if (!twins.length) return body.append(empty(`None among ${plural(compared, "image")} of all splits.`));
   const leaks = Object.entries(leaked).filter(([, count]) => count).map(([split, count]) => `${whole(count)} of ${split}`).join(" and ");
   const facts = [`${plural(found, "group")} of images that are there more than once`, across ? `${whole(across)} across splits` : "none across splits", conflicts ? `${whole(conflicts)} with different labels` : "none with different labels"];
-  body.append(el("p", { class: across || conflicts ? "bad" : "" }, `${facts.join(", ")}${leaks ? `; ${leaks} have a twin in train` : ""}.`));
+  body.append(el("p", { class: across || conflicts ? "bad" : "" }, `${facts.join(", ")}${leaks ? `; ${leaks} have a twin in the training split` : ""}.`));
   const keep = { all: () => true, across: (one) => one.across, conflict: (one) => one.conflict };
   const place = el("div"), view = paged(place, 12, (part) => el("div", { class: "pairs" }, part.map(twinCard)));
   if (across && conflicts < found && across < found || conflicts && conflicts < found) {
@@ -122,7 +122,7 @@ function healthTable(health, splits) {
 function quantityChart(one, splits) {
   const drifted = one.drift.filter((drift) => drift.significant);
   const series = splits.slice(0, 3).map((name, number) => ({ name, style: SPLIT_STYLES[number], counts: one.splits[name]?.counts || [] })).filter((own) => own.counts.length);
-  const told = drifted.length ? `not as in train: ${drifted.map((drift) => `${drift.split} (distance ${drift.distance.toFixed(2)}, p ${pValue(drift.p_adjusted)})`).join(", ")}` : one.unit;
+  const told = drifted.length ? `not as in training: ${drifted.map((drift) => `${drift.split} (distance ${drift.distance.toFixed(2)}, p ${pValue(drift.p_adjusted)})`).join(", ")}` : one.unit;
   return histogram({ title: one.name, told, edges: one.edges, series });
 }
 

@@ -46,7 +46,9 @@ def _of_duplicates(analysis: Analysis) -> Iterator[Highlight]:
     if leaked:
         where = listed([f"{count:,} of {split}" for split, count in leaked.items()])
         yield Highlight(
-            "bad", "twins", f"Leakage: {where} have a twin in train, which flatters figures of these splits."
+            "bad",
+            "twins",
+            f"Leakage: {where} have a twin in the training split, which flatters figures of these splits.",
         )
     elif found.across:
         yield Highlight(
@@ -81,7 +83,9 @@ def _of_images(analysis: Analysis) -> Iterator[Highlight]:
         if drift.significant
     }
     for split, names in drifted.items():
-        yield Highlight("bad", "health", f"Images of {split} are not like those of train: {listed(names)}.")
+        yield Highlight(
+            "bad", "health", f"Images of {split} are not like those of the training split: {listed(names)}."
+        )
 
 
 def _of_errors(analysis: Analysis) -> Iterator[Highlight]:
@@ -135,9 +139,7 @@ def _of_trust(analysis: Analysis) -> Iterator[Highlight]:
     if len(off) > 1:  # of ten intervals of 95 % one may miss by chance
         too_sure = sum(one.confidence > one.right for one in off)
         how = "too high" if too_sure == len(off) else "too low" if not too_sure else "off"
-        text = (
-            f"Probabilities are {how} in {len(off)} of {len(analysis.reliability)} bins: `choral calibrate` mends that."
-        )
+        text = f"Probabilities are {how} in {len(off)} of {len(analysis.reliability)} bins: `choral calibrate` may mend that."
         yield Highlight("", "trust", text)
 
 
@@ -146,10 +148,12 @@ def _of_advice(analysis: Analysis) -> Iterator[Highlight]:
         return
     if lines := analysis.advice.lines:
         yield Highlight(
-            "bad", "advice", f"A weakness that augmentation mends: {listed([one.family for one in lines])}."
+            "bad",
+            "advice",
+            f"Augmentation that may mend a weakness: {listed([one.family for one in lines])}; `choral improve` tries it.",
         )
     else:
-        yield Highlight("good", "advice", "No change of the images is a weakness that augmentation would mend.")
+        yield Highlight("good", "advice", "The probes give no reason for further augmentation.")
 
 
 def _count(count: int, word: str) -> str:

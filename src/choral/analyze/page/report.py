@@ -73,7 +73,9 @@ def sections_of(analysis: Analysis) -> list[Section]:
         Section("twins", "Near-duplicates", count=f"{twins:,}" if twins else ""),
         Section("health", "Data health", f"All {analysis.health.measured:,} images of all splits."),
         Section("probes", "Probes", "What happens to the answers when images are changed, family by family."),
-        Section("advice", "Advice", "Which augmentation would mend a weakness that was measured."),
+        Section(
+            "advice", "Advice", "Which augmentation may mend a weakness that was measured: `choral improve` tries it."
+        ),
     ]
 
 

@@ -48,15 +48,17 @@ function sameAnswer(column, row) {
   return one.length === other.length && one.every((id, place) => id === other[place]);
 }
 
-/** Return the standard deviation of each target, in which its errors are counted. */
+/** Return the standard deviation of each target, in which its errors are counted; 1 of one that is the same of all. */
 const SPREADS = TASK !== "regression" ? [] : CLASSES.map((_, target) => {
-  let sum = 0, squares = 0;
+  let sum = 0, squares = 0, low = Infinity, high = -Infinity;
   for (let row = 0; row < COUNT; row++) {
     const value = SAMPLES.labels[row * CLASSES.length + target];
     sum += value;
     squares += value * value;
+    low = Math.min(low, value);
+    high = Math.max(high, value);
   }
-  return Math.sqrt(Math.max(squares / COUNT - (sum / COUNT) ** 2, 1e-12));
+  return low < high ? Math.sqrt(Math.max(squares / COUNT - (sum / COUNT) ** 2, 1e-12)) : 1;
 });
 
 /** Return what is true and what was said of a row, short enough for a card: of several targets the one that is worst. */
