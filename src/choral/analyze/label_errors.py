@@ -143,9 +143,7 @@ def _of_labels(
 ) -> _Judged:
     """Return samples of which at least one label is suspected to be there, or to be missing, wrongly."""
     applies = labels > 0
-    varied: NDArray[np.bool_] = applies.any(axis=0) & ~applies.all(
-        axis=0
-    )  # cleanlab expects samples with each label and without it
+    varied = np.asarray(applies.any(axis=0) & ~applies.all(axis=0), np.bool_)  # cleanlab expects samples of both
     if not varied.any():
         return [], None, " No label is there in some samples and missing in others."
     from cleanlab.multilabel_classification import get_label_quality_scores
