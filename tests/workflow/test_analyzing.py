@@ -83,6 +83,9 @@ def test_the_verb_prints_where_the_page_is_or_all_of_it(
     assert not (run.path / "analysis-val.html").exists()
     assert main(["analyze", str(run.path), "--json", "--out", str(out)]) == 2
     assert main(["analyze", str(run.path), "--of", "nobody"]) == 2
+    capsys.readouterr()
+    assert main(["analyze", str(run.path), "--out", str(tmp_path)]) == 2
+    assert "is a folder: give the name of a file" in " ".join(capsys.readouterr().err.split())
 
 
 def test_test_data_are_not_evaluated_by_the_way(shards: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from choral.assess.answer import answer_path
 from choral.assess.looks import is_test, looks_line
 from choral.assess.predictor import evaluated
 from choral.config import Config
-from choral.errors import ChoralError, Stopped
+from choral.errors import ChoralError, ConfigError, Stopped
 from choral.files import sha256_of
 from choral.predict.elsewhere import index_of
 from choral.predict.ledger import Ledger
@@ -52,7 +52,7 @@ def analyze(
         results: where what to look at first is printed, once the page is written.
 
     Raises:
-        ConfigError: no such predictor.
+        ConfigError: no such predictor, or `out` is a folder.
         DataError: the split holds test data and has not been evaluated, or the data are not where they were.
         Stopped: while it was evaluated; the same call continues.
         ChoralError: evaluation failed, or the page cannot be written.
@@ -60,6 +60,8 @@ def analyze(
     config = folder.config()
     split = split or config.data.val_split
     path = out or analysis_page(folder, split)
+    if path.is_dir():
+        raise ConfigError(f"--out: {path} is a folder: give the name of a file, such as {path / 'page.html'}")
     _evaluate_if_missing(folder, config, split)
     inputs = _inputs_of(folder, config, split, of)
     if not force and inputs_of_page(path) == inputs:
