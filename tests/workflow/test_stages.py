@@ -229,8 +229,13 @@ def test_stages_are_chosen(
         (["stages=export"], "stages: there is no stage 'export'. There are: pack, baseline"),
         (["stages=[]"], "stages: expected at least one of pack, baseline"),
         (["--skip", "tune"], "--skip: there is no stage 'tune'."),
-        (["--until", "pack", "--skip", "pack"], "no stage is left of pack, ensemble, evaluate: see --skip and --until"),
+        (
+            ["--until", "pack", "--skip", "pack"],
+            "stages: none is left of pack, ensemble, evaluate: see --only, --skip and --until",
+        ),
         (["--until", "pack,analyze"], "--until: expected one stage"),
+        (["--until", "all"], "--until: expected one stage"),
+        (["--skip", "all"], "--skip: expected some of the stages, not all of them"),
     ],
 )
 def test_stages_that_there_are_not(

@@ -15,6 +15,7 @@ from rich.table import Table
 from choral import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_config, with_run
 from choral.config import STAGES, Config, check_stages
+from choral.config.fields import check, split_at_commas
 from choral.configfile import load_config, to_yaml
 from choral.errors import ConfigError
 from choral.jobs.launcher import Machines
@@ -193,20 +194,13 @@ def run_verb(options: argparse.Namespace) -> int:
 
 def _with_stages(config: Config, options: argparse.Namespace) -> Config:
     """Return the config with the stages that the command line leaves."""
-    only, skipped, until = (
-        [part.strip() for part in text.split(",") if part.strip()] for text in _stage_words(options)
-    )
+    only, skipped, until = (split_at_commas(text) for text in (options.only, options.skip, options.until))
     for name, given in (("only", only), ("skip", skipped), ("until", until)):
         check_stages(given or ["all"], f"--{name}")
-    if len(until) > 1 or "all" in [*skipped, *until]:
-        raise ConfigError("--until: expected one stage; --skip, --until: all would leave nothing, or everything")
+    check(len(until) <= 1 and "all" not in until, "--until", "expected one stage")
+    check("all" not in skipped, "--skip", "expected some of the stages, not all of them")
     chosen = replace(config, stages=tuple(only)).chosen_stages if only else config.chosen_stages
     last = STAGES.index(until[0]) if until else len(STAGES)
     left = tuple(stage for stage in chosen if stage not in skipped and STAGES.index(stage) <= last)
-    if not left:
-        raise ConfigError(f"no stage is left of {', '.join(chosen)}: see --skip and --until")
+    check(bool(left), "stages", f"none is left of {', '.join(chosen)}: see --only, --skip and --until")
     return replace(config, stages=left)
-
-
-def _stage_words(options: argparse.Namespace) -> tuple[str, str, str]:
-    return options.only, options.skip, options.until
