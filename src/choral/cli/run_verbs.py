@@ -93,7 +93,10 @@ def add_run_verbs(verbs: Verbs) -> None:
     verb = with_run(verbs.add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text))
     verb.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_run_verb(verbs)
 
+
+def _add_run_verb(verbs: Verbs) -> None:
     text = (
         "Pack, train all members, evaluate and score: whatever is not done yet. Run it again to continue.\n"
         "With stages=all the whole workflow: a baseline, its error analysis, the augmentation that it advises tried and\n"

@@ -8,12 +8,15 @@ from dataclasses import replace
 from choral.config import Config
 
 
+def run_of_sweep() -> str:
+    """Return the id that an agent gave the run of this process; "" outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+
+
 def named_by_sweep(config: Config) -> Config:
     """Return the config with the id of the sweep's run behind its name; outside of a sweep as it is.
 
     The agent tells both ids to the process that it starts, and to nobody before: no command line can contain them.
     """
-    run = os.environ.get("WANDB_RUN_ID", "")
-    if not (os.environ.get("WANDB_SWEEP_ID") and run):
-        return config
-    return replace(config, run=f"{config.run[: 63 - len(run)]}-{run}")
+    run = run_of_sweep()
+    return replace(config, run=f"{config.run[: 63 - len(run)]}-{run}") if run else config

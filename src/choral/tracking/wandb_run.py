@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from choral.config import Config
 from choral.configfile import to_values
 from choral.runfolder import RunFolder, write_atomic
+from choral.tracking.sweep import run_of_sweep
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class WandbRun:
                 job_type=job_type,
                 dir=str(folder.path),
                 mode="online" if mode == "online" else "offline",
-                id=_id_of(folder, "wandb-id-evaluation" if job_type == "evaluation" else "wandb-id"),
+                id=_id_of(folder, job_type),
                 resume="allow" if mode == "online" else None,
                 config=to_values(config),
                 settings=wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True),
@@ -145,11 +146,15 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _id_of(folder: RunFolder, name: str) -> str:
-    """Return the id that the folder keeps under a name, the same at every start."""
-    path = folder.path / name
+def _id_of(folder: RunFolder, job_type: JobType) -> str:
+    """Return the id that the folder keeps for its training, or its evaluations: the same at every start.
+
+    That of a training that an agent of a sweep started is the agent's.
+    """
+    path = folder.path / ("wandb-id-evaluation" if job_type == "evaluation" else "wandb-id")
     if not path.is_file():
-        write_atomic(path, uuid.uuid4().hex[:16] + "\n")
+        given = run_of_sweep() if job_type == "train" else ""
+        write_atomic(path, f"{given or uuid.uuid4().hex[:16]}\n")
     return path.read_text(encoding="utf-8").strip()
 
 

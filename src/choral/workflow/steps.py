@@ -46,7 +46,8 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
         if evaluated:
             return evaluated
         evaluate_steps(before.runs, before.config)
-        _write_page(folder, before.config)
+        if "analyze" in chosen:
+            _write_page(folder, before.config)
         print_scores(score(folder, None), folder, results)
     if whole:
         _summarize(folder, before, results)
@@ -57,6 +58,8 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
     if "evaluate" in chosen:
         results.print(f"Ask it: choral predict {folder.name} IMAGE...", markup=False, highlight=False)
         results.print(f"Beside earlier steps: choral scores {project_of(config)}", markup=False, highlight=False)
+        if "analyze" not in chosen:  # its first look for duplicates takes minutes, which nobody asked for
+            results.print(f"What it gets wrong: choral analyze {folder.name}", markup=False, highlight=False)
     return status
 
 
