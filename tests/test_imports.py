@@ -26,7 +26,7 @@ LEVELS = [
     {"train", "predict", "show"},
     {"ensemble"},
     {"assess"},
-    {"analyze"},
+    {"analyze", "export"},
     {"workflow"},
     {"slurm"},
     {"tune"},
