@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -14,11 +12,13 @@ from torch import nn
 from choral.config import Average
 from choral.configfile import load_config
 from choral.errors import ConfigError
+from choral.inputs.crop import Crop
+from choral.inputs.looks import Form, Look
 from choral.model.outputs import Outputs
-from choral.predict.asking import Manner, member_predictions
-from choral.predict.voices import Voice
+from choral.predict.asking import Manner, predictions_of
 
 VIEWS = ("identity", "hflip", "rot90")
+LOOK = Look(Form(4, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
 OUTPUTS = {
     "multiclass": Outputs("multiclass", ("x", "y", "z")),
     "against all": Outputs("multiclass", ("x", "y", "z"), one_against_all=True),
@@ -31,15 +31,11 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3))
 
 
-def voice(outputs: Outputs) -> Voice:
-    return cast(Voice, SimpleNamespace(outputs=outputs, mean=(0.5,) * 3, std=(0.25,) * 3))
-
-
 def said(kind: str, average: Average) -> tuple[np.ndarray, np.ndarray]:
     """Return the (views, B, 3) predictions of each view, and the (B, 3) average, in float64."""
     images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 3
     manner = Manner(VIEWS, (*VIEWS, "tta"), nullcontext, average)
-    found = member_predictions(network().eval(), voice(OUTPUTS[kind]), images, manner)
+    (found,) = predictions_of([(network().eval(), OUTPUTS[kind])], LOOK, images, manner)
     assert list(found) == [*VIEWS, "tta"]
     views = np.stack([found[view].numpy().astype(np.float64) for view in VIEWS])
     return views, found["tta"].numpy().astype(np.float64)
@@ -66,6 +62,15 @@ def test_averages(kind: str) -> None:
         np.testing.assert_allclose(by_logits, expected, atol=1e-6)
 
 
+def test_views_of_different_weights() -> None:
+    images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 3
+    manner = Manner(VIEWS, (*VIEWS, "tta"), nullcontext, weights=(0.5, 0.25, 0.25))
+    (found,) = predictions_of([(network().eval(), OUTPUTS["multiclass"])], LOOK, images, manner)
+    expected = sum(share * found[view] for view, share in zip(VIEWS, manner.weights, strict=True))
+    assert (found["tta"] - torch.stack([found[view] for view in VIEWS]).mean(0)).abs().max() > 0.01
+    assert (found["tta"] - expected).abs().max() < 1e-6
+
+
 def test_impossible_classes_stay_possible() -> None:
     """A probability that is 0 in float32 under one view would decide alone."""
     outputs, manner = OUTPUTS["multiclass"], Manner(("identity", "hflip"), ("tta",), nullcontext, "geometric")
@@ -77,8 +82,8 @@ def test_impossible_classes_stay_possible() -> None:
             self.calls += 1
             return torch.tensor([[0.0, -200, -200]] if self.calls == 1 else [[-200.0, 0, -200]]).expand(len(images), 3)
 
-    found = member_predictions(Turns(), voice(outputs), torch.zeros(1, 3, 2, 2), manner)["tta"]
-    np.testing.assert_allclose(found.numpy(), [[0.4998, 0.4998, 0.0002]], atol=2e-4)
+    (found,) = predictions_of([(Turns(), outputs)], LOOK, torch.zeros(1, 3, 2, 2), manner)
+    np.testing.assert_allclose(found["tta"].numpy(), [[0.4998, 0.4998, 0.0002]], atol=2e-4)
 
 
 def test_numbers_have_one_mean(config_file: object) -> None:

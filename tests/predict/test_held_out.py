@@ -24,7 +24,7 @@ from choral.ensemble.members import member_config
 from choral.inputs.loader import Order
 from choral.inputs.resample import select
 from choral.inputs.streams import RankPlace, Split, open_dataset, open_split, plain_batches
-from choral.predict.asking import Manner, member_predictions
+from choral.predict.asking import Manner, predictions_of
 from choral.predict.evaluate import evaluate
 from choral.predict.ledger import Ledger
 from choral.predict.plan import HELD_OUT, plan_evaluation
@@ -84,7 +84,7 @@ def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> 
                 for batch in batches:
                     key = split.index.keys(batch.rows)[0]
                     manner = Manner(views, (*views, "tta"), nullcontext)
-                    found = member_predictions(network, voice, batch.images, manner)
+                    (found,) = predictions_of([(network, voice.outputs)], voice.look, batch.images, manner)
                     for view, values in found.items():
                         answers[view].setdefault(key, []).append(values.numpy()[0])
         result[group] = {

@@ -19,7 +19,6 @@ from choral.predict.chunks import Columns
 from choral.predict.ledger import features_of
 from choral.predict.questions import Question
 from choral.predict.views.shown import apply_view
-from choral.predict.voices import Voice
 
 _SMALLEST = float(np.finfo(np.float32).eps)  # of a probability whose logarithm is taken, as `ensemble.combine` does
 
@@ -55,6 +54,7 @@ class Manner:
         columns: which predictions are wanted: views by name, and "tta".
         autocast: makes the context of a forward pass.
         average: of views; see `EvaluateConfig.average`.
+        weights: of the views in that average, summing to 1; none: all alike.
         shows: what images look like under a view.
         features: what is kept of them beside the predictions, under each view; None: nothing.
         check: called before each view of a chunk; what it raises passes, and the chunk is lost. For many views, after
@@ -68,6 +68,7 @@ class Manner:
     shows: Shows = as_views
     features: ReadsFeatures | None = None
     check: Callable[[], None] = lambda: None
+    weights: tuple[float, ...] = ()
 
 
 class ChunkAnswers:
@@ -146,21 +147,25 @@ def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: 
 
 
 @torch.inference_mode()
-def member_predictions(network: nn.Module, voice: Voice, images: Tensor, manner: Manner) -> dict[str, Tensor]:
-    """Return one network's predictions, (B, outputs) float32 each, for the wanted columns.
+def predictions_of(
+    networks: Sequence[tuple[nn.Module, Outputs]], look: Look, images: Tensor, manner: Manner
+) -> list[dict[str, Tensor]]:
+    """Return what each network says, (B, outputs) float32 each, for the wanted columns.
 
     Args:
-        network: in evaluation mode, on the device of the images.
-        voice: whose it is; says what its outputs mean, and how images are normalised.
-        images: (B, 3, S, S) float, normalised.
-        manner: how it is asked.
+        networks: in evaluation mode, on the device of the images, each with what its outputs mean; all share a look.
+        look: how the images were normalised.
+        images: (B, 3, S, S) float, what that look shows.
+        manner: how they are asked.
     """
-    mean = _Mean(voice.outputs, manner)
+    means = [_Mean(outputs, manner) for _, outputs in networks]
     for view in manner.views:
-        with manner.autocast():
-            logits = network(apply_view(images, view, voice.mean, voice.std))
-        mean.add(view, logits)
-    return mean.found()
+        shown = apply_view(images, view, look.mean, look.std)
+        for (network, _), mean in zip(networks, means, strict=True):
+            with manner.autocast():
+                logits = network(shown)
+            mean.add(view, logits)
+    return [mean.found() for mean in means]
 
 
 class _Mean:
@@ -178,6 +183,8 @@ class _Mean:
             self._found[view] = predictions
         if "tta" in self._manner.columns:
             values = self._averaged(predictions, logits)
+            if self._manner.weights:
+                values = values * self._manner.weights[self._manner.views.index(view)]
             self._total = values if self._total is None else self._total + values
 
     def keep(self, name: str, values: Tensor) -> None:
@@ -188,7 +195,7 @@ class _Mean:
         """Return the predictions of the wanted columns, and features."""
         if self._total is None:
             return self._found
-        mean = self._total / len(self._manner.views)
+        mean = self._total if self._manner.weights else self._total / len(self._manner.views)
         if self._manner.average == "logits":
             mean = self._outputs.predictions(mean)
         elif self._manner.average == "geometric":

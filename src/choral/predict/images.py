@@ -18,7 +18,7 @@ from choral.inputs.crop import Crop
 from choral.inputs.decode import decode
 from choral.inputs.sample import place
 from choral.inputs.standardize import Standardizer
-from choral.predict.asking import Manner, member_predictions
+from choral.predict.asking import Manner, predictions_of
 from choral.predict.voices import Voice
 
 _BATCH = 32
@@ -74,8 +74,8 @@ def predict_images(
             if not readable:
                 continue
             batch = _batch(members[0], readable, device)
-            for voice in members:
-                found = member_predictions(networks[voice.name], voice, batch, manner)
+            asked = [(networks[voice.name], voice.outputs) for voice in members]
+            for voice, found in zip(members, predictions_of(asked, members[0].look, batch, manner), strict=True):
                 mean = found["tta"] if even else sum(weight * found[view].double() for view, weight in views.items())
                 by_member[voice.name] = torch.as_tensor(mean).float().cpu().numpy()
         row = 0
