@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from choral.score.metrics import top_class
 
 SMALLEST = float(np.finfo(np.float32).eps)  # of a probability: below, logarithms take it for this, as the log loss does
-_SAME_VOTES = 1e-9
+SAME_VOTES = 1e-9
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _votes(stack: NDArray[np.float32], worth: Sequence[float]) -> NDArray[np.flo
 
 
 def _decided(votes: NDArray[np.float64], stack: NDArray[np.float32]) -> Votes:
-    leading = votes >= votes.max(axis=1, keepdims=True) - _SAME_VOTES
+    leading = votes >= votes.max(axis=1, keepdims=True) - SAME_VOTES
     tied = leading.sum(axis=1) > 1
     winners: NDArray[np.int64] = leading.argmax(axis=1)
     mean = stack[:, tied].mean(axis=0, dtype=np.float64)

@@ -1,23 +1,32 @@
-"""An ensemble as engines of PyTorch: its networks asked one after the other, with what they say combined in NumPy."""
+"""An ensemble in PyTorch: as an engine that asks as an evaluation does, and as one network that exports.
+
+The engine combines in NumPy what its networks say. The network does everything from bytes to calibrated probabilities, so
+that a file of it needs neither choral nor, as ONNX, PyTorch.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import groupby
 from threading import Lock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from choral.assess.answer import Answering
+from choral.export.combining import Combined
 from choral.export.engine import Member, Predicted
 from choral.inputs.looks import Look, forms_of
 from choral.inputs.normalize import Normalizer
 from choral.inputs.standardize import Standardizer
-from choral.predict.asking import Manner, predictions_of
+from choral.predict.asking import Manner, ViewMean, predictions_of
+from choral.predict.views.grammar import view_of
+from choral.predict.views.shown import Shown
 
 
 class TorchEngine:
@@ -39,9 +48,7 @@ class TorchEngine:
         self._answering, self._device = answering, torch.device(device)
         self._forms = forms_of([member.look for member in members])
         self._members = [(member.network.to(self._device).eval(), member.outputs) for member in members]
-        looks = [member.look for member in members]
-        places = sorted(range(len(members)), key=lambda place: repr(looks[place]))
-        self._groups = [(looks[own[0]], own) for _, found in groupby(places, looks.__getitem__) if (own := list(found))]
+        self._groups = by_look(members)
         self._normalizers = {look: _Normalizing(look, self._device) for look, _ in self._groups}
         self._manner = manner_of(answering)
 
@@ -57,11 +64,106 @@ class TorchEngine:
         return Predicted(by_member, self._answering.said(by_member))
 
 
+class EnsembleGraph(nn.Module):
+    """An ensemble from bytes to calibrated probabilities: normalisation, views, members, averages, rule and calibration.
+
+    Equal to `TorchEngine` but for rounding, ties of votes included. All constants are buffers, and whatever is asked more
+    than once under several views is there once.
+
+    Args:
+        members: those that `answering` hears, in its order; in evaluation mode. Their networks become part of the graph.
+        answering: how they answer together.
+        half: networks compute in half precision, copies of these; what is outside of them stays in single.
+
+    Raises:
+        ValueError: other members than are heard.
+    """
+
+    def __init__(self, members: Sequence[Member], answering: Answering, half: bool = False) -> None:
+        super().__init__()
+        check_heard(members, answering)
+        self._forms = forms_of([member.look for member in members])
+        self._groups = by_look(members)
+        self._manner = manner_of(answering)
+        self._outputs = [replace(member.outputs, target_mean=(), target_std=()) for member in members]
+        self.shows = nn.ModuleList(_Shows(look, self._manner.views) for look, _ in self._groups)
+        self.networks = nn.ModuleList(_Member(member, half) for member in members)
+        self.combined = Combined(answering)
+        self.eval()
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer for a batch.
+
+        Args:
+            images: for each input, as `inputs_of` orders them, (B, S, S, 3) uint8 RGB.
+
+        Returns:
+            (B, C) float32 what the members say together, calibrated, and (B, M, C) float32 what each says by itself.
+        """
+        means = [ViewMean(outputs, self._manner) for outputs in self._outputs]
+        for shows, (look, places) in zip(self.shows, self._groups, strict=True):
+            assert isinstance(shows, _Shows)
+            normal = shows.normalized(images[self._forms.index(look.form)])
+            for view, shown in zip(self._manner.views, shows.views, strict=True):
+                seen = shown(normal)
+                for place in places:
+                    means[place].add(view, self.networks[place](seen))
+        own = torch.stack([mean.found()["tta"] for mean in means])
+        return self.combined(own), own.transpose(0, 1)
+
+
+class _Shows(nn.Module):
+    """What a look shows of images, under each view."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, look: Look, views: Sequence[str]) -> None:
+        super().__init__()
+        size = look.form.size
+        self.register_buffer("mean", torch.tensor(look.mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(look.std, dtype=torch.float32).view(3, 1, 1))
+        self.views = nn.ModuleList(Shown(view_of(view), size, size, look.mean, look.std) for view in views)
+        self._format = torch.channels_last if look.channels_last else torch.contiguous_format
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return (B, 3, S, S) float32 of (B, S, S, 3) uint8."""
+        planes = images.permute(0, 3, 1, 2).float() / 255
+        return ((planes - self.mean) / self.std).contiguous(memory_format=self._format)
+
+
+class _Member(nn.Module):
+    """A network; of regression, one that puts out the targets' own units."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, member: Member, half: bool) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(member.network).half() if half else member.network
+        self._dtype = torch.float16 if half else torch.float32
+        self._standardised = bool(member.outputs.target_std)
+        self.register_buffer("mean", torch.tensor(member.outputs.target_mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(member.outputs.target_std, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, C) float32 outputs of (B, 3, S, S) normalised images."""
+        values: Tensor = self.network(images.to(self._dtype)).float()
+        return values * self.std + self.mean if self._standardised else values
+
+
 def check_heard(members: Sequence[Member], answering: Answering) -> None:
     """Raise ValueError unless these are the members that are heard, in the order of the rule's weights."""
     names = tuple(member.name for member in members)
     if names != answering.members:
         raise ValueError(f"members {', '.join(names)}, expected {', '.join(answering.members)}")
+
+
+def by_look(members: Sequence[Member]) -> list[tuple[Look, list[int]]]:
+    """Return the different looks of members, and the places of those that share each."""
+    looks = [member.look for member in members]
+    places = sorted(range(len(members)), key=lambda place: repr(looks[place]))
+    return [(look, list(own)) for look, own in groupby(places, looks.__getitem__)]
 
 
 def manner_of(answering: Answering) -> Manner:

@@ -20,7 +20,7 @@ class Outputs:
         task: multiclass, multilabel or regression.
         names: of the classes, labels or targets, one an output.
         target_mean, target_std: with regression, of each target over the training split, in its own unit: the network
-            is trained on (target - mean) / std. Else empty.
+            is trained on (target - mean) / std. Else empty, or where the network puts out the targets' own units.
         one_against_all: with multiclass, each output was trained as a yes or no of its own (train.loss: bce), so that
             its sigmoid, not the softmax over all, is a probability.
     """
@@ -69,4 +69,6 @@ class Outputs:
             return self.class_scores(logits).softmax(dim=1)
         if self.task == "multilabel":
             return values.sigmoid()
+        if not self.target_std:
+            return values
         return values * values.new_tensor(self.target_std) + values.new_tensor(self.target_mean)

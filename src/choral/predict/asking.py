@@ -127,7 +127,7 @@ def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: 
         mine = np.ones(len(answers.rows), np.bool_) if question.rows is None else question.rows[answers.rows]
         if mine.any():
             whom.append((question, network, mine))
-    means = [_Mean(question.voice.outputs, manner) for question, _, _ in whom]
+    means = [ViewMean(question.voice.outputs, manner) for question, _, _ in whom]
     with torch.inference_mode():
         for view in manner.views if whom else ():
             manner.check()
@@ -158,7 +158,7 @@ def predictions_of(
         images: (B, 3, S, S) float, what that look shows.
         manner: how they are asked.
     """
-    means = [_Mean(outputs, manner) for _, outputs in networks]
+    means = [ViewMean(outputs, manner) for _, outputs in networks]
     for view in manner.views:
         shown = apply_view(images, view, look.mean, look.std)
         for (network, _), mean in zip(networks, means, strict=True):
@@ -168,7 +168,7 @@ def predictions_of(
     return [mean.found() for mean in means]
 
 
-class _Mean:
+class ViewMean:
     """What one network says under each view, and the mean of that."""
 
     def __init__(self, outputs: Outputs, manner: Manner) -> None:
