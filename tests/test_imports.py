@@ -59,8 +59,7 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_down(path: Path) -> None:
     part = part_of(path)
-    if part == "__init__":
-        assert not imports_of(path)
+    if part == "__init__":  # what it offers is imported when it is called: see the test of light parts
         return
     for name in imports_of(path):
         other = name.split(".")[0]
@@ -74,7 +73,9 @@ def test_every_part_has_a_level() -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "errors",
         "cli",
+        "export.bundle",
         "workflow",
         "assess.predictor",
         "config",

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from choral.assess.answer import Answering, Conformal, Decision
-from choral.assess.answering import answer_image, described, plain_answering
+from choral.assess.answering import answers_of, described, plain_answering
 from choral.assess.maps import CalibrationMap
 from choral.ensemble.combine import Combiner
-from choral.predict.answers import ClassAnswer, LabelAnswer, NumberAnswer, unreadable
+from choral.predict.answers import Answer, ClassAnswer, LabelAnswer, NumberAnswer, unreadable
 
 IMAGE = Path("a.png")
 
@@ -22,6 +22,13 @@ IMAGE = Path("a.png")
 def members(*rows: list[float]) -> dict[str, np.ndarray]:
     """Of each member one row."""
     return {f"m{number}": np.array(row, np.float32) for number, row in enumerate(rows)}
+
+
+def answer_image(answering: Answering, image: Path, heard: dict[str, np.ndarray]) -> Answer:
+    """Return the answer for one image of what each member says about it."""
+    by_member = np.stack([heard[name] for name in answering.members])[:, None]
+    (answer,) = answers_of(answering, [str(image)], by_member, answering.said(by_member))
+    return answer
 
 
 def plain(task: str, classes: tuple[str, ...], count: int) -> Answering:

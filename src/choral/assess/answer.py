@@ -89,7 +89,7 @@ class Answering:
         conformal: None: no sets.
         decision: what is answered.
         unsure_below: the probability of a class below which it is called unsure; None: never.
-        fitted_on: split, number of samples, and SHA-256 of the ledger.
+        fitted_on: split, number of samples, and SHA-256 of the ledger; empty where nothing was fitted.
         evaluation: fingerprint of the weights and inputs, as the ledger has it.
     """
 
@@ -219,7 +219,7 @@ class Answering:
                 tuple(map(tuple, decision.get("costs", ()))),
             ),
             unsure_below=content["unsure_below"],
-            fitted_on={**fitted, "split": str(fitted["split"]), "samples": int(fitted["samples"])},
+            fitted_on={**fitted, "split": str(fitted["split"]), "samples": int(fitted["samples"])} if fitted else {},
             evaluation=str(content["evaluation"]),
         )
         found._check()

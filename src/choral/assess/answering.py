@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +38,27 @@ def plain_answering(
     )
 
 
-def answer_image(answering: Answering, image: Path, by_member: Mapping[str, NDArray[np.float32]]) -> Answer:
-    """Return the answer for one image.
+def answers_of(
+    answering: Answering, names: Sequence[str], by_member: NDArray[np.float32], said: NDArray[np.float32]
+) -> list[Answer]:
+    """Return the answer for each image of a batch.
 
     Args:
         answering: how.
-        image: its file.
-        by_member: each member that is heard to its (outputs,) float32 predictions, its views averaged.
+        names: (B,) what the images are called; "" where they have no name.
+        by_member: (members, B, outputs) what each member that is heard predicts, its views averaged.
+        said: (B, outputs) what they say together, calibrated: `Answering.said`.
     """
-    votes = {name: by_member[name] for name in answering.members}
-    said = answering.said(np.stack(list(votes.values()))[:, None, :])
-    kinds = {"multilabel": _labels, "regression": _numbers}
-    return kinds.get(answering.task, _class)(answering, str(image), said, votes)
+    make = {"multilabel": _labels, "regression": _numbers}.get(answering.task, _class)
+    found = []
+    for row, name in enumerate(names):
+        votes = dict(zip(answering.members, by_member[:, row], strict=True))
+        found.append(make(answering, name, said[row : row + 1], votes))
+    return found
 
 
 def described(answering: Answering) -> str:
-    """Return in one line how a calibrated run answers."""
+    """Return in one line how a run or a bundle answers."""
     parts = [answering.of]
     method = answering.calibration.method
     if method != "none":
@@ -73,8 +77,9 @@ def described(answering: Answering) -> str:
         parts.append(f"{kind} of {100 * answering.conformal.coverage:g} % coverage ({answering.conformal.score})")
     if answering.unsure_below is not None:
         parts.append(f"unsure below {answering.unsure_below:.3f}")
-    fitted = answering.fitted_on
-    return f"{'; '.join(parts)}; fitted on {fitted['split']} ({fitted['samples']} samples)"
+    if fitted := answering.fitted_on:
+        parts.append(f"fitted on {fitted['split']} ({fitted['samples']} samples)")
+    return "; ".join(parts)
 
 
 def _class(

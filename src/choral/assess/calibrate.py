@@ -73,17 +73,9 @@ def calibrate_run(folder: RunFolder, config: Config, split: str, asked: Asked) -
         DataError: a split is not evaluated, or with other weights.
     """
     recipe = recipe_of(folder, config, split, asked.of or usual_name(folder, config, split))
-    scored, validation = recipe.predictor.ledger, _validation(recipe)
+    scored = recipe.predictor.ledger
     task = scored.meta.task
-    before = recipe.of(validation)
-    method, losses = _method(asked.method, recipe, validation, before)
-    calibration = CalibrationMap("none", task)
-    sure = before
-    if task != "regression":
-        calibration = fit_map(method, task, validation.labels, before)
-        sure = cross_fitted(method, task, validation.keys, validation.labels, before)
-    evidence = Evidence(task, validation.classes, validation.labels, sure)
-    answering = _chosen(_answering(recipe, validation, calibration), evidence, asked)
+    answering, losses = fitted_answer(recipe, asked)
     report = {
         "run": folder.name,
         "of": recipe.predictor.name,
@@ -91,7 +83,7 @@ def calibrate_run(folder: RunFolder, config: Config, split: str, asked: Asked) -
         "classes": list(scored.classes),
         "split": scored.meta.split,
         "n": len(scored),
-        "method": method,
+        "method": answering.calibration.method,
         "cross_fitted_log_loss": losses,
         **_judged(answering, scored, recipe.predictor.predictions),
         "answer": answering.to_json(),
@@ -100,6 +92,28 @@ def calibrate_run(folder: RunFolder, config: Config, split: str, asked: Asked) -
     write_answer(folder, answering)
     content: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
     return content
+
+
+def fitted_answer(recipe: Recipe, asked: Asked) -> tuple[Answering, dict[str, float]]:
+    """Return how a predictor answers, all of it fitted and chosen on the validation ledger of its recipe.
+
+    Returns:
+        It, and the cross-fitted log loss on validation of each method of calibration that was compared.
+
+    Raises:
+        ConfigError: as `calibrate_run`.
+        DataError: too few samples.
+    """
+    validation = _validation(recipe)
+    task, before = validation.meta.task, recipe.of(validation)
+    method, losses = _method(asked.method, recipe, validation, before)
+    calibration = CalibrationMap("none", task)
+    sure = before
+    if task != "regression":
+        calibration = fit_map(method, task, validation.labels, before)
+        sure = cross_fitted(method, task, validation.keys, validation.labels, before)
+    evidence = Evidence(task, validation.classes, validation.labels, sure)
+    return _chosen(_answering(recipe, validation, calibration), evidence, asked), losses
 
 
 def _validation(recipe: Recipe) -> Ledger:

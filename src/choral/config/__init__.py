@@ -27,6 +27,7 @@ from choral.config.ensemble import (
     Reference,
     TrackingConfig,
 )
+from choral.config.export import ExportConfig
 from choral.config.fields import check, tuning
 from choral.config.members import held_out_groups, members_of
 from choral.config.model import FinetuneConfig, ModelConfig
@@ -43,6 +44,7 @@ __all__ = [
     "DataConfig",
     "EnsembleConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "MemberConfig",
     "ModelConfig",
@@ -107,7 +109,8 @@ class Config:
     stages: tuple[str, ...] = tuning(("pack", "ensemble", "evaluate"))
     """What `choral run` does, always in this order: pack, baseline (one network of the config, the run NAME-baseline),
     analyze (probes, advice and the page of that one, on validation data), improve (the advice, tried), ensemble (the
-    members, or the one network, with what improved), evaluate (the only look at the test split). all: each of them."""
+    members, or the one network, with what improved), evaluate (the only look at the test split), export (RUN/bundle). all:
+    each of them."""
     task: Task = "multiclass"
     """multiclass: one class an image; multilabel: any number of labels; regression: numbers."""
     data: DataConfig = DataConfig()
@@ -120,6 +123,7 @@ class Config:
     ensemble: EnsembleConfig = EnsembleConfig()
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()
+    export: ExportConfig = ExportConfig()
     references: tuple[Reference, ...] = field(default=(), metadata={"tuning": True})
 
     def __post_init__(self) -> None:

@@ -131,6 +131,16 @@ def combine_run(folder: RunFolder, config: Config, split: str, asked: Asked) -> 
     return {**_of_split(json.loads(json.dumps(content)), split), "again": False}
 
 
+def fitted_rule(asked: Asked, ledger: Ledger, known: Known) -> tuple[Panel, Fit]:
+    """Return who is heard in a ledger, and the rule, fitted on what is known; nothing is scored or kept.
+
+    Raises:
+        ConfigError, DataError: as `combine_run`.
+    """
+    panel, fit, _ = _fitted(_checked(asked, ledger, known), ledger, known)
+    return panel, fit
+
+
 def _checked(asked: Asked, scored: Ledger, known: Known) -> Asked:
     """Return what is asked with its defaults filled in; ConfigError where it cannot be done here."""
     task = scored.meta.task

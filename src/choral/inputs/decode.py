@@ -89,6 +89,29 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, in
     return _orient(image, header.orientation)
 
 
+def from_pillow(image: Image, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Return an image that Pillow has opened, by the rules above; of several frames the current one.
+
+    Args:
+        image: opened or made.
+        max_pixels: as for `decode`.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    _check_size(image.height, image.width, max_pixels)
+    try:
+        image.load()  # first: Pillow turns TIFFs itself then, and drops the tag
+        return _orient(_to_rgb(image), int(image.getexif().get(_ORIENTATION, 1)))
+    except DataError:
+        raise
+    except Exception as error:  # as in `_decode_with_pillow`
+        raise DataError(f"an image that is damaged or cut short: {str(error) or type(error).__name__}") from error
+
+
 def full_size(data: bytes) -> tuple[int, int] | None:
     """Return the (height, width) that `decode` gives a JPEG without `min_size`, or None for other formats.
 

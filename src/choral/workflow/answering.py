@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from choral.assess.answer import Answering, answer_path, check_answer, read_answer
-from choral.assess.answering import answer_image, described, plain_answering
+from choral.assess.answering import answers_of, described, plain_answering
 from choral.config import Config
 from choral.errors import DataError
 from choral.predict.answers import Answer, unreadable
@@ -41,7 +43,8 @@ def predict(folder: RunFolder, images: Sequence[Path]) -> Iterator[Answer]:
         if seen.error:
             yield unreadable(str(seen.image), answering.task, seen.error)
         else:
-            yield answer_image(answering, seen.image, seen.by_member)
+            by_member = np.stack([seen.by_member[name] for name in answering.members])[:, None]
+            yield from answers_of(answering, [str(seen.image)], by_member, answering.said(by_member))
 
 
 def _answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> Answering:
