@@ -27,7 +27,7 @@ LEVELS = [
     {"ensemble"},
     {"assess"},
     {"analyze", "export"},
-    {"workflow"},
+    {"workflow", "serve"},
     {"slurm"},
     {"tune"},
     {"cli"},

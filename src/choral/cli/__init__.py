@@ -22,6 +22,7 @@ from choral.cli.parser import Parser, Verb, Verbs, stderr
 from choral.cli.probe_verb import add_probe_verb
 from choral.cli.run_verbs import add_run_verbs
 from choral.cli.score_verb import add_score_verb
+from choral.cli.serve_verb import add_serve_verb
 from choral.cli.tune_verb import add_tune_verb
 from choral.errors import ChoralError, ConfigError, did_you_mean
 
@@ -86,4 +87,5 @@ def _parsers() -> dict[str, Parser]:
     add_analyze_verb(verbs)
     add_probe_verb(verbs)
     add_improve_verb(verbs)
+    add_serve_verb(verbs)
     return verbs.parsers

@@ -50,6 +50,10 @@ _PLUGINS: dict[Format, Any] = {
 _ORIENTATION = 0x0112
 
 
+class TooManyPixels(DataError):
+    """An image of more pixels than the limit; nothing of it was decoded."""
+
+
 def _optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -73,8 +77,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, in
         (H, W, 3) uint8, RGB, C-contiguous; the memory may be read-only.
 
     Raises:
-        DataError: the reason, without naming the sample: unknown or refused format, too many pixels, several frames,
-            damaged or cut short, values out of range.
+        DataError: the reason, without naming the sample: unknown or refused format, too many pixels (`TooManyPixels`),
+            several frames, damaged or cut short, values out of range.
     """
     kind = sniff(data)
     if kind != "jpeg":
@@ -124,9 +128,28 @@ def full_size(data: bytes) -> tuple[int, int] | None:
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
 
 
+def stored_size(data: bytes) -> tuple[int, int]:
+    """Return the (height, width) that an image of any format has as it is stored, from its header alone.
+
+    Raises:
+        DataError: as `decode`, as far as the header shows.
+    """
+    kind = sniff(data)
+    if kind == "jpeg":
+        header = jpeg_header(data)
+        return header.height, header.width
+    if kind == "webp":
+        return webp_header(data)[:2]
+    try:
+        image = _PLUGINS[kind](io.BytesIO(data))
+    except Exception as error:  # as in `decode`
+        raise _damaged(kind, error) from error
+    return image.height, image.width
+
+
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
-        raise DataError(f"{width} x {height} pixels, more than the limit of {max_pixels:,} (data.max_pixels)")
+        raise TooManyPixels(f"{width} x {height} pixels, more than the limit of {max_pixels:,} (data.max_pixels)")
 
 
 def _shrink_factor(header: JpegHeader, min_size: tuple[int, int] | None) -> int:
@@ -190,8 +213,11 @@ def _decode_with_pillow(data: bytes, kind: Format, max_pixels: int) -> Pixels:
     except (
         Exception
     ) as error:  # on damaged bytes, Pillow's plugins raise nearly anything: struct.error, SyntaxError ...
-        reason = str(error) or type(error).__name__
-        raise DataError(f"a {kind.upper()} that is damaged or cut short: {reason}") from error
+        raise _damaged(kind, error) from error
+
+
+def _damaged(kind: Format, error: Exception) -> DataError:
+    return DataError(f"a {kind.upper()} that is damaged or cut short: {str(error) or type(error).__name__}")
 
 
 def _to_rgb(image: Image) -> Pixels:

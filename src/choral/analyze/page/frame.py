@@ -24,7 +24,7 @@ from choral.analyze.page.markup import NOTHING, Markup
 _STYLES = "page.css"
 _INPUTS = "choral-inputs"
 _HEAD = 4096  # bytes in which it stands
-_ICON = (
+ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cg fill='%233a6ea5'%3E"
     "%3Crect x='1' y='8' width='3.4' height='7' rx='1'/%3E%3Crect x='6.3' y='4' width='3.4' height='11' rx='1'/%3E"
     "%3Crect x='11.6' y='1' width='3.4' height='14' rx='1'/%3E%3C/g%3E%3C/svg%3E"
@@ -92,7 +92,7 @@ def page(
             '<meta name="color-scheme" content="light dark">',
             '<meta name="referrer" content="no-referrer">',
             f'<meta name="{_INPUTS}" content="{escape(inputs)}">',
-            f'<link rel="icon" href="{_ICON}">',
+            f'<link rel="icon" href="{ICON}">',
             f"<title>{escape(title)}</title>",
             f"<style>{style}</style>",
             "</head>",

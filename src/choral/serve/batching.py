@@ -1,0 +1,163 @@
+"""Images that wait at the same time are asked about together: a network is faster for many than for one after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from choral.predict.answers import Answer
+
+if TYPE_CHECKING:
+    from choral.assess.answer import Answering
+    from choral.export.engine import Predicted
+
+Prepared = tuple[NDArray[np.uint8], ...]
+"""An image in each form that the members want, (S, S, 3) uint8 RGB."""
+_log = logging.getLogger("choral.serve")
+
+
+class Predicting(Protocol):
+    """What a service needs of a predictor; `choral.export.predictor.Predictor` is one."""
+
+    name: str
+    answering: Answering
+
+    @property
+    def task(self) -> str:
+        """Multiclass, multilabel or regression."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, labels or targets."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the networks."""
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """Return the forms of a decoded image, (H, W, 3) uint8 RGB; several threads may call it."""
+
+    def ask(self, prepared: Sequence[Prepared]) -> Predicted:
+        """Return what the members say about a batch."""
+
+    def answers(self, names: Sequence[str], predicted: Predicted) -> list[Answer]:
+        """Return the answers, which call the images by these names."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    name: str
+    prepared: Prepared
+    answer: Future[Answer] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """One thread that asks a predictor about what waits; may be used by several threads.
+
+    A batch is taken as soon as it is full, or nothing more is on its way, or its first image has waited long enough.
+
+    Args:
+        predictor: that is asked.
+        batch_size: images at once, at most.
+        wait_s: how long an image waits for others that are announced.
+        told: called after each batch with its size and the seconds that it took.
+    """
+
+    def __init__(
+        self, predictor: Predicting, batch_size: int, wait_s: float, told: Callable[[int, float], None]
+    ) -> None:
+        self._predictor, self._batch_size, self._wait_s, self._told = predictor, batch_size, wait_s, told
+        self._waiting: deque[_Waiting] = deque()
+        self._announced, self._closed = 0, False
+        self._changed = threading.Condition()
+        # A daemon: a second Ctrl-C ends the process without waiting for an engine.
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def announce(self, count: int) -> None:
+        """Say that so many images are on their way; each is then put in or withdrawn."""
+        with self._changed:
+            self._announced += count
+
+    def withdraw(self) -> None:
+        """Say that one image that was announced will not come."""
+        with self._changed:
+            self._announced -= 1
+            self._changed.notify_all()
+
+    def put(self, name: str, prepared: Prepared) -> Future[Answer]:
+        """Let an image that was announced wait; one whose future is cancelled before its turn is never asked about."""
+        one = _Waiting(name, prepared)
+        with self._changed:
+            self._announced -= 1
+            self._waiting.append(one)
+            self._changed.notify_all()
+        return one.answer
+
+    @property
+    def depth(self) -> int:
+        """How many images wait."""
+        return len(self._waiting)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long the image at the head of the queue has waited; 0 where there is none."""
+        with self._changed:
+            return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Answer what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            if batch:
+                self._answer(batch)
+
+    def _next_batch(self) -> list[_Waiting] | None:
+        """Wait for a batch and return it, without what was cancelled; None once there will be none."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            due = self._waiting[0].since + self._wait_s
+            while self._announced and len(self._waiting) < self._batch_size and not self._closed:
+                left = due - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            taken = [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
+        return [one for one in taken if one.answer.set_running_or_notify_cancel()]
+
+    def _answer(self, batch: Sequence[_Waiting]) -> None:
+        started = time.monotonic()
+        try:
+            predicted = self._predictor.ask([one.prepared for one in batch])
+            answers = self._predictor.answers([one.name for one in batch], predicted)
+        except Exception as error:  # whatever an engine raises: this batch is lost, the next one may do
+            _log.exception("the engine failed on a batch of %d", len(batch))
+            for one in batch:
+                one.answer.set_exception(error)
+            return
+        self._told(len(batch), time.monotonic() - started)
+        for one, answer in zip(batch, answers, strict=True):
+            one.answer.set_result(answer)

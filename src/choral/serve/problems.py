@@ -1,0 +1,52 @@
+"""Why a request is not answered, as JSON that programs and people read: RFC 9457, `application/problem+json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+
+TYPE = "application/problem+json"
+_OWN_WORDS = {
+    413: "Content Too Large",
+    499: "Client Closed Request",
+}  # the one is new in Python 3.13, the other nginx's
+
+
+class Problem(Exception):
+    """A request, or an image, that is not answered.
+
+    Attributes:
+        status: of HTTP.
+        detail: what is wrong and what was expected, for people.
+        limits: names of limits to their values, where one was exceeded.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        limits: Mapping[str, int | float] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.limits, self.headers = dict(limits or {}), dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        """Return what is sent."""
+        content = {"title": title_of(self.status), "status": self.status, "detail": self.detail}
+        more = {"limits": self.limits} if self.limits else {}
+        return JSONResponse(content | more, self.status, self.headers, media_type=TYPE)
+
+
+def title_of(status: int) -> str:
+    """Return the name of a status."""
+    return _OWN_WORDS.get(status) or HTTPStatus(status).phrase
+
+
+def busy(detail: str, limits: Mapping[str, int | float]) -> Problem:
+    """Return that there is no room at the moment: what is held is answered or refused within seconds."""
+    return Problem(503, f"{detail}; ask again in a moment", limits, {"Retry-After": "1"})
