@@ -24,6 +24,7 @@ from typing import Any, cast
 from choral.assess.answer import Answering
 from choral.config.ensemble import LEGAL_NAME
 from choral.errors import ConfigError, DataError
+from choral.export.card import card_of
 from choral.export.engine import Input, inputs_of
 from choral.files import sha256_of, write_atomic
 from choral.inputs.crop import Crop
@@ -130,9 +131,10 @@ def seal(path: Path) -> None:
 
 
 def update(path: Path, changes: Mapping[str, Any]) -> None:
-    """Replace keys of bundle.json, after files were added to the folder, and seal it."""
-    content = json.loads((path / FILE).read_text(encoding="utf-8"))
-    write_json(path / FILE, {**content, **changes})
+    """Replace keys of bundle.json, after files were added to the folder, write the card again, and seal the folder."""
+    content = {**json.loads((path / FILE).read_text(encoding="utf-8")), **changes}
+    write_json(path / FILE, content)
+    write_atomic(path / CARD, card_of(content).encode())
     seal(path)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from choral.assess.answer import Answering, answer_panel
 from choral.assess.by_slice import slices_json
 from choral.assess.card import card_json
+from choral.assess.judged import judged_sets
 from choral.assess.looks import look_at
 from choral.assess.predictor import Predictor
 from choral.assess.slices import columns_of, slices_of
@@ -38,8 +39,16 @@ def scores_of(folder: RunFolder, config: Config, answering: Answering) -> dict[s
             "fitted_on_it": split == answering.fitted_on.get("split"),
             "metrics": card["metrics"],
             "by_class": card["by_class"],
+            **_sets(answering, predictor),
         }
     return found
+
+
+def _sets(answering: Answering, predictor: Predictor) -> dict[str, Any]:
+    """Return under `sets` how often conformal sets or intervals hold the truth; nothing where there are none."""
+    if answering.conformal is None:
+        return {}
+    return {"sets": judged_sets(answering, predictor.ledger.labels, predictor.predictions)}
 
 
 def slices_by_column(folder: RunFolder, config: Config, answering: Answering) -> dict[str, Any]:
