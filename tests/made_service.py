@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -112,11 +113,13 @@ class Running:
         server: whose `should_exit` ends it.
         address: such as http://127.0.0.1:40000.
         port: of it.
+        client: that asks it; several threads may use it.
     """
 
     def __init__(self, server: Server, address: str) -> None:
         self.server, self.address = server, address
         self.port = int(address.rsplit(":", 1)[1])
+        self.client = httpx.Client(base_url=address, timeout=60, verify=False)  # no certificates need to be read
 
     def connect(self) -> socket.socket:
         """Return a plain connection to it, for requests that no client library would send."""
@@ -133,7 +136,9 @@ def running(predictor: Predicting, hosts: Sequence[str] = (), **limits: Any) -> 
         thread.start()
         try:
             assert listening.wait(20)
-            yield Running(server, address_of(bound))
+            service = Running(server, address_of(bound))
+            with service.client:
+                yield service
         finally:
             server.should_exit = True
             thread.join(60)

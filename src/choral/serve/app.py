@@ -6,27 +6,24 @@ from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, create_model
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from choral import __version__
 from choral.assess.answering import described
-from choral.predict.answers import Answer, ClassAnswer, LabelAnswer, NumberAnswer
+from choral.predict.answers import Answer
 from choral.serve import metrics, pages
 from choral.serve.batching import Predicting
 from choral.serve.docs import docs_page
 from choral.serve.gate import Gate
 from choral.serve.limits import Limits
 from choral.serve.problems import TYPE, Problem, title_of
+from choral.serve.schema import ProblemDetails, answers_model
 from choral.serve.service import Service
 
 PATHS = ("/", "/predict", "/model", "/docs", "/openapi.json", "/health", "/health/live", "/metrics")
-_ANSWERS: dict[str, type[ClassAnswer] | type[LabelAnswer] | type[NumberAnswer]] = {
-    "multilabel": LabelAnswer,
-    "regression": NumberAnswer,
-}
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
+_SHOWN = 8
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "required": True,
@@ -41,23 +38,6 @@ _BODY = {
         **dict.fromkeys((*_IMAGE_TYPES, "application/octet-stream"), _BINARY),
     },
 }
-
-
-class ProblemDetails(BaseModel):
-    """Why there is no answer (RFC 9457)."""
-
-    title: str
-    status: int
-    detail: str
-    limits: dict[str, float] = {}
-
-
-class NoAnswer(BaseModel):
-    """In the place of the answer for an image that has none, where others of the request have."""
-
-    image: str
-    error: str
-    status: int
 
 
 def made_app(service: Service, hosts: Collection[str] = ()) -> Gate:
@@ -94,13 +74,15 @@ def made_app(service: Service, hosts: Collection[str] = ()) -> Gate:
 
 
 def summary_of(predictor: Predicting) -> str:
-    """Return in one line what answers."""
-    answering, members = predictor.answering, len(predictor.members)
+    """Return in a sentence or two what answers, and what it can say."""
+    answering, members, names = predictor.answering, len(predictor.members), predictor.classes
+    kind = {"multilabel": "Any of", "regression": "Numbers:"}.get(predictor.task, "One of")
+    shown = ", ".join(names[:_SHOWN]) + (f" ... ({len(names):,} in all)" if len(names) > _SHOWN else "")
     parts = [f"{members} member{'s' if members > 1 else ''}"]
     if len(answering.views) > 1:
         parts.append(f"{len(answering.views)} views")
     # Of a predictor that was never calibrated there is nothing more to tell.
-    return "; ".join([", ".join(parts), *([described(answering)] if answering.of else [])])
+    return f"{kind} {shown}. " + "; ".join([", ".join(parts), *([described(answering)] if answering.of else [])])
 
 
 def page_data(predictor: Predicting, limits: Limits) -> dict[str, Any]:
@@ -124,15 +106,6 @@ def page_data(predictor: Predicting, limits: Limits) -> dict[str, Any]:
 
 def _add_predict(app: FastAPI, service: Service) -> None:
     predictor = service.predictor
-    answer = _ANSWERS.get(predictor.task, ClassAnswer)
-    answers = create_model(
-        "Answers",
-        __doc__="What is said about the images of a request, in their order.",
-        bundle=(str, ...),
-        task=(str, ...),
-        classes=(list[str], ...),
-        answers=(list[answer | NoAnswer], ...),  # type: ignore[valid-type]
-    )
 
     async def predict(request: Request) -> Response:
         """Answer for one or several images.
@@ -153,7 +126,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         "/predict",
         predict,
         methods=["POST"],
-        responses={200: {"model": answers}, **_refusals(service.limits)},
+        responses={200: {"model": answers_model(predictor.task)}, **_refusals(service.limits)},
         openapi_extra={
             "requestBody": _BODY,
             "parameters": [

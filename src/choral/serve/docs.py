@@ -45,32 +45,23 @@ def _examples(address: str) -> Markup:
 
 
 def _operation(title: str, operation: Mapping[str, Any]) -> Markup:
-    parts = [words(line, "lead") for line in str(operation.get("description", "")).split("\n\n") if line]
-    rows = [[one["name"], one["in"], str(one.get("description", ""))] for one in operation.get("parameters", [])]
-    if "requestBody" in operation:
-        rows += [["body", kind, _type(one["schema"])] for kind, one in operation["requestBody"]["content"].items()]
-    if rows:
-        parts.append(table(("takes", "as", "what"), rows))
-    parts.append(
-        table(
-            ("status", "when"),
-            # What FastAPI calls a response that nobody described.
-            [
-                [status, str(one["description"]).replace("Successful Response", "An answer.")]
-                for status, one in operation["responses"].items()
-            ],
-        )
-    )
+    parts = [words(line, "lead") for line in str(operation["description"]).split("\n\n")]
+    takes = [[one["name"], one["in"], str(one["description"])] for one in operation.get("parameters", [])]
+    kinds: dict[str, list[str]] = {}
+    for kind, one in operation.get("requestBody", {}).get("content", {}).items():
+        kinds.setdefault(_type(one["schema"]), []).append(kind)
+    takes += [["body", ", ".join(names), what] for what, names in kinds.items()]
+    if takes:
+        parts.append(table(("takes", "as", "what"), takes))
+    statuses = [[status, str(one["description"])] for status, one in operation["responses"].items() if status != "200"]
+    if statuses:
+        parts.append(table(("status", "when"), statuses))
     return _section(title, joined(*parts))
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> Markup:
-    rows = [
-        [field, _type(one), "always" if field in schema.get("required", ()) else "where there is one"]
-        for field, one in schema.get("properties", {}).items()
-    ]
-    lead = [words(" ".join(str(schema["description"]).split()), "lead")] if schema.get("description") else []
-    return _section(name, joined(*lead, table(("field", "type", "present"), rows)))
+    rows = [[field, _type(one), str(one.get("description", ""))] for field, one in schema["properties"].items()]
+    return _section(name, joined(words(str(schema["description"]), "lead"), table(("field", "type", "what"), rows)))
 
 
 def _section(title: str, body: Markup) -> Markup:

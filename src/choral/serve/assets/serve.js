@@ -13,6 +13,7 @@ pageOf("terms").textContent =
 // Ways in.
 const files = pageOf("files"), camera = pageOf("camera");
 pageOf("choose").addEventListener("click", () => files.click());
+pageOf("photograph").hidden = !navigator.maxTouchPoints; // a phone, a tablet: elsewhere there is rarely a camera to point
 pageOf("photograph").addEventListener("click", () => camera.click());
 for (const input of [files, camera])
   input.addEventListener("change", () => { take(input.files); input.value = ""; });
@@ -106,7 +107,7 @@ function cardOf(file) {
   const image = el("img", { src: URL.createObjectURL(file), alt: name, onerror: () => frame.replaceChildren(el("span", { class: "none" }, "This browser cannot show it")) });
   frame.append(image);
   const said = el("div", { class: "said" }, el("p", { class: "waits" }, el("span", { class: "spinner" }), "Being asked about"));
-  const card = el("article", { class: "card-answer", "aria-label": name }, el("div", { class: "shown" }, frame, el("p", { class: "file" }, name)), said);
+  const card = el("article", { class: "card-answer", "aria-label": name }, el("div", { class: "seen" }, frame, el("p", { class: "file" }, name)), said);
   return { whole: card, said };
 }
 
@@ -116,25 +117,26 @@ const refusal = (error) => [
 ];
 const raw = (answer) => el("details", {}, el("summary", {}, "JSON"), el("pre", {}, JSON.stringify(answer, null, 2)));
 
-/** Return a bar: a share of one, a word before it and its amount behind it. */
-function bar(name, share, style, { amount, mark } = {}) {
-  const fill = el("span", { class: "fill" });
+/** Return a bar: a share of one, its name before it, and behind it what it says, if anything, and the amount. */
+function bar(name, share, style, { says, mark } = {}) {
+  const fill = el("span", { class: "level" });
   fill.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
-  const track = el("span", { class: "track" }, fill);
+  const track = el("span", { class: "groove" }, fill);
   if (mark !== undefined) {
-    const line = el("span", { class: "mark", title: `given from ${percent(mark)}` });
+    const line = el("span", { class: "notch", title: `given from ${percent(mark)}` });
     line.style.left = `calc(${mark * 100}% - 1px)`;
     track.append(line);
   }
-  return el("li", { class: style }, el("span", { class: "of", title: name }, name), track, el("span", { class: "amount" }, amount || percent(share)));
+  return el("li", { class: style }, el("span", { class: "of", title: name }, name), track,
+    says !== undefined && el("span", { class: "says", title: says }, says), el("span", { class: "amount" }, percent(share)));
 }
 
 /** Return bars, the largest first; of many the rest at a button's press. */
 function bars(rows) {
   const ordered = rows.slice().sort((one, other) => other.share - one.share);
-  const place = el("ul", { class: "bars" }, ordered.slice(0, SHOWN).map((row) => bar(row.name, row.share, row.style, row)));
+  const place = el("ul", { class: "tally" }, ordered.slice(0, SHOWN).map((row) => bar(row.name, row.share, row.style, row)));
   if (ordered.length <= SHOWN) return [place];
-  const more = el("button", { class: "link more", type: "button", onclick: () => {
+  const more = el("button", { class: "link rest", type: "button", onclick: () => {
     place.append(...ordered.slice(SHOWN).map((row) => bar(row.name, row.share, row.style, row)));
     more.remove();
   } }, `All ${whole(ordered.length)} classes`);
@@ -153,16 +155,16 @@ function classView(answer) {
     else if (possible.length === 1 && possible[0] === answer.label) remarks.push(`At ${coverage()} coverage no other class is possible`);
     else remarks.push(`At ${coverage()} coverage ${and(inQuotes(possible), "or")} ${possible.length > 1 ? "are possible" : "is possible"}`);
   }
-  if (answer.unsure) remarks.push(`Below ${percent(DATA.unsure_below)}, from where on an answer is trusted`);
+  if (answer.unsure) remarks.push(`Less than the ${percent(DATA.unsure_below)} from which on an answer counts as sure`);
   const agree = votes.filter(([, [label]]) => label === answer.label).length;
   return [
-    el("p", { class: "verdict" }, el("span", {}, answer.label), el("span", { class: "share" }, percent(answer.probability)), answer.unsure && el("span", { class: "tag bad" }, "unsure")),
+    el("p", { class: "verdict" }, el("span", {}, answer.label), el("span", { class: "amount" }, percent(answer.probability)), answer.unsure && el("span", { class: "tag bad" }, "unsure")),
     ...remarks.map((text) => el("p", { class: "remark" }, sentence(text))),
     el("h3", {}, DATA.rule === "hard" ? "Shares of votes" : "Probability"),
     ...bars(DATA.classes.map((name, place) => ({ name, share: answer.probabilities[place], style: name === answer.label ? "chosen" : "" }))),
     votes.length > 1 && el("h3", {}, `Members: ${agree} of ${votes.length} agree`),
-    votes.length > 1 && el("ul", { class: "bars votes" }, votes.map(([name, [label, share]]) =>
-      bar(name, share, label === answer.label ? "chosen" : "differs", { amount: `${label} ${percent(share)}` }))),
+    votes.length > 1 && el("ul", { class: "tally by-member" }, votes.map(([name, [label, share]]) =>
+      bar(name, share, label === answer.label ? "chosen" : "differs", { says: label }))),
   ].filter(Boolean);
 }
 
@@ -170,7 +172,7 @@ function labelView(answer) {
   const given = Object.entries(answer.labels), votes = Object.entries(answer.votes || {});
   const perhaps = (answer.possible || []).filter((name) => !(name in answer.labels));
   return [
-    el("p", { class: "verdict" }, given.length ? given.map(([name, share]) => el("span", {}, `${name} `, el("span", { class: "share" }, percent(share)))) : "No label"),
+    el("p", { class: "verdict" }, given.length ? given.map(([name, share]) => el("span", {}, `${name} `, el("span", { class: "amount" }, percent(share)))) : "No label"),
     perhaps.length && el("p", { class: "remark" }, sentence(`At ${coverage()} coverage perhaps also ${and(inQuotes(perhaps))}`)),
     el("h3", {}, "Probability"),
     ...bars(Object.entries(answer.probabilities).map(([name, share]) => ({ name, share, style: name in answer.labels ? "chosen" : "", mark: DATA.thresholds[name] }))),
@@ -183,7 +185,7 @@ function numberView(answer) {
   const votes = Object.entries(answer.votes || {}), names = Object.keys(answer.values);
   return [
     el("dl", { class: "numbers" }, names.map((name) => el("div", {}, el("dt", {}, name),
-      el("dd", { class: "value" }, short(answer.values[name]), votes.length > 1 && el("small", {}, `± ${short(answer.spreads[name])}`)),
+      el("dd", { class: "figure" }, short(answer.values[name]), votes.length > 1 && el("small", {}, `± ${short(answer.spreads[name])}`)),
       answer.intervals && el("dd", { class: "remark" }, answer.intervals[name]
         ? `${coverage()} interval: ${short(answer.intervals[name][0])} to ${short(answer.intervals[name][1])}` : `No bounded interval at ${coverage()}`)))),
     votes.length > 1 && el("h3", {}, "Members"),

@@ -1,0 +1,157 @@
+"""The page of a service in a real browser: images in, answers out, of every task, on a desk and in a hand."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from made_service import CLASSES, MadePredictor, picture, running
+
+RED, GREEN = picture((200, 40, 30)), picture((30, 180, 40))
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>.png"
+DROP = """([name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)), transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type: "image/png" }));
+  const place = document.getElementById("drop");
+  for (const kind of ["dragenter", "dragover", "drop"])
+    place.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer: transfer }));
+}"""
+PASTE = """(data) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)), transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
+  document.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, clipboardData: transfer }));
+}"""
+Visit = Callable[..., Any]
+
+
+def sent(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def file(name: str, data: bytes) -> dict[str, Any]:
+    return {"name": name, "mimeType": "image/png", "buffer": data}
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Visit]:
+    """Open the page of a new service; at the end it has not complained, nor asked anybody else for anything."""
+    with ExitStack() as stack:
+        complaints: list[str] = []
+        asked: list[tuple[str, str]] = []
+
+        def open_page(predictor: MadePredictor, *, touch: bool = False, **options: Any) -> Any:
+            limits = {name: options.pop(name) for name in ("max_bytes", "queue", "max_files") if name in options}
+            service = stack.enter_context(running(predictor, **limits))
+            context = browser.new_context(has_touch=touch, is_mobile=touch, **options)
+            stack.callback(context.close)
+            tab = context.new_page()
+            tab.on("console", lambda message: complaints.append(message.text))
+            tab.on("pageerror", lambda error: complaints.append(str(error)))
+            tab.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+            tab.on("request", lambda request: asked.append((request.url, service.address)))
+            tab.goto(service.address)
+            return tab
+
+        yield open_page
+        expected = "Failed to load resource: the server responded with a status of"  # refusals, which tests provoke
+        assert [one for one in complaints if not one.startswith(expected)] == []
+        assert asked
+        for url, address in asked:
+            assert url.startswith((f"{address}/", f"blob:{address}/", "data:image/svg+xml,"))
+
+
+def test_an_image_is_dropped_and_answered(visit: Visit) -> None:
+    tab = visit(MadePredictor(), viewport={"width": 1440, "height": 900})
+    tab.evaluate(DROP, [HOSTILE, sent(RED)])
+    card = tab.locator(".card-answer")
+    card.locator(".verdict").wait_for()
+    assert card.locator(".verdict").inner_text().split() == ["red", "93.8", "%"]
+    assert card.locator(".file").inner_text() == HOSTILE
+    assert "no other class is possible" in card.inner_text()
+    probabilities = card.locator(".tally").first.locator("li")
+    assert [one.split("\n")[0] for one in probabilities.all_inner_texts()] == ["red", "green", "<b>blue</b>"]
+    assert "Members: 3 of 3 agree" in card.inner_text()
+    votes = card.locator(".by-member li").all_inner_texts()
+    assert [one.split("\n") for one in votes] == [
+        ["first", "red", "85.3 %"],
+        ["second", "red", "96.7 %"],
+        ["third", "red", "99.3 %"],
+    ]
+    wide = [one.bounding_box()["width"] for one in probabilities.locator(".level").all()]
+    groove = probabilities.locator(".groove").first.bounding_box()["width"]
+    assert abs(wide[0] / groove - 0.938) < 0.01 and wide[0] > wide[1] > wide[2] > 0
+    assert card.locator("img").evaluate("image => image.naturalWidth") == 40
+    assert tab.locator("script:not([src]):not([type='application/json'])").count() == 0
+    tab.evaluate(PASTE, sent(GREEN))
+    newest = card.first.locator(".verdict")
+    newest.wait_for()
+    assert newest.inner_text().startswith("green")
+    assert tab.locator("#told").inner_text() == "2 answers"
+    tab.get_by_role("button", name="Clear").click()
+    assert card.count() == 0 and tab.locator("#answers").is_hidden()
+
+
+def test_what_is_said_of_an_image_that_is_torn_between_classes(visit: Visit) -> None:
+    tab = visit(MadePredictor())
+    tab.set_input_files("#files", [file("a.png", picture((100, 97, 90)))])
+    tab.locator(".verdict").wait_for()
+    text = tab.locator(".said").inner_text()
+    assert "unsure" in text and "counts as sure" in text
+    assert "“red”, “green” or “<b>blue</b>” are possible" in text
+
+
+def test_several_files_in_order_with_one_that_is_refused(visit: Visit) -> None:
+    tab = visit(MadePredictor(), max_bytes=100_000)
+    files = [file("1.png", RED), file("2.png", b"no image"), file("3.png", GREEN), file("4.png", bytes(100_001))]
+    tab.set_input_files("#files", files)
+    tab.get_by_text("2 answers, 2 without").wait_for()
+    verdicts = [text.split()[0] for text in tab.locator(".verdict").all_inner_texts()]
+    assert verdicts == ["red", "No", "green", "No"]
+    assert "not an image" in tab.locator(".said").nth(1).inner_text().lower()
+    assert "more than the limit of 0.1 MB" in tab.locator(".said").nth(3).inner_text()
+    assert "cannot show it" in tab.locator(".frame").nth(1).inner_text()
+
+
+def test_a_busy_service_is_asked_again(visit: Visit) -> None:
+    predictor = MadePredictor()
+    tab = visit(predictor, queue=1, max_files=1)
+    predictor.pause_s = 0.4
+    tab.set_input_files("#files", [file(f"{number}.png", RED) for number in range(3)])
+    tab.get_by_text("3 answers").wait_for()
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks(visit: Visit, task: str) -> None:
+    tab = visit(MadePredictor(task))
+    tab.set_input_files("#files", [file("a.png", RED)])
+    card = tab.locator(".said")
+    card.get_by_text("Members").wait_for()
+    text = card.inner_text()
+    if task == "multilabel":
+        assert text.startswith("red 9") and card.locator(".notch").count() == 3
+        assert card.locator(".facts").inner_text().split("\n") == ["first", "red", "second", "red", "third", "red"]
+    else:
+        assert all(name in text for name in CLASSES["regression"])
+        assert "90 % interval: " in text and "No bounded interval at 90 %" in text
+        assert text.count("±") == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_hand(visit: Visit, scheme: str) -> None:
+    tab = visit(MadePredictor(), touch=True, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    assert tab.get_by_role("button", name="Take a photo").is_visible()
+    assert tab.locator("#camera").get_attribute("capture") == "environment"
+    tab.set_input_files("#camera", [file(f"{'long name ' * 20}.png", RED)])
+    tab.locator(".verdict").wait_for()
+    wide, window = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= window
+    paper, ink = (tab.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
+    bright = [sum(map(int, colour[4:-1].split(","))) for colour in (paper, ink)]
+    assert (bright[0] > bright[1]) == (scheme == "light")
+    tab.goto(f"{tab.url}docs")
+    wide, window = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= window and "POST /predict" in tab.content()

@@ -1,0 +1,115 @@
+"""`choral serve` as it is typed: where it listens, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from choral import cli
+from choral.export.predictor import Predictor
+from choral.serve.server import address_of, bound_socket, is_loopback
+from made_service import MadePredictor, picture
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What predictors are loaded with; made up ones come back."""
+    calls: list[Any] = []
+
+    def load(path: Path, device: str = "auto", form: str = "torch") -> MadePredictor:
+        calls.append((path, device, form))
+        predictor = MadePredictor()
+        predictor.pause_s = 0.3
+        predictor.max_pixels = 10_000  # type: ignore[attr-defined]
+        return predictor
+
+    monkeypatch.setattr(Predictor, "load", load)
+    yield calls
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_answers_until_it_is_told_to_stop(
+    loaded: list[Any], capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    port, found = free_port(), dict[str, Any]()
+
+    def user() -> None:
+        end = time.monotonic() + 30
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", verify=False) as client:
+            while time.monotonic() < end:
+                try:
+                    found["limits"] = client.get("/model").json()["limits"]
+                    break
+                except httpx.ConnectError:
+                    time.sleep(0.05)
+            threading.Timer(0.15, os.kill, (os.getpid(), number)).start()  # in the middle of the answer
+            found["answer"] = client.post("/predict", content=picture())
+
+    asking = threading.Thread(target=user)
+    asking.start()
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    status = cli.main(["serve", "bundle", "--port", str(port), "--max-bytes", "1MB", "--device", "cpu"])
+    asking.join()
+    assert status == 0 and loaded == [(Path("bundle"), "cpu", "torch")]
+    assert found["answer"].status_code == 200 and found["answer"].json()["answers"][0]["label"] == "red"
+    # The bundle's own limit on pixels, where it is lower and none is given.
+    assert found["limits"]["max_bytes"] == 1_000_000 and found["limits"]["max_pixels"] == 10_000
+    said = capsys.readouterr()
+    assert said.out == f"colours answers at http://127.0.0.1:{port} (Ctrl-C ends)\n"
+    assert re.search(r'^[\d :,-]+ 127\.0\.0\.1 "POST /predict" 200 in \d+ ms$', said.err, re.MULTILINE)
+    assert said.err.endswith("ended; 1 image answered\n") and "warning" not in said.err
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--port", "70000"], "--port: 70000, expected 0 to 65535"),
+        (["--max-bytes", "lots"], "'lots' is no size"),
+        (["--batch-size", "0"], "--batch-size: 0, expected at least 1"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid --port 8000:"),
+    ],
+    ids=["port", "size", "batch", "host"],
+)
+def test_what_cannot_be_is_said_before_anything_is_loaded(
+    loaded: list[Any], capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert cli.main(["serve", "bundle", *arguments]) == 2
+    assert told in capsys.readouterr().err.replace("\n", " ") and not loaded
+
+
+def test_a_port_that_is_taken(loaded: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert cli.main(["serve", "bundle", "--port", str(port)]) == 2
+    assert f"--port {port}: Address already in use; choose another" in capsys.readouterr().err and not loaded
+
+
+def test_without_its_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "choral.serve.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert cli.main(["serve", "bundle"]) == 2
+    assert "uvicorn is not installed; pip install 'choral[serve]'" in capsys.readouterr().err
+
+
+def test_where_it_listens() -> None:
+    with bound_socket("127.0.0.1", 0) as one, bound_socket("0.0.0.0", 0) as all_of_them:
+        assert is_loopback(one) and not is_loopback(all_of_them)
+        for bound in (one, all_of_them):
+            assert address_of(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
