@@ -167,15 +167,14 @@ def test_the_image_of_a_client_that_has_gone_is_not_asked_about() -> None:
 
 def test_what_was_taken_in_is_answered_before_the_end() -> None:
     predictor = MadePredictor()
-    with ThreadPoolExecutor(5) as pool:
-        with running(predictor, batch_size=2) as service:
-            predictor.gate.clear()
-            asked = [pool.submit(ask, service) for _ in range(5)]
-            until(lambda: figure(service, "choral_images_in_flight") == 5)
-            service.server.should_exit = True
-            until(lambda: refused(service))
-            threading.Timer(0.3, predictor.gate.set).start()
-            assert [one.result().status_code for one in asked] == [200] * 5
+    with ThreadPoolExecutor(5) as pool, running(predictor, batch_size=2) as service:
+        predictor.gate.clear()
+        asked = [pool.submit(ask, service) for _ in range(5)]
+        until(lambda: figure(service, "choral_images_in_flight") == 5)
+        service.server.should_exit = True
+        until(lambda: refused(service))
+        threading.Timer(0.3, predictor.gate.set).start()
+        assert [one.result().status_code for one in asked] == [200] * 5
     assert service.server.service.answered == 5
     assert not service.server.service.live
 
