@@ -100,6 +100,6 @@ def test_importing_the_network_part_makes_no_connection() -> None:
         "def refuse(*a, **k): raise SystemExit('connected')\n"
         "socket.socket.connect = refuse\n"
         "socket.create_connection = refuse\n"
-        "import choral.train.loop, choral.predict.images"
+        "import choral.train.loop, choral.export.predictor"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

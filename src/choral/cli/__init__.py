@@ -19,6 +19,7 @@ from choral.cli.data_verbs import add_data_verbs
 from choral.cli.improve_verb import add_improve_verb
 from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
+from choral.cli.predict_verb import add_predict_verb
 from choral.cli.probe_verb import add_probe_verb
 from choral.cli.run_verbs import add_run_verbs
 from choral.cli.score_verb import add_score_verb
@@ -88,4 +89,5 @@ def _parsers() -> dict[str, Parser]:
     add_probe_verb(verbs)
     add_improve_verb(verbs)
     add_serve_verb(verbs)
+    add_predict_verb(verbs)
     return verbs.parsers

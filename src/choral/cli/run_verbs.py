@@ -1,19 +1,15 @@
-"""Verbs on configs and runs: config, show, train, ensemble, evaluate, predict, run."""
+"""Verbs on configs and runs: config, show, train, ensemble, evaluate, run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
 from choral import workflow
-from choral.cli.parser import Verbs, stderr, stdout, with_config, with_run
+from choral.cli.parser import Verbs, stderr, stdout, with_config
 from choral.config import STAGES, Config, check_stages
 from choral.config.fields import check, split_at_commas
 from choral.configfile import load_config, to_yaml
@@ -26,7 +22,7 @@ from choral.tracking.sweep import named_by_sweep
 
 
 def add_run_verbs(verbs: Verbs) -> None:
-    """Add the verbs from config to predict."""
+    """Add the verbs from config to run."""
     example = "choral config configs/default.yaml data.shards=shards/ train.lr=3e-4"
     with_config(
         verbs.add(
@@ -86,13 +82,6 @@ def add_run_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--processes", type=int, default=0, help="ranks (default: all GPUs; without any, up to four cores)"
     )
-
-    text = (
-        "Answer for image files: class, labels or numbers, and each member's vote. Files that cannot be read are named."
-    )
-    verb = with_run(verbs.add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text))
-    verb.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    verb.add_argument("--json", action="store_true", help="one JSON object a line")
     _add_run_verb(verbs)
 
 
@@ -159,34 +148,6 @@ def ensemble_verb(options: argparse.Namespace) -> int:
 def evaluate_verb(options: argparse.Namespace) -> int:
     """Write the ledger of a run, or of several as one ensemble."""
     return workflow.evaluate(request_of(options), options.processes)
-
-
-def predict_verb(options: argparse.Namespace) -> int:
-    """Answer for image files."""
-    folder = RunFolder.find(options.run)
-    failed = 0
-    parents = {path.parent for path in options.images}
-    # Paths are long, and ends tell images apart: names alone, where all lie in one folder.
-    shared = str(parents.pop()) if len(options.images) > 1 and len(parents) == 1 else ""
-    table = Table(box=None, pad_edge=False)
-    for answer in workflow.predict(folder, options.images):
-        failed += bool(answer.error)
-        if not table.columns:
-            for heading in ("image", *answer.headings):
-                table.add_column(heading, overflow="fold")
-        image = escape(Path(answer.image).name if shared else answer.image)
-        if options.json:
-            print(json.dumps(answer.content(), ensure_ascii=False), flush=True)
-        elif answer.error:
-            empty = [""] * (len(answer.headings) - 2)
-            table.add_row(image, "[red]not read[/]", *empty, escape(answer.error))
-        else:
-            table.add_row(image, *map(escape, answer.cells()))
-    if not options.json:
-        if shared:
-            stdout.print(f"images in {shared}", markup=False, highlight=False, soft_wrap=True)
-        stdout.print(table)
-    return 1 if failed else 0
 
 
 def run_verb(options: argparse.Namespace) -> int:

@@ -18,11 +18,11 @@ class SplitProgress(contextlib.AbstractContextManager["SplitProgress"]):
 
     Args:
         task: what is done, and to which split: "evaluating test".
-        total: images of this rank, times the passes over them.
+        total: images of this rank, times the passes over them; None: nobody knows.
         shown: whether this rank shows anything.
     """
 
-    def __init__(self, task: str, total: int, shown: bool) -> None:
+    def __init__(self, task: str, total: int | None, shown: bool) -> None:
         self._task, self._total, self._shown = task, total, shown
         self._done = 0
         self._started = self._said = time.monotonic()
@@ -30,7 +30,7 @@ class SplitProgress(contextlib.AbstractContextManager["SplitProgress"]):
         self._bar: Progress | None = None
         if shown and console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
             self._bar.add_task(task, total=total)
             self._bar.start()
 
@@ -43,8 +43,13 @@ class SplitProgress(contextlib.AbstractContextManager["SplitProgress"]):
         elif self._shown and now - self._said > _LINE_EVERY_S:
             self._said = now
             rate = self._done / (now - self._started)
-            _log.info("%s: %d of %d images, %.1f images/s", self._task, self._done, self._total, rate)
+            of = "" if self._total is None else f" of {self._total}"
+            _log.info("%s: %d%s images, %.1f images/s", self._task, self._done, of, rate)
 
-    def __exit__(self, *exception: object) -> None:
+    def stop(self) -> None:
+        """Take the bar away, before something else is printed there; lines go on."""
         if self._bar is not None:
             self._bar.stop()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()

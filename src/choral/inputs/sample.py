@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from choral.errors import ConfigError, DataError
 from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Box, Crop
-from choral.inputs.decode import decode, full_size, grey_to_rgb
+from choral.inputs.decode import MAX_PIXELS, decode, full_size, grey_to_rgb
 from choral.inputs.host_transforms import HostTransforms
 from choral.inputs.looks import Form
 from choral.inputs.resize import Resize, resize_into
@@ -130,9 +130,17 @@ def place(part: NDArray[np.uint8], crop: Crop, how: Resize, out: NDArray[np.uint
         crop: whose `box` cut it out.
         how: antialiased or fast.
         out: (S, S, 3) uint8, to be filled.
+
+    Raises:
+        DataError: so thin an image that its short side cannot be resized without its long side taking gigabytes.
     """
     size = out.shape[0]
     height, width = crop.resized_shape(Box(0, 0, *part.shape[:2]), size)
+    if height * width > max(MAX_PIXELS, size * size):
+        raise DataError(
+            f"{part.shape[1]} x {part.shape[0]} pixels, of which a central square of {size} x {size} would be cut out of "
+            f"{width} x {height}, more than {MAX_PIXELS:,} pixels: too thin an image"
+        )
     if (height, width) == (size, size):
         resize_into(part, out, how)
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from choral.workflow.advising import advise, print_advice
 from choral.workflow.analyzing import analysis_page, analyze, analyzed
-from choral.workflow.answering import predict
+from choral.workflow.answering import predict, predict_to_file
 from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
 from choral.workflow.calibrating import calibrate, print_calibration
@@ -35,6 +35,7 @@ __all__ = [
     "improve",
     "pack_if_missing",
     "predict",
+    "predict_to_file",
     "print_advice",
     "print_board",
     "print_calibration",
