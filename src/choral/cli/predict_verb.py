@@ -65,22 +65,24 @@ def predict_verb(options: argparse.Namespace) -> int:
 
 def _print_json(request: PredictRequest) -> int:
     failed = False
-    for answers, _ in workflow.predict(request, shown=not stdout.is_terminal):
-        failed = failed or any(answer.error for answer in answers)
-        for answer in answers:
-            print(json.dumps(answer.content(), ensure_ascii=False), flush=True)
+    with workflow.predicting(request, shown=not stdout.is_terminal) as asked:
+        for answers in asked.answers:
+            failed = failed or any(answer.error for answer in answers)
+            for answer in answers:
+                print(json.dumps(answer.content(), ensure_ascii=False), flush=True)
     return 1 if failed else 0
 
 
 def _print_tables(request: PredictRequest) -> int:
     failed, held = False, list[Answer]()
-    for answers, progress in workflow.predict(request, shown=True):
-        failed = failed or any(answer.error for answer in answers)
-        held += answers
-        if len(held) >= _ROWS:
-            progress.stop()
-            _print_table(held)
-            held = []
+    with workflow.predicting(request, shown=True) as asked:
+        for answers in asked.answers:
+            failed = failed or any(answer.error for answer in answers)
+            held += answers
+            if len(held) >= _ROWS:
+                asked.progress.stop()
+                _print_table(held)
+                held = []
     if held:
         _print_table(held)
     return 1 if failed else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from choral.workflow.advising import advise, print_advice
 from choral.workflow.analyzing import analysis_page, analyze, analyzed
-from choral.workflow.answering import predict, predict_to_file
+from choral.workflow.answering import predict_to_file, predicting
 from choral.workflow.assessing import card, slices
 from choral.workflow.board import print_board, print_projects, project_scores, projects_as_json
 from choral.workflow.calibrating import calibrate, print_calibration
@@ -34,8 +34,8 @@ __all__ = [
     "evaluate",
     "improve",
     "pack_if_missing",
-    "predict",
     "predict_to_file",
+    "predicting",
     "print_advice",
     "print_board",
     "print_calibration",

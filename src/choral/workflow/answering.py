@@ -8,12 +8,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from choral.errors import ChoralError, ConfigError, Stopped
+from choral.export.answer_files import answer_format
 from choral.export.request import PredictRequest
 from choral.export.sources import STDIN
 from choral.jobs.launcher import launch_command, run_in_foreground
@@ -22,33 +23,56 @@ from choral.runfolder import read_json
 from choral.workflow.launching import gpus
 
 if TYPE_CHECKING:
+    from choral.export.predictor import Predictor
     from choral.export.shares import Tally
     from choral.inputs.progress import SplitProgress
 
 
-def predict(request: PredictRequest, shown: bool) -> Iterator[tuple[list[Answer], SplitProgress]]:
-    """Yield what is answered, some images at a time, and the progress, whose bar may have to make room.
+@dataclass(frozen=True)
+class Asked:
+    """Images that are being answered for.
+
+    Attributes:
+        predictor: that is asked.
+        answers: some at a time, in the order of the images; each waits for its images to be asked about.
+        progress: whose bar may have to make room.
+    """
+
+    predictor: Predictor
+    answers: Iterator[list[Answer]]
+    progress: SplitProgress
+
+
+@contextmanager
+def predicting(request: PredictRequest, shown: bool) -> Iterator[Asked]:
+    """Load what is asked, and give its answers, in this process.
 
     Args:
         request: images, and who is asked.
-        shown: whether progress may be shown.
+        shown: whether progress is shown.
 
     Raises:
-        ChoralError: as `choral.export.target.open_predictor` and `choral.export.pipeline.answered`.
+        ChoralError: as `choral.export.target.open_predictor` and, from the answers, `choral.export.pipeline.answered`.
         Stopped: by SIGTERM.
     """
     from choral.export.pipeline import answered, usual_workers
     from choral.inputs.progress import SplitProgress
+    from choral.memory import keep_freed
     from choral.runtime import set_up_logging
 
     set_up_logging(0)
+    keep_freed()
     with _stoppable():
         predictor = request.open(_say)
         total, batches = request.batches()
         with SplitProgress("predicting", total, shown) as progress:
-            for answers in answered(predictor, batches, request.workers or usual_workers(), request.strict):
-                yield answers, progress
-                progress.advance(len(answers))
+
+            def answers() -> Iterator[list[Answer]]:
+                for some in answered(predictor, batches, request.workers or usual_workers(), request.strict):
+                    yield some
+                    progress.advance(len(some))
+
+            yield Asked(predictor, answers(), progress)
 
 
 def predict_to_file(request: PredictRequest, processes: int) -> Tally:
@@ -60,32 +84,18 @@ def predict_to_file(request: PredictRequest, processes: int) -> Tally:
 
     Raises:
         ConfigError: a device for several ranks.
-        ChoralError: as `predict`.
+        ChoralError: as `predicting`.
     """
+    from choral.export.shares import encoded_answers, write_answers
+
     if processes == 0:
         processes = max(1, len(gpus())) if request.device == "auto" else 1
     if processes > 1:
         return _on_ranks(request, processes)
-    from choral.export.answer_files import answer_format
-    from choral.export.pipeline import answered, usual_workers
-    from choral.export.shares import Encoded, encoded_answers, write_answers
-    from choral.inputs.progress import SplitProgress
-    from choral.runtime import set_up_logging
-
     assert request.out is not None
-    set_up_logging(0)
-    with _stoppable():
-        predictor = request.open(_say)
-        form = answer_format(request.out, predictor.answering)
-        total, batches = request.batches()
-        with SplitProgress("predicting", total, True) as progress:
-
-            def encoded() -> Iterator[Encoded]:
-                for answers in answered(predictor, batches, request.workers or usual_workers(), request.strict):
-                    yield encoded_answers(form, answers)
-                    progress.advance(len(answers))
-
-            return write_answers(request.out, form, encoded())
+    with predicting(request, shown=True) as asked:
+        form = answer_format(request.out, asked.predictor.answering)
+        return write_answers(request.out, form, (encoded_answers(form, answers) for answers in asked.answers))
 
 
 def _on_ranks(request: PredictRequest, processes: int) -> Tally:
