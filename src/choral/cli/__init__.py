@@ -88,6 +88,6 @@ def _parsers() -> dict[str, Parser]:
     add_analyze_verb(verbs)
     add_probe_verb(verbs)
     add_improve_verb(verbs)
-    add_serve_verb(verbs)
     add_predict_verb(verbs)
+    add_serve_verb(verbs)
     return verbs.parsers
