@@ -24,7 +24,6 @@ from choral.inputs.streams import (
     plain_training_batches,
     training_batches,
 )
-from choral.predict import images as images_module
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -151,20 +150,3 @@ def test_further_passes_of_features_are_changed_but_not_mixed(packed: Path, tmp_
     for plain, first, second in zip(*passes, strict=True):
         assert first.shares is None and second.partners is None
         assert not torch.equal(plain.images, first.images) and not torch.equal(first.images, second.images)
-
-
-def test_an_image_file_is_never_changed() -> None:
-    """What `choral predict` prepares for a network that was trained with every change."""
-    images = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
-
-    class OfConfig:
-        mean, std = MEAN, STD
-
-        def __init__(self, augment: AugmentConfig) -> None:
-            self.config = config_of(Path("shards"), augment)
-
-    prepared = [
-        images_module._batch(OfConfig(augment), images, CPU)  # type: ignore[arg-type]
-        for augment in (EVERY_CHANGE, AugmentConfig(**PRESETS["none"]))
-    ]
-    assert torch.equal(*prepared)
