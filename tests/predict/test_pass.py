@@ -258,7 +258,7 @@ def test_gaps_start_a_new_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def interrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What tests/predict/interrupted.py leaves: an evaluation that is killed, stopped, stopped again, and finished."""
+    """What tests/interrupted.py leaves: an evaluation that is killed, stopped, stopped again, and finished."""
     place = tmp_path_factory.mktemp("interrupted")
     config = place / "toy.yaml"
     config.write_text(
@@ -267,7 +267,7 @@ def interrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "tracking: {wandb: 'off'}\n"
         "evaluate: {views: [d4], batch_size: 1, splits: [val], checkpoint: last}\n"
     )
-    script = Path(__file__).with_name("interrupted.py")
+    script = Path(__file__).parents[1] / "interrupted.py"
     done = subprocess.run([sys.executable, str(script), str(config), str(place)], text=True, timeout=200, check=False)
     assert done.returncode == 0
     yield place

@@ -227,7 +227,7 @@ def test_stages_are_chosen(
     ("words", "message"),
     [
         (["stages=[pack, imrove]"], "stages: there is no stage 'imrove'. Did you mean improve?"),
-        (["stages=export"], "stages: there is no stage 'export'. There are: pack, baseline"),
+        (["stages=exprot"], "stages: there is no stage 'exprot'. Did you mean export?"),
         (["stages=[]"], "stages: expected at least one of pack, baseline"),
         (["--skip", "tune"], "--skip: there is no stage 'tune'."),
         (

@@ -16,6 +16,7 @@ from choral.cli.board_verbs import add_board_verbs
 from choral.cli.calibrate_verb import add_calibrate_verb
 from choral.cli.combine_verbs import add_combine_verbs
 from choral.cli.data_verbs import add_data_verbs
+from choral.cli.export_verbs import add_export_verbs
 from choral.cli.improve_verb import add_improve_verb
 from choral.cli.job_verbs import add_job_verbs
 from choral.cli.parser import Parser, Verb, Verbs, stderr
@@ -88,6 +89,7 @@ def _parsers() -> dict[str, Parser]:
     add_analyze_verb(verbs)
     add_probe_verb(verbs)
     add_improve_verb(verbs)
+    add_export_verbs(verbs)
     add_predict_verb(verbs)
     add_serve_verb(verbs)
     return verbs.parsers

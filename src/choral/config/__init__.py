@@ -78,7 +78,7 @@ _METRICS = {
 }
 
 
-STAGES = ("pack", "baseline", "analyze", "improve", "ensemble", "evaluate")
+STAGES = ("pack", "baseline", "analyze", "improve", "ensemble", "evaluate", "export")
 """Of `choral run`, in their order."""
 
 

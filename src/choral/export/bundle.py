@@ -125,9 +125,13 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def seal(path: Path) -> None:
-    """Write the checksums of the files in a folder, those in hidden ones left out."""
-    lines = [f"{sha256_of(path / name)}  {name}\n" for name in _names(path)]
+    """Write the checksums of the files in a folder, those in hidden ones left out; all become readable by everybody."""
+    lines = []
+    for name in _names(path):
+        (path / name).chmod(0o644)  # safetensors writes for the owner alone
+        lines.append(f"{sha256_of(path / name)}  {name}\n")
     write_atomic(path / SUMS, "".join(lines).encode())
+    (path / SUMS).chmod(0o644)
 
 
 def update(path: Path, changes: Mapping[str, Any]) -> None:

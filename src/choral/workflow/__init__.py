@@ -14,6 +14,15 @@ from choral.workflow.board import print_board, print_projects, project_scores, p
 from choral.workflow.calibrating import calibrate, print_calibration
 from choral.workflow.comparing import compare_runs, print_comparison
 from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluation
+from choral.workflow.exporting import (
+    BUNDLE,
+    export,
+    export_stage,
+    exported_config,
+    print_exported,
+    print_verified,
+    verify,
+)
 from choral.workflow.improved_table import print_improved
 from choral.workflow.improving import improve
 from choral.workflow.probing import print_curves, probe, probed_curves
@@ -22,6 +31,7 @@ from choral.workflow.steps import run_all
 from choral.workflow.training import check_run, pack_if_missing, train_all, train_one
 
 __all__ = [
+    "BUNDLE",
     "advise",
     "analysis_page",
     "analyze",
@@ -32,6 +42,9 @@ __all__ = [
     "combine",
     "compare_runs",
     "evaluate",
+    "export",
+    "export_stage",
+    "exported_config",
     "improve",
     "pack_if_missing",
     "predict_to_file",
@@ -41,10 +54,12 @@ __all__ = [
     "print_calibration",
     "print_comparison",
     "print_curves",
+    "print_exported",
     "print_improved",
     "print_looks",
     "print_projects",
     "print_scores",
+    "print_verified",
     "probe",
     "probed_curves",
     "project_scores",
@@ -57,4 +72,5 @@ __all__ = [
     "track_evaluation",
     "train_all",
     "train_one",
+    "verify",
 ]

@@ -53,8 +53,9 @@ def before_ensemble(config: Config, progress: Console) -> Before:
     chosen, base = config.chosen_stages, baseline_config(config)
     folder = RunFolder.of(base)
     ensemble = RunFolder.of(config)
-    if "evaluate" in chosen and "ensemble" not in chosen and not is_run(ensemble.path):
-        raise ConfigError(f"stages: evaluate is about {ensemble.path}, which is not there: choose ensemble as well")
+    for stage in ("evaluate", "export"):
+        if stage in chosen and "ensemble" not in chosen and not is_run(ensemble.path):
+            raise ConfigError(f"stages: {stage} is about {ensemble.path}, which is not there: choose ensemble as well")
     steps: list[Step] = []
     if "baseline" in chosen:
         say_stage("baseline", progress)

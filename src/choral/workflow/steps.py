@@ -15,6 +15,7 @@ from choral.predict.voices import member_folders
 from choral.runfolder import RunFolder, is_run
 from choral.workflow.analyzing import analyze
 from choral.workflow.evaluation import evaluate
+from choral.workflow.exporting import export_stage
 from choral.workflow.scoring import print_scores, score
 from choral.workflow.stages import Before, before_ensemble, evaluate_steps, say_stage
 from choral.workflow.summary import Step, board_tables, print_summary, write_summary
@@ -51,6 +52,13 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
         print_scores(score(folder, None), folder, results)
     if whole:
         _summarize(folder, before, results)
+    if "export" in chosen:
+        if whole:
+            say_stage("export", progress)
+        bundle = export_stage(folder, before.config, progress)
+        results.print(
+            f"It answers elsewhere: {bundle} (choral predict {bundle} IMAGE...)", markup=False, highlight=False
+        )
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     results.print(
         f"Run folder: {folder.path}  (this call took {minutes} min {seconds} s)", markup=False, highlight=False

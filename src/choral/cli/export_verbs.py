@@ -1,0 +1,76 @@
+"""Verbs on bundles: export, verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from choral import workflow
+from choral.cli.parser import Verbs, stderr, stdout
+from choral.config import Config
+from choral.config.export import MOST_GOLDEN
+from choral.config.fields import check, split_at_commas
+from choral.export.choice import Wanted
+from choral.runfolder import RunFolder
+
+
+def add_export_verbs(verbs: Verbs) -> None:
+    """Add export and verify."""
+    verb = verbs.add(
+        "export",
+        export_verb,
+        "choral export elpv-demo bundles/cells",
+        "Write one folder that answers for an image: fused networks, how they are heard, calibrated and decided, a model\n"
+        "card, golden samples, checksums. It answers as the run does since `choral calibrate`; without that, calibration\n"
+        "and sets are fitted on the validation split. Other rules, members and views:\n"
+        "  choral export elpv-demo bundles/two --members first,third --rule weighted --views identity",
+    )
+    verb.add_argument("target", metavar="RUN", help="a run folder, the name of one, or its config file")
+    verb.add_argument("out", nargs="?", type=Path, metavar="OUT", help="the folder of the bundle (default: RUN/bundle)")
+    verb.add_argument("--members", default="", metavar="A,B", help="that are heard (default: all)")
+    verb.add_argument("--rule", default="", help="as of `choral combine` (default: as the run answers, else soft)")
+    verb.add_argument("--views", default="", metavar="A,B", help="as of the evaluation (default: those of it)")
+    verb.add_argument("--uncalibrated", action="store_true", help="probabilities as the networks give them, no sets")
+    verb.add_argument("--golden", type=int, metavar="N", help="validation images in it; 0: made ones (default: 8)")
+    verb.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    verb.add_argument("--json", action="store_true", help="for machines")
+
+    verb = verbs.add(
+        "verify",
+        verify_verb,
+        "choral verify bundles/cells",
+        "Compute every checksum of a bundle again, and ask each of its forms about the golden samples.",
+    )
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument("--device", default="auto", help="of the networks (default: a GPU where there is one)")
+    verb.add_argument("--tolerance", type=float, metavar="T", help="of probabilities (default: 1e-5, on a GPU 2e-3)")
+    verb.add_argument("--json", action="store_true", help="for machines")
+
+
+def export_verb(options: argparse.Namespace) -> int:
+    """Write a bundle that answers for an image."""
+    folder = RunFolder.find(options.target)
+    wanted = Wanted(options.rule, tuple(split_at_commas(options.members)), options.views, not options.uncalibrated)
+    out = options.out or folder.path / workflow.BUNDLE
+    report = workflow.export(folder, _config(folder, options.golden), wanted, out, options.force, stderr)
+    if options.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        workflow.print_exported(report, stdout)
+    return 0
+
+
+def _config(folder: RunFolder, golden: int | None) -> Config:
+    check(golden is None or 0 <= golden <= MOST_GOLDEN, "--golden", f"expected 0 to {MOST_GOLDEN}")
+    return workflow.exported_config(folder.config(), golden)
+
+
+def verify_verb(options: argparse.Namespace) -> int:
+    """Check a bundle: checksums, and golden samples in every form."""
+    verified = workflow.verify(options.bundle, options.device, options.tolerance)
+    if options.json:
+        print(json.dumps(verified.to_json(), ensure_ascii=False))
+    else:
+        workflow.print_verified(verified, stdout)
+    return 0 if verified.passed else 1

@@ -1,0 +1,234 @@
+"""Write the bundle of a run: its networks, fused, with all that is needed to ask them, and what is known of them."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from choral import __version__
+from choral.assess.answer import Answering
+from choral.config import Config
+from choral.configfile import to_values
+from choral.errors import ChoralError, ConfigError, DataError
+from choral.export.bundle import CARD, FILE, FORMAT, BundledMember, is_bundle, member_json, read_bundle, seal
+from choral.export.card import card_of
+from choral.export.engine import inputs_of
+from choral.export.fuse import find_foldable, fold
+from choral.export.golden import chosen_images, made_images, write_golden
+from choral.export.hub import write_timm_folder
+from choral.export.predictor import Predictor
+from choral.export.record import scores_of, slices_by_column
+from choral.export.verify import TOLERANCE, Verified, verify_bundle
+from choral.predict.voices import Voice
+from choral.runfolder import RunFolder, write_atomic, write_json
+from choral.shards.index import Dataset, Index
+
+_log = logging.getLogger(__name__)
+_SOFTWARE = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of an export.
+
+    Attributes:
+        verified: the golden samples, asked again.
+        folded: of how many norms each member's network was rid, by name.
+        megabytes: of the folder.
+    """
+
+    verified: Verified
+    folded: Mapping[str, int]
+    megabytes: float
+
+
+def write_bundle(
+    folder: RunFolder, config: Config, voices: Sequence[Voice], answering: Answering, out: Path, force: bool = False
+) -> Written:
+    """Write a bundle, and check that it answers as the networks do that it was made of.
+
+    Args:
+        folder, config: of the run.
+        voices: of the run; those that are heard are put in.
+        answering: how they are to answer.
+        out: the folder, which appears when it is complete.
+        force: replace a bundle that is there.
+
+    Raises:
+        ConfigError: the folder is there.
+        DataError: a checkpoint or the data are damaged.
+        ChoralError: what was written answers otherwise than the run; nothing is left.
+    """
+    _check_place(out, force)
+    by_name = {voice.name: voice for voice in voices}
+    heard = [by_name[name] for name in answering.members]
+    max_pixels = config.data.max_pixels
+    plain = Predictor.of_voices(folder.name, heard, answering, max_pixels, device="cpu")
+    with _beside(out) as aside:
+        members = [_write_member(voice, aside) for voice in heard]
+        images = _golden_images(config, members)
+        pixels = [np.stack(parts) for parts in zip(*(plain.prepare(plain.decode(one)) for one in images), strict=True)]
+        write_golden(aside, images, pixels, plain.engine.ask(pixels))
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "name": folder.name,
+            "task": answering.task,
+            "classes": list(answering.classes),
+            "answer": answering.to_json(),
+            "members": [member_json(member) for member in members],
+            "inputs": [
+                {
+                    "name": item.name,
+                    "shape": ["batch", item.form.size, item.form.size, 3],
+                    "dtype": "uint8",
+                    "order": "RGB",
+                }
+                for item in inputs_of([member.look for member in members])
+            ],
+            "max_pixels": max_pixels,
+            "forms": {},
+            "golden": len(images),
+            "licences": _licences(config, heard),
+            "scores": scores_of(folder, config, answering),
+            "slices": slices_by_column(folder, config, answering),
+            "provenance": _provenance(folder, config, heard),
+        }
+        write_json(aside / FILE, content)
+        write_atomic(aside / CARD, card_of(content))
+        seal(aside)
+        verified = verify_bundle(aside, device="cpu", tolerance=TOLERANCE)
+        if not verified.passed:
+            worst = max(check.difference for check in verified.checks)
+            raise ChoralError(
+                f"{out}: the fused networks say something else than those of {folder.path}: {worst:.1e} apart in a "
+                f"probability, expected at most {TOLERANCE:.0e}. Nothing was written; please report the architecture: "
+                f"{', '.join(sorted({member.architecture for member in members}))}"
+            )
+        size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file()) / 1e6
+        if is_bundle(out):
+            shutil.rmtree(out)
+        aside.replace(out)
+    verified = Verified(read_bundle(out), verified.samples, verified.pixels, verified.checks)
+    return Written(verified, {member.name: len(member.folded) for member in members}, size)
+
+
+def _check_place(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_bundle(out):
+        raise ConfigError(f"{out}: is there already, and is no bundle; choose another folder")
+    if not force:
+        raise ConfigError(f"{out}: is there already; --force replaces it")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """Give a folder to fill, which vanishes unless it was moved away."""
+    aside = out.parent / f".{out.name}.{datetime.now(UTC):%H%M%S%f}.tmp"
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be made: {error.strerror or error}") from error
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_member(voice: Voice, bundle: Path) -> BundledMember:
+    """Fold the norms of a network, and write it as a timm folder."""
+    size = voice.config.data.image_size
+    network = voice.load(torch.device("cpu"))
+    pairs = find_foldable(network, torch.zeros(1, 3, size, size))
+    fold(network, pairs)
+    folder = bundle / "members" / voice.name
+    member = BundledMember(
+        voice.name, folder, voice.config.model.name, voice.look, voice.outputs, tuple(pairs), voice.weights_hash
+    )
+    write_timm_folder(folder, network, voice.look, voice.outputs)
+    return member
+
+
+def _golden_images(config: Config, members: Sequence[BundledMember]) -> list[bytes]:
+    """Return encoded images of the validation split, or made ones."""
+    count, size = config.export.golden, max(member.look.form.size for member in members)
+    if not count:
+        return made_images(size)
+    try:
+        dataset = Dataset.open(config.data.shards)
+        found = chosen_images(Index.open(dataset, config.data.val_split), count)
+    except (DataError, ConfigError) as error:
+        raise DataError(
+            f"golden samples come from split '{config.data.val_split}' of {config.data.shards}, which cannot be read: "
+            f"{error}; with export.golden=0 they are made"
+        ) from error
+    return found or made_images(size)
+
+
+def _licences(config: Config, voices: Sequence[Voice]) -> dict[str, str]:
+    """Return the licences of data and weights; "": nobody has stated one."""
+    data = config.export.data_licence
+    if not data:
+        try:
+            data = str(Dataset.open(config.data.shards).source.get("licence", ""))
+        except DataError:  # the data may be elsewhere by now
+            data = ""
+    weights = config.export.weights_licence
+    if not weights:
+        packages = [voice.config.model.weights.removeprefix("package:") for voice in voices]
+        weights = "; ".join(dict.fromkeys(filter(None, map(_licence_of_package, packages))))
+    return {"data": data, "weights": weights}
+
+
+def _licence_of_package(module: str) -> str:
+    """Return what the Python distribution of a module states; "" for what is none."""
+    names = metadata.packages_distributions().get(module.partition(".")[0], [])
+    found = []
+    for name in names:
+        fields = metadata.metadata(name)
+        stated = [fields[key] for key in ("License-Expression", "License") if key in fields]
+        found += [f"{licence.splitlines()[0]} ({name})" for licence in stated[:1] if licence not in ("", "UNKNOWN")]
+    return ", ".join(found)
+
+
+def _provenance(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> dict[str, Any]:
+    data: dict[str, Any] = {"fingerprints": list(dict.fromkeys(voice.dataset for voice in voices))}
+    try:
+        dataset = Dataset.open(config.data.shards)
+    except DataError as error:
+        _log.warning("the data are described by their fingerprint alone: %s", error)
+    else:
+        kept = {key: value for key, value in dataset.source.items() if key != "options"}
+        data |= {"name": dataset.name, "source": kept}
+        data["samples"] = {name: split.samples for name, split in dataset.splits.items()}
+    return {
+        "run": folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": to_values(config),
+        "members": {voice.name: to_values(voice.config) for voice in voices},
+        "data": data,
+        "software": {
+            "choral": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _SOFTWARE if _installed(name)},
+        },
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""The bundle of a run: written, given further forms, verified."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from choral.assess.answering import described
+from choral.config import Config
+from choral.export.bundle import is_bundle, read_bundle
+from choral.export.choice import Wanted, chosen_answer
+from choral.export.verify import Verified, render, verify_bundle
+from choral.predict.voices import voices_of
+from choral.runfolder import RunFolder
+
+BUNDLE = "bundle"
+"""Folder in a run's, where the stage export leaves it."""
+
+
+def export(
+    folder: RunFolder, config: Config, wanted: Wanted, out: Path, force: bool, progress: Console
+) -> dict[str, Any]:
+    """Write the bundle of a run and say what is in it.
+
+    Args:
+        folder, config: of the run; the section `export` may differ from the stored one.
+        wanted: how it answers.
+        out: the folder.
+        force: replace one that is there.
+        progress: console of what goes on.
+
+    Returns:
+        What was written, as plain JSON.
+
+    Raises:
+        ConfigError, DataError, ChoralError: as `chosen_answer` and `choral.export.write.write_bundle`.
+    """
+    voices, unfinished = voices_of(folder, config)
+    if unfinished:
+        _say(progress, f"{folder.path}: not trained, and left out: {', '.join(unfinished)}")
+    answering, source = chosen_answer(folder, config, voices, wanted)
+    _say(progress, f"answers {source}: {described(answering)}")
+    from choral.export.write import write_bundle  # torch, once all that can be wrong without it was found
+
+    written = write_bundle(folder, config, voices, answering, out, force)
+    folded = ", ".join(f"{name} {count}" for name, count in written.folded.items())
+    _say(progress, f"norms folded into the layers before them: {folded}")
+    return {
+        "bundle": str(out),
+        "members": list(answering.members),
+        "answers": described(answering),
+        "folded": dict(written.folded),
+        "megabytes": written.megabytes,
+        **written.verified.to_json(),
+    }
+
+
+def export_stage(folder: RunFolder, config: Config, progress: Console) -> Path:
+    """Leave RUN/bundle, unless one of these weights and answers is there already; return where it is.
+
+    Raises:
+        ConfigError, DataError, ChoralError: as `export`.
+    """
+    out = folder.path / BUNDLE
+    voices, _ = voices_of(folder, config)
+    if is_bundle(out):
+        answering, _ = chosen_answer(folder, config, voices, Wanted())
+        there = read_bundle(out)
+        if there.answering.to_json() == answering.to_json():
+            return out
+        shutil.rmtree(out)
+    export(folder, config, Wanted(), out, False, progress)
+    return out
+
+
+def print_exported(report: dict[str, Any], console: Console) -> None:
+    """Print what was written, and what can be done with it."""
+    out = report["bundle"]
+    worst = max(check["difference"] for check in report["checks"])
+    lines = (
+        f"{out}: {len(report['members'])} networks, {report['megabytes']:.1f} MB; fused and unfused differ by at most "
+        f"{worst:.1e} in a probability of {report['samples']} golden samples",
+        f"Ask it: choral predict {out} IMAGE...",
+        f"Check it: choral verify {out}",
+        f"Read it: {out}/README.md",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def verify(path: Path, device: str, tolerance: float | None) -> Verified:
+    """Read every byte of a bundle, and ask each form about the golden samples."""
+    return verify_bundle(path, device, tolerance)
+
+
+def print_verified(verified: Verified, console: Console) -> None:
+    """Print how each form answers now."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("form", "largest difference", "decisions", ""):
+        table.add_column(heading)
+    for row in render(verified):
+        table.add_row(*row)
+    console.print(table)
+    pixels = "as exported" if not verified.pixels else f"up to {verified.pixels} levels of 255 from those at export"
+    console.print(f"{verified.samples} golden samples; pixels {pixels}; every checksum as written", highlight=False)
+
+
+def exported_config(config: Config, golden: int | None) -> Config:
+    """Return a config with another number of golden samples; None: as it is."""
+    return config if golden is None else replace(config, export=replace(config.export, golden=golden))
+
+
+def _say(progress: Console, text: str) -> None:
+    progress.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,294 @@
+"""The bundle: what is in it, that it answers as the run does, and that a damaged one is found out."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_bundles import QUIET, labelled, made_run
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import choral
+from choral.assess.calibrate import Asked, calibrate_run
+from choral.cli import main
+from choral.errors import ChoralError, ConfigError, DataError
+from choral.export import verify as verify_module
+from choral.export.bundle import FILE, SUMS, is_bundle, read_bundle, seal, update
+from choral.export.choice import Wanted, chosen_answer
+from choral.export.golden import read_golden
+from choral.export.verify import verify_bundle
+from choral.predict.answers import ClassAnswer, LabelAnswer, NumberAnswer
+from choral.predict.ledger import Ledger
+from choral.predict.voices import voices_of
+from choral.runfolder import RunFolder
+from choral.shards.index import Dataset, Index
+from choral.shards.store import LocalStore
+from choral.workflow.exporting import export, export_stage, exported_config
+from made_members import made_members
+
+
+@pytest.fixture(scope="module")
+def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return made_run(shards, tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def folder(made: RunFolder, tmp_path: Path) -> RunFolder:
+    """The run's folder, for this test alone."""
+    shutil.copytree(made.path, tmp_path / "cells")
+    return RunFolder(tmp_path / "cells")
+
+
+@pytest.fixture
+def bundle(folder: RunFolder) -> Path:
+    return folder.path / "bundle"
+
+
+def images_of(config_shards: str, split: str) -> dict[str, bytes]:
+    """Return the encoded images of a split by key."""
+    dataset = Dataset.open(config_shards)
+    index, store = Index.open(dataset, split), LocalStore(dataset)
+    records = [index.row(row) for row in range(len(index))]
+    return {one.key: store.read(one.shard, one.offset, one.length) for one in records}
+
+
+def test_a_bundle_answers_as_the_ledger_says(folder: RunFolder) -> None:
+    config = folder.config()
+    out = folder.path / "bundle"
+    predictor = choral.load(out, device="cpu")
+    assert all(member.folded for member in read_bundle(out).members)
+    images = images_of(config.data.shards, "test")
+    ledger = Ledger.open(folder.predictions / "test.parquet")
+    answers = predictor.predict([images[key] for key in ledger.keys], batch_size=4)
+    stack = np.stack([ledger.predictions(name, "tta") for name in predictor.members])
+    expected = predictor.answering.said(stack)
+    found = np.array([answer.probabilities for answer in answers if isinstance(answer, ClassAnswer)])
+    assert np.abs(found - expected).max() <= 1e-5
+    assert [answer.label for answer in answers if isinstance(answer, ClassAnswer)] == [
+        ledger.classes[number] for number in predictor.answering.decide(expected)
+    ]
+    assert all(isinstance(answer, ClassAnswer) and answer.possible is not None for answer in answers), "conformal sets"
+    score = read_bundle(out).content["scores"]["test"]
+    assert score["n"] == 11 and not score["fitted_on_it"]
+    right = np.mean(predictor.answering.decide(expected) == ledger.labels)
+    assert score["metrics"]["accuracy"]["value"] == pytest.approx(right)
+
+
+def test_every_damaged_byte_is_found(bundle: Path, tmp_path: Path) -> None:
+    files = [path.relative_to(bundle) for path in sorted(bundle.rglob("*")) if path.is_file()]
+    assert {FILE, SUMS, "README.md", "golden/expected.safetensors"} <= {path.as_posix() for path in files}
+    rng = np.random.default_rng(0)
+    for name in files:
+        path = bundle / name
+        content = path.read_bytes()
+        for place in {0, len(content) - 1, *rng.integers(0, len(content), 6).tolist()}:
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << int(rng.integers(0, 8))
+            path.write_bytes(damaged)
+            with pytest.raises(ChoralError) as caught:
+                choral.load(bundle)
+            if name.name != SUMS:
+                assert name.as_posix() in str(caught.value)
+            assert main(["verify", str(bundle)]) == 1
+        path.write_bytes(content)
+        path.rename(tmp_path / "elsewhere")
+        with pytest.raises(ChoralError):
+            read_bundle(bundle)
+        (tmp_path / "elsewhere").rename(path)
+    assert read_bundle(bundle).classes
+
+
+def test_sha256sum_reads_the_sums(bundle: Path) -> None:
+    assert subprocess.run(["sha256sum", "--quiet", "-c", SUMS], cwd=bundle, check=False).returncode == 0
+
+
+def test_nothing_in_a_bundle_can_lead_out_of_it(bundle: Path) -> None:
+    (bundle / SUMS).write_text(f"{'0' * 64}  ../toy.yaml\n{'0' * 64}  {FILE}\n")
+    with pytest.raises(DataError, match="is damaged"):
+        read_bundle(bundle)
+    content = json.loads((bundle / FILE).read_text())
+    update(bundle, {"members": [{**member, "folder": "../../other"} for member in content["members"]]})
+    with pytest.raises(DataError, match="a member's folder"):
+        read_bundle(bundle)
+    update(bundle, {"members": content["members"], "format": "choral-bundle-0"})
+    with pytest.raises(DataError, match="format 'choral-bundle-0', expected 'choral-bundle-1'"):
+        read_bundle(bundle)
+
+
+def test_verify_tells_other_weights_and_other_pixels(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(bundle)]) == 0
+    assert "as exported" in capsys.readouterr().out
+    weights = bundle / "members" / "b" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("fc.weight"))
+    save_file({**tensors, name: tensors[name] * np.float32(1.05)}, weights)
+    seal(bundle)
+    verified = verify_bundle(bundle)
+    assert not verified.passed and verified.pixels == 0 and verified.checks[0].difference > 1e-5
+    save_file(tensors, weights)
+    seal(bundle)
+    plain = verify_module.Predictor.prepare
+
+    def darker(self: verify_module.Predictor, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(part // 2 for part in plain(self, image))
+
+    monkeypatch.setattr(verify_module.Predictor, "prepare", darker)
+    verified = verify_bundle(bundle)
+    assert not verified.passed and verified.pixels > 1 and verified.checks[0].passed, "the networks are as they were"
+
+
+def test_what_is_wanted_is_fitted_on_validation(folder: RunFolder) -> None:
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+
+    def chosen(**wanted: object) -> tuple[object, str]:
+        return chosen_answer(folder, config, voices, Wanted(**wanted))  # type: ignore[arg-type]
+
+    answering, source = chosen_answer(folder, config, voices, Wanted())
+    assert answering.calibration.method == "temperature" and answering.conformal is not None
+    assert answering.fitted_on["split"] == "val" and "calibrated on 'val'" in source
+    report = calibrate_run(folder, config, "test", Asked())
+    kept, source = chosen_answer(folder, config, voices, Wanted())
+    assert report["answer"] == kept.to_json() and "answer.json says" in source
+    assert kept.calibration == answering.calibration and kept.conformal == answering.conformal
+    weighted, _ = chosen_answer(folder, config, voices, Wanted("weighted", ("c", "a"), "identity"))
+    assert weighted.members == ("a", "c") and dict(weighted.views) == {"identity": 1.0}
+    assert weighted.rule.rule == "weighted" and len(weighted.rule.weights) == 2
+    plain, source = chosen_answer(folder, config, voices, Wanted(calibrated=False))
+    assert plain.calibration.method == "none" and plain.conformal is None and not plain.fitted_on
+    hard, source = chosen_answer(folder, config, voices, Wanted("hard"))
+    assert hard.rule.rule == "hard" and "no probabilities" in source
+    with pytest.raises(ConfigError, match="no member 'd'"):
+        chosen(members=("d",))
+    with pytest.raises(ConfigError, match="holds nothing under hflip"):
+        chosen(views="hflip")
+    (folder.predictions / "val.parquet").unlink()
+    with pytest.raises(ConfigError, match="has to be fitted, and 'val' is not evaluated"):
+        chosen(rule="greedy")
+    bare, source = chosen_answer(folder, config, voices, Wanted("geometric", ("b",), "hflip"))
+    assert (bare.members, tuple(bare.views), bare.rule.rule) == (("b",), ("hflip",), "geometric")
+    assert "'val' is not evaluated" in source
+
+
+def test_a_bundle_of_a_run_that_was_never_evaluated(folder: RunFolder, tmp_path: Path) -> None:
+    shutil.rmtree(folder.predictions)
+    config = exported_config(folder.config(), golden=0)
+    out = tmp_path / "bundle"
+    report = export(folder, config, Wanted(), out, False, QUIET)
+    assert report["passed"] and read_bundle(out).content["scores"] == {}
+    golden = read_golden(out, 2)
+    assert len(golden.files) == 4 and golden.predicted.by_member.shape == (3, 4, 3)
+    predictor = choral.load(out)
+    assert isinstance(predictor.predict(out / "golden" / golden.files[0]), ClassAnswer)
+
+
+def test_images_of_every_kind_are_answered_alike(bundle: Path) -> None:
+    predictor = choral.load(bundle)
+    path = bundle / "golden" / "00.png"
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    kinds = [str(path), path, path.read_bytes(), pixels, Image.open(path)]
+    answers = predictor.predict(kinds)
+    assert {answer.probabilities for answer in answers if isinstance(answer, ClassAnswer)} == {
+        answers[0].probabilities  # type: ignore[union-attr]
+    }
+    assert [answer.image for answer in answers] == [str(path), str(path), "", "", ""]
+    grey = predictor.predict(np.full((9, 7), 80, np.uint8))
+    assert isinstance(grey, ClassAnswer) and sum(grey.probabilities) == pytest.approx(1)
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(turned, "PNG", exif=exif)
+    assert np.array_equal(predictor.decode(turned.getvalue()), predictor.decode(Image.open(turned)))
+    for wrong, message in (
+        (np.zeros((4, 4), np.float32), "float32 of shape"),
+        (np.zeros((4, 4, 4), np.uint8), "expected uint8"),
+        (b"text", "not an image"),
+        (3, "int: expected a path"),
+        (bundle / "none.png", "none.png: No such file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predictor.predict(wrong)  # type: ignore[call-overload]
+
+
+def test_several_threads_may_ask(bundle: Path) -> None:
+    predictor = choral.load(bundle)
+    images = [np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8) for seed in range(12)]
+    alone = predictor.predict(images, batch_size=1)
+    found: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        found[number] = predictor.predict(images[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(images))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(len(images))] == alone
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks(task: str, tmp_path: Path) -> None:
+    config = labelled(tmp_path, task)
+    folder = made_members(config, tmp_path / "run")
+    out = tmp_path / "bundle"
+    assert export(folder, config, Wanted(), out, False, QUIET)["passed"]
+    answer = choral.load(out).predict(out / "golden" / read_golden(out, 1).files[0])
+    assert isinstance(answer, LabelAnswer if task == "multilabel" else NumberAnswer)
+
+
+def test_a_place_that_is_taken(folder: RunFolder, bundle: Path, tmp_path: Path) -> None:
+    config = folder.config()
+    with pytest.raises(ConfigError, match="--force replaces it"):
+        export(folder, config, Wanted(), bundle, False, QUIET)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").touch()
+    with pytest.raises(ConfigError, match="is no bundle; choose another"):
+        export(folder, config, Wanted(), tmp_path / "mine", True, QUIET)
+    before = (bundle / SUMS).read_text()
+    export(folder, config, Wanted(members=("a",)), bundle, True, QUIET)
+    assert read_bundle(bundle).answering.members == ("a",) and (bundle / SUMS).read_text() != before
+    assert not list(tmp_path.glob("cells/.bundle*")), "nothing is left beside"
+
+
+def test_the_stage_leaves_what_is_there(folder: RunFolder, bundle: Path) -> None:
+    inode = (bundle / FILE).stat().st_ino
+    assert export_stage(folder, folder.config(), QUIET) == bundle and (bundle / FILE).stat().st_ino == inode
+    calibrate_run(folder, folder.config(), "test", Asked(method="none"))
+    export_stage(folder, folder.config(), QUIET)
+    assert read_bundle(bundle).answering.calibration.method == "none", "the run answers otherwise since"
+
+
+def test_networks_that_fuse_to_something_else_are_not_exported(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder.config()
+    monkeypatch.setattr("choral.export.write.find_foldable", lambda network, example: [])
+    monkeypatch.setattr(
+        "choral.export.write.fold", lambda network, pairs: network.get_classifier().weight.data.mul_(1.01)
+    )
+    with pytest.raises(ChoralError, match="the fused networks say something else"):
+        export(folder, config, Wanted(), tmp_path / "bundle", False, QUIET)
+    assert not is_bundle(tmp_path / "bundle") and not list(tmp_path.glob(".bundle*"))
+
+
+def test_the_verbs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(bundle)
+    run_folder = str(tmp_path / "cells")
+    assert main(["export", run_folder, "--members", "a,b", "--rule", "hard", "--golden", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["members"] == ["a", "b"] and report["samples"] == 2 and report["passed"]
+    assert main(["verify", report["bundle"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checks"][0]["same_decisions"]
+    assert main(["export", run_folder, "--golden", "1000"]) == 2
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "no bundle" in capsys.readouterr().err
