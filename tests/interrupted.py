@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import torch
-from made_members import made_members
 
 import choral.predict.turns as module
 from choral.configfile import load_config
@@ -21,6 +20,7 @@ from choral.predict import chunks
 from choral.predict.__main__ import main
 from choral.predict.parts import open_part
 from choral.runfolder import RunFolder
+from made_members import made_members
 
 _CHUNK_S = 0.15
 
