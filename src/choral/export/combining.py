@@ -43,8 +43,8 @@ class Rule(nn.Module):
         self.combiner = combiner
         # Of stack, NumPy multiplies in single precision.
         exact = torch.float32 if combiner.rule == "stack" else torch.float64
-        self.register_buffer("weights", torch.tensor(combiner.weights, dtype=exact).view(-1, 1, 1))
-        self.register_buffer("biases", torch.tensor(combiner.biases, dtype=torch.float32))
+        register(self, "weights", torch.tensor(combiner.weights, dtype=exact).view(-1, 1, 1))
+        register(self, "biases", torch.tensor(combiner.biases, dtype=torch.float32))
 
     def forward(self, stack: Tensor) -> Tensor:
         """Return (B, C) float32 of (M, B, C) float32."""
@@ -86,11 +86,12 @@ class Map(nn.Module):
     def __init__(self, calibration: CalibrationMap) -> None:
         super().__init__()
         self.method, self.task, self.temperature = calibration.method, calibration.task, calibration.temperature
-        self.register_buffer("weights", torch.tensor(calibration.weights, dtype=torch.float32))
-        self.register_buffer("biases", torch.tensor(calibration.biases, dtype=torch.float32))
-        knots, lines = _pieces(calibration) if calibration.method == "isotonic" else (np.zeros(0), np.zeros(0))
-        self.register_buffer("knots", torch.from_numpy(knots))
-        self.register_buffer("lines", torch.from_numpy(lines))
+        register(self, "weights", torch.tensor(calibration.weights, dtype=torch.float32))
+        register(self, "biases", torch.tensor(calibration.biases, dtype=torch.float32))
+        if calibration.method == "isotonic":
+            knots, lines = _pieces(calibration)
+            register(self, "knots", torch.from_numpy(knots))
+            register(self, "lines", torch.from_numpy(lines))
 
     def forward(self, predictions: Tensor) -> Tensor:
         """Return (B, C) float32 of (B, C) float32."""
@@ -114,6 +115,12 @@ class Map(nn.Module):
         return value + slope * (predictions - start)
 
 
+def register(module: nn.Module, name: str, values: Tensor) -> None:
+    """Give a module a buffer, unless it is empty: empty ones have no memory of their own, and cannot be saved."""
+    if values.numel():
+        module.register_buffer(name, values)
+
+
 def log_scores(probabilities: Tensor, task: str) -> Tensor:
     """See `choral.ensemble.combine.log_scores`."""
     logs = probabilities.clamp(min=SMALLEST).log()
@@ -122,7 +129,9 @@ def log_scores(probabilities: Tensor, task: str) -> Tensor:
 
 def probabilities_of(scores: Tensor, task: str) -> Tensor:
     """Return the softmax over the classes, of multilabel the sigmoid, of (B, C) scores."""
-    return scores.sigmoid() if task == "multilabel" else scores.softmax(dim=1)
+    if task == "multilabel":  # close to 1, what single precision rounds away shows once logarithms are taken again
+        return scores.double().sigmoid().float()
+    return scores.softmax(dim=1)
 
 
 def tempered(predictions: Tensor, temperature: float, task: str) -> Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.assess.answer import Answering
-from choral.export.combining import Combined
+from choral.export.combining import Combined, register
 from choral.export.engine import Member, Predicted
 from choral.inputs.looks import Look, forms_of
 from choral.inputs.normalize import Normalizer
@@ -67,8 +67,9 @@ class TorchEngine:
 class EnsembleGraph(nn.Module):
     """An ensemble from bytes to calibrated probabilities: normalisation, views, members, averages, rule and calibration.
 
-    Equal to `TorchEngine` but for rounding, ties of votes included. All constants are buffers, and whatever is asked more
-    than once under several views is there once.
+    Equal to `TorchEngine` but for rounding, ties of votes included. All constants are buffers. The views of a batch are
+    one larger batch, so that each network is there once, however many views there are: a graph of 24 passes takes minutes
+    to export. Memory grows with batch times views.
 
     Args:
         members: those that `answering` hears, in its order; in evaluation mode. Their networks become part of the graph.
@@ -101,13 +102,13 @@ class EnsembleGraph(nn.Module):
             (B, C) float32 what the members say together, calibrated, and (B, M, C) float32 what each says by itself.
         """
         means = [ViewMean(outputs, self._manner) for outputs in self._outputs]
+        views = self._manner.views
         for shows, (look, places) in zip(self.shows, self._groups, strict=True):
-            assert isinstance(shows, _Shows)
-            normal = shows.normalized(images[self._forms.index(look.form)])
-            for view, shown in zip(self._manner.views, shows.views, strict=True):
-                seen = shown(normal)
-                for place in places:
-                    means[place].add(view, self.networks[place](seen))
+            seen = shows(images[self._forms.index(look.form)])
+            for place in places:
+                logits = self.networks[place](seen).unflatten(0, (len(views), -1))
+                for number, view in enumerate(views):
+                    means[place].add(view, logits[number])
         own = torch.stack([mean.found()["tta"] for mean in means])
         return self.combined(own), own.transpose(0, 1)
 
@@ -126,10 +127,11 @@ class _Shows(nn.Module):
         self.views = nn.ModuleList(Shown(view_of(view), size, size, look.mean, look.std) for view in views)
         self._format = torch.channels_last if look.channels_last else torch.contiguous_format
 
-    def normalized(self, images: Tensor) -> Tensor:
-        """Return (B, 3, S, S) float32 of (B, S, S, 3) uint8."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (views x B, 3, S, S) float32, all images under the first view first, of (B, S, S, 3) uint8."""
         planes = images.permute(0, 3, 1, 2).float() / 255
-        return ((planes - self.mean) / self.std).contiguous(memory_format=self._format)
+        normal = (planes - self.mean) / self.std
+        return torch.cat([view(normal) for view in self.views]).contiguous(memory_format=self._format)
 
 
 class _Member(nn.Module):
@@ -141,10 +143,14 @@ class _Member(nn.Module):
     def __init__(self, member: Member, half: bool) -> None:
         super().__init__()
         self.network = copy.deepcopy(member.network).half() if half else member.network
+        for module in self.network.modules():
+            if hasattr(module, "inplace"):
+                # Exporting to ONNX would take each apart, which takes ten times as long as all the rest.
+                module.inplace = False  # type: ignore[assignment]
         self._dtype = torch.float16 if half else torch.float32
         self._standardised = bool(member.outputs.target_std)
-        self.register_buffer("mean", torch.tensor(member.outputs.target_mean, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(member.outputs.target_std, dtype=torch.float32))
+        register(self, "mean", torch.tensor(member.outputs.target_mean, dtype=torch.float32))
+        register(self, "std", torch.tensor(member.outputs.target_std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, C) float32 outputs of (B, 3, S, S) normalised images."""
