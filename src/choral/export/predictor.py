@@ -238,10 +238,9 @@ def _form_engine(bundle: Bundle, form: str) -> Engine:
         raise ConfigError(f"form '{form}': expected torch, {' or '.join(FORM_FILES)}")
     if FORM_FILES[form] not in bundle.forms:
         raise ConfigError(f"{bundle.path}: has no form {form}; `choral export {bundle.path} --format {form}` adds it")
-    from choral.export.forms import open_form  # type: ignore[import-not-found]
+    from choral.export.forms import open_form
 
-    engine: Engine = open_form(bundle.path / FORM_FILES[form])
-    return engine
+    return open_form(bundle.path / FORM_FILES[form])
 
 
 def _rgb_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

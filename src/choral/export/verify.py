@@ -99,7 +99,7 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
     pixels = max(int(np.abs(one.astype(np.int16) - other).max()) for one, other in zip(own, golden.pixels, strict=True))
     engines: list[tuple[str, Engine, float]] = [("torch", predictor.engine, usual)]
     for name, facts in bundle.forms.items():
-        from choral.export.forms import open_form  # type: ignore[import-not-found]
+        from choral.export.forms import open_form
 
         exact = facts["precision"] == "fp32"
         engines.append((name, open_form(path / name), TOLERANCE if exact else GPU_TOLERANCE))
