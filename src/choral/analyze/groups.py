@@ -13,7 +13,7 @@ from choral.assess.predictor import Predictor
 from choral.assess.slices import columns_of, slices_of
 from choral.ensemble.rows import Numbers
 from choral.errors import ConfigError
-from choral.score.card import Metrics, class_measure, measured, overlaps
+from choral.score.card import Metrics, class_measure, overlaps
 from choral.score.class_metrics import ClassMetrics
 from choral.score.estimate import Estimate, resampled
 from choral.score.intervals import LEVEL
@@ -172,13 +172,7 @@ class _Comparing:
 def _classes(predictor: Predictor, samples: SampleTable, comparing: _Comparing) -> tuple[Group, ...]:
     """Return a group of each class or label; a target is all samples, and compared with nothing."""
     ledger = predictor.ledger
-    metrics = measured(
-        ledger.meta.task,
-        ledger.labels,
-        predictor.predictions,
-        probabilities=predictor.gives_probabilities,
-        decided=predictor.decided,
-    )
+    metrics = predictor.measured()
     details = _target_details(metrics, len(ledger)) if isinstance(metrics, NumberMetrics) else class_details(metrics)
     groups = []
     for number, name in enumerate(ledger.classes):

@@ -12,7 +12,7 @@ from choral.assess.card_table import NAMES
 from choral.assess.judged import BINS, COVERAGES, decisions
 from choral.assess.predictor import Predictor
 from choral.ensemble.rows import SEED
-from choral.score.card import estimates_of, measured, overall_measure, ranks
+from choral.score.card import estimates_of, overall_measure, ranks
 from choral.score.estimate import DEVIATIONS, resampled
 from choral.score.intervals import DRAWS
 from choral.score.number_metrics import NumberMetrics
@@ -30,13 +30,7 @@ def summary_of(predictor: Predictor) -> tuple[Figure, ...]:
     Of very many predictions those that need a ranking (ROC-AUC, average precision) are left to `choral score --of`.
     """
     ledger = predictor.ledger
-    metrics = measured(
-        ledger.meta.task,
-        ledger.labels,
-        predictor.predictions,
-        probabilities=predictor.gives_probabilities,
-        decided=predictor.decided,
-    )
+    metrics = predictor.measured()
     found = resampled(overall_measure(metrics), len(ledger), seed=SEED)
     if ranks(metrics) and predictor.predictions.size <= _RANKED:
         assert not isinstance(metrics, NumberMetrics)

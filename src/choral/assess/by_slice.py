@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from choral.assess.card import defined
 from choral.assess.predictor import Predictor
 from choral.ensemble.rows import SEED, Numbers
-from choral.score.card import ORDER, RANKED, Metrics, estimates_of, measured, ranks
+from choral.score.card import ORDER, RANKED, Metrics, estimates_of, ranks
 from choral.score.estimate import Estimate, p_of, resampled
 from choral.score.few_samples import of_few, of_shares
 from choral.score.intervals import DRAWS, LEVEL, Interval
@@ -113,7 +113,7 @@ def _numbers(predictor: Predictor, slices: Mapping[str, NDArray[np.bool_]]) -> i
 
 def _left_out(predictor: Predictor) -> list[str]:
     """Return the metrics that need a ranking."""
-    if not ranks(_metrics(predictor, np.ones(len(predictor.ledger), dtype=np.bool_))):
+    if not ranks(predictor.measured()):
         return []
     return [metric for metric in ORDER[predictor.ledger.meta.task] if metric in RANKED]
 
@@ -127,7 +127,7 @@ def _estimates(predictor: Predictor, masks: Sequence[NDArray[np.bool_]], ranked:
         ranked: with those that need a ranking.
     """
     ledger = predictor.ledger
-    parts = [(_metrics(predictor, mask), np.flatnonzero(mask)) for mask in masks]
+    parts = [(predictor.measured(mask), np.flatnonzero(mask)) for mask in masks]
 
     def measure(times: NDArray[np.int64], ranking: bool) -> dict[str, NDArray[np.float64]]:
         return {
@@ -151,17 +151,6 @@ def _estimates(predictor: Predictor, masks: Sequence[NDArray[np.bool_]], ranked:
             estimates = {name: of_few(metrics, name.partition(" ")[0], one) for name, one in estimates.items()}
         result.append(estimates)
     return result
-
-
-def _metrics(predictor: Predictor, mask: NDArray[np.bool_]) -> Metrics:
-    ledger, probabilities = predictor.ledger, predictor.gives_probabilities
-    return measured(
-        ledger.meta.task,
-        ledger.labels[mask],
-        predictor.predictions[mask],
-        probabilities=probabilities,
-        decided=None if predictor.decided is None else predictor.decided[mask],
-    )
 
 
 def _measured(
@@ -204,7 +193,7 @@ def _gaps_by_chance(predictor: Predictor, count: int) -> dict[str, NDArray[np.fl
         count: samples of the slice, or of the rest where these are fewer.
     """
     total = len(predictor.ledger)
-    metrics, targets = _metrics(predictor, np.ones(total, dtype=np.bool_)), predictor.ledger.classes
+    metrics, targets = predictor.measured(), predictor.ledger.classes
     random = np.random.default_rng(SEED)
     step = max(1, _CHUNK // total)
     drawn: dict[str, list[NDArray[np.float64]]] = {}

@@ -19,6 +19,7 @@ from choral.ensemble.rows import scored_views
 from choral.errors import ConfigError, DataError, did_you_mean
 from choral.predict.ledger import Ledger
 from choral.runfolder import RunFolder, read_json
+from choral.score.card import Metrics, measured
 from choral.score.metrics import top_class
 
 COMBINED = "combined/"
@@ -55,6 +56,16 @@ class Predictor:
         if task == "multiclass":
             return top_class(self.predictions)
         return self.predictions > 0.5 if task == "multilabel" else self.predictions
+
+    def measured(self, mask: NDArray[np.bool_] | None = None) -> Metrics:
+        """Return what is measured of it; of the samples of an (N,) mask, where there is one."""
+        labels, predictions, decided = self.ledger.labels, self.predictions, self.decided
+        if mask is not None:
+            labels, predictions = labels[mask], predictions[mask]
+            decided = None if decided is None else decided[mask]
+        return measured(
+            self.ledger.meta.task, labels, predictions, probabilities=self.gives_probabilities, decided=decided
+        )
 
 
 def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") -> Predictor:
