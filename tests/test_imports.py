@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "choral"
 LEVELS = [
     {"errors"},
     {"files", "figures"},
+    {"sealed"},
     {"config"},
     {"configfile"},
     {"runfolder"},

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_members import made_members
 
 from choral.cli import main
 from choral.config import Config
@@ -25,6 +24,7 @@ from choral.runfolder import RunFolder
 from choral.runtime import Runtime
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
+from made_members import made_members
 
 SETTINGS = [
     "evaluate.views=[hflip]",
@@ -133,14 +133,12 @@ def test_what_cannot_be_evaluated(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: no such run. Known runs: duo, solo"):
         asked("nowhere")
     (tmp_path / "model.choral").write_text("a bundle")
-    with pytest.raises(
-        ConfigError, match=r"model\.choral: neither a run .* bundles, which `choral export` is to write"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.choral: neither a run .* nor a checkpoint .* nor a bundle"):
         asked("solo", str(tmp_path / "model.choral"))
     shutil.copytree("runs/solo/checkpoints/step-00000001", "alone/step-00000001")
     with pytest.raises(ConfigError, match="a checkpoint says nothing of its network's architecture"):
         asked("solo", "alone/step-00000001")
-    with pytest.raises(ConfigError, match="expected a run or a checkpoint"):
+    with pytest.raises(ConfigError, match="expected a run, a checkpoint or a bundle"):
         asked("evaluate.views=d4")
     (Path("runs/solo") / "result.json").unlink()
     with pytest.raises(ChoralError, match="no member has finished training"):

@@ -73,7 +73,7 @@ def add_run_verbs(verbs: Verbs) -> None:
         "choral evaluate elpv-demo --split test --views d4",
         "Ask the trained members about splits, under every view, and write the prediction ledger. Each image is decoded\n"
         "once for all members and views. Stopped or killed, the same command goes on, on any number of processes.\n\n"
-        "Several runs or checkpoints become one ensemble, a run called --name, to score, combine and predict with:\n"
+        "Several runs, checkpoints or bundles become one ensemble, a run called --name, to score, combine and predict with:\n"
         "  choral evaluate elpv-demo elpv-svm runs/elpv-lp-ft/checkpoints/step-00000120 --name all\n"
         "Other data, whose ledger is then called test@customers:\n"
         "  choral evaluate elpv-demo --data customers=data/march --split test",

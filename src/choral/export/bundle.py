@@ -15,7 +15,6 @@ That tells accidents, not forgers, who would write new checksums.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,21 @@ from choral.config.ensemble import LEGAL_NAME
 from choral.errors import ConfigError, DataError
 from choral.export.card import card_of
 from choral.export.engine import Input, inputs_of
-from choral.files import sha256_of, write_atomic
+from choral.files import write_atomic
 from choral.inputs.crop import Crop
 from choral.inputs.looks import Form, Look
 from choral.inputs.resize import Resize
 from choral.model.outputs import Outputs
+from choral.predict.bundled import FILE as FILE  # as others know them
+from choral.predict.bundled import WEIGHTS as WEIGHTS
+from choral.predict.bundled import is_bundle as is_bundle
 from choral.runfolder import write_json
+from choral.sealed import SUMS as SUMS
+from choral.sealed import check_sums, leaves
+from choral.sealed import seal as seal
 
 FORMAT = "choral-bundle-1"
-FILE, SUMS, CARD, WEIGHTS = "bundle.json", "SHA256SUMS", "README.md", "model.safetensors"
-_LINE = re.compile(r"([0-9a-f]{64})  (\S[^\n]*)")
+CARD = "README.md"
 _DAMAGED = "copy the bundle again, or export it again"
 
 
@@ -100,11 +104,6 @@ class Bundle:
         return inputs_of([member.look for member in self.members])
 
 
-def is_bundle(path: Path) -> bool:
-    """Return whether a folder is there and a bundle's."""
-    return (path / FILE).is_file()
-
-
 def read_bundle(path: Path) -> Bundle:
     """Return what a bundle says, once every byte of it was found to be what it was when it was made.
 
@@ -114,7 +113,8 @@ def read_bundle(path: Path) -> Bundle:
     """
     if not is_bundle(path):
         raise ConfigError(f"{path}: no bundle (no {FILE}); `choral export RUN {path}` makes one")
-    check_sums(path)
+    if FILE not in check_sums(path):
+        raise DataError(f"{path / SUMS}: is damaged; {_DAMAGED}")
     try:
         content = json.loads((path / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -124,49 +124,12 @@ def read_bundle(path: Path) -> Bundle:
         raise DataError(f"{path / FILE}: is not understood ({error!r}); {_DAMAGED}") from error
 
 
-def seal(path: Path) -> None:
-    """Write the checksums of the files in a folder, those in hidden ones left out; all become readable by everybody."""
-    lines = []
-    for name in _names(path):
-        (path / name).chmod(0o644)  # safetensors writes for the owner alone
-        lines.append(f"{sha256_of(path / name)}  {name}\n")
-    write_atomic(path / SUMS, "".join(lines).encode())
-    (path / SUMS).chmod(0o644)
-
-
 def update(path: Path, changes: Mapping[str, Any]) -> None:
     """Replace keys of bundle.json, after files were added to the folder, write the card again, and seal the folder."""
     content = {**json.loads((path / FILE).read_text(encoding="utf-8")), **changes}
     write_json(path / FILE, content)
     write_atomic(path / CARD, card_of(content).encode())
     seal(path)
-
-
-def check_sums(path: Path) -> None:
-    """Compute the checksum of each file again.
-
-    Raises:
-        DataError: naming the first file that is missing or not what it was.
-    """
-    try:
-        text = (path / SUMS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path / SUMS}: cannot be read ({error}); {_DAMAGED}") from error
-    lines = text.split("\n")
-    found = [_LINE.fullmatch(line) for line in lines[:-1]]
-    names = [match.group(2) for match in found if match is not None]
-    complete = lines[-1] == "" and len(names) == len(found) and names == sorted(set(names)) and FILE in names
-    if not complete or any(_leaves(name) for name in names):
-        raise DataError(f"{path / SUMS}: is damaged; {_DAMAGED}")
-    for match in found:
-        assert match is not None
-        expected, name = match.groups()
-        try:
-            own = sha256_of(path / name)
-        except OSError as error:
-            raise DataError(f"{path / name}: cannot be read ({error.strerror or error}); {_DAMAGED}") from error
-        if own != expected:
-            raise DataError(f"{path / name}: is damaged: its SHA-256 is {own}, expected {expected}; {_DAMAGED}")
 
 
 def member_json(member: BundledMember) -> dict[str, Any]:
@@ -191,18 +154,6 @@ def member_json(member: BundledMember) -> dict[str, Any]:
     }
 
 
-def _names(path: Path) -> list[str]:
-    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    return sorted(
-        file.as_posix() for file in files if file.as_posix() != SUMS and not any(p[0] == "." for p in file.parts)
-    )
-
-
-def _leaves(name: str) -> bool:
-    """Return whether a name that comes from a file leads out of the folder."""
-    return name.startswith("/") or ".." in name.split("/") or "\\" in name
-
-
 def _bundle_of(path: Path, content: Mapping[str, Any]) -> Bundle:
     answering = Answering.from_json(content["answer"])
     members = tuple(_member_of(path, entry) for entry in content["members"])
@@ -217,7 +168,7 @@ def _bundle_of(path: Path, content: Mapping[str, Any]) -> Bundle:
 
 def _member_of(path: Path, entry: Mapping[str, Any]) -> BundledMember:
     look, folder = entry["look"], str(entry["folder"])
-    if _leaves(folder):
+    if leaves(folder):
         raise ValueError(f"a member's folder {folder!r}")
     if look["resize"] not in ("antialias", "fast"):
         raise ValueError(f"resize {look['resize']!r}")

@@ -1,4 +1,4 @@
-"""Several runs and checkpoints as one ensemble: a run folder of its own that names their networks.
+"""Several runs, checkpoints and bundles as one ensemble: a run folder of its own that names their networks.
 
     runs/NAME/
       config.yaml    of the first of them, without members of its own
@@ -19,6 +19,7 @@ from choral.checkpoints import EMA, MODEL, SOUP, STATE, read_meta
 from choral.config import Config, EnsembleConfig, ResampleConfig
 from choral.config.ensemble import LEGAL_NAME
 from choral.errors import ConfigError
+from choral.predict.bundled import FILE, bundled_config, bundled_voices, is_bundle
 from choral.predict.voices import (
     VOICES,
     VOICES_FORMAT,
@@ -47,21 +48,26 @@ def folder_of(targets: Sequence[str], name: str, shards: str) -> tuple[RunFolder
     """Return the run that targets stand for: a run itself, or the one assembled of several runs and checkpoints.
 
     Args:
-        targets: run folders, names of runs, config files of runs, checkpoint folders; at least one.
+        targets: run folders, names of runs, config files of runs, checkpoint folders, bundles; at least one.
         name: of the assembled run; "": made of the targets' names.
-        shards: the data of the assembled run where it is new; "": those of the first target.
+        shards: the data of the assembled run where it is new; "", and of a bundle alone: those of the first target.
 
     Returns:
         The folder, and members of the targets that are not trained, and so not in it.
 
     Raises:
-        ConfigError: a target is neither a run nor a checkpoint; the name is taken, or none.
+        ConfigError: a target is neither a run nor a checkpoint nor a bundle; the name is taken, or none.
         ChoralError: a target has no trained network, or they were trained on different classes.
     """
-    if len(targets) == 1 and not _is_checkpoint(targets[0]) and not name:
+    alone = len(targets) == 1
+    if alone and not (_is_checkpoint(targets[0]) or is_bundle(Path(targets[0])) or name):
         return _run(targets[0]), []
     found = [_read(target) for target in targets]
     voices = _named([(target.title, voice) for target in found for voice in target.voices])
+    if alone and is_bundle(
+        Path(targets[0])
+    ):  # its networks keep their names, by which it answers, and others are other data
+        voices, shards = list(found[0].voices), ""
     check_agreement(", ".join(targets), voices)
     name = name or _joined([target.title for target in found])
     if LEGAL_NAME.fullmatch(name) is None:
@@ -103,7 +109,15 @@ def _write(
     return folder
 
 
+def bundle_of(folder: RunFolder) -> Path | None:
+    """Return the bundle that a run was assembled of, if that is all that it was assembled of."""
+    targets = (read_json(folder.path / VOICES) or {}).get("targets", [])
+    return Path(targets[0]) if len(targets) == 1 and is_bundle(Path(targets[0])) else None
+
+
 def _read(target: str) -> _Target:
+    if is_bundle(Path(target)):
+        return _of_bundle(Path(target).absolute())
     if not _is_checkpoint(target):
         folder = _run(target)
         config = folder.config()
@@ -125,6 +139,11 @@ def _read(target: str) -> _Target:
     return _Target(title, folder.config(), (voice_at(title, title, folder, checkpoint, weights),), ())
 
 
+def _of_bundle(path: Path) -> _Target:
+    config = bundled_config(path)
+    return _Target(f"{config.run}-{path.resolve().name}", config, tuple(bundled_voices(path)), ())
+
+
 def _run(target: str) -> RunFolder:
     try:
         return RunFolder.find(target)
@@ -132,8 +151,8 @@ def _run(target: str) -> RunFolder:
         if not Path(target).exists():
             raise
         raise ConfigError(
-            f"{target}: neither a run (a folder with config.yaml) nor a checkpoint (one with {STATE}); bundles, which "
-            "`choral export` is to write, cannot be evaluated yet"
+            f"{target}: neither a run (a folder with config.yaml) nor a checkpoint (one with {STATE}) nor a bundle (one with "
+            f"{FILE})"
         ) from error
 
 

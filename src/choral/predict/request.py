@@ -68,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="RUN|CHECKPOINT|key=value",
-        help="a run folder, the name of one under runs/, its config file, or a checkpoint folder; several are evaluated as "
-        "one ensemble; key=value of the evaluate section",
+        metavar="RUN|CHECKPOINT|BUNDLE|key=value",
+        help="a run folder, the name of one under runs/, its config file, a checkpoint folder or a bundle; several are "
+        "evaluated as one ensemble; key=value of the evaluate section",
     )
     parser.add_argument(
         "--data",
@@ -88,13 +88,13 @@ def request_of(options: argparse.Namespace) -> Request:
     """Return what parsed arguments ask for; several targets are assembled.
 
     Raises:
-        ConfigError: no target, or one that is neither a run nor a checkpoint.
+        ConfigError: no target, or one that is neither a run nor a checkpoint nor a bundle.
         ChoralError: as `folder_of`.
     """
     overrides = [word for word in options.words if _OVERRIDE.match(word) and not Path(word).exists()]
     targets = [word for word in options.words if word not in overrides]
     if not targets:
-        raise ConfigError("expected a run or a checkpoint to evaluate, such as runs/NAME")
+        raise ConfigError("expected a run, a checkpoint or a bundle to evaluate, such as runs/NAME")
     folder, unfinished = folder_of(targets, options.name, named_data(options.data)[1])
     return Request(
         folder, tuple(overrides), options.data, options.split, options.views, options.force, tuple(unfinished)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,15 +163,26 @@ def _entries(folder: RunFolder) -> list[dict[str, str]]:
 def _assembled_voices(folder: RunFolder) -> list[Voice]:
     voices = []
     for entry in _entries(folder):
-        name, run, checkpoint = entry["name"], RunFolder(Path(entry["run"])), Path(entry["checkpoint"])
-        voice = voice_at(name, name, run, checkpoint, entry["weights"])
+        voice = _assembled_voice(entry)
         if voice.weights_hash != entry["sha256"]:
             raise ChoralError(
-                f"{folder.path}: {name}: {checkpoint} holds other weights than when it was assembled; evaluate the same "
-                "targets again"
+                f"{folder.path}: {voice.name}: {voice.checkpoint} holds other weights than when it was assembled; evaluate "
+                "the same targets again"
             )
         voices.append(voice)
     return voices
+
+
+def _assembled_voice(entry: Mapping[str, str]) -> Voice:
+    from choral.predict.bundled import bundled_voices, is_bundle  # its voices are voices, too
+
+    name, run, checkpoint = entry["name"], Path(entry["run"]), Path(entry["checkpoint"])
+    if not is_bundle(run):
+        return voice_at(name, name, RunFolder(run), checkpoint, entry["weights"])
+    for voice in bundled_voices(run):
+        if voice.checkpoint == checkpoint:
+            return replace(voice, name=name, member=name)
+    raise ChoralError(f"{run}: holds no {checkpoint.name} any more; evaluate the same targets again")
 
 
 def _voices_of_member(name: str, member: RunFolder, config: Config) -> list[Voice]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
+from choral.assess.answer import write_answer
 from choral.assess.recording import record_steps
 from choral.config import Config
 from choral.ensemble.absent import absent_members, how_many
 from choral.errors import ChoralError
+from choral.export.bundle import read_bundle
 from choral.files import sha256_of
+from choral.predict.assembled import bundle_of
 from choral.predict.elsewhere import index_of
 from choral.predict.ledger import Ledger
-from choral.predict.plan import plan_evaluation
+from choral.predict.plan import evaluation_of, plan_evaluation
 from choral.predict.request import Request
-from choral.predict.voices import is_assembled, member_folders
+from choral.predict.voices import is_assembled, member_folders, voices_of
 from choral.runfolder import RunFolder, read_json, write_json
 from choral.shards.index import Dataset
 from choral.workflow.launching import gpus, launch
@@ -45,6 +49,7 @@ def evaluate(request: Request, processes: int) -> int:
         code = launch("choral.predict", request.words, processes, folder)
         if code:
             return code
+    _answer_as_bundle(request)
     for split in plan.judged:
         record_steps(folder, folder.config(), split)
     show_evaluation(config, folder, plan.judged)
@@ -59,8 +64,19 @@ def record_evaluation(request: Request) -> None:
     """Append to the scoreboard what was evaluated by ranks that somebody else started."""
     config = request.config()
     plan = plan_evaluation(config, request.folder, Dataset.open(config.data.shards), request.data_name)
+    _answer_as_bundle(request)
     for split in plan.judged:
         record_steps(request.folder, request.folder.config(), split)
+
+
+def _answer_as_bundle(request: Request) -> None:
+    """Let a run that was assembled of a bundle alone answer as that does, so that `choral score` says what it is worth."""
+    bundle = bundle_of(request.folder)
+    if bundle is None:
+        return
+    voices, _ = voices_of(request.folder, request.folder.config())
+    evaluation = evaluation_of(voices, request.config().train.precision)
+    write_answer(request.folder, replace(read_bundle(bundle).answering, evaluation=evaluation))
 
 
 def show_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = ()) -> None:
