@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -39,6 +40,22 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)  # the new name, too, must survive a power cut
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `path`, in place of what is there, once it is complete; or vanishes."""
+    aside, old = (path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}") for kind in ("tmp", "old"))
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if path.exists():
+            path.replace(old)
+        aside.replace(path)
+    finally:
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    sync(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -76,7 +76,7 @@ def test_a_bundle_answers_as_the_ledger_says(folder: RunFolder) -> None:
     ]
     assert all(isinstance(answer, ClassAnswer) and answer.possible is not None for answer in answers), "conformal sets"
     score = read_bundle(out).content["scores"]["test"]
-    assert score["n"] == 11 and not score["fitted_on_it"]
+    assert score["n"] == 11 and not score["chosen_on_it"]
     right = np.mean(predictor.answering.decide(expected) == ledger.labels)
     assert score["metrics"]["accuracy"]["value"] == pytest.approx(right)
 

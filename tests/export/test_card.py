@@ -43,8 +43,8 @@ def content_of(task: str = "multiclass", classes: tuple[str, ...] = ("x", "y")) 
     """Return what a bundle.json says, as far as the card needs it."""
     answering = plain_answering(task, classes, ("a", "b"), ("identity", "hflip"))
     scores = {
-        "val": {"n": 90, "fitted_on_it": True, "metrics": {name: numbers(0.5) for name in METRICS[task]}},
-        "test": {"n": 1234, "fitted_on_it": False, "metrics": {name: numbers(0.25) for name in METRICS[task]}},
+        "val": {"n": 90, "chosen_on_it": True, "metrics": {name: numbers(0.5) for name in METRICS[task]}},
+        "test": {"n": 1234, "chosen_on_it": False, "metrics": {name: numbers(0.25) for name in METRICS[task]}},
     }
     scores["test"]["by_class"] = {name: {"recall": numbers(0.7), "rmse": None} for name in classes}
     return {
@@ -71,7 +71,7 @@ def test_the_card_of_each_task_says_what_was_measured(task: str) -> None:
         del content["scores"]["test"]["sets"]["covered"]
     text = card_of(content)
     first = text.index("### test: 1,234 samples")
-    assert first < text.index("### val: 90 samples, which the calibration was fitted on")
+    assert first < text.index("### val: 90 samples, on which weights and calibration were chosen")
     assert ("25.0 [24.0, 26.0]" if task != "regression" else "0.250 [0.240, 0.260]") in text[first:]
     assert re.search(r"On 1,234 images of test: \w+ 0?\.?25(\.0 %|0) \[", text[:first])
     assert "91.2 [90.2, 92.2] %" in text

@@ -11,6 +11,7 @@ from choral.cli.parser import Verbs, stderr, stdout
 from choral.config import Config
 from choral.config.export import MOST_GOLDEN
 from choral.config.fields import check, split_at_commas
+from choral.errors import ConfigError
 from choral.export.choice import Wanted
 from choral.runfolder import RunFolder
 
@@ -24,7 +25,10 @@ def add_export_verbs(verbs: Verbs) -> None:
         "Write one folder that answers for an image: fused networks, how they are heard, calibrated and decided, a model\n"
         "card, golden samples, checksums. It answers as the run does since `choral calibrate`; without that, calibration\n"
         "and sets are fitted on the validation split. Other rules, members and views:\n"
-        "  choral export elpv-demo bundles/two --members first,third --rule weighted --views identity",
+        "  choral export elpv-demo bundles/two --members first,third --rule weighted --views identity\n"
+        "A network alone, not fused, as timm and the Hugging Face Hub take it (several: a folder each):\n"
+        "  choral export elpv-demo --hub-folder cells-first --members first\n"
+        "  hf upload YOU/cells-first cells-first",
     )
     verb.add_argument("target", metavar="RUN", help="a run folder, the name of one, or its config file")
     verb.add_argument("out", nargs="?", type=Path, metavar="OUT", help="the folder of the bundle (default: RUN/bundle)")
@@ -33,7 +37,8 @@ def add_export_verbs(verbs: Verbs) -> None:
     verb.add_argument("--views", default="", metavar="A,B", help="as of the evaluation (default: those of it)")
     verb.add_argument("--uncalibrated", action="store_true", help="probabilities as the networks give them, no sets")
     verb.add_argument("--golden", type=int, metavar="N", help="validation images in it; 0: made ones (default: 8)")
-    verb.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    verb.add_argument("--hub-folder", type=Path, metavar="DIR", help="write networks for timm and the Hub instead")
+    verb.add_argument("--force", action="store_true", help="replace a bundle, or a folder for the Hub, that is there")
     verb.add_argument("--json", action="store_true", help="for machines")
 
     verb = verbs.add(
@@ -49,8 +54,10 @@ def add_export_verbs(verbs: Verbs) -> None:
 
 
 def export_verb(options: argparse.Namespace) -> int:
-    """Write a bundle that answers for an image."""
+    """Write a bundle that answers for an image, or networks for timm and the Hub."""
     folder = RunFolder.find(options.target)
+    if options.hub_folder is not None:
+        return _hub_folders(folder, options)
     wanted = Wanted(options.rule, tuple(split_at_commas(options.members)), options.views, not options.uncalibrated)
     out = options.out or folder.path / workflow.BUNDLE
     report = workflow.export(folder, _config(folder, options.golden), wanted, out, options.force, stderr)
@@ -58,6 +65,20 @@ def export_verb(options: argparse.Namespace) -> int:
         print(json.dumps(report, ensure_ascii=False))
     else:
         workflow.print_exported(report, stdout)
+    return 0
+
+
+def _hub_folders(folder: RunFolder, options: argparse.Namespace) -> int:
+    if options.out or options.rule or options.views or options.uncalibrated or options.golden is not None:
+        raise ConfigError(
+            "--hub-folder: writes networks, each for itself: OUT, --rule, --views and the like do not go with it"
+        )
+    members = split_at_commas(options.members)
+    places = workflow.export_for_hub(folder, members, options.hub_folder, options.force)
+    if options.json:
+        print(json.dumps({name: str(path) for name, path in places.items()}, ensure_ascii=False))
+    else:
+        workflow.print_hub_folders(places, stdout)
     return 0
 
 

@@ -13,8 +13,8 @@ from choral.export.markdown import document, listed, plain, table
 from choral.export.usage import usage_of
 
 _CLASSES = 40
-_CITED = (
-    "Written by choral from what was measured when the bundle was made, after Mitchell et al. 2019, "
+CITED = (
+    "Written by choral from what was measured before the export, after Mitchell et al. 2019, "
     "[Model cards for model reporting](https://arxiv.org/abs/1810.03993)."
 )
 _KINDS = {
@@ -37,7 +37,7 @@ def card_of(content: Mapping[str, Any]) -> str:
     return document(
         f"# {plain(content['name'])}",
         f"{kind} {'One network answers' if networks == 1 else f'{networks} networks answer together'}.{_headline(content)}",
-        _CITED,
+        CITED,
         "## What it is",
         *_what(content),
         "## How to ask it",
@@ -50,36 +50,42 @@ def card_of(content: Mapping[str, Any]) -> str:
         "## Licences",
         licences_part(content),
         "## Where it comes from",
-        _provenance(content),
+        provenance_part(content),
+        "`bundle.json` holds the complete config of the run and of each network, and `SHA256SUMS` the checksum of every "
+        "file; `choral verify` checks both the sums and the answers for the images in `golden/`.",
     )
 
 
 def scores_part(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the metrics of each evaluated split, those that nothing was fitted on first."""
+    """Yield the metrics of each evaluated split, those that nothing was chosen on first."""
     scores: Mapping[str, Any] = content.get("scores") or {}
     if not scores:
         yield "Nothing was measured: no split of the data was evaluated before the export."
         return
-    for split in sorted(scores, key=lambda name: bool(scores[name].get("fitted_on_it"))):
+    for split in sorted(scores, key=lambda name: bool(scores[name].get("chosen_on_it"))):
         own = scores[split]
-        note = ", which the calibration was fitted on: no evidence of how it will do" if own.get("fitted_on_it") else ""
+        note = (
+            ", on which weights and calibration were chosen: no evidence of how it will do"
+            if own.get("chosen_on_it")
+            else ""
+        )
         yield f"### {plain(split)}: {own['n']:,} samples{note}"
         rows = [(NAMES[name], cell(name, numbers)) for name, numbers in own["metrics"].items()]
         yield table(("metric", "value [95 % interval]"), rows)
-        if not own.get("fitted_on_it") and len(content["classes"]) > 1:
+        if not own.get("chosen_on_it") and len(content["classes"]) > 1:
             yield _by_class(own.get("by_class") or {})
     yield "Intervals: bootstrap over the samples; they know nothing of other data, nor of another training."
 
 
 def limits_part(content: Mapping[str, Any]) -> str:
     """Return what the figures do not say."""
-    scored = {name: own for name, own in (content.get("scores") or {}).items() if not own.get("fitted_on_it")}
+    scored = {name: own for name, own in (content.get("scores") or {}).items() if not own.get("chosen_on_it")}
     splits = ", ".join(f"{plain(name)} ({own['n']:,} samples)" for name, own in scored.items())
     points = [
         f"What it scores was measured on {splits}: it holds for images that come about as those did, and says nothing of "
         "other cameras, sites or times."
         if scored
-        else "How well it does on images that nothing was fitted on is not known: no such split was evaluated.",
+        else "How well it does on images that nothing was chosen on is not known: no such split was evaluated.",
         "Near-duplicates of evaluated images among those of the training make scores too good; whether there are any was "
         "not looked for here (`choral analyze RUN` looks).",
         *_limits_of_task(content),
@@ -106,9 +112,9 @@ def licences_part(content: Mapping[str, Any]) -> str:
 
 
 def _headline(content: Mapping[str, Any]) -> str:
-    """Return the one figure that matters most, of the first split that nothing was fitted on."""
+    """Return the one figure that matters most, of the first split that nothing was chosen on."""
     for split, own in (content.get("scores") or {}).items():
-        for metric in _FIRST[content["task"]] if not own.get("fitted_on_it") else ():
+        for metric in _FIRST[content["task"]] if not own.get("chosen_on_it") else ():
             if own["metrics"].get(metric):
                 value, name = cell(metric, own["metrics"][metric]), NAMES[metric]
                 if name.endswith(" %"):
@@ -244,7 +250,7 @@ def _limits_of_calibration(content: Mapping[str, Any]) -> Iterator[str]:
     measured = [
         f"{_coverage(own['sets'])} of {plain(split)}"
         for split, own in scores.items()
-        if own.get("sets") and not own.get("fitted_on_it")
+        if own.get("sets") and not own.get("chosen_on_it")
     ]
     which = "intervals hold the number" if content["task"] == "regression" else "sets hold the truth"
     yield (
@@ -264,7 +270,8 @@ def _coverage(sets: Mapping[str, Any]) -> str:
     return ", ".join(shown) + (" ..." if len(shares) > len(shown) else "")
 
 
-def _provenance(content: Mapping[str, Any]) -> str:
+def provenance_part(content: Mapping[str, Any]) -> str:
+    """Return what was trained on what, with what."""
     found: Mapping[str, Any] = content.get("provenance") or {}
     data, software = found.get("data") or {}, found.get("software") or {}
     source = data.get("source") or {}
@@ -274,11 +281,7 @@ def _provenance(content: Mapping[str, Any]) -> str:
         ("Exported", plain(found.get("created") or "not known")),
         ("Data", plain(data.get("name") or "not known") + (f", samples: {splits}" if splits else "")),
         *((key.capitalize(), plain(source[key])) for key in ("citation", "package", "version") if source.get(key)),
-        *(("Data fingerprint", f"`{plain(one)}`") for one in data.get("fingerprints") or ()),
+        *(("Data fingerprint", f"`{plain(one)}`") for one in dict.fromkeys((data.get("fingerprints") or {}).values())),
         ("Software", ", ".join(f"{plain(name)} {plain(version)}" for name, version in software.items()) or "not known"),
     ]
-    note = (
-        "`bundle.json` holds the complete config of the run and of each network, and `SHA256SUMS` the checksum of every "
-        "file; `choral verify` checks both the sums and the answers for the images in `golden/`."
-    )
-    return document(table(("", ""), rows), note).rstrip("\n")
+    return table(("", ""), rows)

@@ -36,7 +36,7 @@ def scores_of(folder: RunFolder, config: Config, answering: Answering) -> dict[s
         card, split = card_json(predictor), predictor.ledger.meta.split
         found[split] = {
             "n": card["n"],
-            "fitted_on_it": split == answering.fitted_on.get("split"),
+            "chosen_on_it": split in (config.data.val_split, answering.fitted_on.get("split")),
             "metrics": card["metrics"],
             "by_class": card["by_class"],
             **_sets(answering, predictor),

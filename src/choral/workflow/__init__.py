@@ -17,9 +17,11 @@ from choral.workflow.evaluation import evaluate, show_evaluation, track_evaluati
 from choral.workflow.exporting import (
     BUNDLE,
     export,
+    export_for_hub,
     export_stage,
     exported_config,
     print_exported,
+    print_hub_folders,
     print_verified,
     verify,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "compare_runs",
     "evaluate",
     "export",
+    "export_for_hub",
     "export_stage",
     "exported_config",
     "improve",
@@ -55,6 +58,7 @@ __all__ = [
     "print_comparison",
     "print_curves",
     "print_exported",
+    "print_hub_folders",
     "print_improved",
     "print_looks",
     "print_projects",

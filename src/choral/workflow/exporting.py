@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from choral.assess.answering import described
 from choral.config import Config
+from choral.errors import ConfigError, did_you_mean
 from choral.export.bundle import is_bundle, read_bundle
 from choral.export.choice import Wanted, chosen_answer
 from choral.export.verify import Verified, render, verify_bundle
@@ -58,6 +60,43 @@ def export(
         "megabytes": written.megabytes,
         **written.verified.to_json(),
     }
+
+
+def export_for_hub(folder: RunFolder, members: Sequence[str], out: Path, force: bool) -> dict[str, Path]:
+    """Write networks of a run as timm and the Hugging Face Hub take them; return the folder of each.
+
+    Args:
+        folder: of the run.
+        members: names of networks; none: all.
+        out, force: as of `choral.export.hub_folder.write_hub_folders`.
+
+    Raises:
+        ConfigError: no such network, or the folder is there.
+        DataError, ChoralError: a checkpoint or a ledger is damaged, or nothing is trained.
+    """
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+    names = [voice.name for voice in voices]
+    for name in members:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise ConfigError(f"--members: no network '{name}'.{hint} There are: {', '.join(names)}")
+    chosen = [voice for voice in voices if not members or voice.name in members]
+    from choral.export.hub_folder import write_hub_folders  # torch, once all that can be wrong without it was found
+
+    return write_hub_folders(folder, config, voices, chosen, out, force)
+
+
+def print_hub_folders(places: Mapping[str, Path], console: Console) -> None:
+    """Print what was written, and what can be done with it."""
+    for name, path in places.items():
+        lines = (
+            f"{path}: {name}, its weights as they were trained, and a model card",
+            f"Load it: timm.create_model('local-dir:{path}', pretrained=True)",
+            f"Upload it: hf upload YOU/{path.name} {path}",
+        )
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def export_stage(folder: RunFolder, config: Config, progress: Console) -> Path:
