@@ -1,0 +1,160 @@
+"""A service that asks about what waits together, beside the same service that asks about one image after the other.
+
+    python tests/bench/bench_serve.py                                        # a minute or two on two cores
+    python tests/bench/bench_serve.py --bundle bundles/cells --clients 64    # a bundle of your own
+    python tests/bench/bench_serve.py --device cuda
+
+JPEGs of 300 x 300 from clients in a process of their own, each sending the next image once it has the answer to the last.
+Both services run at the same time in this process, and are asked in turn within a round; which goes first alternates. CPU
+seconds are those of the services, all threads, without the clients: they hold on a busy machine, where the clock does not.
+"together" is the default (--batch-size 32 --wait-ms 5), "alone" is --batch-size 1. With --threads 0 torch uses all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+
+def images(count: int) -> list[bytes]:
+    """Return encoded photographs, as far as a decoder can tell."""
+    import numpy as np
+    from PIL import Image
+
+    found = []
+    for number in range(count):
+        small = np.random.default_rng(number).integers(0, 256, (12, 12, 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(small).resize((300, 300), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        found.append(file.getvalue())
+    return found
+
+
+def seconds_of(port: int, clients: int, bodies: Sequence[bytes]) -> tuple[float, list[float]]:
+    """Send all images and return how long that took, and each answer; in a process of its own."""
+
+    def client(own: Sequence[bytes]) -> list[float]:
+        line, waited = HTTPConnection("127.0.0.1", port, timeout=120), []
+        for body in own:
+            started = time.perf_counter()
+            line.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
+            answer = line.getresponse()
+            answer.read()
+            assert answer.status == 200, answer.status
+            waited.append(time.perf_counter() - started)
+        return waited
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        waited = [
+            one for each in pool.map(client, [bodies[place::clients] for place in range(clients)]) for one in each
+        ]
+    return time.perf_counter() - started, waited
+
+
+def made_predictor(options: argparse.Namespace) -> Any:
+    """Return a bundle's predictor, or one of a single network with random weights."""
+    from choral.export.predictor import Predictor
+
+    if options.bundle:
+        return Predictor.load(options.bundle, device=options.device, form=options.form)
+    from choral.assess.answering import plain_answering
+    from choral.config import ModelConfig
+    from choral.export.engine import Member, inputs_of
+    from choral.export.fuse import find_foldable, fold, strip
+    from choral.export.graph import TorchEngine
+    from choral.export.predictor import torch_device
+    from choral.inputs.crop import Crop
+    from choral.inputs.looks import Form, Look
+    from choral.model.build import build_model
+    from choral.model.outputs import Outputs
+
+    import torch  # isort: skip
+
+    device = torch_device(options.device)
+    network = build_model(ModelConfig(name=options.model, weights="none"), 2, options.size, seed=0).eval()
+    pairs = find_foldable(network, torch.zeros(1, 3, options.size, options.size))
+    fold(network, pairs)
+    strip(network, pairs)
+    look = Look(Form(options.size, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
+    answering = plain_answering("multiclass", ("no", "yes"), ("model",), ("identity",))
+    member = Member("model", network, look, Outputs("multiclass", ("no", "yes"), (), ()))
+    return Predictor(options.model, answering, inputs_of([look]), 10**7, TorchEngine([member], answering, device))
+
+
+def batches_of(service: Any) -> tuple[float, float]:
+    """Return how many images and batches there have been."""
+    lines = service.client.get("/metrics").text.splitlines()
+    figures = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return float(figures["choral_batch_images_sum"]), float(figures["choral_batch_images_count"])
+
+
+def main() -> int:
+    """Measure in rounds and print ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="instead of a network with random weights")
+    parser.add_argument("--form", default="torch", help="of the bundle (default: %(default)s)")
+    parser.add_argument("--model", default="tf_efficientnet_lite0", help="of timm (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="of its input (default: %(default)s)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=320, help="a round and service (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="of torch (default: as many as it likes)")
+    options = parser.parse_args()
+    import logging
+
+    from made_service import running
+
+    import torch  # isort: skip
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    predictor, arms = made_predictor(options), {"together": 32, "alone": 1}
+    bodies, rounds = images(options.requests), []
+    with ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        services = {name: stack.enter_context(running(predictor, batch_size=size)) for name, size in arms.items()}
+        for service in services.values():  # what each does for the first time is left out
+            pool.submit(seconds_of, service.port, options.clients, bodies[: 2 * options.clients]).result()
+        before = batches_of(services["together"])
+        for number in range(options.rounds):
+            found = {}
+            for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
+                cpu = time.process_time()
+                clock, waited = pool.submit(seconds_of, services[name].port, options.clients, bodies).result()
+                found[name] = (clock, time.process_time() - cpu, waited)
+            rounds.append(found)
+        after = batches_of(services["together"])
+    what = f"{options.bundle} ({options.form})" if options.bundle else f"{options.model} at {options.size} pixels"
+    print(
+        f"{what} on {options.device}, {torch.get_num_threads()} threads, {options.clients} clients, {options.rounds} rounds\n"
+    )
+    print(f"{'':12}{'images/s':>10}{'CPU ms':>10}{'median ms':>12}{'95 % ms':>10}")
+    for name in arms:
+        waited = sorted(1000 * one for found in rounds for one in found[name][2])
+        rate = statistics.median(options.requests / found[name][0] for found in rounds)
+        print(f"{name:12}{rate:10.1f}{statistics.median(waited):12.1f}{waited[int(0.95 * len(waited))]:10.1f}")
+    ratios = [found["alone"][0] / found["together"][0] for found in rounds]
+    print(
+        f"\ntogether is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})", end=""
+    )
+    print(f"; {(after[0] - before[0]) / (after[1] - before[1]):.1f} images a batch")
+    return 0
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    sys.path[:0] = [str(here), str(here.parent), str(here.parents[1] / "src")]
+    sys.exit(main())
