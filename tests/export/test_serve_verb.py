@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from choral import cli
-from choral.export.predictor import Predictor
+from choral import cli, memory
+from choral.export import target
 from choral.serve.server import address_of, bound_socket, is_loopback
 from made_service import MadePredictor, picture
 
@@ -27,20 +26,29 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What predictors are loaded with; made up ones come back."""
     calls: list[Any] = []
 
-    def load(path: Path, device: str = "auto", form: str = "torch") -> MadePredictor:
-        calls.append((path, device, form))
+    def load(target: str, device: str, form: str, say: object) -> MadePredictor:
+        calls.append((target, device, form))
         predictor = MadePredictor()
         predictor.pause_s = 0.3
         predictor.max_pixels = 10_000  # type: ignore[attr-defined]
         return predictor
 
-    monkeypatch.setattr(Predictor, "load", load)
+    monkeypatch.setattr(target, "open_predictor", load)
+    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append("memory"))
     yield calls
 
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
+
+
+def test_a_host_that_others_reach_is_warned_of(
+    loaded: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("choral.serve.server.Server.serve_until_told", lambda self: self.service.close() or 0)
+    assert cli.main(["serve", "bundle", "--host", "0.0.0.0", "--port", "0"]) == 0
+    assert "warning: 0.0.0.0 is reached by other machines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -66,7 +74,7 @@ def test_it_answers_until_it_is_told_to_stop(
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     status = cli.main(["serve", "bundle", "--port", str(port), "--max-bytes", "1MB", "--device", "cpu"])
     asking.join()
-    assert status == 0 and loaded == [(Path("bundle"), "cpu", "torch")]
+    assert status == 0 and loaded == ["memory", ("bundle", "cpu", "torch")]
     assert found["answer"].status_code == 200 and found["answer"].json()["answers"][0]["label"] == "red"
     # The bundle's own limit on pixels, where it is lower and none is given.
     assert found["limits"]["max_bytes"] == 1_000_000 and found["limits"]["max_pixels"] == 10_000

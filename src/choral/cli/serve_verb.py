@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from choral.cli.parser import Verbs, stdout
@@ -29,7 +28,7 @@ def add_serve_verb(verbs: Verbs) -> None:
         "  curl -F file=@photo.jpg http://127.0.0.1:8000/predict\n"
         "  choral serve bundle/ --host 0.0.0.0 --allow-host models.example.org   # behind a proxy that knows who may ask",
     )
-    verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder that `choral export` wrote")
+    verb.add_argument("target", metavar="BUNDLE|RUN", help="what `choral export` wrote, or a run that is trained")
     verb.add_argument("--host", default="127.0.0.1", help="where it listens (default: this machine alone)")
     verb.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
     verb.add_argument(
@@ -83,17 +82,18 @@ def serve_verb(options: argparse.Namespace) -> int:
         raise ConfigError(f"--port: {options.port}, expected 0 to 65535")
     limits = _limits_of(options)
     with bound_socket(options.host, options.port) as bound:
-        from choral.export.predictor import Predictor
+        from choral.export.target import open_predictor
+        from choral.memory import keep_freed
 
-        predictor = Predictor.load(options.bundle, device=options.device, form=options.form)
+        keep_freed()
+        predictor = open_predictor(options.target, options.device, options.form, _say)
         if options.max_pixels is None:
             limits = replace(limits, max_pixels=min(limits.max_pixels, predictor.max_pixels))
         address = address_of(bound)
         if not is_loopback(bound):
-            print(
+            _say(
                 f"warning: {options.host} is reached by other machines, and whoever reaches it may ask; put a proxy before it"
-                " that knows who may, or leave --host away",
-                file=sys.stderr,
+                " that knows who may, or leave --host away"
             )
 
         def started() -> None:
@@ -107,7 +107,7 @@ def serve_verb(options: argparse.Namespace) -> int:
 
         log_to_stderr(options.quiet)
         answered = Server(predictor, limits, bound, options.allow_host, started).serve_until_told()
-    print(f"ended; {answered:,} image{'' if answered == 1 else 's'} answered", file=sys.stderr)
+    _say(f"ended; {answered:,} image{'' if answered == 1 else 's'} answered")
     return 0
 
 
@@ -125,3 +125,7 @@ def _limits_of(options: argparse.Namespace) -> Limits:
         timeout_s=options.timeout_s,
         workers=min(4, os.cpu_count() or 1) if options.workers is None else options.workers,
     )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
