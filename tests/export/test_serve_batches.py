@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def test_cancelled_images_are_never_asked_about() -> None:
     made.close()
 
 
-def test_an_engine_that_takes_too_long() -> None:
+def test_an_engine_that_takes_too_long(caplog: pytest.LogCaptureFixture) -> None:
     predictor = MadePredictor()
     with running(predictor, timeout_s=0.4) as service:
         predictor.gate.clear()
@@ -119,6 +120,27 @@ def test_an_engine_that_takes_too_long() -> None:
         # What was given up while it waited was never asked about.
         assert sum(predictor.sizes) == 1 + (2 - waiting) + 1
         assert figure(service, "choral_images_in_flight") == 0
+    gc.collect()
+    assert not [record for record in caplog.records if record.name in ("asyncio", "uvicorn.error")]
+
+
+def test_what_would_be_too_late_is_refused_at_once() -> None:
+    predictor = MadePredictor()
+    with running(predictor, timeout_s=20) as service, ThreadPoolExecutor(3) as pool:
+        predictor.gate.clear()
+        asked = [pool.submit(ask, service) for _ in range(3)]
+        until(lambda: figure(service, "choral_images_in_flight") == 3)
+        service.server.service._batcher.seconds_an_image = 10.0
+        refused = ask(service)
+        assert refused.status_code == 503 and refused.json()["limits"] == {"timeout_s": 20}
+        assert "3 images wait already, which takes about 30 s" in refused.json()["detail"]
+        assert refused.headers["Retry-After"] == "15"
+        predictor.gate.set()
+        assert [one.result().status_code for one in asked] == [200] * 3
+        # With nothing before it an image is always taken, so that an engine that was slow once is found to be fast again.
+        service.server.service._batcher.seconds_an_image = 1000.0
+        assert [ask(service).status_code for _ in range(2)] == [200] * 2
+        assert service.server.service._batcher.seconds_an_image < 500
 
 
 def test_readiness_tells_that_an_engine_is_stuck() -> None:
@@ -148,7 +170,7 @@ def test_an_engine_that_fails(caplog: pytest.LogCaptureFixture) -> None:
         assert ask(service).status_code == 200
 
 
-def test_the_image_of_a_client_that_has_gone_is_not_asked_about() -> None:
+def test_the_image_of_a_client_that_has_gone_is_not_asked_about(caplog: pytest.LogCaptureFixture) -> None:
     predictor = MadePredictor()
     with running(predictor) as service, ThreadPoolExecutor(1) as pool:
         predictor.gate.clear()
@@ -162,6 +184,8 @@ def test_the_image_of_a_client_that_has_gone_is_not_asked_about() -> None:
         predictor.gate.set()
         assert first.result().status_code == 200 and ask(service).status_code == 200
         assert predictor.sizes == [1, 1, 1]
+        gc.collect()
+        assert not [record for record in caplog.records if record.name in ("asyncio", "uvicorn.error")]
         assert 'path="/predict",status="499"} 1' in service.client.get("/metrics").text
 
 

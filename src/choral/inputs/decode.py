@@ -48,6 +48,7 @@ _PLUGINS: dict[Format, Any] = {
     "tiff": TiffImagePlugin.TiffImageFile,
 }
 _ORIENTATION = 0x0112
+_STRIPE = 1 << 18  # pixels
 
 
 class TooManyPixels(DataError):
@@ -242,9 +243,14 @@ def _to_rgb(image: Image) -> Pixels:
 
 
 def _on_white(rgba: Pixels) -> Pixels:
-    alpha = rgba[..., 3:].astype(np.uint16)
-    blended = rgba[..., :3] * alpha + 255 * (255 - alpha)  # at most 255 * 255: fits into 16 bits, rounding included
-    return ((blended + 127) // 255).astype(np.uint8)
+    found = np.empty((*rgba.shape[:2], 3), np.uint8)
+    rows = max(1, _STRIPE // rgba.shape[1])
+    for start in range(0, len(rgba), rows):  # 16 bits for all of a large image at once would be most of its memory
+        part = rgba[start : start + rows]
+        alpha = part[..., 3:].astype(np.uint16)
+        blended = part[..., :3] * alpha + 255 * (255 - alpha)  # at most 255 * 255: fits into 16 bits, rounding included
+        found[start : start + rows] = (blended + 127) // 255
+    return found
 
 
 def grey_to_rgb(values: Pixels) -> Pixels:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Prepared = tuple[NDArray[np.uint8], ...]
 """An image in each form that the members want, (S, S, 3) uint8 RGB."""
+_NEWEST = 0.3
+"""Weight of the last batch in the time that an image takes."""
 _log = logging.getLogger("choral.serve")
 
 
@@ -71,6 +73,9 @@ class Batcher:
         batch_size: images at once, at most.
         wait_s: how long an image waits for others that are announced.
         told: called after each batch with its size and the seconds that it took.
+
+    Attributes:
+        seconds_an_image: that the engine took lately.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Batcher:
         self._predictor, self._batch_size, self._wait_s, self._told = predictor, batch_size, wait_s, told
         self._waiting: deque[_Waiting] = deque()
         self._announced, self._closed = 0, False
+        self.seconds_an_image = 0.0
         self._changed = threading.Condition()
         # A daemon: a second Ctrl-C ends the process without waiting for an engine.
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -158,6 +164,8 @@ class Batcher:
             for one in batch:
                 one.answer.set_exception(error)
             return
-        self._told(len(batch), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self.seconds_an_image += _NEWEST * (seconds / len(batch) - self.seconds_an_image)
+        self._told(len(batch), seconds)
         for one, answer in zip(batch, answers, strict=True):
             one.answer.set_result(answer)

@@ -10,14 +10,14 @@ from choral.errors import ConfigError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MAX_PIXELS = 50_000_000
-"""Of an image, where nothing else is said: a photo of 50 megapixels. A decoder may need 25 bytes a pixel for a moment."""
+"""Of an image, where nothing else is said: a photo of 50 megapixels. A decoder may need 16 bytes a pixel for a moment."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a service accepts, and how it batches.
 
-    Memory is at most about what the model itself needs, twice `buffer`, 25 bytes for each of `max_pixels`, and `queue`
+    Memory is at most about what the model itself needs, twice `buffer`, 16 bytes for each of `max_pixels`, and `queue`
     prepared images.
     """
 

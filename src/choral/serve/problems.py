@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -47,6 +48,6 @@ def title_of(status: int) -> str:
     return _OWN_WORDS.get(status) or HTTPStatus(status).phrase
 
 
-def busy(detail: str, limits: Mapping[str, int | float]) -> Problem:
-    """Return that there is no room at the moment: what is held is answered or refused within seconds."""
-    return Problem(503, f"{detail}; ask again in a moment", limits, {"Retry-After": "1"})
+def busy(detail: str, limits: Mapping[str, int | float], seconds: float = 1) -> Problem:
+    """Return that there is no room at the moment, and in how many seconds there may be."""
+    return Problem(503, f"{detail}; ask again in a moment", limits, {"Retry-After": str(max(1, math.ceil(seconds)))})

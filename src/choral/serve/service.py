@@ -92,8 +92,7 @@ class Service:
         """
         with self._buffer.share() as share:
             uploads = await read_uploads(request, self.limits, share)
-            if self._in_flight + len(uploads) > self.limits.queue:
-                raise busy(f"{self._in_flight} images wait already", {"queue": self.limits.queue})
+            self._check_room(len(uploads))
             self._in_flight += len(uploads)
             self._batcher.announce(len(uploads))
             try:
@@ -101,6 +100,17 @@ class Service:
                 return list(zip([one.name for one in uploads], outcomes, strict=True))
             finally:
                 self._in_flight -= len(uploads)
+
+    def _check_room(self, count: int) -> None:
+        """Refuse at once what would be refused after its time has run out."""
+        if not self._in_flight:
+            return
+        waiting = self._in_flight * self._batcher.seconds_an_image
+        if self._in_flight + count > self.limits.queue:
+            raise busy(f"{self._in_flight} images wait already", {"queue": self.limits.queue}, waiting)
+        if waiting > self.limits.timeout_s:
+            detail = f"{self._in_flight} images wait already, which takes about {waiting:.0f} s"
+            raise busy(detail, {"timeout_s": self.limits.timeout_s}, waiting / 2)
 
     def close(self) -> None:
         """Answer what was taken in, and end all threads; blocks."""
@@ -114,7 +124,7 @@ class Service:
 
     async def _in_time(self, request: Request, uploads: Sequence[Upload]) -> list[Answer | Problem]:
         """Wait for answers, but no longer than is allowed, nor for a client that has gone."""
-        work: asyncio.Future[list[Answer | Problem]] = asyncio.gather(*map(self._outcome, uploads))
+        work = asyncio.create_task(self._outcomes(uploads))
         gone: asyncio.Future[Any] = asyncio.ensure_future(
             request.receive()
         )  # the body has been read: what comes next is the disconnect
@@ -130,6 +140,9 @@ class Service:
         finally:
             gone.cancel()
             work.cancel()
+
+    async def _outcomes(self, uploads: Sequence[Upload]) -> list[Answer | Problem]:
+        return await asyncio.gather(*map(self._outcome, uploads))
 
     async def _outcome(self, upload: Upload) -> Answer | Problem:
         try:

@@ -17,6 +17,7 @@ from choral.serve.problems import Problem, busy
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # controls, and what turns text around
 _LONGEST_NAME = 200
+_BLOCK = 1 << 18  # bytes
 _HOW = (
     "send an image as the body (Content-Type: image/jpeg, image/png ... or application/octet-stream),"
     " or as multipart/form-data"
@@ -124,20 +125,46 @@ def _too_large(limits: Limits) -> Problem:
     return Problem(413, detail, {"max_bytes": limits.max_bytes})
 
 
+class _Blocks:
+    """Bytes that come in pieces of any size.
+
+    Pieces as they come would hold many times their size where they are single bytes, and one array that grows would be
+    copied from place to place, which leaves memory in holes.
+    """
+
+    def __init__(self) -> None:
+        self._full: list[bytes] = []
+        self._last = bytearray()
+
+    def add(self, piece: bytes) -> None:
+        self._last += piece
+        if len(self._last) >= _BLOCK:
+            self._full.append(bytes(self._last))
+            self._last.clear()
+
+    def taken(self) -> bytes:
+        """Return all of it, and keep nothing: two copies of one file alone exist at the same time."""
+        found = b"".join([*self._full, self._last])
+        self._full.clear()
+        self._last.clear()
+        return found
+
+
 class _Raw:
     """A body that is one image."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._data = bytearray()  # not a list: a body that comes byte by byte would hold fifty times its size
+        self._data = _Blocks()
 
     def write(self, chunk: bytes) -> None:
-        self._data += chunk
+        self._data.add(chunk)
 
     def uploads(self) -> list[Upload]:
-        if not self._data:
+        data = self._data.taken()
+        if not data:
             raise Problem(400, f"an empty body; {_HOW}")
-        return [Upload(self._name, _taken(self._data))]
+        return [Upload(self._name, data)]
 
 
 class _Parts:
@@ -147,7 +174,7 @@ class _Parts:
         if boundary is None:
             raise Problem(400, "multipart/form-data without a boundary in its Content-Type")
         self._max_files = max_files
-        self._found: list[tuple[str, bytearray]] = []
+        self._found: list[tuple[str, _Blocks]] = []
         self._field, self._value, self._disposition = b"", b"", b""
         self._ended = False
         try:
@@ -177,7 +204,7 @@ class _Parts:
             raise Problem(400, "multipart/form-data that is cut short: its last boundary is missing")
         if not self._found:
             raise Problem(400, "multipart/form-data without a file; send each image as a part with a file name")
-        return [Upload(name, _taken(data)) for name, data in self._found]
+        return [Upload(name, data.taken()) for name, data in self._found]
 
     def _begin(self) -> None:
         self._disposition = b""
@@ -200,20 +227,13 @@ class _Parts:
             raise Problem(400, f"the part '{field}' has no file name; each part must be an image, with a file name")
         if len(self._found) == self._max_files:
             raise Problem(413, f"more than {self._max_files} files in a request", {"max_files": self._max_files})
-        self._found.append((_plain_name(options[b"filename"].decode("utf-8", "replace")), bytearray()))
+        self._found.append((_plain_name(options[b"filename"].decode("utf-8", "replace")), _Blocks()))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self._found[-1][1].extend(data[start:end])
+        self._found[-1][1].add(data[start:end])
 
     def _end(self) -> None:
         self._ended = True
-
-
-def _taken(data: bytearray) -> bytes:
-    """Return the bytes, and leave none: two copies of one file alone exist at the same time."""
-    taken = bytes(data)
-    data.clear()
-    return taken
 
 
 def _damaged(error: FormParserError) -> Problem:
