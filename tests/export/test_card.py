@@ -23,6 +23,7 @@ from choral.inputs.crop import Crop
 from choral.inputs.sample import place
 
 HOSTILE = "<script>alert(1)</script> | `rm` **b** [x](http://y) $a$ \u202eabc\x1b[2J\n# head ~~s~~ a_b _c_ \\"
+FULL = {"precision": "fp32", "megabytes": 14.0}
 METRICS = {
     "multiclass": ("accuracy", "log_loss"),
     "multilabel": ("mean_ap", "f1", "log_loss"),
@@ -79,6 +80,20 @@ def test_the_card_of_each_task_says_what_was_measured(task: str) -> None:
     assert "Mitchell et al. 2019" in text
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
+
+
+def test_what_lower_precision_loses_is_said() -> None:
+    content = content_of()
+    assert "one file" not in card_of(content)
+    measured = {"split": "val", "n": 90, "largest": 0.0123, "same": 89, "metric": "accuracy", "value": 0.75}
+    measured |= {"reference": 0.76, "difference": [-0.01, -0.03, 0.002]}
+    half = {"precision": "fp16", "megabytes": 7.04, "measured": measured}
+    text = card_of({**content, "forms": {"model.onnx": FULL, "model-fp16.onnx": half}})
+    assert "| `model.onnx` | fp32 | 14.0 | - | - | - | - |" in text
+    row = "| `model-fp16.onnx` | fp16 | 7.0 | accuracy % 75.0 on val | -1.0 [-3.0, +0.2] | 89 of 90 | 1.2e-02 |"
+    assert row in text
+    unmeasured = {"precision": "int8", "megabytes": 4.0}
+    assert "| `model-int8.onnx` | int8 | 4.0 | - |" in card_of({**content, "forms": {"model-int8.onnx": unmeasured}})
 
 
 def test_a_bundle_of_which_nothing_is_known_says_so() -> None:
@@ -142,7 +157,7 @@ def test_the_example_for_onnx_prepares_images_as_choral_does(
     content = content_of()
     content["members"] = [member("a", 64), member("b", 48, "center"), member("c", 64)]
     content["inputs"] = [{"name": name, "shape": []} for name in ("images_64", "images_48")]
-    content["forms"] = {"model.onnx": {}}
+    content["forms"] = {"model.onnx": FULL}
     smooth = np.random.default_rng(3).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     Image.fromarray(smooth).resize(sides, Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
     (tmp_path / "photo.png").rename(tmp_path / "photo.jpg")
@@ -157,7 +172,7 @@ def test_the_example_for_onnx_prepares_images_as_choral_does(
 
 
 def test_all_code_in_a_card_compiles() -> None:
-    content = {**content_of(classes=(HOSTILE, "y")), "forms": {"model.onnx": {}}}
+    content = {**content_of(classes=(HOSTILE, "y")), "forms": {"model.onnx": FULL}}
     blocks = re.findall(r"```python\n(.*?)```", card_of(content), re.DOTALL)
     assert len(blocks) == 3
     for code in blocks:

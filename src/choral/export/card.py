@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from choral.assess.card_table import NAMES, cell
+from choral.ensemble.rows import Numbers
 from choral.export.markdown import document, listed, plain, table
 from choral.export.usage import usage_of
 
@@ -42,6 +43,7 @@ def card_of(content: Mapping[str, Any]) -> str:
         *_what(content),
         "## How to ask it",
         *usage_of(content),
+        *_forms(content),
         "## What it scores",
         *scores_part(content),
         *_slices(content),
@@ -199,6 +201,37 @@ def _by_class(by_class: Mapping[str, Mapping[str, Any]]) -> str:
     left = len(by_class) - len(rows)
     return table(("", *(NAMES[metric] for metric in metrics)), rows) + (
         f"\n\nAnd {left} more in bundle.json." if left else ""
+    )
+
+
+def _forms(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the files of the whole ensemble are, and what those of lower precision lose."""
+    forms: Mapping[str, Mapping[str, Any]] = content.get("forms") or {}
+    if not forms:
+        return
+    yield "The whole ensemble in one file, against the networks in `members/`:"
+    rows = []
+    for name, facts in forms.items():
+        found = facts.get("measured")
+        rows.append((f"`{name}`", facts["precision"], f"{facts['megabytes']:.1f}", *_loss(found)))
+    yield table(("file", "precision", "MB", "score", "difference", "decided alike", "largest difference"), rows)
+    if any(facts["precision"] == "fp32" for facts in forms.values()):
+        yield "In full precision (fp32) the export checks that a file answers as the networks do, to 1e-5 in a probability."
+
+
+def _loss(found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the cells of what a form of lower precision loses."""
+    if found is None:
+        return ("-",) * 4
+    value, low, high = found["difference"]
+    metric = found["metric"]
+    score = Numbers(value=found["value"], low=found["value"], high=found["value"])
+    alike = "-" if found["same"] is None else f"{found['same']:,} of {found['n']:,}"
+    return (
+        f"{NAMES[metric]} {cell(metric, score, bare=True)} on {plain(found['split'])}",
+        cell(metric, Numbers(value=value, low=low, high=high), "+"),
+        alike,
+        f"{found['largest']:.1e}",
     )
 
 
