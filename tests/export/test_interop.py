@@ -165,6 +165,10 @@ def test_a_bundle_is_evaluated_as_its_run_was(folder: RunFolder, run: Runtime) -
     for member in own.members:
         np.testing.assert_allclose(other.predictions(member, "tta"), own.predictions(member, "tta"), atol=1e-5)
     assert main(["score", "cells-bundle", "--split", "test", "--of", "answer"]) == 0, "it answers as the bundle does"
+    assert main(["export", "cells-bundle", "--hub-folder", "hub"]) == 2, "its weights are folded"
+    assert main(["export", "cells-bundle", "again", "--golden", "0", "--json"]) == 0, (
+        "what is folded can be folded again"
+    )
 
 
 def test_a_bundle_beside_a_run_and_on_other_data(folder: RunFolder, run: Runtime, photos: Path) -> None:

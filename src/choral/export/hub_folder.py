@@ -17,6 +17,7 @@ from choral.export.hub_card import hub_card_of
 from choral.export.origin import licences_of, provenance_of
 from choral.export.record import scores_of
 from choral.files import folder_aside
+from choral.predict.bundled import BundledVoice
 from choral.predict.plan import evaluation_of
 from choral.predict.voices import SINGLE, Voice
 from choral.runfolder import RunFolder, write_atomic
@@ -41,12 +42,17 @@ def write_hub_folders(
         Name of a network to its folder.
 
     Raises:
-        ConfigError: `out` holds something else, or is there without `force`.
+        ConfigError: `out` holds something else, or is there without `force`; a network of a bundle.
         DataError, ChoralError: a checkpoint or a ledger is damaged.
     """
     places = {voice.name: out if len(chosen) == 1 else out / voice.name for voice in chosen}
-    for place in places.values():
-        _check_place(place, force)
+    for voice in chosen:
+        if isinstance(voice, BundledVoice):
+            raise ConfigError(
+                f"{voice.name}: comes from a bundle, {voice.checkpoint.parent.parent}, whose norms are folded: such weights "
+                "must not be trained further; write the folder from the run that it was exported from"
+            )
+        _check_place(places[voice.name], force)
     evaluation = evaluation_of(voices, config.train.precision)
     for voice in chosen:
         content = _content_of(folder, config, voice, evaluation)
