@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 Prepared = tuple[NDArray[np.uint8], ...]
 """An image in each form that the members want, (S, S, 3) uint8 RGB."""
-_NEWEST = 0.3
-"""Weight of the last batch in the time that an image takes."""
+_LATELY = 16  # batches
 _log = logging.getLogger("choral.serve")
 
 
@@ -73,9 +72,6 @@ class Batcher:
         batch_size: images at once, at most.
         wait_s: how long an image waits for others that are announced.
         told: called after each batch with its size and the seconds that it took.
-
-    Attributes:
-        seconds_an_image: that the engine took lately.
     """
 
     def __init__(
@@ -84,7 +80,7 @@ class Batcher:
         self._predictor, self._batch_size, self._wait_s, self._told = predictor, batch_size, wait_s, told
         self._waiting: deque[_Waiting] = deque()
         self._announced, self._closed = 0, False
-        self.seconds_an_image = 0.0
+        self._lately: deque[float] = deque(maxlen=_LATELY)
         self._changed = threading.Condition()
         # A daemon: a second Ctrl-C ends the process without waiting for an engine.
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -120,6 +116,11 @@ class Batcher:
         """How long the image at the head of the queue has waited; 0 where there is none."""
         with self._changed:
             return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+
+    @property
+    def seconds_an_image(self) -> float:
+        """The least that an image took in the last batches: what is late by this is late for sure; 0: there was none."""
+        return min(tuple(self._lately), default=0.0)
 
     @property
     def alive(self) -> bool:
@@ -165,7 +166,7 @@ class Batcher:
                 one.answer.set_exception(error)
             return
         seconds = time.monotonic() - started
-        self.seconds_an_image += _NEWEST * (seconds / len(batch) - self.seconds_an_image)
+        self._lately.append(seconds / len(batch))
         self._told(len(batch), seconds)
         for one, answer in zip(batch, answers, strict=True):
             one.answer.set_result(answer)

@@ -17,8 +17,8 @@ MAX_PIXELS = 50_000_000
 class Limits:
     """What a service accepts, and how it batches.
 
-    Memory is at most about what the model itself needs, twice `buffer`, 16 bytes for each of `max_pixels`, and `queue`
-    prepared images.
+    Memory is at most about what the model itself needs, `buffer`, `max_bytes` for each of `workers`, 16 bytes for each of
+    `max_pixels`, and `queue` prepared images.
     """
 
     batch_size: int = 32

@@ -164,7 +164,7 @@ class Service:
 
     def _prepared(self, upload: Upload) -> Prepared:
         """Return an image as the engine takes it. In a thread."""
-        data, upload.data = upload.data, b""
+        data = upload.data.taken()
         try:
             sniff(data)
         except DataError as error:

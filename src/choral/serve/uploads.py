@@ -24,17 +24,47 @@ _HOW = (
 )
 
 
-@dataclass
+class Blocks:
+    """Bytes that come in pieces of any size.
+
+    Pieces as they come would hold many times their size where they are single bytes, and one array that grows would be
+    copied from place to place, which leaves memory in holes.
+    """
+
+    def __init__(self) -> None:
+        self._full: list[bytes] = []
+        self._last = bytearray()
+
+    def __bool__(self) -> bool:
+        """Whether there are any bytes."""
+        return bool(self._full or self._last)
+
+    def add(self, piece: bytes) -> None:
+        """Put a piece to the end."""
+        self._last += piece
+        if len(self._last) >= _BLOCK:
+            self._full.append(bytes(self._last))
+            self._last.clear()
+
+    def taken(self) -> bytes:
+        """Return all of it, and keep nothing."""
+        found = b"".join([*self._full, self._last])
+        self._full.clear()
+        self._last.clear()
+        return found
+
+
+@dataclass(frozen=True)
 class Upload:
     """An image as it came.
 
     Attributes:
         name: of the file, as the client calls it, without folders and control characters.
-        data: encoded; empty once it is decoded.
+        data: encoded; put together where it is decoded, so that two copies of few files alone exist at the same time.
     """
 
     name: str
-    data: bytes
+    data: Blocks
 
 
 class Buffer:
@@ -125,46 +155,20 @@ def _too_large(limits: Limits) -> Problem:
     return Problem(413, detail, {"max_bytes": limits.max_bytes})
 
 
-class _Blocks:
-    """Bytes that come in pieces of any size.
-
-    Pieces as they come would hold many times their size where they are single bytes, and one array that grows would be
-    copied from place to place, which leaves memory in holes.
-    """
-
-    def __init__(self) -> None:
-        self._full: list[bytes] = []
-        self._last = bytearray()
-
-    def add(self, piece: bytes) -> None:
-        self._last += piece
-        if len(self._last) >= _BLOCK:
-            self._full.append(bytes(self._last))
-            self._last.clear()
-
-    def taken(self) -> bytes:
-        """Return all of it, and keep nothing: two copies of one file alone exist at the same time."""
-        found = b"".join([*self._full, self._last])
-        self._full.clear()
-        self._last.clear()
-        return found
-
-
 class _Raw:
     """A body that is one image."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._data = _Blocks()
+        self._data = Blocks()
 
     def write(self, chunk: bytes) -> None:
         self._data.add(chunk)
 
     def uploads(self) -> list[Upload]:
-        data = self._data.taken()
-        if not data:
+        if not self._data:
             raise Problem(400, f"an empty body; {_HOW}")
-        return [Upload(self._name, data)]
+        return [Upload(self._name, self._data)]
 
 
 class _Parts:
@@ -174,7 +178,7 @@ class _Parts:
         if boundary is None:
             raise Problem(400, "multipart/form-data without a boundary in its Content-Type")
         self._max_files = max_files
-        self._found: list[tuple[str, _Blocks]] = []
+        self._found: list[tuple[str, Blocks]] = []
         self._field, self._value, self._disposition = b"", b"", b""
         self._ended = False
         try:
@@ -204,7 +208,7 @@ class _Parts:
             raise Problem(400, "multipart/form-data that is cut short: its last boundary is missing")
         if not self._found:
             raise Problem(400, "multipart/form-data without a file; send each image as a part with a file name")
-        return [Upload(name, data.taken()) for name, data in self._found]
+        return [Upload(name, data) for name, data in self._found]
 
     def _begin(self) -> None:
         self._disposition = b""
@@ -227,7 +231,7 @@ class _Parts:
             raise Problem(400, f"the part '{field}' has no file name; each part must be an image, with a file name")
         if len(self._found) == self._max_files:
             raise Problem(413, f"more than {self._max_files} files in a request", {"max_files": self._max_files})
-        self._found.append((_plain_name(options[b"filename"].decode("utf-8", "replace")), _Blocks()))
+        self._found.append((_plain_name(options[b"filename"].decode("utf-8", "replace")), Blocks()))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         self._found[-1][1].add(data[start:end])
