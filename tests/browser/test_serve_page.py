@@ -71,7 +71,7 @@ def test_an_image_is_dropped_and_answered(visit: Visit) -> None:
     card.locator(".verdict").wait_for()
     assert card.locator(".verdict").inner_text().split() == ["red", "93.8", "%"]
     assert card.locator(".file").inner_text() == HOSTILE
-    assert "no other class is possible" in card.inner_text()
+    assert "The set of 90 % coverage holds this class alone." in card.inner_text()
     probabilities = card.locator(".tally").first.locator("li")
     assert [one.split("\n")[0] for one in probabilities.all_inner_texts()] == ["red", "green", "<b>blue</b>"]
     assert "Members: 3 of 3 agree" in card.inner_text()
@@ -101,7 +101,7 @@ def test_what_is_said_of_an_image_that_is_torn_between_classes(visit: Visit) -> 
     tab.locator(".verdict").wait_for()
     text = tab.locator(".said").inner_text()
     assert "unsure" in text and "counts as sure" in text
-    assert "“red”, “green” or “<b>blue</b>” are possible" in text
+    assert "The set of 90 % coverage holds “red”, “green” and “<b>blue</b>”." in text
 
 
 def test_several_files_in_order_with_one_that_is_refused(visit: Visit) -> None:
@@ -145,6 +145,7 @@ def test_in_a_hand(visit: Visit, scheme: str) -> None:
     tab = visit(MadePredictor(), touch=True, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     assert tab.get_by_role("button", name="Take a photo").is_visible()
     assert tab.locator("#camera").get_attribute("capture") == "environment"
+    assert tab.locator(".invite").inner_text() == "Ask about an image"
     tab.set_input_files("#camera", [file(f"{'long name ' * 20}.png", RED)])
     tab.locator(".verdict").wait_for()
     wide, window = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")

@@ -13,7 +13,10 @@ pageOf("terms").textContent =
 // Ways in.
 const files = pageOf("files"), camera = pageOf("camera");
 pageOf("choose").addEventListener("click", () => files.click());
-pageOf("photograph").hidden = !navigator.maxTouchPoints; // a phone, a tablet: elsewhere there is rarely a camera to point
+if (navigator.maxTouchPoints) { // a phone, a tablet: elsewhere there is rarely a camera to point
+  pageOf("photograph").hidden = false;
+  document.querySelector(".invite").textContent = "Ask about an image";
+}
 pageOf("photograph").addEventListener("click", () => camera.click());
 for (const input of [files, camera])
   input.addEventListener("change", () => { take(input.files); input.value = ""; });
@@ -143,7 +146,7 @@ function bars(rows) {
   return [place, more];
 }
 
-const and = (words, last = "and") => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} ${last} ${words[words.length - 1]}`);
+const and = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words[words.length - 1]}`);
 const inQuotes = (names) => names.map((name) => `“${name}”`);
 const coverage = () => `${Number((100 * DATA.coverage).toPrecision(4))} %`;
 
@@ -151,9 +154,10 @@ function classView(answer) {
   const possible = answer.possible, votes = Object.entries(answer.votes || {});
   const remarks = [];
   if (possible) {
-    if (!possible.length) remarks.push(`Unlike what it was calibrated on: at ${coverage()} coverage no class is left`);
-    else if (possible.length === 1 && possible[0] === answer.label) remarks.push(`At ${coverage()} coverage no other class is possible`);
-    else remarks.push(`At ${coverage()} coverage ${and(inQuotes(possible), "or")} ${possible.length > 1 ? "are possible" : "is possible"}`);
+    const set = `The set of ${coverage()} coverage`;
+    if (!possible.length) remarks.push(`${set} is empty: the image is unlike those of the calibration`);
+    else if (possible.length === 1 && possible[0] === answer.label) remarks.push(`${set} holds this class alone`);
+    else remarks.push(`${set} holds ${and(inQuotes(possible))}`);
   }
   if (answer.unsure) remarks.push(`Less than the ${percent(DATA.unsure_below)} from which on an answer counts as sure`);
   const agree = votes.filter(([, [label]]) => label === answer.label).length;
@@ -173,7 +177,7 @@ function labelView(answer) {
   const perhaps = (answer.possible || []).filter((name) => !(name in answer.labels));
   return [
     el("p", { class: "verdict" }, given.length ? given.map(([name, share]) => el("span", {}, `${name} `, el("span", { class: "amount" }, percent(share)))) : "No label"),
-    perhaps.length && el("p", { class: "remark" }, sentence(`At ${coverage()} coverage perhaps also ${and(inQuotes(perhaps))}`)),
+    perhaps.length && el("p", { class: "remark" }, sentence(`At ${coverage()} coverage ${and(inQuotes(perhaps))} cannot be left out`)),
     el("h3", {}, "Probability"),
     ...bars(Object.entries(answer.probabilities).map(([name, share]) => ({ name, share, style: name in answer.labels ? "chosen" : "", mark: DATA.thresholds[name] }))),
     votes.length > 1 && el("h3", {}, "Members"),
