@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from made_ensembles import inputs, members, plain
 
+from choral.export.graph import TorchEngine
+from choral.export.predictor import Predictor
 from choral.predict.answers import Answer
 from choral.serve.schema import ProblemDetails, answers_model
 from made_service import MadePredictor, Running, picture, running
@@ -72,6 +75,30 @@ def test_several_files_of_every_task(task: str) -> None:
         assert set(first) == set(described["components"]["schemas"][kind]["properties"]) - {"unsure"} | (
             {"unsure"} if task == "multiclass" else set()
         )
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_networks_answer_over_http_what_they_answer_in_python(task: str) -> None:
+    own = members(task)
+    engine = TorchEngine(own, plain(task), "cpu")
+    predictor = Predictor("tiny", plain(task), inputs(own), 10_000, engine)
+    photos = [picture((200, 40, 30), 33), picture((30, 180, 40), 47, "JPEG"), picture((3, 18, 240), 100, "WEBP")]
+    with running(predictor) as service:
+        found = service.client.post("/predict", files=[("file", (f"{at}", one)) for at, one in enumerate(photos)])
+    direct = predictor.predict(photos)
+    for answer, expected_answer in zip(found.json()["answers"], direct, strict=True):
+        del answer["image"]
+        content = as_json(expected_answer)
+        del content["image"]
+        assert flat(answer) == pytest.approx(flat(content), abs=1e-6)
+
+
+def flat(content: Any, name: str = "") -> dict[str, Any]:
+    """Return the numbers of nested JSON by where they stand; of texts, which."""
+    if isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        return {key: value for at, one in pairs for key, value in flat(one, f"{name}/{at}").items()}
+    return {name: content} if isinstance(content, float) else {f"{name}={content}": 1.0}
 
 
 def test_several_files_none_of_which_can_be_read(client: httpx.Client) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from choral.errors import DataError
 from choral.inputs import decode as decode_module
-from choral.inputs.decode import decode, full_size
+from choral.inputs.decode import TooManyPixels, decode, full_size, stored_size
 from choral.inputs.headers import exif_orientation
 
 TURNED = {
@@ -173,6 +173,15 @@ def test_transparency_shows_white() -> None:
 
 
 @pytest.mark.usefixtures("jpeg_library")
+def test_transparency_of_an_image_that_is_composited_in_stripes() -> None:
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (1100, 500, 4), np.uint8)
+    assert rgba[..., 0].size > 2 * decode_module._STRIPE and rgba[..., 0].size % decode_module._STRIPE
+    alpha = rgba[..., 3:].astype(np.int64)
+    expected = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    np.testing.assert_array_equal(decode(encoded(rgba, "PNG", compress_level=0)), expected)
+
+
 def test_cmyk_becomes_rgb() -> None:
     image = Image.fromarray(photo(24, 40)).convert("CMYK")
     for name in ("JPEG", "TIFF"):
@@ -251,6 +260,16 @@ def test_the_limit_counts_pixels(name: str) -> None:
 
 
 @pytest.mark.usefixtures("jpeg_library")
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_a_header_tells_the_size_of_an_image(name: str) -> None:
+    data = encoded(photo(20, 31), name)
+    assert stored_size(data) == (20, 31)
+    with pytest.raises(TooManyPixels):
+        decode(data, max_pixels=619)
+    with pytest.raises(DataError, match=r"damaged|cut short|header"):
+        stored_size(data[:16])
+
+
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
 def test_truncated_images_are_refused(name: str) -> None:
     data = encoded(photo(60, 80), name)
