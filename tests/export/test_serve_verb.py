@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -35,7 +36,12 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.setattr(target, "open_predictor", load)
     monkeypatch.setattr(memory, "keep_freed", lambda: calls.append("memory"))
+    loggers = [logging.getLogger(name) for name in ("choral.serve", "uvicorn.error")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield calls
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def free_port() -> int:
