@@ -60,9 +60,7 @@ def test_lists(photos_here: Path) -> None:
     expected = ["photos/sub/c.tiff", "photos/sub/deep/d.webp", "photos/a.jpg", "https://x.org/a.jpg", "photos/*.jpg"]
     assert names("-", stdin=lines) == names("@list.txt") == expected
     assert "only local files are opened" in problems("@list.txt")["https://x.org/a.jpg"]
-    assert "photos/*.jpg" not in problems(
-        "@list.txt"
-    )  # a name: that it is not there, reading tells
+    assert "photos/*.jpg" not in problems("@list.txt")  # a name: that it is not there, reading tells
     with pytest.raises(DataError, match="No such file"):
         list(pictures(["@list.txt"]))[-1].read(LIMIT)
 
