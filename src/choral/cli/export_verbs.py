@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from choral import workflow
 from choral.cli.parser import Verbs, stderr, stdout
@@ -12,6 +13,7 @@ from choral.config import Config
 from choral.config.export import MOST_GOLDEN
 from choral.config.fields import check, split_at_commas
 from choral.errors import ConfigError
+from choral.export.bundle import is_bundle
 from choral.export.choice import Wanted
 from choral.runfolder import RunFolder
 
@@ -28,9 +30,13 @@ def add_export_verbs(verbs: Verbs) -> None:
         "  choral export elpv-demo bundles/two --members first,third --rule weighted --views identity\n"
         "A network alone, not fused, as timm and the Hugging Face Hub take it (several: a folder each):\n"
         "  choral export elpv-demo --hub-folder cells-first --members first\n"
-        "  hf upload YOU/cells-first cells-first",
+        "  hf upload YOU/cells-first cells-first\n"
+        "The whole ensemble as one file, in a new bundle or one that is there; what lower precision costs is measured:\n"
+        "  choral export bundles/cells --format onnx,pt2 --precision fp16,int8",
     )
-    verb.add_argument("target", metavar="RUN", help="a run folder, the name of one, or its config file")
+    verb.add_argument(
+        "target", metavar="RUN|BUNDLE", help="a run folder, the name of one, its config file; or a bundle"
+    )
     verb.add_argument("out", nargs="?", type=Path, metavar="OUT", help="the folder of the bundle (default: RUN/bundle)")
     verb.add_argument("--members", default="", metavar="A,B", help="that are heard (default: all)")
     verb.add_argument("--rule", default="", help="as of `choral combine` (default: as the run answers, else soft)")
@@ -38,6 +44,9 @@ def add_export_verbs(verbs: Verbs) -> None:
     verb.add_argument("--uncalibrated", action="store_true", help="probabilities as the networks give them, no sets")
     verb.add_argument("--golden", type=int, metavar="N", help="validation images in it; 0: made ones (default: 8)")
     verb.add_argument("--hub-folder", type=Path, metavar="DIR", help="write networks for timm and the Hub instead")
+    verb.add_argument("--format", default="", metavar="A,B", help="onnx, pt2: the ensemble as one file, too")
+    verb.add_argument("--precision", default="", metavar="A,B", help="fp16, int8: further ONNX files")
+    verb.add_argument("--data", default="", metavar="SHARDS", help="whose validation split they are measured on")
     verb.add_argument("--force", action="store_true", help="replace a bundle, or a folder for the Hub, that is there")
     verb.add_argument("--json", action="store_true", help="for machines")
 
@@ -45,31 +54,48 @@ def add_export_verbs(verbs: Verbs) -> None:
         "verify",
         verify_verb,
         "choral verify bundles/cells",
-        "Compute every checksum of a bundle again, and ask each of its forms about the golden samples.",
+        "Compute every checksum of a bundle again, and ask each of its forms about the golden samples; or about all of a\n"
+        "split, beside the networks and the ledger of the run that it comes from, where that is there:\n"
+        "  choral verify bundles/cells --data data/elpv --split test",
     )
     verb.add_argument("bundle", type=Path, metavar="BUNDLE")
     verb.add_argument("--device", default="auto", help="of the networks (default: a GPU where there is one)")
+    verb.add_argument("--split", default="", metavar="NAME", help="ask about all of it (with --data default: val)")
+    verb.add_argument("--data", default="", metavar="SHARDS", help="with the split (default: where the run had them)")
+    verb.add_argument("--run", default="", metavar="RUN", help="that it comes from (default: one of its name)")
     verb.add_argument("--tolerance", type=float, metavar="T", help="of probabilities (default: 1e-5, on a GPU 2e-3)")
     verb.add_argument("--json", action="store_true", help="for machines")
 
 
 def export_verb(options: argparse.Namespace) -> int:
-    """Write a bundle that answers for an image, or networks for timm and the Hub."""
+    """Write a bundle that answers for an image, or networks for timm and the Hub, or further forms of a bundle."""
+    formats, precisions = split_at_commas(options.format), split_at_commas(options.precision)
+    workflow.check_forms(formats, precisions)
+    if formats and is_bundle(Path(options.target)):
+        _add_forms(options, Path(options.target), {})
+        return 0
     folder = RunFolder.find(options.target)
     if options.hub_folder is not None:
         return _hub_folders(folder, options)
     wanted = Wanted(options.rule, tuple(split_at_commas(options.members)), options.views, not options.uncalibrated)
     out = options.out or folder.path / workflow.BUNDLE
     report = workflow.export(folder, _config(folder, options.golden), wanted, out, options.force, stderr)
-    if options.json:
-        print(json.dumps(report, ensure_ascii=False))
-    else:
+    if not options.json:
         workflow.print_exported(report, stdout)
+    if formats or options.json:
+        _add_forms(options, out, report)
     return 0
 
 
 def _hub_folders(folder: RunFolder, options: argparse.Namespace) -> int:
-    if options.out or options.rule or options.views or options.uncalibrated or options.golden is not None:
+    if (
+        options.out
+        or options.rule
+        or options.views
+        or options.uncalibrated
+        or options.format
+        or options.golden is not None
+    ):
         raise ConfigError(
             "--hub-folder: writes networks, each for itself: OUT, --rule, --views and the like do not go with it"
         )
@@ -82,16 +108,39 @@ def _hub_folders(folder: RunFolder, options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_forms(options: argparse.Namespace, bundle: Path, report: dict[str, Any]) -> None:
+    """Give a bundle the forms that are asked for, and say what they are, with --json behind what was reported before."""
+    formats, precisions = split_at_commas(options.format), split_at_commas(options.precision)
+    forms = workflow.add_forms(bundle, formats, precisions, options.data) if formats else {}
+    if options.json:
+        print(json.dumps({**report, "forms": forms}, ensure_ascii=False))
+    else:
+        workflow.print_forms(bundle, forms, stdout)
+
+
 def _config(folder: RunFolder, golden: int | None) -> Config:
     check(golden is None or 0 <= golden <= MOST_GOLDEN, "--golden", f"expected 0 to {MOST_GOLDEN}")
     return workflow.exported_config(folder.config(), golden)
 
 
 def verify_verb(options: argparse.Namespace) -> int:
-    """Check a bundle: checksums, and golden samples in every form."""
+    """Check a bundle: checksums, and golden samples, or a whole split, in every form."""
+    if options.split or options.data:
+        return _verify_split(options)
     verified = workflow.verify(options.bundle, options.device, options.tolerance)
     if options.json:
         print(json.dumps(verified.to_json(), ensure_ascii=False))
     else:
         workflow.print_verified(verified, stdout)
     return 0 if verified.passed else 1
+
+
+def _verify_split(options: argparse.Namespace) -> int:
+    found = workflow.verify_split(
+        options.bundle, options.split, options.data, options.run, options.device, options.tolerance, stderr
+    )
+    if options.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        workflow.print_split(found, stdout)
+    return 0 if found.passed else 1

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -107,8 +107,7 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
     def start() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # a thread's first look takes over the number remembered: now, before it changes again
-        with suppress(threading.BrokenBarrierError):  # raised, it would leave the pool without what wakes the others
-            ready.wait()
+        ready.wait()
 
     pool = ThreadPoolExecutor(workers, "choral-prepare", initializer=start)
     try:
@@ -118,5 +117,5 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
         yield pool
     finally:
-        ready.abort()  # some threads may wait for others that never came, after an interruption
+        ready.abort()  # after an interruption, some threads may wait for others that never came
         pool.shutdown(cancel_futures=True)

@@ -239,7 +239,12 @@ def plain_batches(
 
 
 def shared_samples(
-    config: DataConfig, split: Split, place: RankPlace, looks: Sequence[Look], orders: Iterable[Order], bad_log: Path
+    config: DataConfig,
+    split: Split,
+    place: RankPlace,
+    looks: Sequence[Look],
+    orders: Iterable[Order],
+    bad_log: Path | None,
 ) -> HostLoader:
     """Return the batches of any orders on the host, each image decoded once and made into all `forms_of(looks)`."""
     first, *others = forms_of(looks)

@@ -25,6 +25,7 @@ from choral.workflow.exporting import (
     print_verified,
     verify,
 )
+from choral.workflow.forms import add_forms, check_forms, print_forms, print_split, verify_split
 from choral.workflow.improved_table import print_improved
 from choral.workflow.improving import improve
 from choral.workflow.probing import print_curves, probe, probed_curves
@@ -34,12 +35,14 @@ from choral.workflow.training import check_run, pack_if_missing, train_all, trai
 
 __all__ = [
     "BUNDLE",
+    "add_forms",
     "advise",
     "analysis_page",
     "analyze",
     "analyzed",
     "calibrate",
     "card",
+    "check_forms",
     "check_run",
     "combine",
     "compare_runs",
@@ -58,11 +61,13 @@ __all__ = [
     "print_comparison",
     "print_curves",
     "print_exported",
+    "print_forms",
     "print_hub_folders",
     "print_improved",
     "print_looks",
     "print_projects",
     "print_scores",
+    "print_split",
     "print_verified",
     "probe",
     "probed_curves",
@@ -77,4 +82,5 @@ __all__ = [
     "train_all",
     "train_one",
     "verify",
+    "verify_split",
 ]

@@ -61,8 +61,22 @@ def write_onnx(program: ExportedProgram, inputs: Sequence[Input], path: Path, fa
     model.metadata_props.clear()
     model.metadata_props.update(facts)
     model.doc_string = None
+    _name_batch(model)
     with written_aside(path) as aside:
         written.save(aside)
+
+
+def _name_batch(model: Any) -> None:
+    """Call the free dimension "batch": an exported program calls it s19 or so."""
+    import onnx_ir
+
+    symbol = str(model.graph.inputs[0].shape[0])
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        named = [str(size).replace(symbol, "batch") if not isinstance(size, int) else size for size in value.shape]
+        value.shape = onnx_ir.Shape(named)
 
 
 def check_installed() -> None:

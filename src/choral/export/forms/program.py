@@ -18,7 +18,7 @@ from choral.assess.answer import Answering
 from choral.export.engine import Input, Predicted
 from choral.export.graph import EnsembleGraph
 
-MOST_AT_ONCE = 256
+MOST_AT_ONCE = 64
 """Images times views that an engine asks about at once: memory stays bounded, whatever batches it is given."""
 _EXAMPLES = 2  # of a batch: with one, an exporter would take the size for fixed
 
