@@ -15,7 +15,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from ranks import evaluate_on_ranks
 
 from choral.cli import main
 from choral.config import Config, held_out_groups, members_of
@@ -36,6 +35,7 @@ from choral.shards.index import Dataset
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 from choral.train.loop import train
+from thread_ranks import evaluate_on_ranks
 from toys import Choral
 
 CPU = torch.device("cpu")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks import evaluate_on_ranks
 from safetensors.torch import load_file
 
 from choral.checkpoints import MODEL
@@ -34,6 +33,7 @@ from choral.shards.index import Dataset, Index
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
 from made_members import made_members
+from thread_ranks import evaluate_on_ranks
 
 MEMBERS = "ensemble.members=[{name: a}, {name: b}, {name: c, set: {data.image_size: 40, data.eval_crop: center}}]"
 SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=3", "evaluate.splits=[val]", "evaluate.checkpoint=last", MEMBERS]

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_members import made_members
-from ranks import on_ranks
 from torch import nn
 
 from choral.analyze.probe_curves import curves_of, probe_predictions
@@ -32,6 +30,8 @@ from choral.runtime import Runtime
 from choral.shards.index import Dataset
 from choral.shards.options import PackOptions
 from choral.shards.pack import pack
+from made_members import made_members
+from thread_ranks import on_ranks
 
 MEMBERS = "ensemble.members=[{name: a}, {name: b}, {name: c, set: {data.image_size: 40, data.eval_crop: center}}]"
 SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=3", "evaluate.checkpoint=last", "evaluate.splits=[val]"]

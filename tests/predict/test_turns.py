@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from made_members import made_members
 from torch import nn
 
 from choral.configfile import load_config
@@ -24,6 +23,7 @@ from choral.predict.evaluate import evaluate
 from choral.predict.ledger import Ledger
 from choral.predict.questions import Question
 from choral.runtime import Runtime
+from made_members import made_members
 
 MEMBERS = "ensemble.members=[{name: a}, {name: b, set: {data.image_size: 40}}, {name: c}, {name: d}]"
 SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=2", "evaluate.splits=[val]", "evaluate.checkpoint=last", MEMBERS]

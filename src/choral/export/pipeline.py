@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cv2
 import numpy as np
@@ -107,7 +107,8 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
     def start() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # a thread's first look takes over the number remembered: now, before it changes again
-        ready.wait()
+        with suppress(threading.BrokenBarrierError):  # raised, it would leave the pool without what wakes the others
+            ready.wait()
 
     pool = ThreadPoolExecutor(workers, "choral-prepare", initializer=start)
     try:
@@ -117,5 +118,5 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
         yield pool
     finally:
-        ready.abort()  # after an interruption, some threads may wait for others that never came
+        ready.abort()  # some threads may wait for others that never came, after an interruption
         pool.shutdown(cancel_futures=True)

@@ -224,8 +224,10 @@ def _in_tar(path: str) -> Iterator[Picture]:
 
 
 def _is_image(member: Member) -> bool:
-    name = member.name.rpartition("/")[2].lower()
-    return name.endswith(IMAGE_SUFFIXES) and not name.startswith(".")  # as ._photo.jpg, which macOS adds
+    """Whether a file of a tar is an image that a folder would give, too; ._photo.jpg, which macOS adds, is hidden."""
+    parts = member.name.split("/")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return not hidden and parts[-1].lower().endswith(IMAGE_SUFFIXES)
 
 
 def _bytes_of(file: BinaryIO, offset: int, size: int, limit: int) -> bytes:
