@@ -133,14 +133,16 @@ def _answer_share(request: PredictRequest, run: Runtime, predictor: Predictor, f
     seen = _Seen(batches, run.rank, run.world_size)
     workers = request.workers or usual_workers(run.local_world_size)
     # Not written aside by `written_aside`: nobody needs it after a power cut.
-    unfinished = path.with_suffix(".unfinished")
+    unfinished, done = path.with_suffix(".unfinished"), 0
     with unfinished.open("wb") as part, SplitProgress("predicting", total, run.is_main) as progress:
         for answers in answered(predictor, seen, workers, request.strict):
             if run.told_to_stop:
                 raise run.stopped("before all images were answered for; nothing was written")
             batch = encoded_answers(form, answers)
             part.write(_FRAME.pack(batch.images, batch.bad, len(batch.rows)) + batch.rows)
-            progress.advance(len(answers) * run.world_size)  # the others are about as far
+            others = len(answers) * run.world_size  # who are about as far
+            progress.advance(others if total is None else min(others, total - done))
+            done += others
         part.write(_FRAME.pack(0, 0, len(seen.digest)) + seen.digest)
     unfinished.replace(path)
 
