@@ -122,7 +122,7 @@ def test_a_form_that_says_something_else_is_not_kept(
             count = len(images[0])
             return Predicted(np.full((1, count, 3), 0.4, np.float32), np.full((count, 3), 0.4, np.float32))
 
-    monkeypatch.setattr(added, "_write", lambda bundle, names: (bundle.path / names[0]).write_bytes(b"x"))
+    monkeypatch.setattr(added, "_write", lambda bundle, names, say: (bundle.path / names[0]).write_bytes(b"x"))
     monkeypatch.setattr(added, "open_form", lambda path: Wrong())
     with pytest.raises(ChoralError, match="says something else than the bundle"):
         add_forms(path, ["onnx"], [])

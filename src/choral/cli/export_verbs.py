@@ -111,7 +111,7 @@ def _hub_folders(folder: RunFolder, options: argparse.Namespace) -> int:
 def _add_forms(options: argparse.Namespace, bundle: Path, report: dict[str, Any]) -> None:
     """Give a bundle the forms that are asked for, and say what they are, with --json behind what was reported before."""
     formats, precisions = split_at_commas(options.format), split_at_commas(options.precision)
-    forms = workflow.add_forms(bundle, formats, precisions, options.data) if formats else {}
+    forms = workflow.add_forms(bundle, formats, precisions, options.data, stderr) if formats else {}
     if options.json:
         print(json.dumps({**report, "forms": forms}, ensure_ascii=False))
     else:

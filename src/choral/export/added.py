@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,13 @@ def check_wanted(formats: Sequence[str], precisions: Sequence[str]) -> None:
         check_installed()
 
 
-def add_forms(path: Path, formats: Sequence[str], precisions: Sequence[str], data: str = "") -> dict[str, Any]:
+def add_forms(
+    path: Path,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    data: str = "",
+    say: Callable[[str], None] = _log.info,
+) -> dict[str, Any]:
     """Give a bundle further forms; those that it has are left as they are.
 
     Args:
@@ -49,6 +55,7 @@ def add_forms(path: Path, formats: Sequence[str], precisions: Sequence[str], dat
         formats: onnx, pt2.
         precisions: fp16, int8, of ONNX.
         data: folder of the shards whose validation split they are measured on; "": where the run had them.
+        say: is told what goes on.
 
     Returns:
         What bundle.json says of each of these forms, by the name of its file.
@@ -63,7 +70,7 @@ def add_forms(path: Path, formats: Sequence[str], precisions: Sequence[str], dat
     wanted = [FORM_FILES[name] for name in formats] + [PRECISIONS[name] for name in precisions]
     missing = [name for name in wanted if name not in bundle.forms]
     if missing:
-        _write(bundle, missing)
+        _write(bundle, missing, say)
         golden = read_golden(path, len(bundle.inputs))
         facts: dict[str, dict[str, Any]] = {}
         for name in missing:
@@ -79,6 +86,8 @@ def add_forms(path: Path, formats: Sequence[str], precisions: Sequence[str], dat
                     f"{path / name}: says something else than the bundle: {check.difference:.1e} apart in a probability, "
                     f"expected at most {TOLERANCE:.0e}. It was not kept; please report the architectures"
                 )
+        if any(one["precision"] != "fp32" for one in facts.values()):
+            say("measuring on the validation split what lower precision loses")
         _measure(bundle, facts, data)
         update(path, {"forms": {**bundle.forms, **facts}})
     return {name: dict(read_bundle(path).forms[name]) for name in wanted}
@@ -88,30 +97,26 @@ def _precision(name: str) -> str:
     return next((precision for precision, file in PRECISIONS.items() if file == name), "fp32")
 
 
-def _write(bundle: Bundle, names: Sequence[str]) -> None:
+def _write(bundle: Bundle, names: Sequence[str], say: Callable[[str], None]) -> None:
     """Write the files; a graph in full precision is made once for all that need one."""
     members = [load_member(member, torch.device("cpu")) for member in bundle.members]
     facts = facts_of(bundle.name, bundle.answering, bundle.inputs)
     inputs, path = bundle.inputs, bundle.path
     if PRECISIONS["fp16"] in names:  # first: it copies the networks, whose activations a graph changes
-        _say(PRECISIONS["fp16"])
+        say(f"writing {PRECISIONS['fp16']}")
         half = program_of(EnsembleGraph(members, bundle.answering, half=True), inputs)
         write_onnx(half, inputs, path / PRECISIONS["fp16"], facts)
     if any(name in names for name in FORM_FILES.values()):
         program = program_of(EnsembleGraph(members, bundle.answering), inputs)
         if FORM_FILES["onnx"] in names:
-            _say(FORM_FILES["onnx"])
+            say(f"writing {FORM_FILES['onnx']}")
             write_onnx(program, inputs, path / FORM_FILES["onnx"], facts)
         if FORM_FILES["pt2"] in names:
-            _say(FORM_FILES["pt2"])
+            say(f"writing {FORM_FILES['pt2']}")
             write_pt2(program, path / FORM_FILES["pt2"], facts)
     if PRECISIONS["int8"] in names:
-        _say(PRECISIONS["int8"])
+        say(f"writing {PRECISIONS['int8']}")
         write_int8(path / FORM_FILES["onnx"], path / PRECISIONS["int8"])
-
-
-def _say(name: str) -> None:
-    _log.info("writing %s", name)
 
 
 def _measure(bundle: Bundle, facts: Mapping[str, dict[str, Any]], data: str) -> None:

@@ -21,11 +21,16 @@ def check_forms(formats: Sequence[str], precisions: Sequence[str]) -> None:
         check_wanted(formats, precisions)
 
 
-def add_forms(path: Path, formats: Sequence[str], precisions: Sequence[str], data: str) -> dict[str, Any]:
+def add_forms(
+    path: Path, formats: Sequence[str], precisions: Sequence[str], data: str, progress: Console
+) -> dict[str, Any]:
     """Give a bundle further forms; return what is known of each."""
     from choral.export.added import add_forms as added  # torch
 
-    return added(path, formats, precisions, data)
+    def say(text: str) -> None:
+        progress.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return added(path, formats, precisions, data, say)
 
 
 def print_forms(path: Path, forms: Mapping[str, Any], console: Console) -> None:
