@@ -132,11 +132,11 @@ def test_what_would_be_too_late_is_refused_at_once() -> None:
         until(lambda: figure(service, "choral_images_in_flight") == 3)
         times = service.server.service._batcher._lately
         times.clear()
-        times += [50.0, 10.0, 30.0]
+        times += [50.0, 15.0, 30.0]
         refused = ask(service)
         assert refused.status_code == 503 and refused.json()["limits"] == {"timeout_s": 20}
-        assert "3 images wait already, which takes about 30 s" in refused.json()["detail"]
-        assert refused.headers["Retry-After"] == "15"
+        assert "3 images wait already, which takes about 45 s" in refused.json()["detail"]
+        assert refused.headers["Retry-After"] == "23"
         predictor.gate.set()
         assert [one.result().status_code for one in asked] == [200] * 3
         # With nothing before it an image is always taken, so that an engine that was slow once is found to be fast again.

@@ -255,18 +255,20 @@ async def many(service: Running, count: int, body: bytes) -> list[httpx.Response
 
 def test_two_hundred_at_once_are_answered_or_asked_to_come_again() -> None:
     predictor = MadePredictor()
-    with running(predictor, queue=64, batch_size=16, max_files=1) as service:
+    with running(predictor, queue=64, batch_size=16, max_files=1, timeout_s=60) as service:
         predictor.gate.clear()  # nothing is answered before all have come
 
         def release() -> None:
-            while 'status="503"} 136' not in service.client.get("/metrics").text:
-                time.sleep(0.05)
-            predictor.gate.set()
+            try:
+                until(lambda: 'status="503"} 136' in service.client.get("/metrics").text, 50)
+            finally:
+                predictor.gate.set()
 
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             released = pool.submit(release)
-            found = asyncio.run(many(service, 200, GOOD))
-            released.result(60)
+            # Not in this thread: Playwright, once it was used in a process, has a loop running there.
+            found = pool.submit(lambda: asyncio.run(many(service, 200, GOOD))).result()
+            released.result()
         statuses = [one.status_code for one in found]
         assert statuses.count(200) == 64 and statuses.count(503) == 136
         for one in found:

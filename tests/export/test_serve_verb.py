@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -38,7 +39,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(memory, "keep_freed", lambda: calls.append("memory"))
     loggers = [logging.getLogger(name) for name in ("choral.serve", "uvicorn.error")]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    # Playwright, once it was used in a process, leaves a loop running in this thread, which alone may take signals.
+    running = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
     yield calls
+    asyncio._set_running_loop(running)
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)

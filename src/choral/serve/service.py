@@ -109,7 +109,7 @@ class Service:
         waiting = self._in_flight * self._batcher.seconds_an_image
         if self._in_flight + count > self.limits.queue:
             raise busy(f"{self._in_flight} images wait already", {"queue": self.limits.queue}, waiting)
-        if waiting > self.limits.timeout_s:
+        if waiting > 2 * self.limits.timeout_s:  # of many at once, each may take half of what a lone one took
             detail = f"{self._in_flight} images wait already, which takes about {waiting:.0f} s"
             raise busy(detail, {"timeout_s": self.limits.timeout_s}, waiting / 2)
 
