@@ -28,11 +28,11 @@ VIEWS = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose",
 def made_run(place: Path, options: argparse.Namespace) -> Any:
     """Pack images, and return the folder of a run of five members that are trained, as far as can be seen."""
     from bench_stream import make_images
-    from made_members import made_members
 
     from choral.configfile import load_config
     from choral.shards.options import PackOptions
     from choral.shards.pack import pack
+    from made_members import made_members
 
     make_images(place / "images", options.images)
     pack(str(place / "images"), place / "shards", PackOptions(processes=1, val=0.1, test=0.8))
