@@ -44,7 +44,11 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `path`, in place of what is there, once it is complete; or vanishes."""
+    """Give a folder to fill that becomes `path`, in place of what is there, once it is complete; or vanishes.
+
+    Where `path` is a symbolic link, the link stays, and what it leads to is replaced.
+    """
+    path = path.resolve()
     aside, old = (path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}") for kind in ("tmp", "old"))
     try:
         aside.mkdir(parents=True)
@@ -53,6 +57,8 @@ def folder_aside(path: Path) -> Iterator[Path]:
             path.replace(old)
         aside.replace(path)
     finally:
+        if old.exists() and not path.exists():  # stopped between the two renames
+            old.replace(path)
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
     sync(path.parent)

@@ -56,7 +56,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically."""
-    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(path, json_text(content))
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return what `write_json` puts into a file."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

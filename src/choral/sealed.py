@@ -5,25 +5,39 @@ That tells accidents, not forgers, who would write new checksums.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from choral.errors import DataError
-from choral.files import sha256_of, write_atomic
+from choral.files import sha256_of, written_aside
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (\S[^\n]*)")
 _DAMAGED = "copy the folder again, or export it again"
 
 
-def seal(path: Path) -> None:
-    """Write the checksums of the files in a folder, those in hidden ones left out; all become readable by everybody."""
-    lines = []
-    for name in _names(path):
+def seal(path: Path, changed: Mapping[str, bytes] | None = None) -> None:
+    """Write the checksums of the files in a folder, those in hidden ones left out; all become readable by everybody.
+
+    Args:
+        path: of the folder.
+        changed: content of files, by name, that are put there in the same moment: whoever stops this leaves the folder as it
+            was, or sealed anew.
+    """
+    changed = changed or {}
+    sums = {name: sha256_of(path / name) for name in _names(path) if name not in changed}
+    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in changed.items()}
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    with contextlib.ExitStack() as all_at_once:
+        for name, data in {**changed, SUMS: lines.encode()}.items():
+            file = all_at_once.enter_context(written_aside(path / name))
+            file.write(data)
+            file.flush()  # a full disk shows before the first is replaced
+    for name in (*sums, SUMS):
         (path / name).chmod(0o644)  # safetensors writes for the owner alone
-        lines.append(f"{sha256_of(path / name)}  {name}\n")
-    write_atomic(path / SUMS, "".join(lines).encode())
-    (path / SUMS).chmod(0o644)
 
 
 def sums_of(path: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from choral.cli import main
 from choral.errors import ChoralError, ConfigError, DataError
 from choral.export import added
 from choral.export.added import add_forms, check_wanted
-from choral.export.bundle import read_bundle
+from choral.export.bundle import read_bundle, update
 from choral.export.choice import Wanted
 from choral.export.engine import Predicted
 from choral.export.measure import apart, losses_of
@@ -55,6 +55,17 @@ def test_every_form_is_there_checked_and_measured(made: RunFolder) -> None:
     verified = verify_bundle(bundle.path, "cpu")
     assert verified.passed and [check.form for check in verified.checks] == ["torch", *FORMS]
     assert FORMS[3] in (bundle.path / "README.md").read_text()
+
+
+def test_what_was_not_measured_at_first_is_measured_later(made: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    path = made.path / "bundle"
+    forms = {name: dict(facts) for name, facts in read_bundle(path).forms.items()}
+    cost = forms[FORMS[3]].pop("measured")
+    update(path, {"forms": forms})
+    add_forms(path, ["onnx"], ["int8"], str(made.path / "nowhere"))
+    assert "--data FOLDER says where" in caplog.text and "measured" not in read_bundle(path).forms[FORMS[3]]
+    assert add_forms(path, ["onnx"], ["int8"], made.config().data.shards)[FORMS[3]]["measured"] == cost
+    assert read_bundle(path).forms[FORMS[3]]["measured"] == cost
 
 
 def test_all_forms_and_the_run_say_the_same_about_a_split(made: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,14 @@ import json
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_bundles import QUIET, labelled, made_run
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import choral
@@ -23,7 +25,9 @@ from choral.export import verify as verify_module
 from choral.export.bundle import FILE, SUMS, is_bundle, read_bundle, seal, update
 from choral.export.choice import Wanted, chosen_answer
 from choral.export.golden import read_golden
+from choral.export.predictor import Predictor
 from choral.export.verify import verify_bundle
+from choral.files import folder_aside
 from choral.predict.answers import ClassAnswer, LabelAnswer, NumberAnswer
 from choral.predict.ledger import Ledger
 from choral.predict.voices import voices_of
@@ -120,6 +124,42 @@ def test_nothing_in_a_bundle_can_lead_out_of_it(bundle: Path) -> None:
     update(bundle, {"members": content["members"], "format": "choral-bundle-0"})
     with pytest.raises(DataError, match="format 'choral-bundle-0', expected 'choral-bundle-1'"):
         read_bundle(bundle)
+
+
+def test_sums_that_do_not_cover_the_weights_are_refused(bundle: Path) -> None:
+    lines = (bundle / SUMS).read_text().splitlines(keepends=True)
+    (bundle / SUMS).write_text("".join(line for line in lines if "b/model.safetensors" not in line))
+    with pytest.raises(DataError, match="says nothing of members/b/model.safetensors"):
+        read_bundle(bundle)
+
+
+def test_whoever_stops_a_change_leaves_a_bundle_that_can_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    before = read_bundle(bundle).content
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("choral.sealed.sha256_of", stopped)
+        update(bundle, {"name": "other"})
+    assert read_bundle(bundle).content == before
+    renamed, replace = [], Path.replace
+
+    def once(path: Path, target: Path) -> Path:
+        renamed.append(target)
+        return stopped() if len(renamed) == 2 else replace(path, target)  # type: ignore[return-value]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), folder_aside(bundle) as aside:
+        (aside / "half").touch()
+        patch.setattr(Path, "replace", once)
+    assert read_bundle(bundle).content == before and len(list(bundle.parent.glob(".bundle*"))) == 0
+    update(bundle, {"name": "other"})
+    assert read_bundle(bundle).name == "other" and (bundle / "README.md").read_text().startswith("# other")
+
+
+def test_what_file_managers_leave_does_no_harm(bundle: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db"):
+        (bundle / "golden" / name).write_bytes(b"icons")
+    assert main(["verify", str(bundle)]) == 0
 
 
 def test_verify_tells_other_weights_and_other_pixels(
@@ -260,12 +300,57 @@ def test_a_place_that_is_taken(folder: RunFolder, bundle: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("cells/.bundle*")), "nothing is left beside"
 
 
-def test_the_stage_leaves_what_is_there(folder: RunFolder, bundle: Path) -> None:
+def test_a_place_that_is_a_link(folder: RunFolder, bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(bundle)
+    export(folder, folder.config(), Wanted(members=("a",)), link, True, QUIET)
+    assert link.is_symlink() and read_bundle(bundle).answering.members == ("a",)
+
+
+def test_a_full_disk_leaves_what_was_there(folder: RunFolder, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("choral.export.hub.save_file", full)
+    before = (bundle / SUMS).read_text()
+    with pytest.raises(ChoralError, match="cannot be written: .*No space left"):
+        export(folder, folder.config(), Wanted(members=("a",)), bundle, True, QUIET)
+    assert main(["export", str(folder.path), "--hub-folder", str(folder.path / "hub")]) == 1
+    assert (bundle / SUMS).read_text() == before and not list(folder.path.glob(".*.tmp"))
+
+
+def test_images_that_cannot_be_read_are_not_golden(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+
+    def decode(self: Predictor, image: bytes) -> np.ndarray:
+        read.append(image)
+        if len(read) == 1:
+            raise DataError("cut short")
+        return plain(self, image)
+
+    plain = Predictor.decode
+    monkeypatch.setattr(Predictor, "decode", decode)
+    report = export(folder, folder.config(), Wanted(members=("a",)), tmp_path / "bundle", False, QUIET)
+    assert report["samples"] == 3 and (tmp_path / "bundle" / "golden" / "00.png").read_bytes() == read[1]
+
+
+def test_the_stage_leaves_what_is_there(folder: RunFolder, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inode = (bundle / FILE).stat().st_ino
     assert export_stage(folder, folder.config(), QUIET) == bundle and (bundle / FILE).stat().st_ino == inode
     calibrate_run(folder, folder.config(), "test", Asked(method="none"))
     export_stage(folder, folder.config(), QUIET)
     assert read_bundle(bundle).answering.calibration.method == "none", "the run answers otherwise since"
+    (bundle / "README.md").write_text("damaged")
+    config = folder.config()
+    config = replace(config, export=replace(config.export, data_licence="CC0-1.0", formats=("pt2",)))
+    added: list[object] = []
+    monkeypatch.setattr("choral.workflow.exporting.add_forms", lambda *words: added.append(words))
+    export_stage(folder, folder.config(), QUIET)
+    assert read_bundle(bundle).classes and not added, "the damaged one was written again"
+    export_stage(folder, config, QUIET)
+    assert read_bundle(bundle).content["licences"]["data"] == "CC0-1.0" and added == [(bundle, ("pt2",), (), "", QUIET)]
 
 
 def test_networks_that_fuse_to_something_else_are_not_exported(
@@ -292,3 +377,13 @@ def test_the_verbs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["export", run_folder, "--golden", "1000"]) == 2
     assert main(["verify", str(tmp_path)]) == 2
     assert "no bundle" in capsys.readouterr().err
+    for words, message in (
+        (["export", report["bundle"]], "is a bundle already"),
+        (["export", report["bundle"], "out", "--format", "pt2", "--golden", "0"], "OUT, --golden do not go"),
+        (["export", run_folder, "--hub-folder", "hub", "--data", "elsewhere"], "--data does not go"),
+        (["export", run_folder, "--format", "pt2", "--data", "elsewhere"], "where --precision is measured"),
+        (["verify", report["bundle"], "--tolerance", "nan"], "expected a positive number"),
+        (["verify", report["bundle"], "--device", "meta"], "expected auto, cpu, cuda"),
+    ):
+        assert main(words) == 2
+        assert message in " ".join(capsys.readouterr().err.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from choral.errors import ConfigError
 from choral.export.bundle import is_bundle
 from choral.export.choice import Wanted
 from choral.runfolder import RunFolder
+
+_OF_FORMS = ("format", "precision", "data")
 
 
 def add_export_verbs(verbs: Verbs) -> None:
@@ -70,13 +73,22 @@ def add_export_verbs(verbs: Verbs) -> None:
 def export_verb(options: argparse.Namespace) -> int:
     """Write a bundle that answers for an image, or networks for timm and the Hub, or further forms of a bundle."""
     formats, precisions = split_at_commas(options.format), split_at_commas(options.precision)
+    if options.hub_folder is not None:
+        _refuse(
+            options, "out", "rule", "views", "uncalibrated", "golden", *_OF_FORMS, why="--hub-folder: writes networks"
+        )
+        return _hub_folders(RunFolder.find(options.target), options)
     workflow.check_forms(formats, precisions)
-    if formats and is_bundle(Path(options.target)):
+    if options.data and not precisions:
+        raise ConfigError("--data: is where --precision is measured; add --format onnx --precision fp16 or int8")
+    if is_bundle(Path(options.target)):
+        if not formats:
+            raise ConfigError(f"{options.target}: is a bundle already; --format onnx,pt2 gives it further forms")
+        not_of_bundles = ("out", "members", "rule", "views", "uncalibrated", "golden", "force")
+        _refuse(options, *not_of_bundles, why=f"{options.target}: is a bundle, which is given forms where it is")
         _add_forms(options, Path(options.target), {})
         return 0
     folder = RunFolder.find(options.target)
-    if options.hub_folder is not None:
-        return _hub_folders(folder, options)
     wanted = Wanted(options.rule, tuple(split_at_commas(options.members)), options.views, not options.uncalibrated)
     out = options.out or folder.path / workflow.BUNDLE
     report = workflow.export(folder, _config(folder, options.golden), wanted, out, options.force, stderr)
@@ -87,18 +99,15 @@ def export_verb(options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse(options: argparse.Namespace, *names: str, why: str) -> None:
+    """Raise ConfigError where one of these options was given."""
+    given = [name for name in names if getattr(options, name) not in (None, "") and getattr(options, name) is not False]
+    if given:
+        words = ", ".join("OUT" if name == "out" else f"--{name}" for name in given)
+        raise ConfigError(f"{why}: {words} {'do' if len(given) > 1 else 'does'} not go with that")
+
+
 def _hub_folders(folder: RunFolder, options: argparse.Namespace) -> int:
-    if (
-        options.out
-        or options.rule
-        or options.views
-        or options.uncalibrated
-        or options.format
-        or options.golden is not None
-    ):
-        raise ConfigError(
-            "--hub-folder: writes networks, each for itself: OUT, --rule, --views and the like do not go with it"
-        )
     members = split_at_commas(options.members)
     places = workflow.export_for_hub(folder, members, options.hub_folder, options.force)
     if options.json:
@@ -125,7 +134,9 @@ def _config(folder: RunFolder, golden: int | None) -> Config:
 
 def verify_verb(options: argparse.Namespace) -> int:
     """Check a bundle: checksums, and golden samples, or a whole split, in every form."""
-    if options.split or options.data:
+    tolerance = options.tolerance
+    check(tolerance is None or 0 < tolerance < math.inf, "--tolerance", "expected a positive number, such as 1e-5")
+    if options.split or options.data or options.run:
         return _verify_split(options)
     verified = workflow.verify(options.bundle, options.device, options.tolerance)
     if options.json:

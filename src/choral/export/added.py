@@ -48,7 +48,7 @@ def add_forms(
     data: str = "",
     say: Callable[[str], None] = _log.info,
 ) -> dict[str, Any]:
-    """Give a bundle further forms; those that it has are left as they are.
+    """Give a bundle further forms; those that it has are left as they are, and measured if they were not.
 
     Args:
         path: of the bundle.
@@ -69,10 +69,10 @@ def add_forms(
     bundle = read_bundle(path)
     wanted = [FORM_FILES[name] for name in formats] + [PRECISIONS[name] for name in precisions]
     missing = [name for name in wanted if name not in bundle.forms]
+    facts = {name: dict(bundle.forms[name]) for name in wanted if name in bundle.forms}
     if missing:
         _write(bundle, missing, say)
         golden = read_golden(path, len(bundle.inputs))
-        facts: dict[str, dict[str, Any]] = {}
         for name in missing:
             found = open_form(path / name).ask(golden.pixels)
             facts[name] = {"precision": _precision(name), "megabytes": (path / name).stat().st_size / 1e6}
@@ -86,11 +86,9 @@ def add_forms(
                     f"{path / name}: says something else than the bundle: {check.difference:.1e} apart in a probability, "
                     f"expected at most {TOLERANCE:.0e}. It was not kept; please report the architectures"
                 )
-        if any(one["precision"] != "fp32" for one in facts.values()):
-            say("measuring on the validation split what lower precision loses")
-        _measure(bundle, facts, data)
+    if _measure(bundle, facts, data, say) or missing:
         update(path, {"forms": {**bundle.forms, **facts}})
-    return {name: dict(read_bundle(path).forms[name]) for name in wanted}
+    return {name: facts[name] for name in wanted}
 
 
 def _precision(name: str) -> str:
@@ -119,18 +117,20 @@ def _write(bundle: Bundle, names: Sequence[str], say: Callable[[str], None]) -> 
         write_int8(path / FORM_FILES["onnx"], path / PRECISIONS["int8"])
 
 
-def _measure(bundle: Bundle, facts: Mapping[str, dict[str, Any]], data: str) -> None:
-    """Note what forms of lower precision lose on the validation split, against the bundle's networks."""
-    lower = [name for name in facts if _precision(name) != "fp32"]
+def _measure(bundle: Bundle, facts: Mapping[str, dict[str, Any]], data: str, say: Callable[[str], None]) -> bool:
+    """Note what forms of lower precision lose on the validation split, against the bundle's networks; whether any is new."""
+    lower = [name for name in facts if _precision(name) != "fp32" and "measured" not in facts[name]]
     if not lower:
-        return
+        return False
+    say("measuring on the validation split what lower precision loses")
     members = [load_member(member, torch.device("cpu")) for member in bundle.members]
     engines = {name: open_form(bundle.path / name) for name in lower}
     try:
         heard = hear(bundle, {"": TorchEngine(members, bundle.answering, "cpu"), **engines}, data=data)
     except (DataError, ConfigError) as error:
         _log.warning("what lower precision costs was not measured: %s; --data FOLDER says where the shards are", error)
-        return
+        return False
     own = {name: heard.said[name] for name in lower}
     for name, loss in losses_of(bundle.answering, heard.labels, own, heard.said[""]):
         facts[name]["measured"] = {"split": heard.split, **loss.to_json()}
+    return True

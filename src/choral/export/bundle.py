@@ -25,7 +25,6 @@ from choral.config.ensemble import LEGAL_NAME
 from choral.errors import ConfigError, DataError
 from choral.export.card import card_of
 from choral.export.engine import Input, inputs_of
-from choral.files import write_atomic
 from choral.inputs.crop import Crop
 from choral.inputs.looks import Form, Look
 from choral.inputs.resize import Resize
@@ -33,7 +32,7 @@ from choral.model.outputs import Outputs
 from choral.predict.bundled import FILE as FILE  # as others know them
 from choral.predict.bundled import WEIGHTS as WEIGHTS
 from choral.predict.bundled import is_bundle as is_bundle
-from choral.runfolder import write_json
+from choral.runfolder import json_text
 from choral.sealed import SUMS as SUMS
 from choral.sealed import check_sums, leaves
 from choral.sealed import seal as seal
@@ -113,23 +112,25 @@ def read_bundle(path: Path) -> Bundle:
     """
     if not is_bundle(path):
         raise ConfigError(f"{path}: no bundle (no {FILE}); `choral export RUN {path}` makes one")
-    if FILE not in check_sums(path):
-        raise DataError(f"{path / SUMS}: is damaged; {_DAMAGED}")
+    sums = check_sums(path)
     try:
         content = json.loads((path / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise DataError(f"{path / FILE}: format {content['format']!r}, expected {FORMAT!r}: export again")
-        return _bundle_of(path, content)
+        bundle = _bundle_of(path, content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / FILE}: is not understood ({error!r}); {_DAMAGED}") from error
+    folders = [member.folder.relative_to(path).as_posix() for member in bundle.members]
+    for name in (FILE, *(f"{folder}/{WEIGHTS}" for folder in folders), *bundle.forms):
+        if name not in sums:
+            raise DataError(f"{path / SUMS}: is damaged: it says nothing of {name}; {_DAMAGED}")
+    return bundle
 
 
 def update(path: Path, changes: Mapping[str, Any]) -> None:
-    """Replace keys of bundle.json, after files were added to the folder, write the card again, and seal the folder."""
+    """Replace keys of bundle.json, after files were added to the folder, with the card and the checksums in one moment."""
     content = {**json.loads((path / FILE).read_text(encoding="utf-8")), **changes}
-    write_json(path / FILE, content)
-    write_atomic(path / CARD, card_of(content).encode())
-    seal(path)
+    seal(path, {FILE: json_text(content).encode(), CARD: card_of(content).encode()})
 
 
 def member_json(member: BundledMember) -> dict[str, Any]:

@@ -4,7 +4,7 @@ was fused."""
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +41,8 @@ class Golden:
     predicted: Predicted
 
 
-def chosen_images(index: Index, count: int) -> list[bytes]:
-    """Return encoded images of a split, class by class in turn, within a class by a hash of the key.
-
-    Args:
-        index: of the split.
-        count: at most so many.
-    """
+def chosen_images(index: Index) -> Iterator[bytes]:
+    """Yield the encoded images of a split, class by class in turn, within a class by a hash of the key."""
     keys = index.keys(np.arange(len(index)))
     order = np.argsort(key_hashes(keys, 0, "golden samples"), kind="stable")
     if index.dataset.task == "multiclass":
@@ -58,8 +53,9 @@ def chosen_images(index: Index, count: int) -> list[bytes]:
             turn[own] = np.arange(len(own))
         order = order[np.argsort(turn, kind="stable")]
     store = LocalStore(index.dataset)
-    records = [index.row(int(row)) for row in order[:count]]
-    return [store.read(record.shard, record.offset, record.length) for record in records]
+    for row in order:
+        record = index.row(int(row))
+        yield store.read(record.shard, record.offset, record.length)
 
 
 def made_images(size: int) -> list[bytes]:
@@ -113,7 +109,7 @@ def read_golden(bundle: Path, inputs: int, form: str = "") -> Golden:
     """
     folder = bundle / FOLDER
     path, own = folder / EXPECTED, folder / f"{form}.safetensors"
-    files = tuple(sorted(file.name for file in folder.glob("*") if file.suffix != ".safetensors"))
+    files = tuple(sorted(file.name for file in folder.glob("[0-9][0-9].*")))  # file managers leave others
     try:
         tensors = load_file(path)
         said = load_file(own) if form and own.is_file() else tensors

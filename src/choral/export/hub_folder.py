@@ -15,8 +15,8 @@ from choral.errors import ConfigError
 from choral.export.hub import CONFIG, WEIGHTS, write_timm_folder
 from choral.export.hub_card import hub_card_of
 from choral.export.origin import licences_of, provenance_of
+from choral.export.place import new_folder
 from choral.export.record import scores_of
-from choral.files import folder_aside
 from choral.predict.bundled import BundledVoice
 from choral.predict.plan import evaluation_of
 from choral.predict.voices import SINGLE, Voice
@@ -43,7 +43,7 @@ def write_hub_folders(
 
     Raises:
         ConfigError: `out` holds something else, or is there without `force`; a network of a bundle.
-        DataError, ChoralError: a checkpoint or a ledger is damaged.
+        DataError, ChoralError: a checkpoint or a ledger is damaged, or the disk does not take it.
     """
     places = {voice.name: out if len(chosen) == 1 else out / voice.name for voice in chosen}
     for voice in chosen:
@@ -56,7 +56,7 @@ def write_hub_folders(
     evaluation = evaluation_of(voices, config.train.precision)
     for voice in chosen:
         content = _content_of(folder, config, voice, evaluation)
-        with folder_aside(places[voice.name]) as aside:
+        with new_folder(places[voice.name]) as aside:
             write_timm_folder(aside, voice.load(torch.device("cpu")), voice.look, voice.outputs)
             write_atomic(aside / CARD, hub_card_of(content))
             for path in aside.iterdir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,11 @@ class Predictor:
             ConfigError: there is no bundle, no such form, or no such device.
             DataError: a file is damaged.
         """
-        bundle = read_bundle(Path(path))
+        return cls.of_bundle(read_bundle(Path(path)), device, form)
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle, device: str = "auto", form: Form = "torch") -> Predictor:
+        """Return what a bundle answers that was read, and so checked, before; see `load`."""
         if form == "torch":
             from choral.export.graph import TorchEngine
 
@@ -133,8 +138,11 @@ class Predictor:
             A `ClassAnswer`, `LabelAnswer` or `NumberAnswer`, by the task.
 
         Raises:
+            ConfigError: a batch of less than one image.
             DataError: an image cannot be read; nothing is answered then, `choral predict` goes on.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size}: expected at least 1")
         if not isinstance(images, list | tuple):
             return self._predict([images])[0]
         batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
@@ -171,6 +179,14 @@ class Predictor:
             f"{type(image).__name__}: expected a path, bytes, a Pillow image or a (H, W, 3) or (H, W) uint8 array"
         )
 
+    def can_read(self, image: Image) -> bool:
+        """Return whether `decode` takes an image."""
+        try:
+            self.decode(image)
+        except DataError:
+            return False
+        return True
+
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
         """Return an image as the networks see it: of each input (S, S, 3) uint8, from (H, W, 3) uint8 RGB.
 
@@ -202,10 +218,9 @@ def torch_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device '{name}': expected auto, cpu, cuda or cuda:NUMBER") from error
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise ConfigError(f"device '{name}': expected auto, cpu, cuda or cuda:NUMBER")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device '{name}': there are {torch.cuda.device_count()} GPUs here")
     return device

@@ -91,7 +91,7 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
         DataError: a file is damaged.
     """
     bundle = read_bundle(path)
-    predictor = Predictor.load(path, device)
+    predictor = Predictor.of_bundle(bundle, device)
     usual = TOLERANCE if torch_device(device).type == "cpu" else GPU_TOLERANCE
     golden = read_golden(path, len(bundle.inputs))
     images = [predictor.prepare(predictor.decode(path / FOLDER / name)) for name in golden.files]

@@ -92,7 +92,7 @@ def verify_split(
         engines[UNFUSED] = Predictor.of_voices(
             bundle.name, voices, bundle.answering, bundle.max_pixels, device=device
         ).engine
-    engines[TORCH] = Predictor.load(path, device).engine
+    engines[TORCH] = Predictor.of_bundle(bundle, device).engine
     engines |= {name: open_form(path / name) for name in bundle.forms}
     heard = hear(bundle, engines, split, data)
     reference, name = heard.said[TORCH], TORCH

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,19 @@ import torch
 from choral.assess.answer import Answering
 from choral.config import Config
 from choral.errors import ChoralError, ConfigError, DataError
-from choral.export.bundle import CARD, FILE, FORMAT, BundledMember, is_bundle, member_json, read_bundle, seal
+from choral.export.bundle import CARD, FILE, FORMAT, BundledMember, member_json, read_bundle, seal
 from choral.export.card import card_of
 from choral.export.engine import inputs_of
 from choral.export.fuse import find_foldable, fold
 from choral.export.golden import chosen_images, made_images, write_golden
 from choral.export.hub import write_timm_folder
 from choral.export.origin import licences_of, provenance_of
+from choral.export.place import check_place, new_folder
 from choral.export.predictor import Predictor
 from choral.export.record import scores_of, slices_by_column
 from choral.export.verify import TOLERANCE, Verified, verify_bundle
 from choral.predict.voices import Voice
-from choral.runfolder import RunFolder, write_atomic, write_json
+from choral.runfolder import RunFolder, json_text
 from choral.shards.index import Dataset, Index
 
 
@@ -61,16 +60,16 @@ def write_bundle(
     Raises:
         ConfigError: the folder is there.
         DataError: a checkpoint or the data are damaged.
-        ChoralError: what was written answers otherwise than the run; nothing is left.
+        ChoralError: what was written answers otherwise than the run, or the disk does not take it; nothing is left.
     """
-    _check_place(out, force)
+    check_place(out, force)
     by_name = {voice.name: voice for voice in voices}
     heard = [by_name[name] for name in answering.members]
     max_pixels = config.data.max_pixels
     plain = Predictor.of_voices(folder.name, heard, answering, max_pixels, device="cpu")
-    with _beside(out) as aside:
+    with new_folder(out) as aside:
         members = [_write_member(voice, aside) for voice in heard]
-        images = _golden_images(config, members)
+        images = _golden_images(config, members, plain)
         pixels = [np.stack(parts) for parts in zip(*(plain.prepare(plain.decode(one)) for one in images), strict=True)]
         write_golden(aside, images, pixels, plain.engine.ask(pixels))
         content: dict[str, Any] = {
@@ -97,9 +96,7 @@ def write_bundle(
             "slices": slices_by_column(folder, config, answering),
             "provenance": provenance_of(folder, config, heard),
         }
-        write_json(aside / FILE, content)
-        write_atomic(aside / CARD, card_of(content))
-        seal(aside)
+        seal(aside, {FILE: json_text(content).encode(), CARD: card_of(content).encode()})
         verified = verify_bundle(aside, device="cpu", tolerance=TOLERANCE)
         if not verified.passed:
             worst = max(check.difference for check in verified.checks)
@@ -109,34 +106,8 @@ def write_bundle(
                 f"{', '.join(sorted({member.architecture for member in members}))}"
             )
         size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file()) / 1e6
-        if is_bundle(out):
-            shutil.rmtree(out)
-        aside.replace(out)
     verified = Verified(read_bundle(out), verified.samples, verified.pixels, verified.checks)
     return Written(verified, {member.name: len(member.folded) for member in members}, size)
-
-
-def _check_place(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_bundle(out):
-        raise ConfigError(f"{out}: is there already, and is no bundle; choose another folder")
-    if not force:
-        raise ConfigError(f"{out}: is there already; --force replaces it")
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """Give a folder to fill, which vanishes unless it was moved away."""
-    aside = out.parent / f".{out.name}.{datetime.now(UTC):%H%M%S%f}.tmp"
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be made: {error.strerror or error}") from error
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_member(voice: Voice, bundle: Path) -> BundledMember:
@@ -153,14 +124,14 @@ def _write_member(voice: Voice, bundle: Path) -> BundledMember:
     return member
 
 
-def _golden_images(config: Config, members: Sequence[BundledMember]) -> list[bytes]:
-    """Return encoded images of the validation split, or made ones."""
+def _golden_images(config: Config, members: Sequence[BundledMember], plain: Predictor) -> list[bytes]:
+    """Return encoded images of the validation split that can be read, or made ones."""
     count, size = config.export.golden, max(member.look.form.size for member in members)
     if not count:
         return made_images(size)
     try:
         dataset = Dataset.open(config.data.shards)
-        found = chosen_images(Index.open(dataset, config.data.val_split), count)
+        found = list(islice(filter(plain.can_read, chosen_images(Index.open(dataset, config.data.val_split))), count))
     except (DataError, ConfigError) as error:
         raise DataError(
             f"golden samples come from split '{config.data.val_split}' of {config.data.shards}, which cannot be read: "

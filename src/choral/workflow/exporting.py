@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,15 @@ from rich.table import Table
 
 from choral.assess.answering import described
 from choral.config import Config
-from choral.errors import ConfigError, did_you_mean
+from choral.configfile import to_values
+from choral.errors import ConfigError, DataError, did_you_mean
 from choral.export.bundle import is_bundle, read_bundle
 from choral.export.choice import Wanted, chosen_answer
+from choral.export.place import check_place
 from choral.export.verify import Verified, render, verify_bundle
 from choral.predict.voices import voices_of
 from choral.runfolder import RunFolder
+from choral.workflow.forms import add_forms
 
 BUNDLE = "bundle"
 """Folder in a run's, where the stage export leaves it."""
@@ -42,6 +45,7 @@ def export(
     Raises:
         ConfigError, DataError, ChoralError: as `chosen_answer` and `choral.export.write.write_bundle`.
     """
+    check_place(out, force)
     voices, unfinished = voices_of(folder, config)
     if unfinished:
         _say(progress, f"{folder.path}: not trained, and left out: {', '.join(unfinished)}")
@@ -92,37 +96,55 @@ def print_hub_folders(places: Mapping[str, Path], console: Console) -> None:
     for name, path in places.items():
         lines = (
             f"{path}: {name}, its weights as they were trained, and a model card",
-            f"Load it: timm.create_model('local-dir:{path}', pretrained=True)",
-            f"Upload it: hf upload YOU/{path.name} {path}",
+            f"Load it: timm.create_model({f'local-dir:{path}'!r}, pretrained=True)",
+            f"Upload it: hf upload {shlex.quote(f'YOU/{path.name}')} {shlex.quote(str(path))}",
         )
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def export_stage(folder: RunFolder, config: Config, progress: Console) -> Path:
-    """Leave RUN/bundle, unless one of these weights and answers is there already; return where it is.
+    """Leave RUN/bundle with the forms of `export.formats`, unless it is there already; return where it is.
+
+    One of other weights, answers or `export` settings is replaced, and so is a damaged one.
 
     Raises:
-        ConfigError, DataError, ChoralError: as `export`.
+        ConfigError, DataError, ChoralError: as `export` and `choral.export.added.add_forms`.
     """
     out = folder.path / BUNDLE
-    voices, _ = voices_of(folder, config)
-    if is_bundle(out):
-        answering, _ = chosen_answer(folder, config, voices, Wanted())
-        there = read_bundle(out)
-        if there.answering.to_json() == answering.to_json():
-            return out
-        shutil.rmtree(out)
-    export(folder, config, Wanted(), out, False, progress)
+    why = _why_not_kept(folder, config, out)
+    if why:
+        if is_bundle(out):
+            _say(progress, f"{out}: {why}; it is written again")
+        export(folder, config, Wanted(), out, True, progress)
+    if config.export.formats:
+        add_forms(out, config.export.formats, (), "", progress)
     return out
+
+
+def _why_not_kept(folder: RunFolder, config: Config, out: Path) -> str:
+    """Return why the stage export has to write a bundle; "": the one that is there is what it would write."""
+    if not is_bundle(out):
+        return "is not there"
+    try:
+        there = read_bundle(out)
+    except DataError as error:
+        return f"cannot be kept ({error})"
+    voices, _ = voices_of(folder, config)
+    answering, _ = chosen_answer(folder, config, voices, Wanted())
+    if there.answering.to_json() != answering.to_json():
+        return "answers otherwise than the run does by now"
+    before, now = there.content["provenance"]["config"]["export"], to_values(config)["export"]
+    changed = sorted(key for key in now if key != "formats" and now[key] != before.get(key))
+    return f"was written with another {', '.join(f'export.{key}' for key in changed)}" if changed else ""
 
 
 def print_exported(report: dict[str, Any], console: Console) -> None:
     """Print what was written, and what can be done with it."""
-    out = report["bundle"]
+    out, count = shlex.quote(report["bundle"]), len(report["members"])
     worst = max(check["difference"] for check in report["checks"])
     lines = (
-        f"{out}: {len(report['members'])} networks, {report['megabytes']:.1f} MB; fused and unfused differ by at most "
+        f"{out}: {count} network{'s' * (count > 1)}, {report['megabytes']:.1f} MB; fused and unfused differ by at most "
         f"{worst:.1e} in a probability of {report['samples']} golden samples",
         f"Ask it: choral predict {out} IMAGE...",
         f"Check it: choral verify {out}",

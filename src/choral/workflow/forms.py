@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from choral.errors import ChoralError
+
 if TYPE_CHECKING:
     from choral.export.verify_split import SplitCheck
 
@@ -24,13 +26,22 @@ def check_forms(formats: Sequence[str], precisions: Sequence[str]) -> None:
 def add_forms(
     path: Path, formats: Sequence[str], precisions: Sequence[str], data: str, progress: Console
 ) -> dict[str, Any]:
-    """Give a bundle further forms; return what is known of each."""
+    """Give a bundle further forms; return what is known of each.
+
+    Raises:
+        ConfigError, DataError, ChoralError: as `choral.export.added.add_forms`, or the disk does not take them.
+    """
+    from safetensors import SafetensorError
+
     from choral.export.added import add_forms as added  # torch
 
     def say(text: str) -> None:
         progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    return added(path, formats, precisions, data, say)
+    try:
+        return added(path, formats, precisions, data, say)
+    except (OSError, SafetensorError) as error:
+        raise ChoralError(f"{path}: cannot be given further forms: {error}; it answers as before") from error
 
 
 def print_forms(path: Path, forms: Mapping[str, Any], console: Console) -> None:

@@ -16,6 +16,7 @@ from choral.runfolder import RunFolder, is_run
 from choral.workflow.analyzing import analyze
 from choral.workflow.evaluation import evaluate
 from choral.workflow.exporting import export_stage
+from choral.workflow.forms import check_forms
 from choral.workflow.scoring import print_scores, score
 from choral.workflow.stages import Before, before_ensemble, evaluate_steps, say_stage
 from choral.workflow.summary import Step, board_tables, print_summary, write_summary
@@ -26,6 +27,8 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
     """Do the stages of `config.stages` that are not done yet, print what came of them, and return the exit status."""
     started = time.monotonic()
     chosen = config.chosen_stages
+    if "export" in chosen:
+        check_forms(config.export.formats, ())  # before hours of training
     if "pack" in chosen:
         pack_if_missing(config, progress)
     before = before_ensemble(config, progress)
