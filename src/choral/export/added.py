@@ -16,7 +16,7 @@ from choral.export.forms.lower import write_int8
 from choral.export.forms.onnx_form import check_installed, write_onnx
 from choral.export.forms.program import facts_of, program_of
 from choral.export.forms.pt2_form import write_pt2
-from choral.export.golden import read_golden, write_own_golden
+from choral.export.golden import FOLDER, read_golden, write_own_golden
 from choral.export.graph import EnsembleGraph, TorchEngine
 from choral.export.measure import hear, losses_of
 from choral.export.predictor import FORM_FILES, load_member
@@ -70,25 +70,39 @@ def add_forms(
     wanted = [FORM_FILES[name] for name in formats] + [PRECISIONS[name] for name in precisions]
     missing = [name for name in wanted if name not in bundle.forms]
     facts = {name: dict(bundle.forms[name]) for name in wanted if name in bundle.forms}
-    if missing:
-        _write(bundle, missing, say)
-        golden = read_golden(path, len(bundle.inputs))
-        for name in missing:
-            found = open_form(path / name).ask(golden.pixels)
-            facts[name] = {"precision": _precision(name), "megabytes": (path / name).stat().st_size / 1e6}
-            if _precision(name) != "fp32":
-                write_own_golden(path, name, found)
-                continue
-            check = check_of(name, found, golden.predicted, bundle.answering, TOLERANCE)
-            if not check.passed:
-                (path / name).unlink()
-                raise ChoralError(
-                    f"{path / name}: says something else than the bundle: {check.difference:.1e} apart in a probability, "
-                    f"expected at most {TOLERANCE:.0e}. It was not kept; please report the architectures"
-                )
-    if _measure(bundle, facts, data, say) or missing:
+    try:
+        if missing:
+            facts |= _made(bundle, missing, say)
+        is_new = _measure(bundle, facts, data, say) or bool(missing)
+    except BaseException:
+        for name in missing:  # what is not in bundle.json is not in the bundle
+            (path / name).unlink(missing_ok=True)
+            (path / FOLDER / f"{name}.safetensors").unlink(missing_ok=True)
+        raise
+    if is_new:
         update(path, {"forms": {**bundle.forms, **facts}})
     return {name: facts[name] for name in wanted}
+
+
+def _made(bundle: Bundle, names: Sequence[str], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Write forms, and return what is known of each, once those in full precision were checked."""
+    path = bundle.path
+    _write(bundle, names, say)
+    golden = read_golden(path, len(bundle.inputs))
+    facts: dict[str, dict[str, Any]] = {}
+    for name in names:
+        found = open_form(path / name).ask(golden.pixels)
+        facts[name] = {"precision": _precision(name), "megabytes": (path / name).stat().st_size / 1e6}
+        if _precision(name) != "fp32":
+            write_own_golden(path, name, found)
+            continue
+        check = check_of(name, found, golden.predicted, bundle.answering, TOLERANCE)
+        if not check.passed:
+            raise ChoralError(
+                f"{path / name}: says something else than the bundle: {check.difference:.1e} apart in a probability, "
+                f"expected at most {TOLERANCE:.0e}. It was not kept; please report the architectures"
+            )
+    return facts
 
 
 def _precision(name: str) -> str:
