@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import choral
+from choral.assess.answer import write_answer
 from choral.assess.calibrate import Asked, calibrate_run
+from choral.assess.maps import CalibrationMap
 from choral.cli import main
 from choral.errors import ChoralError, ConfigError, DataError
 from choral.export import verify as verify_module
@@ -83,6 +85,29 @@ def test_a_bundle_answers_as_the_ledger_says(folder: RunFolder) -> None:
     assert score["n"] == 11 and not score["chosen_on_it"]
     right = np.mean(predictor.answering.decide(expected) == ledger.labels)
     assert score["metrics"]["accuracy"]["value"] == pytest.approx(right)
+
+
+def test_what_a_steep_calibration_makes_of_rounding_is_allowed(folder: RunFolder, tmp_path: Path) -> None:
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+    answering, _ = chosen_answer(folder, config, voices, Wanted())
+    assert answering.calibration.steepness == 1
+    steps = ((0.0, 0.3333, 0.33331, 1.0), (0.0, 0.2, 0.202, 1.0))
+    steep = CalibrationMap("isotonic", "multiclass", knots=(steps,) * 3)
+    assert steep.steepness == pytest.approx(200)
+    assert replace(steep, knots=(((0.0, 0.5, 0.5, 1.0), (0.0, 0.1, 0.9, 1.0)),)).steepness == 1000
+    write_answer(folder, replace(answering, calibration=steep, evaluation=answering.evaluation))
+    export(folder, config, Wanted(), tmp_path / "steep", False, QUIET)
+    assert verify_bundle(tmp_path / "steep", "cpu").checks[0].tolerance == pytest.approx(2e-3)
+
+
+def test_too_few_samples_to_calibrate_on(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("choral.export.choice.FEWEST", 14)
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+    answering, source = chosen_answer(folder, config, voices, Wanted())
+    assert source == "not calibrated: 'val' has 13 samples, and 14 are needed at least"
+    assert answering.calibration.method == "none" and answering.conformal is None
 
 
 def test_every_damaged_byte_is_found(bundle: Path, tmp_path: Path) -> None:

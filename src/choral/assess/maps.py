@@ -20,6 +20,8 @@ from choral.shards.splits import key_hashes
 
 METHODS = ("none", "temperature", "vector", "isotonic")
 FOLDS = 5
+FEWEST = 2 * FOLDS
+"""Samples that something can be calibrated on."""
 _AT_ONCE = 1 << 20  # numbers
 
 
@@ -57,6 +59,15 @@ class CalibrationMap:
                 mapped /= mapped.sum(axis=1, keepdims=True)
             return mapped.astype(np.float32)
         return predictions
+
+    @property
+    def steepness(self) -> float:
+        """By how much the map enlarges a small difference of probabilities at most, 1 to 1000; of smooth methods 1."""
+        slopes = [1.0]
+        for before, after in self.knots:
+            widths = np.maximum(np.diff(before), 1e-12)
+            slopes += (np.diff(after) / widths).tolist()
+        return min(max(slopes), 1000.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
@@ -123,8 +134,8 @@ def cross_fitted(
     Raises:
         DataError: fewer than ten samples.
     """
-    if len(keys) < 2 * FOLDS:
-        raise DataError(f"{len(keys)} validation samples are too few to calibrate on: expected {2 * FOLDS} at least")
+    if len(keys) < FEWEST:
+        raise DataError(f"{len(keys)} validation samples are too few to calibrate on: expected {FEWEST} at least")
     if method == "none":
         return predictions
     # Ranks of hashes, so that folds are of the same size, and none is empty.

@@ -96,11 +96,12 @@ def _made(bundle: Bundle, names: Sequence[str], say: Callable[[str], None]) -> d
         if _precision(name) != "fp32":
             write_own_golden(path, name, found)
             continue
-        check = check_of(name, found, golden.predicted, bundle.answering, TOLERANCE)
+        allowed = TOLERANCE * bundle.answering.calibration.steepness
+        check = check_of(name, found, golden.predicted, bundle.answering, allowed)
         if not check.passed:
             raise ChoralError(
                 f"{path / name}: says something else than the bundle: {check.difference:.1e} apart in a probability, "
-                f"expected at most {TOLERANCE:.0e}. It was not kept; please report the architectures"
+                f"expected at most {allowed:.0e}. It was not kept; please report the architectures"
             )
     return facts
 

@@ -10,6 +10,7 @@ import numpy as np
 from choral.assess.answer import Answering, answer_path, check_answer, read_answer
 from choral.assess.answering import plain_answering
 from choral.assess.calibrate import Asked, fitted_answer
+from choral.assess.maps import FEWEST
 from choral.assess.predictor import Predictor
 from choral.assess.recipe import Recipe
 from choral.config import Config
@@ -69,6 +70,9 @@ def chosen_answer(folder: RunFolder, config: Config, voices: Sequence[Voice], wa
     if ledger.meta.evaluation != evaluation:
         raise DataError(f"{path}: is of other weights than there are now; run `choral evaluate {folder.name}` again")
     recipe = _recipe(folder, config, ledger, wanted)
+    if wanted.calibrated and len(ledger) < FEWEST and ledger.meta.task != "regression":
+        why = f"'{ledger.meta.split}' has {len(ledger)} samples, and {FEWEST} are needed at least"
+        return _uncalibrated(recipe, evaluation), f"not calibrated: {why}"
     if not wanted.calibrated or not (ledger.meta.task == "regression" or recipe.predictor.gives_probabilities):
         why = "as asked for" if not wanted.calibrated else f"{recipe.rule.rule} gives shares of votes, no probabilities"
         return _uncalibrated(recipe, evaluation), f"not calibrated: {why}"

@@ -84,7 +84,8 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
     Args:
         path: of the folder.
         device: as of `Predictor.load`; forms in one file are asked on the CPU.
-        tolerance: of probabilities; None: `TOLERANCE`, on a GPU and for lower precision `GPU_TOLERANCE`.
+        tolerance: of probabilities; None: `TOLERANCE`, on a GPU and for lower precision `GPU_TOLERANCE`, times the steepness
+            of the calibration, which enlarges what rounding leaves.
 
     Raises:
         ConfigError: there is no bundle.
@@ -97,12 +98,13 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
     images = [predictor.prepare(predictor.decode(path / FOLDER / name)) for name in golden.files]
     own = [np.stack(parts) for parts in zip(*images, strict=True)]
     pixels = max(int(np.abs(one.astype(np.int16) - other).max()) for one, other in zip(own, golden.pixels, strict=True))
-    engines: list[tuple[str, Engine, float]] = [("torch", predictor.engine, usual)]
+    steep = bundle.answering.calibration.steepness
+    engines: list[tuple[str, Engine, float]] = [("torch", predictor.engine, usual * steep)]
     for name, facts in bundle.forms.items():
         from choral.export.forms import open_form
 
         exact = facts["precision"] == "fp32"
-        engines.append((name, open_form(path / name), TOLERANCE if exact else GPU_TOLERANCE))
+        engines.append((name, open_form(path / name), (TOLERANCE if exact else GPU_TOLERANCE) * steep))
     checks = []
     for name, engine, allowed in engines:
         expected = read_golden(path, len(bundle.inputs), "" if name == "torch" else name).predicted

@@ -79,7 +79,7 @@ def verify_split(
         data: folder of the shards; "": where the run had them.
         run: folder or name; "": the name that the bundle has, if there is such a run.
         device: of networks; forms in one file are asked on the CPU.
-        tolerance: of probabilities; None: 1e-5, on a GPU that of `choral.export.verify`.
+        tolerance: of probabilities; None: as of `choral.export.verify.verify_bundle`.
 
     Raises:
         ConfigError, DataError: there is no such bundle, split or run, or it is damaged.
@@ -106,6 +106,7 @@ def verify_split(
         exact = form not in bundle.forms or bundle.forms[form]["precision"] == "fp32"
         rows.append(SplitRow(form, largest, same, exact))
     usual = TOLERANCE if torch_device(device).type == "cpu" else GPU_TOLERANCE
+    usual *= bundle.answering.calibration.steepness
     return SplitCheck(heard.split, len(heard.keys), name, why, usual if tolerance is None else tolerance, tuple(rows))
 
 

@@ -24,7 +24,7 @@ from choral.export.origin import licences_of, provenance_of
 from choral.export.place import check_place, new_folder
 from choral.export.predictor import Predictor
 from choral.export.record import scores_of, slices_by_column
-from choral.export.verify import TOLERANCE, Verified, verify_bundle
+from choral.export.verify import Verified, verify_bundle
 from choral.predict.voices import Voice
 from choral.runfolder import RunFolder, json_text
 from choral.shards.index import Dataset, Index
@@ -97,13 +97,13 @@ def write_bundle(
             "provenance": provenance_of(folder, config, heard),
         }
         seal(aside, {FILE: json_text(content).encode(), CARD: card_of(content).encode()})
-        verified = verify_bundle(aside, device="cpu", tolerance=TOLERANCE)
+        verified = verify_bundle(aside, device="cpu")
         if not verified.passed:
-            worst = max(check.difference for check in verified.checks)
+            (worst,) = verified.checks
             raise ChoralError(
-                f"{out}: the fused networks say something else than those of {folder.path}: {worst:.1e} apart in a "
-                f"probability, expected at most {TOLERANCE:.0e}. Nothing was written; please report the architecture: "
-                f"{', '.join(sorted({member.architecture for member in members}))}"
+                f"{out}: the fused networks say something else than those of {folder.path}: {worst.difference:.1e} apart "
+                f"in a probability, expected at most {worst.tolerance:.0e}. Nothing was written; please report the "
+                f"architecture: {', '.join(sorted({member.architecture for member in members}))}"
             )
         size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file()) / 1e6
     verified = Verified(read_bundle(out), verified.samples, verified.pixels, verified.checks)
