@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from made_service import CLASSES, MadePredictor, picture, running
 
@@ -102,6 +105,24 @@ def test_what_is_said_of_an_image_that_is_torn_between_classes(visit: Visit) -> 
     text = tab.locator(".said").inner_text()
     assert "unsure" in text and "counts as sure" in text
     assert "The set of 90 % coverage holds “red”, “green” and “<b>blue</b>”." in text
+
+
+def test_long_names_are_read_whole_and_tall_images_seen_whole(visit: Visit) -> None:
+    predictor = MadePredictor()
+    names = [f"{'a name of which the end alone tells one from another ' * 2}{number}" for number in range(3)]
+    predictor.answering = replace(predictor.answering, classes=tuple(names))
+    tab = visit(predictor, viewport={"width": 1440, "height": 900})
+    tall = io.BytesIO()
+    Image.new("RGB", (30, 120), (200, 40, 30)).save(tall, "PNG")
+    tab.set_input_files("#files", [file("tall.png", tall.getvalue())])
+    tab.locator(".verdict").wait_for()
+    cut = (
+        "found => found.filter(one => one.scrollHeight > one.clientHeight || one.scrollWidth > one.clientWidth).length"
+    )
+    for kind in (".of", ".says"):
+        assert tab.locator(kind).count() > 0 and tab.locator(kind).evaluate_all(cut) == 0
+    frame, image = (tab.locator(kind).bounding_box() for kind in (".frame", ".frame img"))
+    assert frame["height"] == image["height"] < 400
 
 
 def test_several_files_in_order_with_one_that_is_refused(visit: Visit) -> None:

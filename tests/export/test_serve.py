@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from made_ensembles import inputs, members, plain
 from choral.export.graph import TorchEngine
 from choral.export.predictor import Predictor
 from choral.predict.answers import Answer
+from choral.serve.app import summary_of
 from choral.serve.schema import ProblemDetails, answers_model
 from made_service import MadePredictor, Running, picture, running
 
@@ -99,6 +101,21 @@ def flat(content: Any, name: str = "") -> dict[str, Any]:
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         return {key: value for at, one in pairs for key, value in flat(one, f"{name}/{at}").items()}
     return {name: content} if isinstance(content, float) else {f"{name}={content}": 1.0}
+
+
+def test_what_watches_services_may_ask_with_head(client: httpx.Client) -> None:
+    for path, status in (("/health", 200), ("/", 200), ("/predict", 405), ("/nothing", 404)):
+        found = client.head(path)
+        assert found.status_code == status and found.content == b"" and int(found.headers["Content-Length"]) > 0
+
+
+def test_the_summary_names_what_it_has_room_for() -> None:
+    predictor = MadePredictor()
+    assert summary_of(predictor).startswith("One of red, green, <b>blue</b>. 3 members")
+    predictor.answering = replace(predictor.answering, classes=("a" * 70, "b" * 49, "c"))
+    assert summary_of(predictor).startswith(f"One of {'a' * 70}, {'b' * 49}, c. ")
+    predictor.answering = replace(predictor.answering, classes=("a" * 200, "b", "c"))
+    assert summary_of(predictor).startswith(f"One of {'a' * 200} ... (3 in all). ")
 
 
 def test_several_files_none_of_which_can_be_read(client: httpx.Client) -> None:

@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from choral.errors import ConfigError
-from choral.serve.batching import Batcher
+from choral.serve.batching import Batcher, Prepared
 from choral.serve.limits import Limits, bytes_of, size_text
 from made_service import MadePredictor, Running, picture, running
 
@@ -98,7 +100,7 @@ def test_cancelled_images_are_never_asked_about() -> None:
     until(lambda: predictor.sizes == [1])
     made.announce(2)
     gone, kept = made.put("gone", PREPARED), made.put("kept", PREPARED)
-    assert gone.cancel()
+    assert gone.cancel() and made.depth == 1
     predictor.gate.set()
     assert first.result(10).image == "first" and kept.result(10).image == "kept"
     assert predictor.sizes == [1, 1]
@@ -107,18 +109,21 @@ def test_cancelled_images_are_never_asked_about() -> None:
 
 def test_an_engine_that_takes_too_long(caplog: pytest.LogCaptureFixture) -> None:
     predictor = MadePredictor()
-    with running(predictor, timeout_s=0.4) as service:
+    with running(predictor, timeout_s=0.5) as service:
         predictor.gate.clear()
         with ThreadPoolExecutor(2) as pool:
             late = [pool.submit(ask, service) for _ in range(2)]
             found = [one.result() for one in late]
         assert [one.status_code for one in found] == [504, 504]
-        assert found[0].json()["limits"] == {"timeout_s": 0.4}
-        waiting = figure(service, "choral_queue_images")
+        assert found[0].json()["limits"] == {"timeout_s": 0.5}
+        # What was given up while it waited is not kept, and never asked about.
+        assert figure(service, "choral_queue_images") == 0
+        asked_before = sum(predictor.sizes)
+        behind = service.server.service
+        behind.limits = replace(behind.limits, timeout_s=20)
         predictor.gate.set()
         assert ask(service).status_code == 200
-        # What was given up while it waited was never asked about.
-        assert sum(predictor.sizes) == 1 + (2 - waiting) + 1
+        assert sum(predictor.sizes) == asked_before + 1
         assert figure(service, "choral_images_in_flight") == 0
     gc.collect()
     assert not [record for record in caplog.records if record.name in ("asyncio", "uvicorn.error")]
@@ -150,15 +155,30 @@ def test_readiness_tells_that_an_engine_is_stuck() -> None:
     predictor = MadePredictor()
     with running(predictor, timeout_s=0.5) as service, ThreadPoolExecutor(3) as pool:
         predictor.gate.clear()
-        first = pool.submit(ask, service)
-        until(lambda: len(predictor.sizes) == 2)
-        second = pool.submit(ask, service)
+        asked = pool.submit(ask, service)  # nothing waits behind it
         until(lambda: service.client.get("/health").status_code == 503)
         assert service.client.get("/health").json() == {"live": True, "ready": False}
         assert service.client.get("/health/live").status_code == 200
         predictor.gate.set()
         until(lambda: service.client.get("/health").status_code == 200)
-        assert {first.result().status_code, second.result().status_code} == {504}
+        assert asked.result().status_code == 504
+
+
+def test_without_memory_for_an_image_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, prepare = MadePredictor(), MadePredictor().prepare
+
+    def short_of_memory(image: NDArray[np.uint8]) -> Prepared:
+        if len(image) == 40:
+            raise MemoryError
+        return prepare(image)
+
+    monkeypatch.setattr(predictor, "prepare", short_of_memory)
+    with running(predictor) as service:
+        files = [("file", ("large", IMAGE)), ("file", ("small", picture(side=20)))]
+        large, small = service.client.post("/predict", files=files).json()["answers"]
+        assert large["status"] == 503 and "not enough memory" in large["error"] and small["label"] == "red"
+        alone = ask(service)
+        assert alone.status_code == 503 and alone.headers["Retry-After"] == "1"
 
 
 def test_an_engine_that_fails(caplog: pytest.LogCaptureFixture) -> None:

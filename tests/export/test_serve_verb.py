@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -31,7 +31,6 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     def load(target: str, device: str, form: str, say: object) -> MadePredictor:
         calls.append((target, device, form))
         predictor = MadePredictor()
-        predictor.pause_s = 0.3
         predictor.max_pixels = 10_000  # type: ignore[attr-defined]
         return predictor
 
@@ -54,6 +53,21 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def until(true: Callable[[], Any], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def test_a_host_that_others_reach_is_warned_of(
     loaded: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,27 +78,41 @@ def test_a_host_that_others_reach_is_warned_of(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_answers_until_it_is_told_to_stop(
-    loaded: list[Any], capsys: pytest.CaptureFixture[str], number: signal.Signals
+    loaded: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
-    port, found = free_port(), dict[str, Any]()
+    port, found, predictor = free_port(), dict[str, Any](), MadePredictor()
+    predictor.max_pixels = 10_000  # type: ignore[attr-defined]
+    monkeypatch.setattr(target, "open_predictor", lambda *given: loaded.append(given[:3]) or predictor)
 
     def user() -> None:
-        end = time.monotonic() + 30
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", verify=False) as client:
-            while time.monotonic() < end:
-                try:
-                    found["limits"] = client.get("/model").json()["limits"]
-                    break
-                except httpx.ConnectError:
-                    time.sleep(0.05)
-            threading.Timer(0.15, os.kill, (os.getpid(), number)).start()  # in the middle of the answer
-            found["answer"] = client.post("/predict", content=picture())
+        try:
+            until(lambda: listens(port))
+            predictor.gate.clear()
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", verify=False, timeout=60) as client:
+                found["limits"] = client.get("/model").json()["limits"]
+                found["answer"] = client.post("/predict", content=picture())
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGTERM)  # or the service would be waited for without end
+            raise
 
-    asking = threading.Thread(target=user)
+    def stop() -> None:
+        try:
+            until(lambda: predictor.sizes == [1, 1])  # in the middle of the answer
+            os.kill(os.getpid(), number)
+            until(lambda: not listens(port))
+        finally:
+            predictor.gate.set()
+
+    asking, stopping = threading.Thread(target=user), threading.Thread(target=stop)
     asking.start()
+    stopping.start()
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     status = cli.main(["serve", "bundle", "--port", str(port), "--max-bytes", "1MB", "--device", "cpu"])
     asking.join()
+    stopping.join()
     assert status == 0 and loaded == ["memory", ("bundle", "cpu", "torch")]
     assert found["answer"].status_code == 200 and found["answer"].json()["answers"][0]["label"] == "red"
     # The bundle's own limit on pixels, where it is lower and none is given.
@@ -118,6 +146,16 @@ def test_a_port_that_is_taken(loaded: list[Any], capsys: pytest.CaptureFixture[s
         port = other.getsockname()[1]
         assert cli.main(["serve", "bundle", "--port", str(port)]) == 2
     assert f"--port {port}: Address already in use; choose another" in capsys.readouterr().err and not loaded
+
+
+def test_a_port_that_another_bound_at_the_same_time(
+    loaded: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bound_socket("127.0.0.1", 0) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(memory, "keep_freed", lambda: other.listen())  # while this one loads
+        assert cli.main(["serve", "bundle", "--port", str(port)]) == 2
+    assert f"--port {port}: Address already in use; choose another" in capsys.readouterr().err and loaded
 
 
 def test_without_its_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

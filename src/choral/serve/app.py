@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import accumulate
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,7 +24,7 @@ from choral.serve.service import Service
 
 PATHS = ("/", "/predict", "/model", "/docs", "/openapi.json", "/health", "/health/live", "/metrics")
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
-_SHOWN = 8
+_SHOWN, _LETTERS = 8, 120  # names of classes in a sentence, and how long they are together
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "required": True,
@@ -77,7 +78,9 @@ def summary_of(predictor: Predicting) -> str:
     """Return in a sentence or two what answers, and what it can say."""
     answering, members, names = predictor.answering, len(predictor.members), predictor.classes
     kind = {"multilabel": "Any of", "regression": "Numbers:"}.get(predictor.task, "One of")
-    shown = ", ".join(names[:_SHOWN]) + (f" ... ({len(names):,} in all)" if len(names) > _SHOWN else "")
+    room = accumulate(len(name) for name in names[:_SHOWN])
+    count = max(1, sum(letters <= _LETTERS for letters in room))
+    shown = ", ".join(names[:count]) + (f" ... ({len(names):,} in all)" if len(names) > count else "")
     parts = [f"{members} member{'s' if members > 1 else ''}"]
     if len(answering.views) > 1:
         parts.append(f"{len(answering.views)} views")

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,6 +81,7 @@ class Batcher:
         self._predictor, self._batch_size, self._wait_s, self._told = predictor, batch_size, wait_s, told
         self._waiting: deque[_Waiting] = deque()
         self._announced, self._closed = 0, False
+        self._asked_since: float | None = None  # when the first image came of the batch that is asked about
         self._lately: deque[float] = deque(maxlen=_LATELY)
         self._changed = threading.Condition()
         # A daemon: a second Ctrl-C ends the process without waiting for an engine.
@@ -98,13 +100,19 @@ class Batcher:
             self._changed.notify_all()
 
     def put(self, name: str, prepared: Prepared) -> Future[Answer]:
-        """Let an image that was announced wait; one whose future is cancelled before its turn is never asked about."""
+        """Let an image that was announced wait; one whose future is cancelled before its turn is forgotten at once."""
         one = _Waiting(name, prepared)
         with self._changed:
             self._announced -= 1
             self._waiting.append(one)
             self._changed.notify_all()
+        # Clients that come and go while an engine is slow, or stuck, would fill memory with what nobody waits for.
+        one.answer.add_done_callback(lambda answer: self._forget(one) if answer.cancelled() else None)
         return one.answer
+
+    def _forget(self, one: _Waiting) -> None:
+        with self._changed, suppress(ValueError):  # or its turn has come just now
+            self._waiting.remove(one)
 
     @property
     def depth(self) -> int:
@@ -113,9 +121,10 @@ class Batcher:
 
     @property
     def longest_wait_s(self) -> float:
-        """How long the image at the head of the queue has waited; 0 where there is none."""
+        """How long the first image without an answer has waited, be it for its turn or the engine; 0: there is none."""
         with self._changed:
-            return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+            since = self._asked_since or (self._waiting[0].since if self._waiting else None)
+            return 0.0 if since is None else time.monotonic() - since
 
     @property
     def seconds_an_image(self) -> float:
@@ -138,6 +147,7 @@ class Batcher:
         while (batch := self._next_batch()) is not None:
             if batch:
                 self._answer(batch)
+            self._asked_since = None
 
     def _next_batch(self) -> list[_Waiting] | None:
         """Wait for a batch and return it, without what was cancelled; None once there will be none."""
@@ -153,6 +163,7 @@ class Batcher:
                     break
                 self._changed.wait(left)
             taken = [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
+            self._asked_since = taken[0].since if taken else None
         return [one for one in taken if one.answer.set_running_or_notify_cancel()]
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:

@@ -63,7 +63,9 @@ class Gate:
 
         try:
             refused = self._refused(scope["method"], Headers(scope=scope))
-            await (self._app if refused is None else refused.response())(scope, receive, sent)
+            # What watches services likes to ask with HEAD: answered as GET, whose body the server then leaves out.
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await (self._app if refused is None else refused.response())(asked, receive, sent)
         finally:
             self._note(scope, status, time.monotonic() - started)
 

@@ -43,8 +43,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
         found.bind(address)
     except OSError as error:
         found.close()
-        raise ConfigError(f"--port {port}: {error.strerror}; choose another, or 0 for any that is free") from error
+        raise _no_port(port, error) from error
     return found
+
+
+def _no_port(port: int, error: OSError) -> ConfigError:
+    return ConfigError(f"--port {port}: {error.strerror}; choose another, or 0 for any that is free")
 
 
 def is_loopback(bound: socket.socket) -> bool:
@@ -110,8 +114,15 @@ class Server(uvicorn.Server):
         return self.service.answered
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
+        """Listen, and say so.
+
+        Raises:
+            ConfigError: another process bound the port at the same time, which is allowed, and listens already.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise _no_port(self._bound.getsockname()[1], error) from error
         self._started()
 
     @contextmanager

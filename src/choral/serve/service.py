@@ -181,6 +181,8 @@ class Service:
             raise Problem(413, str(error), {"max_pixels": most}) from None
         except DataError as error:
             raise Problem(422, str(error)) from None
+        except MemoryError:
+            raise busy("not enough memory to decode it", {}) from None
 
     def _count_batch(self, count: int, seconds: float) -> None:
         self._batches.add(count)

@@ -1,7 +1,8 @@
 "use strict";
 // Takes images (dropped, chosen, pasted, photographed), asks /predict, and shows what is said. Texts become text nodes.
 
-const AT_ONCE = 3, SHOWN = 10, RETRIES = 4;
+const AT_ONCE = 3, SHOWN = 10, NAMED = 5, RETRIES = 4;
+const LONG = 24; // letters of a name that leave no room for a bar beside it
 const pageOf = (id) => document.getElementById(id);
 const list = pageOf("list"), waiting = [], counts = { asked: 0, done: 0, failed: 0 };
 let busy = 0;
@@ -134,10 +135,13 @@ function bar(name, share, style, { says, mark } = {}) {
     says !== undefined && el("span", { class: "says", title: says }, says), el("span", { class: "amount" }, percent(share)));
 }
 
+/** Return the class of a list of bars: names that are long stand above theirs. */
+const tally = (names, style = "tally") => (names.some((name) => name.length > LONG) ? `${style} stacked` : style);
+
 /** Return bars, the largest first; of many the rest at a button's press. */
 function bars(rows) {
   const ordered = rows.slice().sort((one, other) => other.share - one.share);
-  const place = el("ul", { class: "tally" }, ordered.slice(0, SHOWN).map((row) => bar(row.name, row.share, row.style, row)));
+  const place = el("ul", { class: tally(rows.map((row) => row.name)) }, ordered.slice(0, SHOWN).map((row) => bar(row.name, row.share, row.style, row)));
   if (ordered.length <= SHOWN) return [place];
   const more = el("button", { class: "link rest", type: "button", onclick: () => {
     place.append(...ordered.slice(SHOWN).map((row) => bar(row.name, row.share, row.style, row)));
@@ -147,7 +151,10 @@ function bars(rows) {
 }
 
 const and = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words[words.length - 1]}`);
-const inQuotes = (names) => names.map((name) => `“${name}”`);
+const inQuotes = (names) => {
+  const quoted = names.map((name) => `“${name}”`);
+  return and(quoted.length > NAMED + 1 ? [...quoted.slice(0, NAMED), `${whole(quoted.length - NAMED)} more`] : quoted);
+};
 const coverage = () => `${Number((100 * DATA.coverage).toPrecision(4))} %`;
 
 function classView(answer) {
@@ -157,7 +164,7 @@ function classView(answer) {
     const set = `The set of ${coverage()} coverage`;
     if (!possible.length) remarks.push(`${set} is empty: the image is unlike those of the calibration`);
     else if (possible.length === 1 && possible[0] === answer.label) remarks.push(`${set} holds this class alone`);
-    else remarks.push(`${set} holds ${and(inQuotes(possible))}`);
+    else remarks.push(`${set} holds ${inQuotes(possible)}`);
   }
   if (answer.unsure) remarks.push(`Less than the ${percent(DATA.unsure_below)} from which on an answer counts as sure`);
   const agree = votes.filter(([, [label]]) => label === answer.label).length;
@@ -167,7 +174,7 @@ function classView(answer) {
     el("h3", {}, DATA.rule === "hard" ? "Shares of votes" : "Probability"),
     ...bars(DATA.classes.map((name, place) => ({ name, share: answer.probabilities[place], style: name === answer.label ? "chosen" : "" }))),
     votes.length > 1 && el("h3", {}, `Members: ${agree} of ${votes.length} agree`),
-    votes.length > 1 && el("ul", { class: "tally by-member" }, votes.map(([name, [label, share]]) =>
+    votes.length > 1 && el("ul", { class: tally(votes.flatMap(([name, [label]]) => [name, label]), "tally by-member") }, votes.map(([name, [label, share]]) =>
       bar(name, share, label === answer.label ? "chosen" : "differs", { says: label }))),
   ].filter(Boolean);
 }
@@ -177,11 +184,11 @@ function labelView(answer) {
   const perhaps = (answer.possible || []).filter((name) => !(name in answer.labels));
   return [
     el("p", { class: "verdict" }, given.length ? given.map(([name, share]) => el("span", {}, `${name} `, el("span", { class: "amount" }, percent(share)))) : "No label"),
-    perhaps.length && el("p", { class: "remark" }, sentence(`At ${coverage()} coverage ${and(inQuotes(perhaps))} cannot be left out`)),
+    perhaps.length && el("p", { class: "remark" }, sentence(`At ${coverage()} coverage ${inQuotes(perhaps)} cannot be left out`)),
     el("h3", {}, "Probability"),
     ...bars(Object.entries(answer.probabilities).map(([name, share]) => ({ name, share, style: name in answer.labels ? "chosen" : "", mark: DATA.thresholds[name] }))),
     votes.length > 1 && el("h3", {}, "Members"),
-    votes.length > 1 && facts(votes.map(([name, labels]) => [name, labels.join(", ") || "none"])),
+    votes.length > 1 && facts(votes.map(([name, labels]) => [name, labels.join(" · ") || "none"])),
   ].filter(Boolean);
 }
 
@@ -194,7 +201,7 @@ function numberView(answer) {
         ? `${coverage()} interval: ${short(answer.intervals[name][0])} to ${short(answer.intervals[name][1])}` : `No bounded interval at ${coverage()}`)))),
     votes.length > 1 && el("h3", {}, "Members"),
     votes.length > 1 && facts(votes.map(([name, values]) => [name, names.length > 1
-      ? names.map((target) => `${target} ${short(values[target])}`).join(", ") : short(values[names[0]])])),
+      ? names.map((target) => `${target}: ${short(values[target])}`).join(" · ") : short(values[names[0]])])),
   ].filter(Boolean);
 }
 
