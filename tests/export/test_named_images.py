@@ -84,6 +84,7 @@ def test_what_is_no_image_file_is_told_in_its_place(photos_here: Path) -> None:
     odd = photos_here / "odd"
     odd.mkdir()
     (odd / "loop").symlink_to(odd)
+    (odd / "itself").symlink_to("itself")  # neither a folder nor a file
     (odd / "dangling.jpg").symlink_to(odd / "nothing")
     os.mkfifo(odd / "pipe.png")  # would be waited for
     touch(odd / "z.png")

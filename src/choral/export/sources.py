@@ -188,10 +188,17 @@ def _in_folder(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Pict
         yield Picture(_text(folder), folder, problem="a link that leads back to a folder above it")
         return
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _in_folder(entry.path, (*above, here))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             yield _in_place(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 def _in_place(entry: os.DirEntry[str]) -> Picture:
