@@ -209,6 +209,7 @@ def test_verify_tells_other_weights_and_other_pixels(
     monkeypatch.setattr(verify_module.Predictor, "prepare", darker)
     verified = verify_bundle(bundle)
     assert not verified.passed and verified.pixels > 1 and verified.checks[0].passed, "the networks are as they were"
+    assert main(["verify", str(bundle)]) == 1 and "pixels NOT as exported" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_wanted_is_fitted_on_validation(folder: RunFolder) -> None:

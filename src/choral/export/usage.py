@@ -38,7 +38,11 @@ def usage_of(content: Mapping[str, Any]) -> Iterator[str]:
         "One network alone, with timm, for logits (its BatchNorms are folded into the layers before them: not to be trained "
         "further):"
     )
-    yield block("python", f'network = timm.create_model("local-dir:BUNDLE/{first["folder"]}", pretrained=True).eval()')
+    yield block(
+        "python",
+        "import timm",
+        f'network = timm.create_model("local-dir:BUNDLE/{first["folder"]}", pretrained=True).eval()',
+    )
 
 
 def _onnx(content: Mapping[str, Any]) -> Iterator[str]:

@@ -167,7 +167,9 @@ def print_verified(verified: Verified, console: Console) -> None:
     for row in render(verified):
         table.add_row(*row)
     console.print(table)
-    pixels = "as exported" if not verified.pixels else f"up to {verified.pixels} levels of 255 from those at export"
+    pixels = "as exported"
+    if verified.pixels:
+        pixels = f"NOT as exported, by up to {verified.pixels} levels of 255 (decoders of other versions may differ by a few)"
     console.print(f"{verified.samples} golden samples; pixels {pixels}; every checksum as written", highlight=False)
 
 
