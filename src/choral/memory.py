@@ -75,6 +75,12 @@ def keep_freed() -> None:
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
+def give_back_freed() -> None:
+    """Give the system all memory that is free in this process, where its C library can (glibc): after something large."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
     """Return the last of the rising sizes that fit before the first that does not; 0: the first does not."""
     found = 0

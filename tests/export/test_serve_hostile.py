@@ -325,3 +325,13 @@ def test_images_that_would_fill_memory_are_decoded_one_after_the_other() -> None
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(meet, [50, 50])) == [0, 1]
+
+
+def test_what_a_large_image_took_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr("choral.serve.service.give_back_freed", lambda: given.append(1))
+    large = io.BytesIO()
+    Image.new("L", (3000, 3000)).save(large, "PNG")
+    with running(MadePredictor()) as service:
+        assert service.client.post("/predict", content=GOOD).status_code == 200 and not given
+        assert service.client.post("/predict", content=large.getvalue()).status_code == 200 and given == [1]

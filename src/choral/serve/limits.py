@@ -18,8 +18,7 @@ class Limits:
     """What a service accepts, and how it batches.
 
     Memory is at most about what the model itself needs, `buffer`, `max_bytes` for each of `workers`, 16 bytes for each of
-    `max_pixels`, and `queue` prepared images. Of images that large and transparent the C library may keep what each of
-    `workers` freed, 10 bytes a pixel, for the next ones.
+    `max_pixels`, and `queue` prepared images.
     """
 
     batch_size: int = 32

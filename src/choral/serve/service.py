@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from choral.errors import DataError
 from choral.inputs.decode import TooManyPixels, decode, stored_size
+from choral.memory import give_back_freed
 from choral.predict.answers import Answer
 from choral.serve.batching import Batcher, Predicting, Prepared
 from choral.serve.limits import Limits
@@ -25,6 +26,7 @@ from choral.serve.uploads import Buffer, Upload, read_uploads
 from choral.shards.formats import sniff
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LARGE = 8_000_000  # pixels
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -176,7 +178,10 @@ class Service:
             if height * width > most:
                 raise TooManyPixels(f"{width} x {height} pixels, more than the limit of {most:,}")
             with self._decoding.hold(height * width):
-                return self.predictor.prepare(decode(data, max_pixels=most))
+                prepared = self.predictor.prepare(decode(data, max_pixels=most))
+                if height * width >= _LARGE:
+                    give_back_freed()  # each thread would keep what its largest image took
+                return prepared
         except TooManyPixels as error:
             raise Problem(413, str(error), {"max_pixels": most}) from None
         except DataError as error:
