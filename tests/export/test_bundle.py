@@ -396,7 +396,9 @@ def test_the_verbs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     shutil.rmtree(bundle)
     run_folder = str(tmp_path / "cells")
     assert main(["export", run_folder, "--members", "a,b", "--rule", "hard", "--golden", "2", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert "look" in said.err, "the card shows figures of the test split"
     assert report["members"] == ["a", "b"] and report["samples"] == 2 and report["passed"]
     assert main(["verify", report["bundle"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checks"][0]["same_decisions"]

@@ -82,6 +82,14 @@ def test_the_card_of_each_task_says_what_was_measured(task: str) -> None:
     assert not text.endswith("\n\n")
 
 
+def test_views_that_count_differently_are_told_with_their_weights() -> None:
+    content = content_of()
+    content["answer"]["views"] = {"identity": 0.75, "hflip": 0.25}
+    assert "2: identity (0.75), hflip (0.25)" in card_of(content)
+    content["answer"]["views"] = {"identity": 0.5, "hflip": 0.5}
+    assert "2: identity, hflip" in card_of(content)
+
+
 def test_what_lower_precision_loses_is_said() -> None:
     content = content_of()
     assert "one file" not in card_of(content)

@@ -130,7 +130,7 @@ def _what(content: Mapping[str, Any]) -> Iterator[str]:
     names = {"multiclass": "Classes", "multilabel": "Labels", "regression": "Numbers"}[content["task"]]
     rows = [
         (names, listed(content["classes"])),
-        ("Views of an image", f"{len(answer['views'])}: {listed(list(answer['views']))}"),
+        ("Views of an image", f"{len(answer['views'])}: {listed(_views(answer['views']))}"),
         ("Networks are combined by", _rule(answer)),
         ("Calibrated", _calibration(answer)),
         ("Decides", _decision(answer)),
@@ -144,6 +144,12 @@ def _what(content: Mapping[str, Any]) -> Iterator[str]:
         ("network", "architecture", "sees"),
         [(plain(one["name"]), plain(one["architecture"]), _look(one["look"])) for one in content["members"]],
     )
+
+
+def _views(views: Mapping[str, float]) -> list[str]:
+    """Return the names of views, with what each counts where not all count the same."""
+    even = len(set(views.values())) == 1
+    return [name if even else f"{name} ({weight:.2f})" for name, weight in views.items()]
 
 
 def _look(look: Mapping[str, Any]) -> str:

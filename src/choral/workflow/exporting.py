@@ -22,6 +22,7 @@ from choral.export.verify import Verified, render, verify_bundle
 from choral.predict.voices import voices_of
 from choral.runfolder import RunFolder
 from choral.workflow.forms import add_forms
+from choral.workflow.scoring import print_looks
 
 BUNDLE = "bundle"
 """Folder in a run's, where the stage export leaves it."""
@@ -56,6 +57,8 @@ def export(
     written = write_bundle(folder, config, voices, answering, out, force)
     folded = ", ".join(f"{name} {count}" for name, count in written.folded.items())
     _say(progress, f"norms folded into the layers before them: {folded}")
+    for split in written.verified.bundle.content["scores"]:
+        print_looks(folder, split, progress)  # the model card shows its figures
     return {
         "bundle": str(out),
         "members": list(answering.members),
