@@ -41,6 +41,7 @@ def made_run(shards: Path, path: Path) -> RunFolder:
     AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(Runtime, "_install_handlers", lambda run: None)  # they would stay: this is no fixture of one test
         torch.set_num_threads(1)
         evaluate(config, folder, Runtime("no", 1, 60, folder.stop_file))
     export(folder, config, Wanted(), folder.path / "bundle", False, QUIET)

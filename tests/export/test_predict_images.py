@@ -188,7 +188,7 @@ def test_ranks_that_are_stopped_or_see_other_images_leave_nothing(
 ) -> None:
     request = PredictRequest("trio", (str(photos / "test"),), Path("out.csv"), batch_size=4, workers=1)
     raised = on_ranks(lambda run: predict_as_rank(request, run) and None, 2, told_to_stop=lambda rank: rank == 0)
-    assert len(raised) == 1 and "nothing was written" in str(raised[0])
+    assert raised and all("nothing was written" in str(error) for error in raised)  # the other rank may see it, too
     batches = PredictRequest.batches
     more = iter([[Picture("late", "late")], []])
 

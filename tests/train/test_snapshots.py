@@ -16,6 +16,7 @@ from choral.config import Config, TrainConfig
 from choral.configfile import load_config
 from choral.ensemble.members import member_config
 from choral.errors import ChoralError, ConfigError, Stopped
+from choral.export.target import open_predictor
 from choral.model.checkpoint import load_model_tensors
 from choral.predict.answers import ClassAnswer
 from choral.predict.voices import Voice, voices_of
@@ -24,7 +25,6 @@ from choral.runtime import Runtime
 from choral.train import loop
 from choral.train.optim import Schedule
 from choral.train.trainer import Trainer
-from choral.workflow import predict
 from toys import Choral
 
 
@@ -200,6 +200,6 @@ def test_a_run_of_snapshots_from_the_command_line(
     rows = json.loads((folder.path / "scores-test.json").read_text())["rows"]
     assert [row["name"] for row in rows[:4]] == ["member/snapshots.1", "member/snapshots.2", "soft", "hard"]
     assert [path.name for path in (folder.path / "members").iterdir()] == ["snapshots"]
-    (answer,) = predict(folder, [next(photos.rglob("*.png"))])
+    answer = open_predictor(str(folder.path), "cpu", "torch", print).predict(next(photos.rglob("*.png")))
     assert isinstance(answer, ClassAnswer) and answer.votes
     assert list(answer.votes) == ["snapshots.1", "snapshots.2"]

@@ -47,6 +47,7 @@ class Done:
         monkeypatch.setattr(steps, "pack_if_missing", lambda config, console: self.log.append("pack"))
         monkeypatch.setattr(steps, "score", lambda folder, split: self.log.append(f"score {folder.name}"))
         monkeypatch.setattr(steps, "print_scores", lambda *arguments: None)
+        monkeypatch.setattr(steps, "export_stage", self.export)
         monkeypatch.setattr(stages, "print_improved", lambda *arguments: None)
 
     def train_all(self, config: Config, folder: RunFolder, console: Console) -> int:
@@ -67,6 +68,10 @@ class Done:
                 )
                 record_steps(request.folder, request.folder.config(), split)
         return 0
+
+    def export(self, folder: RunFolder, config: Config, console: Console) -> Path:
+        self.log.append(f"export {folder.name} rotate={config.augment.rotate:g}")
+        return folder.path / "bundle"
 
     def analyze(self, folder: RunFolder) -> stages.Step:
         self.log.append(f"analyze {folder.name}")
@@ -132,8 +137,10 @@ def test_the_whole_workflow_looks_at_test_data_once_at_the_end(folder: Path, mon
         *("pack", "train cells-baseline rotate=0", "evaluate cells-baseline val", "analyze cells-baseline", "improve"),
         *("train cells rotate=15", "evaluate cells all"),
         *("evaluate cells-baseline val,test", "evaluate cells-augment1 val,test", "page cells", "score cells"),
+        "export cells rotate=15",
     ]
     assert done.log == whole
+    assert "choral predict runs/cells/bundle IMAGE" in output
     first, second = output.index("cells, val: 60 samples"), output.index("cells, test: 60 samples")
     assert first < second
     names = [line.split()[0] for line in output[first:second].splitlines() if " [" in line and "step" not in line]
@@ -147,7 +154,7 @@ def test_the_whole_workflow_looks_at_test_data_once_at_the_end(folder: Path, mon
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
     done.log.clear()
     assert done.run("stages=[evaluate]")[0] == 0
-    assert done.log == ["evaluate cells all", *whole[-4:-2], "score cells"], "what was kept is known to a later call"
+    assert done.log == ["evaluate cells all", *whole[-5:-3], "score cells"], "what was kept is known to a later call"
 
 
 def test_where_nothing_is_kept_the_ensemble_is_that_of_the_config(
@@ -205,8 +212,8 @@ def test_an_ensemble_without_what_was_found_to_help_says_so(folder: Path, monkey
     ("words", "expected"),
     [
         (["stages=all"], STAGES),
-        (["stages=all", "--skip", "improve"], ("pack", "baseline", "analyze", "ensemble", "evaluate")),
-        (["stages=all", "--skip", "analyze, improve"], ("pack", "baseline", "ensemble", "evaluate")),
+        (["stages=all", "--skip", "improve"], ("pack", "baseline", "analyze", "ensemble", "evaluate", "export")),
+        (["stages=all", "--skip", "analyze, improve"], ("pack", "baseline", "ensemble", "evaluate", "export")),
         (["stages=all", "--until", "analyze"], ("pack", "baseline", "analyze")),
         (["--only", "evaluate"], ("evaluate",)),
         (["--only", "improve,baseline"], ("baseline", "improve")),

@@ -92,16 +92,25 @@ def predict_as_rank(request: PredictRequest, run: Runtime) -> Tally | None:
         Stopped: this rank was told to stop; nothing is left.
     """
     assert request.out is not None
-    token = torch.tensor([randbits(_TOKEN_BITS)], device=run.device)
-    folder = request.out.with_name(f".{request.out.name}.{int(run.broadcast(token)):016x}.parts")
-    folder.mkdir(exist_ok=True)
+    out, token = request.out, torch.tensor([randbits(_TOKEN_BITS)], device=run.device)
+
+    def folder_of(token: torch.Tensor) -> Path:
+        return out.with_name(f".{out.name}.{int(token):016x}.parts")
+
+    if run.is_main:
+        folder_of(token).mkdir()  # before the others know of it: none makes it again after it was taken away
+    folder = folder_of(run.broadcast(token))
     try:
         predictor = request.open(lambda line: print(line, file=sys.stderr) if run.is_main else None, str(run.device))
-        form = answer_format(request.out, predictor.answering)
+        form = answer_format(out, predictor.answering)
         _answer_share(request, run, predictor, form, folder / str(run.rank))
         if not run.is_main:
             return None
-        return write_answers(request.out, form, _in_order(_finished(folder, run)))
+        return write_answers(out, form, _in_order(_finished(folder, run)))
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise
+        raise run.stopped("with the main rank; nothing was written") from None  # which took the folder away
     finally:
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)

@@ -47,9 +47,8 @@ def add_forms(
 def print_forms(path: Path, forms: Mapping[str, Any], console: Console) -> None:
     """Print what forms a bundle was given, and what lower precision costs."""
     for name, facts in forms.items():
-        console.print(
-            f"{path / name}: {facts['precision']}, {facts['megabytes']:.1f} MB", highlight=False, markup=False
-        )
+        line = f"{path / name}: {facts['precision']}, {facts['megabytes']:.1f} MB"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
         if facts["precision"] != "fp32":
             for line in _cost(facts.get("measured")):
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
@@ -75,7 +74,8 @@ def verify_split(
 
     found = checked(path, split, data, run, device, tolerance)
     if found.why:
-        progress.print(f"held against the bundle's own networks: {found.why}", markup=False, highlight=False)
+        line = f"held against the bundle's own networks: {found.why}"
+        progress.print(line, markup=False, highlight=False, soft_wrap=True)
     return found
 
 
