@@ -10,15 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from choral.errors import ChoralError, ConfigError
 from choral.export.request import PredictRequest, add_predict_arguments, predict_request
 from choral.export.sources import STDIN
+from choral.predict.ranks import from_start_to_end
 from choral.runfolder import write_json
-
-if TYPE_CHECKING:
-    from choral.runtime import Runtime
 
 STOP, TALLY = "stop", "tally.json"
 """Files in the folder that `--scratch` names: asks to stop; how many images there were."""
@@ -57,28 +54,22 @@ def _check(request: PredictRequest) -> None:
 
 def _as_rank(request: PredictRequest, scratch: Path | None) -> int:
     from choral.export.shares import predict_as_rank
-    from choral.runtime import Runtime, set_up_logging
+    from choral.runtime import Runtime
 
     assert request.out is not None
-    stop = request.out.with_name(f".{request.out.name}.{STOP}") if scratch is None else scratch / STOP
-    run: Runtime | None = None
-    try:
-        run = Runtime("no", 1, _TIMEOUT_S, stop)
-        set_up_logging(run.rank)
+    out = request.out
+    stop = out.with_name(f".{out.name}.{STOP}") if scratch is None else scratch / STOP
+
+    def work(run: Runtime) -> None:
         tally = predict_as_rank(request, run)
-    except ChoralError as error:
-        prefix = "error" if run is None or run.is_main else f"error on rank {run.rank}"
-        print(f"{prefix}: {error}", file=sys.stderr)
-        return error.exit_code
-    finally:
-        if run is not None:
-            run.end()
-    if tally is not None:
+        if tally is None:
+            return
         if scratch is None:
-            print(tally.said(request.out), file=sys.stderr)
+            print(tally.said(out), file=sys.stderr)
         else:
             write_json(scratch / TALLY, {"images": tally.images, "bad": tally.bad})
-    return 0
+
+    return from_start_to_end(lambda: Runtime("no", 1, _TIMEOUT_S, stop), work)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from choral.ensemble.absent import absent_members, how_many
 from choral.errors import ConfigError, DataError
 from choral.export.bundle import is_bundle
 from choral.export.predictor import Form, Predictor
+from choral.predict.assembled import run_named
 from choral.predict.plan import evaluation_of
 from choral.predict.views import expand
 from choral.predict.voices import Voice, member_folders, voices_of
@@ -37,7 +38,7 @@ def open_predictor(target: str, device: str, form: Form, say: Callable[[str], No
         if predictor.answering.fitted_on:
             say(f"as {Path(target)} says: {described(predictor.answering)}")
         return predictor
-    folder = _run(target)
+    folder = run_named(target, "a bundle (a folder with bundle.json) nor a run (one with config.yaml)")
     if form != "torch":
         raise ConfigError(
             f"--form {form}: {folder.path} is a run; `choral export` makes a bundle, which can have that form"
@@ -70,14 +71,3 @@ def run_answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) ->
             f"{answer_path(folder)}: is damaged (no member {', '.join(unknown)}); run `choral calibrate` again"
         )
     return answering
-
-
-def _run(target: str) -> RunFolder:
-    try:
-        return RunFolder.find(target)
-    except ConfigError as error:
-        if not Path(target).exists():
-            raise
-        raise ConfigError(
-            f"{target}: neither a bundle (a folder with bundle.json) nor a run (one with config.yaml)"
-        ) from error

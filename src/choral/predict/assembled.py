@@ -32,6 +32,7 @@ from choral.predict.voices import (
 from choral.runfolder import RUNS, RunFolder, read_json, write_json
 
 _LONGEST = 64  # of a run's name
+_EXPECTED = f"a run (a folder with config.yaml) nor a checkpoint (one with {STATE}) nor a bundle (one with {FILE})"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def folder_of(targets: Sequence[str], name: str, shards: str) -> tuple[RunFolder
     """
     alone = len(targets) == 1
     if alone and not (_is_checkpoint(targets[0]) or is_bundle(Path(targets[0])) or name):
-        return _run(targets[0]), []
+        return run_named(targets[0], _EXPECTED), []
     found = [_read(target) for target in targets]
     voices = _named([(target.title, voice) for target in found for voice in target.voices])
     if alone and is_bundle(
@@ -119,7 +120,7 @@ def _read(target: str) -> _Target:
     if is_bundle(Path(target)):
         return _of_bundle(Path(target).absolute())
     if not _is_checkpoint(target):
-        folder = _run(target)
+        folder = run_named(target, _EXPECTED)
         config = folder.config()
         voices, unfinished = voices_of(folder, config)
         return _Target(_title(folder), config, tuple(voices), tuple(unfinished))
@@ -144,16 +145,18 @@ def _of_bundle(path: Path) -> _Target:
     return _Target(f"{config.run}-{path.resolve().name}", config, tuple(bundled_voices(path)), ())
 
 
-def _run(target: str) -> RunFolder:
+def run_named(target: str, expected: str) -> RunFolder:
+    """Return the run that a target stands for.
+
+    Raises:
+        ConfigError: it is none; of a folder that is there, that it is not what was `expected`.
+    """
     try:
         return RunFolder.find(target)
     except ConfigError as error:
         if not Path(target).exists():
             raise
-        raise ConfigError(
-            f"{target}: neither a run (a folder with config.yaml) nor a checkpoint (one with {STATE}) nor a bundle (one with "
-            f"{FILE})"
-        ) from error
+        raise ConfigError(f"{target}: neither {expected}") from error
 
 
 def _is_checkpoint(target: str) -> bool:

@@ -16,15 +16,29 @@ if TYPE_CHECKING:
 
 
 def as_rank(config: Config, folder: RunFolder, work: Callable[[Runtime], None]) -> int:
-    """Do the work of this process, one of those that the launcher started, and return its exit status."""
-    from choral.runtime import Runtime, set_up_logging
+    """Do the work of this process, one of those that the launcher started, on a run, and return its exit status."""
+
+    def start() -> Runtime:
+        from choral.runtime import Runtime
+
+        return Runtime(config.train.precision, 1, config.train.timeout_s, folder.stop_file)
+
+    def locked(run: Runtime) -> None:
+        with folder.lock() if run.is_main else nullcontext():
+            work(run)
+
+    return from_start_to_end(start, locked)
+
+
+def from_start_to_end(start: Callable[[], Runtime], work: Callable[[Runtime], None]) -> int:
+    """Start this process's rank, do its work, end it, and return its exit status."""
+    from choral.runtime import set_up_logging
 
     run: Runtime | None = None
     try:
-        run = Runtime(config.train.precision, 1, config.train.timeout_s, folder.stop_file)
+        run = start()
         set_up_logging(run.rank)
-        with folder.lock() if run.is_main else nullcontext():
-            work(run)
+        work(run)
     except ChoralError as error:
         prefix = "error" if run is None or run.is_main else f"error on rank {run.rank}"
         print(f"{prefix}: {error}", file=sys.stderr)
