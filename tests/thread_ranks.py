@@ -53,7 +53,7 @@ def on_ranks(
 
     def rank(number: int) -> None:
         run = Run(rank=number, world_size=ranks, local_world_size=ranks, is_main=number == 0, barrier=barrier.wait)
-        run.device, run.accelerator = torch.device("cpu"), SimpleNamespace(autocast=nullcontext)
+        run.device, run.accelerator = torch.device("cpu:0"), SimpleNamespace(autocast=nullcontext)
         try:
             work(run)  # type: ignore[arg-type]
         except threading.BrokenBarrierError:

@@ -218,7 +218,7 @@ def torch_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+    if re.fullmatch(r"(cpu|cuda)(:\d+)?", name) is None:
         raise ConfigError(f"device '{name}': expected auto, cpu, cuda or cuda:NUMBER")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
