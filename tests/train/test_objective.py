@@ -37,7 +37,9 @@ class FixedTargets:
 
 def objective(task: str, values: np.ndarray, names: tuple[str, ...] = CLASSES, **train: object) -> Objective:
     config = Config(task=task, data=DataConfig(shards="x"), train=TrainConfig(**train))  # type: ignore[arg-type]
-    split = SimpleNamespace(targets=FixedTargets(task, values, names), training_rows=None, weights=None)
+    split = SimpleNamespace(
+        targets=FixedTargets(task, values, names), training_rows=None, weights=None, probabilities=None
+    )
     return Objective.of(config, split, DEVICE)  # type: ignore[arg-type]
 
 

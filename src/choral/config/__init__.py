@@ -191,6 +191,11 @@ class Config:
             "train.class_weights",
             "balanced and boosting both say how much a sample counts: choose one",
         )
+        check(
+            not self.train.label_probabilities or self.train.label_probabilities_as == "targets",
+            "train.label_probabilities_as",
+            "weights and boosting both say how much a sample counts: expected targets",
+        )
         by = self.data.resample.by if self.data.resample.kind == "boost" else self.ensemble.boosting_by
         check(
             by == "loss" or self.data.lanes == 1,
@@ -210,6 +215,11 @@ class Config:
         )
         check(task != "regression" or train.class_weights == "none", "train.class_weights", "regression has no classes")
         check(task != "regression" or not train.label_smoothing, "train.label_smoothing", "regression has no labels")
+        check(
+            task == "multiclass" or not train.label_probabilities,
+            "train.label_probabilities",
+            f"needs task: multiclass; {'numbers have no classes' if task == 'regression' else 'labels are 0 or 1'}",
+        )
         check(
             task != "regression" or self.evaluate.average == "probabilities",
             "evaluate.average",

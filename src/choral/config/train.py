@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from choral.config.fields import check, is_fraction, refusing, tuning
@@ -59,6 +60,13 @@ class TrainConfig:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a sample's loss counts inversely to the size of its class (of a label's ones and zeros), mean 1."""
+    label_probabilities: Mapping[str, str] = field(default_factory=dict)
+    """With task: multiclass, where labels are not certain: for each class the column of the shards' metadata that holds its
+    probability, {defective: probability}. One class may be left out: it has what the others leave. Validation and test
+    go by the labels."""
+    label_probabilities_as: Literal["targets", "weights"] = "targets"
+    """targets: the loss is that to the probabilities, of heads that are fitted (linear, svm, the start of lp_ft) still to
+    the label. weights: a sample's loss counts as its label is probable, mean 1."""
     ema_decay: float = 0.0
     """Of an exponential moving average of the weights, which is validated beside them; 0: none. It begins low and rises
     with the steps made, as min(decay, (1 + step) / (10 + step))."""
@@ -142,6 +150,9 @@ class TrainConfig:
             self.max_grad_norm is None or self.max_grad_norm > 0, "train.max_grad_norm", "expected more than 0, or null"
         )
         check(is_fraction(self.label_smoothing), "train.label_smoothing", "expected 0 up to, not with, 1")
+        for name, column in self.label_probabilities.items():
+            key = f"train.label_probabilities.{name}"
+            check(bool(column), key, "expected the name of a column")
         check(self.eval_every_epochs > 0, "train.eval_every_epochs", "expected more than 0")
         check(self.save_every_steps >= 0, "train.save_every_steps", "expected 0 or more")
         check(self.keep_checkpoints >= 1, "train.keep_checkpoints", "expected at least 1")

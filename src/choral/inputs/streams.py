@@ -25,6 +25,7 @@ from choral.inputs.cache import DecodedCache
 from choral.inputs.crop import Crop
 from choral.inputs.device import DeviceLoader
 from choral.inputs.host_transforms import HostTransforms
+from choral.inputs.label_probabilities import LabelProbabilities
 from choral.inputs.loader import HostLoader, Order
 from choral.inputs.looks import Form, Look, forms_of
 from choral.inputs.resample import Selection, select
@@ -64,7 +65,9 @@ class Split:
     selection: Selection | None = None
     """Which samples are trained on, and how often each; None: all, once."""
     weights: NDArray[np.float64] | None = None
-    """(n,) of its rows, mean 1, in a round of boosting."""
+    """(n,) of its rows, mean 1, in a round of boosting, or where `train.label_probabilities` are weights."""
+    probabilities: LabelProbabilities | None = None
+    """Of the classes, where they are what is learnt instead of the labels."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -123,10 +126,16 @@ def open_training_split(config: Config, dataset: Dataset, place: RankPlace) -> S
     """Open the training split, with what of it `data.resample` lets this run, or member, be trained on.
 
     Raises:
-        ConfigError, DataError: as `open_split`; too few samples for the folds.
+        ConfigError, DataError: as `open_split`; too few samples for the folds; `train.label_probabilities` that are none.
     """
     split = open_split(config, dataset, config.data.train_split, place)
-    return replace(split, selection=select(config.data.resample, split.index))
+    split = replace(split, selection=select(config.data.resample, split.index))
+    if not config.train.label_probabilities:
+        return split
+    probabilities = LabelProbabilities.open(config.train.label_probabilities, split.index)
+    if config.train.label_probabilities_as == "targets":
+        return replace(split, probabilities=probabilities)
+    return replace(split, weights=probabilities.weights(split.training_rows))
 
 
 def steps_per_epoch(config: Config, split: Split) -> int:

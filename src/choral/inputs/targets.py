@@ -99,36 +99,49 @@ class Targets:
     @cached_property
     def _values(self) -> list[NDArray[Any]]:
         """(n,) numbers of each column."""
-        return [self._numbers(name) for name in self.columns]
-
-    def _numbers(self, name: str) -> NDArray[Any]:
-        column = self.index.column(name)
-        if isinstance(column, np.ndarray):
-            return column
-        if pa.types.is_boolean(column.type):
-            column = column.cast(pa.uint8())
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise DataError(f"{self._where(name)} is {column.type}, expected numbers")
-        if column.null_count:
-            row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-            raise DataError(
-                f"{self._where(name)} has no value for {column.null_count} samples, first {self.index.keys([row])[0]!r}: "
-                "leave them out when packing, or give them one"
-            )
-        values: NDArray[Any] = column.to_numpy()
-        return values
+        return [numbers_of(self.index, name) for name in self.columns]
 
     def _check(self, values: NDArray[Any], name: str) -> None:
         good = np.isfinite(values) if self.task == "regression" else (values == 0) | (values == 1)
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
             expected = "a finite number" if self.task == "regression" else "0 or 1, as multilabel does"
-            raise DataError(
-                f"{self._where(name)} holds {values[row]} for sample {self.index.keys([row])[0]!r}, expected {expected}"
-            )
+            where, key = _where(self.index, name), self.index.keys([row])[0]
+            raise DataError(f"{where} holds {values[row]} for sample {key!r}, expected {expected}")
 
-    def _where(self, name: str) -> str:
-        return f"{self.index.dataset.folder}: column {name!r} of split {self.index.split}"
+
+def numbers_of(index: Index, name: str) -> NDArray[Any]:
+    """Return a column of numbers, or of true and false, without gaps.
+
+    Args:
+        index: of a split.
+        name: of the column.
+
+    Returns:
+        (n,) of the column's own type; true and false as uint8.
+
+    Raises:
+        DataError: it is not there, holds something else, or has gaps; column, split and sample are named.
+    """
+    column = index.column(name)
+    if isinstance(column, np.ndarray):
+        return column
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f"{_where(index, name)} is {column.type}, expected numbers")
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(
+            f"{_where(index, name)} has no value for {column.null_count} samples, first {index.keys([row])[0]!r}: "
+            "leave them out when packing, or give them one"
+        )
+    values: NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _where(index: Index, name: str) -> str:
+    return f"{index.dataset.folder}: column {name!r} of split {index.split}"
 
 
 def _check_task(task: Task, index: Index) -> None:

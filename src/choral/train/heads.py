@@ -121,6 +121,7 @@ def _idle_settings(config: Config) -> list[str]:
     made = {
         "augment.mixup": augment.mixes and augment.mixup > 0,
         "augment.cutmix": augment.mixes and augment.cutmix > 0,
+        "train.label_probabilities": bool(train.label_probabilities) and train.label_probabilities_as == "targets",
         "train.label_smoothing": train.label_smoothing > 0,
         "train.ema_decay": train.ema_decay > 0,
         "train.soup": train.soup != "none",

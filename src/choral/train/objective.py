@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from choral.config import Config
 from choral.errors import DataError
 from choral.inputs.device import Batch
+from choral.inputs.label_probabilities import LabelProbabilities
 from choral.inputs.streams import Split
 from choral.inputs.targets import Targets
 from choral.model.outputs import Outputs
@@ -35,6 +36,8 @@ class Objective:
         device: of the batches.
         sample_weights: (n,) of the training samples, mean 1, by row of their index; they multiply losses. A batch's losses
             are still divided by its size.
+        probabilities: of the classes of the training samples, by row of their index; the loss is that to them, smoothed,
+            instead of that to the labels.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Objective:
         weights: Tensor | None = None,
         device: torch.device | None = None,
         sample_weights: NDArray[np.float64] | None = None,
+        probabilities: LabelProbabilities | None = None,
     ) -> None:
         self.meaning, self._loss, self._smoothing, self._gamma = meaning, loss, smoothing, gamma
         self._weights = weights.to(device) if weights is not None else None
@@ -54,6 +58,7 @@ class Objective:
         self._std = torch.tensor(meaning.target_std, dtype=torch.float32, device=device)
         self._device = device
         self._sample_weights = None if sample_weights is None else sample_weights.astype(np.float32)
+        self._probabilities = probabilities
 
     @classmethod
     def of(cls, config: Config, split: Split, device: torch.device) -> Objective:
@@ -78,6 +83,7 @@ class Objective:
             weights=_balanced_weights(targets, rows) if settings.class_weights == "balanced" else None,
             device=device,
             sample_weights=split.weights if config.data.resample.by == "loss" else None,
+            probabilities=split.probabilities,
         )
 
     @property
@@ -102,9 +108,9 @@ class Objective:
             batch: labels, perhaps partners and shares.
         """
         logits = logits.float()
-        losses = self._weighted(self._losses_to(logits, batch.labels), batch.rows)
+        losses = self._weighted(self._losses_to(logits, batch.labels, batch.rows), batch.rows)
         if batch.partners is not None and batch.shares is not None:
-            others = self._weighted(self._losses_to(logits, batch.partners), batch.partner_rows)
+            others = self._weighted(self._losses_to(logits, batch.partners, batch.partner_rows), batch.partner_rows)
             losses = batch.shares * losses + (1 - batch.shares) * others
         return losses * batch.valid
 
@@ -130,24 +136,32 @@ class Objective:
             return losses
         return losses * torch.from_numpy(self._sample_weights[rows]).to(losses.device)
 
-    def _losses_to(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _losses_to(self, logits: Tensor, labels: Tensor, rows: NDArray[np.int64] | None) -> Tensor:
         if self.meaning.task == "multiclass":
-            return self._class_losses(logits, labels)
+            return self._class_losses(logits, labels, rows)
         if self.meaning.task == "multilabel":
             return self._label_losses(logits, labels)
         return self._number_losses(logits, labels)
 
-    def _class_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _class_losses(self, logits: Tensor, labels: Tensor, rows: NDArray[np.int64] | None) -> Tensor:
         if self._loss == "cross_entropy":
-            losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self._smoothing)
+            truth = labels if self._probabilities is None else self._class_truth(labels, rows)
+            losses = F.cross_entropy(logits, truth, reduction="none", label_smoothing=self._smoothing)
         else:
-            truth = F.one_hot(labels, self.outputs) * (1 - self._smoothing) + self._smoothing / self.outputs
+            truth = self._class_truth(labels, rows) * (1 - self._smoothing) + self._smoothing / self.outputs
             if self._loss == "bce":  # one against all, the mean over classes as in timm (Wightman et al. 2021)
                 losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
             else:  # Lin et al. 2017, for several classes
                 logs = logits.log_softmax(dim=1)
                 losses = -(truth * _power(-torch.expm1(logs), self._gamma) * logs).sum(dim=1)
         return losses if self._weights is None else losses * self._weights[labels]
+
+    def _class_truth(self, labels: Tensor, rows: NDArray[np.int64] | None) -> Tensor:
+        """Return what is to be said of each sample, (B, C) float32, before smoothing."""
+        if self._probabilities is None:
+            return F.one_hot(labels, self.outputs).float()
+        assert rows is not None, "a batch of mixed images names the rows of their partners"
+        return torch.from_numpy(self._probabilities.of(rows)).to(labels.device)
 
     def _label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         truth = labels * (1 - self._smoothing) + self._smoothing / 2
