@@ -19,7 +19,8 @@ from shard_samples import image_bytes, make_photos, samples, write_tar
 from choral.errors import ChoralError, ConfigError, DataError
 from choral.shards.options import PackOptions
 from choral.shards.sources import ImageSource, TarSource, open_source
-from choral.shards.sources.base import key_of, read_classes, resolve_labels
+from choral.shards.sources.base import FileReader, key_of, read_classes, resolve_labels
+from choral.shards.sources.relabel import labelled_by
 from choral.shards.sources.tars import index_tars
 
 OPTIONS = PackOptions(processes=1)
@@ -437,6 +438,64 @@ def test_elpv() -> None:
     assert set(source.samples["type"].to_pylist()) == {"mono", "poly"}
     assert source.provenance["licence"] == "CC BY-NC-SA 4.0"
     assert "Deitsch" in source.provenance["citation"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
+def test_elpv_by_another_column() -> None:
+    """The four steps of the experts' probability as classes, in the order of the numbers; the column itself stays."""
+    source = images("elpv", PackOptions(processes=1, label_column="probability"))
+    assert source.classes == ("0", "0.333333", "0.666667", "1")
+    probability, label = source.samples["probability"].to_numpy(), source.samples["label"].to_numpy()
+    assert np.array_equal(label, np.round(probability * 3)) and np.bincount(label).tolist() == [1508, 295, 106, 715]
+    assert images("elpv", PackOptions(processes=1, label_column="type")).classes == ("mono", "poly")
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["b", "a", "b"], ("a", "b")),
+        ([10, 9, 10], ("9", "10")),
+        ([True, False, True], ("False", "True")),
+        ([0.1 + 0.2, 0.3, 1.0], ("0.3", "0.30000000000000004", "1.0")),
+    ],
+)
+def test_values_of_a_column_become_classes(values: list[Any], classes: tuple[str, ...]) -> None:
+    source = labelled_by(source_with(values), "grade")
+    assert source.classes == classes
+    assert [sorted(set(values))[label] for label in source.samples["label"].to_pylist()] == values
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "error", "text"),
+    [
+        (
+            "grad",
+            ["a", "b"],
+            ConfigError,
+            r"no column 'grad' to take classes from; there are: grade\. Did you mean grade",
+        ),
+        ("label", ["a", "b"], ConfigError, r"no column 'label'"),
+        ("grade", ["a", None], DataError, r"'grade' has no value for 1 samples, first 'k1'"),
+        ("grade", [1.0, float("nan")], DataError, r"'grade' is double: classes are text, \(finite\) numbers"),
+        ("grade", ["a", "a"], DataError, r"is 'a' everywhere, expected at least two classes"),
+        ("grade", [number / 7 for number in range(21)], DataError, r"every value occurs just once.*task regression"),
+    ],
+)
+def test_columns_that_are_no_classes(column: str, values: list[Any], error: type[ChoralError], text: str) -> None:
+    with pytest.raises(error, match=text):
+        labelled_by(source_with(values), column)
+
+
+def source_with(values: list[Any]) -> ImageSource:
+    count = len(values)
+    columns = {
+        "key": pa.array([f"k{number}" for number in range(count)]),
+        "location": pa.array(["x"] * count),
+        "size": pa.array([0] * count),
+        "label": pa.array([0] * count),
+        "grade": pa.array(values),
+    }
+    return ImageSource("made", ("one", "two"), pa.table(columns), FileReader("."), {"kind": "made"})
 
 
 def test_elpv_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,11 @@ def add_data_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--target", action="append", metavar="COLUMN", help="of numbers, to be predicted by regression")
     verb.add_argument("--image-column", default=defaults.image_column, help="of a manifest (default: %(default)s)")
-    verb.add_argument("--label-column", default=defaults.label_column, help="of a manifest (default: %(default)s)")
+    verb.add_argument(
+        "--label-column",
+        default=defaults.label_column,
+        help="of a manifest (default: %(default)s); of another source, a column of its metadata that holds the classes",
+    )
     verb.add_argument("--split-column", default=defaults.split_column, help="of a manifest (default: %(default)s)")
     verb.add_argument(
         "--group-column",

@@ -22,6 +22,9 @@ class PackConfig:
     """Of the splits and of the order in the shards."""
     stratify: tuple[str, ...] = ()
     """Metadata columns that, beside the class, are spread evenly over the splits."""
+    label_column: str = "label"
+    """Of a manifest, or the .json files in tars. Of other sources: label is their own class, anything else a column of
+    their metadata, whose values become the classes."""
     max_size: int | None = None
     """Longest side in pixels; larger images are shrunk and re-encoded. null: bytes stay as they are."""
     quality: int | None = None

@@ -27,7 +27,7 @@ class PackOptions:
     seed: int = 0  # of splits and of the order in the shards
     stratify: tuple[str, ...] = ()  # metadata columns whose mix, beside the label's, is kept the same in all splits
     image_column: str = "image"  # of a manifest
-    label_column: str = "label"  # of a manifest, or field of the .json in a tar
+    label_column: str = "label"  # of a manifest, or field of the .json in a tar; elsewhere a column of the metadata
     split_column: str = "split"
     group_column: str = "group"  # samples of one group never come into different splits
     max_size: int | None = None  # longest side in pixels; larger images are encoded again

@@ -16,6 +16,7 @@ from choral.shards.sources.base import IMAGE_SUFFIXES, ImageSource
 from choral.shards.sources.elpv import open_elpv
 from choral.shards.sources.folder import open_folder
 from choral.shards.sources.manifest import MANIFEST_SUFFIXES, open_manifest
+from choral.shards.sources.relabel import labelled_by
 from choral.shards.sources.tars import TarSource, find_tars, open_tars
 from choral.shards.sources.vision import PREFIX, open_torchvision
 
@@ -63,7 +64,7 @@ def _with_task(source: ImageSource, options: PackOptions) -> ImageSource:
             "the .json files in tars"
         )
     if options.task == "multiclass":
-        return source
+        return source if options.label_column == PackOptions.label_column else labelled_by(source, options.label_column)
     number = source.samples.column_names.index("label")
     nothing = pa.array([0] * source.samples.num_rows, pa.int64())
     samples = source.samples.set_column(number, "label", nothing)
