@@ -232,4 +232,4 @@ def test_what_costs_or_thresholds_decide_is_what_is_compared_and_counted(tmp_pat
         assert Record.of(strict).predictions.tolist() == decided.tolist()
     for count, predictor in ((1, plain), (2, strict), (2, plain)):
         look_at(run, config, [predictor])
-        assert looks_so_far(scoreboard_of(run), "d", "test", task) == count
+        assert looks_so_far(scoreboard_of(run), "d", "test", task).predictors == count

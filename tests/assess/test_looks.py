@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from choral import workflow
-from choral.assess.looks import is_test, look_at, looks_line, looks_so_far, looks_text, scoreboard_of
+from choral.assess.looks import Looks, is_test, look_at, looks_line, looks_so_far, looks_text, scoreboard_of
 from choral.assess.predictor import evaluated, predictor_names, predictor_of
 from choral.config import Config
 from choral.ensemble.combination import Asked
@@ -18,7 +18,7 @@ from made_runs import made_run, numbers, predictions, write_ledger
 
 
 def looks(run: RunFolder, split: str = "test", task: str = "multiclass", dataset: str = "d") -> int:
-    return looks_so_far(scoreboard_of(run), dataset, split, task)
+    return looks_so_far(scoreboard_of(run), dataset, split, task).predictors
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def test_every_predictor_that_is_shown_is_a_look_and_only_once(made: tuple[RunFo
     rows = workflow.score(run, None)["rows"]
     assert looks(run) == len(rows) == len(predictor_names(run, config, "test"))
     line = looks_line(run, config, evaluated(run, config, "test").meta)
-    assert line.startswith(f"{len(rows)}th look at this test split (test): figures of {len(rows)} predictors")
+    assert line.startswith(
+        f"{len(rows)}th look at this test split (test), by one run: figures of {len(rows)} predictors"
+    )
     workflow.score(run, "test")
     look_at(run, config, [predictor_of(run, config, "test", name) for name in predictor_names(run, config, "test")])
     assert looks(run) == len(rows)
@@ -55,7 +57,7 @@ def test_looks_are_counted_over_runs_and_outlive_them(made: tuple[RunFolder, Con
     count = looks(run)
     other, config = made_run(tmp_path / "runs" / "second", {"test": predictions(50, seed=3)})
     look_at(other, config, [predictor_of(other, config, "test", "soft")])
-    assert looks(other) == count + 1
+    assert looks_so_far(scoreboard_of(other), "d", "test", "multiclass") == Looks(count + 1, 2)
     shutil.rmtree(run.path)
     assert looks(other) == count + 1
     elsewhere, config = made_run(tmp_path / "runs" / "third", {"test": predictions(50, seed=3)}, dataset="other")
@@ -99,5 +101,6 @@ def test_a_count_that_cannot_be_written_is_said_and_costs_nothing(
     ],
 )
 def test_the_line(count: int, opening: str) -> None:
-    assert looks_text(count, "test").startswith(opening)
-    assert ("flatters" in looks_text(count, "test")) == (count > 1)
+    line = looks_text(Looks(count, 1), "test")
+    assert line.startswith(opening) and ("by one run: figures of" in line) == ("flatters" in line) == (count > 1)
+    assert "by 3 runs: figures of 5 predictors" in looks_text(Looks(5, 3), "test")

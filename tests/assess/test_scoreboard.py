@@ -197,7 +197,7 @@ def test_the_last_digits_of_another_device_are_no_other_step_and_no_further_look
         columns[key] = np.nextafter(mixed / mixed.sum(1, keepdims=True), np.float32(1))
     write_ledger(run.predictions / "test.parquet", labels, columns)
     workflow.score(run, "test")
-    count = looks_so_far(scoreboard_of(run), "d", "test", "multiclass")
+    count = looks_so_far(scoreboard_of(run), "d", "test", "multiclass").predictors
     assert tables(tmp_path) == before and count == len(predictor_names(run, config, "test"))
 
 
@@ -399,7 +399,7 @@ def test_a_member_evaluated_by_itself_is_on_the_scoreboard_of_its_ensemble(tmp_p
     assert not (run.path / "members" / "scoreboard").exists()
     (table,) = tables(tmp_path)
     assert table["rows"][-1]["run"] == "first/members/a" and table["rows"][-1]["there"]
-    assert looks_so_far(scoreboard_of(run), "d", "test", "multiclass") == 5
+    assert looks_so_far(scoreboard_of(run), "d", "test", "multiclass").predictors == 5
 
 
 def test_what_costs_decide_is_called_so(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 A look is a predictor whose figures about a test split were shown or kept, and had not been before. The same figures again
 are no further look, whichever command shows them: a predictor is known by its figures, to six digits. What a run was
 trained on or chosen by (its train and val splits, out-of-fold predictions) is no test split. Counted are the looks
-of all runs under one folder (runs/), for each data set, split and task by themselves. They stand in
-runs/scoreboard/_looks/, and survive the deletion of runs.
+of all runs under one folder (runs/), for each data set, split and task by themselves, and told by how many runs they came:
+the rows of one run's only table are many looks, but one occasion. They stand in runs/scoreboard/_looks/, and survive the
+deletion of runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from choral.assess.journal import Journal
 from choral.assess.predictor import Predictor
@@ -32,6 +33,15 @@ Figures = Sequence[float]
 """That tell a predictor from others about the same samples: of multiclass accuracy and log loss (of a hard vote, which has
 none, the accuracy alone), of multilabel the log loss (where thresholds decide also how many labels are right), of regression
 the mean absolute error of each target."""
+
+
+class Looks(NamedTuple):
+    """How often a split was looked at."""
+
+    predictors: int
+    """Whose figures have been seen."""
+    runs: int
+    """Whose predictors these are."""
 
 
 def is_test(config: Config, split: str) -> bool:
@@ -66,9 +76,10 @@ def look_at_rows(folder: RunFolder, config: Config, meta: LedgerMeta, rows: Sequ
     _note(folder, config, meta, _figures_of_rows(meta.task, rows))
 
 
-def looks_so_far(scoreboard: Path, dataset: str, split: str, task: str) -> int:
-    """Return how many looks there have been at a split, by the runs beside the scoreboards; 0 at what is no test split."""
-    return len(_journal(scoreboard, dataset, split, task).read()[0])
+def looks_so_far(scoreboard: Path, dataset: str, split: str, task: str) -> Looks:
+    """Return how many looks there have been at a split, by the runs beside the scoreboards; none at what is no test split."""
+    lines = _journal(scoreboard, dataset, split, task).read()[0]
+    return Looks(len(lines), len({line["run"] for line in lines}))
 
 
 def looks_line(folder: RunFolder, config: Config, meta: LedgerMeta) -> str:
@@ -84,13 +95,15 @@ def looks_line(folder: RunFolder, config: Config, meta: LedgerMeta) -> str:
         return f"how often this test split was looked at is not known: {error}"
 
 
-def looks_text(count: int, split: str) -> str:
+def looks_text(looks: Looks, split: str) -> str:
     """Return the line for so many looks."""
+    count, runs = looks
     ending = {1: "st", 2: "nd", 3: "rd"}.get(count % 10 if count % 100 not in (11, 12, 13) else 0, "th")
     line = f"{count}{ending} look at this test split ({split})"
     if count < 2:
         return line
-    return f"{line}: figures of {count} predictors have been seen so far, which flatters the best of them"
+    by = "one run" if runs == 1 else f"{runs} runs"
+    return f"{line}, by {by}: figures of {count} predictors have been seen so far, which flatters the best of them"
 
 
 def _runs(folder: RunFolder) -> Path:

@@ -14,18 +14,19 @@ from rich.text import Text
 from choral.assess.board_figure import draw_board
 from choral.assess.board_rows import BoardTable, tables_of
 from choral.assess.board_table import notes_on, render_board, render_runs
-from choral.assess.looks import looks_so_far, looks_text
+from choral.assess.looks import Looks, looks_so_far, looks_text
 from choral.assess.scoreboard import Entry, Scoreboard, projects_in
 from choral.errors import ConfigError, did_you_mean
 from choral.runfolder import write_atomic
 
 
 class BoardScores(TypedDict):
-    """The tables of a project, plain JSON; `looks` and `figures` are those of each table."""
+    """The tables of a project, plain JSON; `looks`, by how many runs they were, and `figures` are those of each table."""
 
     project: str
     tables: list[BoardTable]
     looks: list[int]
+    looks_by_runs: list[int]
     figures: list[str]
     damaged: int  # entries that could not be read, and are left out
 
@@ -46,17 +47,20 @@ def project_scores(root: Path, project: str, split: str = "", metric: str = "") 
     board = Scoreboard.find(root, project)
     entries, damaged = board.entries()
     looks = {entry.data: looks_so_far(root, entry.dataset, entry.split, entry.task) for entry in entries}
-    tables = tables_of(board, _wanted(entries, split, [data for data, count in looks.items() if count]), metric)
+    tables = tables_of(
+        board, _wanted(entries, split, [data for data, seen in looks.items() if seen.predictors]), metric
+    )
     figures = []
     for table in tables:
         figure = board.path / f"progress-{table['split']}-{table['metric']}-{table['data']}.svg"
-        seen = looks_text(looks[table["data"]], table["split"]) if looks[table["data"]] else ""
+        seen = looks_text(looks[table["data"]], table["split"]) if looks[table["data"]].predictors else ""
         write_atomic(figure, draw_board(table, seen))
         figures.append(str(figure))
     return BoardScores(
         project=project,
         tables=tables,
-        looks=[looks[table["data"]] for table in tables],
+        looks=[looks[table["data"]].predictors for table in tables],
+        looks_by_runs=[looks[table["data"]].runs for table in tables],
         figures=figures,
         damaged=damaged,
     )
@@ -68,11 +72,12 @@ def print_board(scores: BoardScores, console: Console, runs: bool = True) -> Non
     def say(words: str) -> None:
         console.print(words, markup=False, highlight=False)
 
-    for table, looks, figure in zip(scores["tables"], scores["looks"], scores["figures"], strict=True):
+    found = [Looks(*numbers) for numbers in zip(scores["looks"], scores["looks_by_runs"], strict=True)]
+    for table, looks, figure in zip(scores["tables"], found, scores["figures"], strict=True):
         console.print(render_board(table, console.width))
         for note in notes_on(table):
             say(note)
-        if looks:
+        if looks.predictors:
             say(looks_text(looks, table["split"]))
         else:
             say("no look is on record, as of no test data: what was chosen or fitted on this split is flattered")

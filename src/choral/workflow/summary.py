@@ -108,5 +108,5 @@ def _interval(metric: str, numbers: Numbers, sign: str = "") -> str:
 
 
 def _looks(one: BoardTable, folder: RunFolder) -> str:
-    count = looks_so_far(scoreboard_of(folder), one["dataset"], one["split"], one["task"])
-    return looks_text(count, one["split"]) if count else ""
+    looks = looks_so_far(scoreboard_of(folder), one["dataset"], one["split"], one["task"])
+    return looks_text(looks, one["split"]) if looks.predictors else ""
