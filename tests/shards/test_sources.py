@@ -380,8 +380,9 @@ def test_torchvision_on_disk(tmp_path: Path) -> None:
         assert (np.asarray(image) == np.arange(3 * 784, 4 * 784).astype(np.uint8).reshape(28, 28)).all()
 
 
-def test_torchvision_with_arguments() -> None:
-    source = images("torchvision:FakeData?size=12&image_size=3,8,8&num_classes=2")
+@pytest.mark.parametrize("size", ["3,8,8", "(3, 8, 8)", "[3,8,8]"])
+def test_torchvision_with_arguments(size: str) -> None:
+    source = images(f"torchvision:FakeData?size=12&image_size={size}&num_classes=2")
     assert source.samples.num_rows == 12
     assert "split" not in source.samples.column_names
     assert len(source.classes) == 2
@@ -390,6 +391,7 @@ def test_torchvision_with_arguments() -> None:
 @pytest.mark.parametrize(("spec", "message"), [
     ("torchvision:CIFAR11", r"no data set 'CIFAR11'\. Did you mean CIFAR10"),
     ("torchvision:FakeData?sise=3", r"takes no argument 'sise'.*Did you mean size\?"),
+    ("torchvision:FakeData?image_size=3x8", r"cannot make its first sample \(.*\): check the arguments; several numbers"),
 ])  # fmt: skip
 def test_torchvision_misspelt(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

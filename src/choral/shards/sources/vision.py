@@ -49,7 +49,7 @@ def open_torchvision(spec: str, options: PackOptions) -> ImageSource:
     for split, (arguments, data) in opened.items():
         parts[split] = arguments
         classes = classes or getattr(data, "classes", None)
-        targets = _targets(data)
+        targets = _targets(data, spec)
         locations += [f"{split}/{number:07d}" for number in range(len(targets))]
         labels += targets
         splits += [split] * len(targets)
@@ -151,21 +151,34 @@ def _dataset(name: str, arguments: Arguments) -> Any:
     return getattr(_datasets(), name)(**dict(arguments))
 
 
-def _targets(data: Any) -> list[str]:
-    """Return the class number of each sample as text; from a list where the data set has one, else sample by sample."""
+def _targets(data: Any, spec: str) -> list[str]:
+    """Return the class number of each sample as text; from a list where the data set has one, else sample by sample.
+
+    Raises:
+        ConfigError: the first sample cannot be made, as with arguments that the data set takes, but cannot use.
+    """
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(data, attribute, None)
         if values is not None and len(values) == len(data):
             return [str(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+    try:
+        data[0]
+    except (TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{spec}: torchvision cannot make its first sample ({reason}): check the arguments; several numbers are written "
+            "NAME=3,64,64"
+        ) from error
     return [str(data[number][1]) for number in range(len(data))]
 
 
 def _value(text: str) -> Any:
     """Read an argument: whole numbers, and several of them separated by commas, are numbers, all else is text."""
-    numbers = text.split(",")
+    bare = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text  # as Python would write several
+    numbers = [number.strip() for number in bare.split(",")]
     if not all(number.lstrip("-").isdigit() for number in numbers):
         return text
-    return int(text) if len(numbers) == 1 else tuple(int(number) for number in numbers)
+    return int(bare) if len(numbers) == 1 else tuple(int(number) for number in numbers)
 
 
 def _datasets() -> Any:
