@@ -186,6 +186,24 @@ def test_other_weights_are_another_step_and_another_name_is_not(tmp_path: Path) 
     assert rows[3]["before"] == "new"
 
 
+def test_held_out_samples_are_a_table_of_their_own_and_no_look(tmp_path: Path) -> None:
+    """What folds say of what they have not seen: rows of the group, with the minutes of all of it."""
+    for name, seed in (("first", 1), ("second", 2)):
+        ledgers = {"held-out": predictions(70, ("folds",), seed=3), "test": predictions(40, seed=seed)}
+        overrides = ["project=cells", "ensemble.folds=2"]
+        run, config = made_run(tmp_path / "runs" / name, ledgers, overrides)
+        for number in (1, 2):
+            write_json(run.member(f"fold{number}").path / "result.json", {"train_minutes": 1.5})
+        record_steps(run, config, "held-out")
+        assert workflow.score(run, "held-out")["n"] == 70
+    (table,) = tables(tmp_path)
+    names = ["first", "first +tta", "second", "second +tta"]
+    assert table["split"] == "held-out" and [row["name"] for row in table["rows"]] == names
+    assert {row["minutes"] for row in table["rows"]} == {3.0}
+    assert table["rows"][2]["to_before"]["value"] == 0 and table["rows"][2]["before"] == "first"
+    assert looks_so_far(scoreboard_of(run), "d", "held-out", "multiclass").predictors == 0
+
+
 def test_the_last_digits_of_another_device_are_no_other_step_and_no_further_look(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     record_steps(run, config, "test")

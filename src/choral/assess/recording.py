@@ -17,13 +17,12 @@ from choral.assess.looks import look_at, run_of, scoreboard_of
 from choral.assess.predictor import COMBINED, evaluated, predictor_names, predictor_of
 from choral.assess.record import Record, Samples, estimates_of
 from choral.assess.scoreboard import Entry, Scoreboard, digest_of
-from choral.config import Config, config_hash
+from choral.config import Config, config_hash, held_out_groups
 from choral.ensemble.known import known_of
 from choral.ensemble.panel import Panel
 from choral.ensemble.rows import numbers, scored_views
 from choral.errors import ChoralError, DataError
 from choral.predict.ledger import Ledger
-from choral.predict.plan import HELD_OUT
 from choral.predict.voices import member_folders
 from choral.runfolder import RunFolder
 from choral.score.metrics import label_log_losses, log_losses
@@ -37,7 +36,8 @@ def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -
     """Append what a run was evaluated to on a split to the scoreboard of its project, and count the look at it.
 
     Of several members these are one of them, which validation likes best, their vote, and that over test-time views; of one
-    network it, without and with views; then what has been learned or calibrated. The training split is not recorded.
+    network it, without and with views; then what has been learned or calibrated. The training split is not recorded, but
+    for what is said of its samples by networks that have not seen them.
     What goes wrong is said on stderr: a scoreboard must never cost an evaluation.
 
     Args:
@@ -45,7 +45,7 @@ def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -
         split: that has been evaluated.
         further: names of predictors that are recorded as well, such as combined/NAME.
     """
-    if split in (config.data.train_split, HELD_OUT):
+    if split == config.data.train_split:
         return
     with _told(folder, split):
         ledger = evaluated(folder, config, split)
@@ -196,7 +196,10 @@ def _minutes(folder: RunFolder, config: Config, predictor: str) -> float | None:
     members = member_folders(folder, config)
     if predictor.startswith("member/"):
         own = predictor.removeprefix("member/").partition("+")[0]
-        members = {name: member for name, member in members.items() if name in (own, own.rpartition(".")[0])}
+        named = held_out_groups(config).get(
+            own, (own, own.rpartition(".")[0])
+        )  # what has answered for held-out samples
+        members = {name: member for name, member in members.items() if name in named}
     results = [member.result for member in members.values()]
     minutes = [result.get("train_minutes") for result in results if result is not None]
     known = [float(value) for value in minutes if isinstance(value, int | float)]

@@ -50,7 +50,7 @@ def evaluate(request: Request, processes: int) -> int:
         if code:
             return code
     _answer_as_bundle(request)
-    for split in plan.judged:
+    for split in plan.ledgers:
         record_steps(folder, folder.config(), split)
     show_evaluation(config, folder, plan.judged)
     say_absent(folder, config)
@@ -65,7 +65,7 @@ def record_evaluation(request: Request) -> None:
     config = request.config()
     plan = plan_evaluation(config, request.folder, Dataset.open(config.data.shards), request.data_name)
     _answer_as_bundle(request)
-    for split in plan.judged:
+    for split in plan.ledgers:
         record_steps(request.folder, request.folder.config(), split)
 
 
