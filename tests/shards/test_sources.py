@@ -391,7 +391,7 @@ def test_torchvision_with_arguments(size: str) -> None:
 @pytest.mark.parametrize(("spec", "message"), [
     ("torchvision:CIFAR11", r"no data set 'CIFAR11'\. Did you mean CIFAR10"),
     ("torchvision:FakeData?sise=3", r"takes no argument 'sise'.*Did you mean size\?"),
-    ("torchvision:FakeData?image_size=3x8", r"cannot make its first sample \(.*\): check the arguments; several numbers"),
+    ("torchvision:FakeData?image_size=3x8", r"cannot make its samples \(.*\): check the arguments; several numbers"),
 ])  # fmt: skip
 def test_torchvision_misspelt(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -479,6 +479,7 @@ def test_values_of_a_column_become_classes(values: list[Any], classes: tuple[str
         ("label", ["a", "b"], ConfigError, r"no column 'label'"),
         ("grade", ["a", None], DataError, r"'grade' has no value for 1 samples, first 'k1'"),
         ("grade", [1.0, float("nan")], DataError, r"'grade' is double: classes are text, \(finite\) numbers"),
+        ("grade", [1.0, float("inf")], DataError, r"'grade' is double: classes are text, \(finite\) numbers"),
         ("grade", ["a", "a"], DataError, r"is 'a' everywhere, expected at least two classes"),
         ("grade", [number / 7 for number in range(21)], DataError, r"every value occurs just once.*task regression"),
     ],

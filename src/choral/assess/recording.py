@@ -196,9 +196,8 @@ def _minutes(folder: RunFolder, config: Config, predictor: str) -> float | None:
     members = member_folders(folder, config)
     if predictor.startswith("member/"):
         own = predictor.removeprefix("member/").partition("+")[0]
-        named = held_out_groups(config).get(
-            own, (own, own.rpartition(".")[0])
-        )  # what has answered for held-out samples
+        # A group of folds or bags has answered for held-out samples; MEMBER.2 is a snapshot of a member.
+        named = held_out_groups(config).get(own, (own, own.rpartition(".")[0]))
         members = {name: member for name, member in members.items() if name in named}
     results = [member.result for member in members.values()]
     minutes = [result.get("train_minutes") for result in results if result is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def labelled_by(source: ImageSource, column: str) -> ImageSource:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0])
         raise DataError(f"{where} has no value for {values.null_count} samples, first {_key(source, row)!r}")
     listed = values.to_pylist()
-    if not all(isinstance(value, str | bool | int | float) and value == value for value in listed):
+    if not all(isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)) for value in listed):
         raise DataError(f"{where} is {values.type}: classes are text, (finite) numbers, or true and false")
     distinct = sorted(set(listed))
     if len(distinct) < 2:

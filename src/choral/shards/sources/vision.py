@@ -155,21 +155,20 @@ def _targets(data: Any, spec: str) -> list[str]:
     """Return the class number of each sample as text; from a list where the data set has one, else sample by sample.
 
     Raises:
-        ConfigError: the first sample cannot be made, as with arguments that the data set takes, but cannot use.
+        ConfigError: samples cannot be made, as with arguments that the data set takes, but cannot use.
     """
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(data, attribute, None)
         if values is not None and len(values) == len(data):
             return [str(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
     try:
-        data[0]
+        return [str(data[number][1]) for number in range(len(data))]
     except (TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{spec}: torchvision cannot make its first sample ({reason}): check the arguments; several numbers are written "
+            f"{spec}: torchvision cannot make its samples ({reason}): check the arguments; several numbers are written "
             "NAME=3,64,64"
         ) from error
-    return [str(data[number][1]) for number in range(len(data))]
 
 
 def _value(text: str) -> Any:
