@@ -16,6 +16,7 @@ from choral.ensemble.table import METRICS as HEADINGS
 _SHARES = ("accuracy", "mean_ap")
 _PLOT = 20  # letters of the drawing, in terminals that have room for it
 _NAME = 16  # letters of a name that are worth more than a further column
+_GAP = 2  # between columns
 
 
 def render_board(table: BoardTable, width: int) -> Table:
@@ -45,7 +46,7 @@ def render_board(table: BoardTable, width: int) -> Table:
     shown.add_column("step", overflow="fold")
     for number, heading in enumerate(headings[1:]):
         shown.add_column(heading, no_wrap=True, justify="right" if number == 3 else "left")
-    scale = _scale(table) if places == 2 and _needed(headings, cells) + _PLOT < width else None
+    scale = _scale(table) if places == 2 and _needed(headings, cells) + _GAP + _PLOT <= width else None
     if scale:
         shown.add_column(f"{_number(metric, scale[0], 1)} to {_number(metric, scale[1], 1)}", no_wrap=True)
     for (row, following), own in zip(pairwise((*table["rows"], None)), cells, strict=True):
@@ -80,7 +81,7 @@ def _cells(table: BoardTable, places: int) -> list[list[str]]:
 def _needed(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
     """Return the columns of a terminal that a table needs, if names beyond `_NAME` letters are folded."""
     widest = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    return min(widest[0], _NAME) + sum(widest[1:]) + len(widest)
+    return min(widest[0], _NAME) + sum(widest[1:]) + _GAP * (len(widest) - 1)
 
 
 def render_runs(table: BoardTable) -> Table:

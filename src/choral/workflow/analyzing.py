@@ -49,7 +49,7 @@ def analyze(
         of: the name of a predictor; "": what the run answers with.
         out: file to write; None: `analysis_page`.
         force: write it again.
-        results: where what to look at first is printed, once the page is written.
+        results: where what to look at first is printed, below a page that is there already, too.
 
     Raises:
         ConfigError: no such predictor, or `out` is a folder.
@@ -64,13 +64,16 @@ def analyze(
         raise ConfigError(f"--out: {path} is a folder: give the name of a file, such as {path / 'page.html'}")
     _evaluate_if_missing(folder, config, split)
     inputs = _inputs_of(folder, config, split, of)
-    if not force and inputs_of_page(path) == inputs:
+    unchanged = not force and inputs_of_page(path) == inputs
+    if unchanged:
         print(f"{path}: already there, and nothing has changed since", file=sys.stderr)
+    if unchanged and results is None:
         return path
     found = analyzed(folder, split, of)
-    note = looks_line(folder, config, evaluated(folder, config, split).meta)
-    find = finder_of(_dataset_of(folder, config, split), config.data.train_split)
-    write_atomic(path, report(found, find, config.data.max_pixels, inputs, note))
+    if not unchanged:
+        note = looks_line(folder, config, evaluated(folder, config, split).meta)
+        find = finder_of(_dataset_of(folder, config, split), config.data.train_split)
+        write_atomic(path, report(found, find, config.data.max_pixels, inputs, note))
     if results is not None:
         for one in highlights_of(found):
             results.print(f"- {one.text}", markup=False, highlight=False, soft_wrap=True)

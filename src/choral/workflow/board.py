@@ -80,7 +80,7 @@ def print_board(scores: BoardScores, console: Console, runs: bool = True) -> Non
         if looks.predictors:
             say(looks_text(looks, table["split"]))
         else:
-            say("no look is on record, as of no test data: what was chosen or fitted on this split is flattered")
+            say("no test data, so no looks to count: what was chosen or fitted on this split is flattered")
         if runs:
             console.print()
             console.print(render_runs(table))
