@@ -225,6 +225,9 @@ def test_folds_from_the_command_line(
     ledger = held_out_of(RunFolder(tmp_path / "runs" / "toy"))
     assert ledger.members == ("folds",) and len(ledger) == 37 and ledger.views == ("identity",)
     monkeypatch.chdir(tmp_path)
+    assert main(["scores", "--split", HELD_OUT, "--json"]) == 0  # `choral run` has recorded it
+    (table,) = json.loads(capsys.readouterr().out)["tables"]
+    assert table["samples"] == 37 and table["rows"][0]["run"] == "toy"
     assert main(["evaluate", "toy"]) == 0 and "already evaluated" in capsys.readouterr().err
     assert main(["score", "toy", "--split", HELD_OUT, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
