@@ -154,6 +154,17 @@ def test_shipped_configs_load_and_say_how_to_run_them(path: Path) -> None:
     assert "choral" in opening and "Hardware:" in opening
 
 
+def test_nobody_is_asked_about_mirror_images_that_training_has_not_shown(file: Path) -> None:
+    for changes, views in (
+        ([], ("identity", "hflip")),
+        (["augment.hflip=0"], ("identity",)),
+        (["augment.preset=none"], ("identity",)),
+        (["augment.hflip=0", "evaluate.views=d4"], ("d4",)),
+        (["evaluate.views=identity"], ("identity",)),
+    ):
+        assert load_config(file, changes).test_views == views
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Config.__dataclass_fields__["data"].default.image_size = 3

@@ -203,6 +203,14 @@ class Config:
             "boosting by sampling reads everywhere: expected 1",
         )
 
+    @property
+    def test_views(self) -> tuple[str, ...]:
+        """The test-time views as they are written in `evaluate.views`, or those that auto stands for: a network that has seen
+        no mirror images, as of digits, is not asked about any."""
+        if self.evaluate.views != ("auto",):
+            return self.evaluate.views
+        return ("identity", "hflip") if self.augment.hflip > 0 else ("identity",)
+
     def _check_task(self) -> None:
         train, task = self.train, self.task
         for key, value, known in (("loss", train.loss, _LOSSES[task]), ("best_by", train.best_by, _METRICS[task])):

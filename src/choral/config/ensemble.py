@@ -21,8 +21,9 @@ class EvaluateConfig:
 
     splits: tuple[str, ...] = tuning(("val", "test"))
     """Validation as well: what combines members (weights, temperature) is fitted there, and judged on test."""
-    views: tuple[str, ...] = ("identity", "hflip")
-    """Test-time views whose probabilities are averaged; d4 stands for the eight flips and rotations."""
+    views: tuple[str, ...] = ("auto",)
+    """Test-time views whose probabilities are averaged; d4 stands for the eight flips and rotations. auto: the image, and
+    its mirror image if training shows mirrored ones (augment.hflip)."""
     average: Average = "probabilities"
     """Of a network's predictions under several views. logits: the mean of the outputs before softmax or sigmoid;
     geometric: of the logarithms of the probabilities, none below 1.2e-7, divided by their sum. For a softmax and for labels

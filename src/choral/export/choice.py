@@ -136,6 +136,6 @@ def _plain(config: Config, voices: Sequence[Voice], wanted: Wanted, evaluation: 
     if rule not in rules:
         raise ConfigError(f"--rule {rule}: has to be fitted, and {why}; without that there are {', '.join(rules)}")
     members = [name for name in names if name in (wanted.members or names)]
-    views = expand(wanted.views or config.evaluate.views)
+    views = expand(wanted.views or config.test_views)
     plain = plain_answering(outputs.task, outputs.names, members, views, config.evaluate.average)
     return replace(plain, of=rule, rule=replace(plain.rule, rule=rule), evaluation=evaluation)

@@ -62,7 +62,7 @@ def run_answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) ->
     answering = read_answer(folder)
     if answering is None:
         outputs, names = voices[0].outputs, [voice.name for voice in voices]
-        views = expand(config.evaluate.views)
+        views = expand(config.test_views)
         return plain_answering(outputs.task, outputs.names, names, views, config.evaluate.average)
     check_answer(folder, answering, evaluation_of(voices, config.train.precision))
     unknown = sorted(set(answering.members) - {voice.name for voice in voices})

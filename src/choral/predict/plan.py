@@ -63,7 +63,7 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
         ChoralError: no member has been trained.
         DataError: the data hold other classes, labels or targets than the members were trained on.
     """
-    views = expand(config.evaluate.views)
+    views = expand(config.test_views)
     voices, unfinished = voices_of(folder, config)
     outputs = voices[0].outputs
     groups = _held_out_voices(config, voices, dataset)

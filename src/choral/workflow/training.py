@@ -124,7 +124,7 @@ def check_run(config: Config) -> None:
     Raises:
         ConfigError, DataError: naming the key, folder, shard or split.
     """
-    expand(config.evaluate.views)
+    expand(config.test_views)
     members = [member_config(config, member.name) for member in members_of(config)]
     for own in members or [config]:
         preflight(own)
