@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from choral.config import EvaluateConfig
 from choral.configfile import load_config, parse_override
 from choral.errors import ConfigError
 from choral.predict.views import Step, View, expand, view_of
@@ -260,7 +259,6 @@ def test_commas_within_brackets_survive_files_and_overrides(tmp_path: Path) -> N
     path.write_text("data: {shards: x}\n", encoding="utf-8")
     assert load_config(path, base).evaluate.views == wanted
     assert parse_override("evaluate.views=['hflip*scales[0.9,1]']")[1] == ["hflip*scales[0.9,1]"]
-    assert EvaluateConfig().views == ("identity", "hflip")
 
 
 def test_every_view_exports_and_gives_half_precision_back() -> None:
