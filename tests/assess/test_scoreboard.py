@@ -19,6 +19,7 @@ from choral.assess.board_table import notes_on, render_board
 from choral.assess.calibrate import Asked as Calibration
 from choral.assess.looks import looks_so_far, scoreboard_of
 from choral.assess.predictor import predictor_names, predictor_of
+from choral.assess.record import Record, estimates_of
 from choral.assess.recording import project_of, record_steps
 from choral.assess.scoreboard import Scoreboard
 from choral.cli import main
@@ -106,6 +107,14 @@ def test_differences_are_those_of_the_predictions(tmp_path: Path) -> None:
         ConfigError, match=r"--metric: no 'acuracy'\. Did you mean accuracy\? There are: accuracy, log_loss"
     ):
         tables(tmp_path, "acuracy")
+
+
+def test_no_step_is_certain_where_all_are_right() -> None:
+    labels = np.arange(180) % 3
+    records = {"right": Record(labels.astype(np.int32)), "wrong": Record((labels + 1).astype(np.int32) % 3)}
+    found = estimates_of("multiclass", labels, records)["accuracy"]
+    assert found["right"].interval.high == 1 and found["right"].interval.low == pytest.approx(0.97910, abs=1e-5)
+    assert found["wrong"].interval.low == 0 and found["wrong"].interval.high == pytest.approx(0.02090, abs=1e-5)
 
 
 def test_it_outlives_the_runs(tmp_path: Path) -> None:

@@ -124,6 +124,14 @@ def test_one_member_without_views(tmp_path: Path) -> None:
     assert not any("tta" in line for line in shown(scores))
 
 
+def test_no_table_is_certain_where_all_are_right(tmp_path: Path) -> None:
+    labels = np.arange(180) % 3
+    right = np.full((180, 3), 0.05, np.float32)
+    right[np.arange(180), labels] = 0.9
+    (row, *_) = score_run(ledger(tmp_path, labels, {("a", "identity"): right}, ("a",), ("identity",)))["rows"]
+    assert (row["value"], row["high"]) == (1, 1) and row["low"] == pytest.approx(0.97910, abs=1e-5)
+
+
 @pytest.mark.parametrize("view", ["tta", "hflip"])
 def test_a_ledger_without_the_identity(tmp_path: Path, view: str) -> None:
     labels, columns = predictions(50)

@@ -207,3 +207,20 @@ def test_differences_are_paired() -> None:
             assert nothing.low < nothing.value == 0 < nothing.high
         else:
             assert nothing.low == nothing.high == 0, name
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_where_nothing_varies_intervals_are_of_theory(right: bool) -> None:
+    labels = np.arange(180) % 4
+    said = one_hot(labels if right else (labels + 1) % 4, 4).astype(np.float32) * 0.96 + 0.01
+    found = metrics_of("multiclass", labels, said, CLASSES)
+    # 1 / (1 + z^2 / n) of Wilson 1927, worked out by hand: 0.97910
+    assert found["accuracy"].interval.low == pytest.approx(0.97910 if right else 0, abs=1e-5)
+    assert found["accuracy"].interval.high == pytest.approx(1 if right else 0.02090, abs=1e-5)
+    for name in ("top_2", "balanced_accuracy", "f1_macro", "f1_micro", "roc_auc", "average_precision"):
+        interval = found[name].interval
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1, name
+        if interval.value in (0, 1):
+            assert 0.01 < interval.high - interval.low < 0.1, name
+    same = metrics_of("multiclass", labels, said, CLASSES)
+    assert found["accuracy"].minus(same["accuracy"]).low == 0  # in pairs nothing differs

@@ -13,7 +13,7 @@ from choral.assess.predictor import Predictor
 from choral.assess.slices import columns_of, slices_of
 from choral.ensemble.rows import Numbers
 from choral.errors import ConfigError
-from choral.score.card import Metrics, class_measure, overlaps
+from choral.score.card import Metrics, class_measure
 from choral.score.class_metrics import ClassMetrics
 from choral.score.estimate import Estimate, resampled
 from choral.score.intervals import LEVEL
@@ -22,6 +22,7 @@ from choral.score.metrics import f1_of_counts
 from choral.score.multiplicity import holm
 from choral.score.number_metrics import NumberMetrics
 from choral.score.reliability import wilson, wilson_f1
+from choral.score.shares import overlaps
 from choral.shards.index import Index
 
 SIGNIFICANT = 0.05

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from choral.assess.card import defined
 from choral.assess.predictor import Predictor
 from choral.ensemble.rows import SEED, Numbers
-from choral.score.card import ORDER, RANKED, Metrics, estimates_of, ranks
+from choral.score.card import ORDER, Metrics, estimates_of, ranks
 from choral.score.estimate import Estimate, p_of, resampled
-from choral.score.few_samples import of_few, of_shares
+from choral.score.few_samples import of_few
 from choral.score.intervals import DRAWS, LEVEL, Interval
 from choral.score.multiplicity import holm
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
+from choral.score.shares import RANKED, SHARES
 
 _FEW = 200  # samples: of fewer, a difference has to be more than chance gives slices of this size, too
 _CHUNK = 1 << 21  # samples in draws that are held at a time
@@ -203,7 +204,7 @@ def _gaps_by_chance(predictor: Predictor, count: int) -> dict[str, NDArray[np.fl
             row[random.choice(total, count, replace=False, shuffle=False)] = 1
         one, other = (_measured(metrics, part, False, targets) for part in (times, 1 - times))
         for name, values in one.items():
-            if not of_shares(name.partition(" ")[0]):
+            if name.partition(" ")[0] not in SHARES:
                 drawn.setdefault(name, []).append(values - other[name])
     return {name: np.concatenate(parts) for name, parts in drawn.items()}
 

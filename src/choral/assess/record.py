@@ -27,6 +27,7 @@ from choral.score.estimate import Estimate, bounded
 from choral.score.intervals import resampled_means
 from choral.score.metrics import correct, label_log_losses, log_losses, r2_of_sums
 from choral.score.ranking import affordable_draws, mean_average_precision, resampled_mean_average_precisions
+from choral.score.shares import of_share
 
 METRICS = {
     "multiclass": ("accuracy", "log_loss"),
@@ -128,7 +129,10 @@ def _of_classes(labels: NDArray[Any], records: Mapping[str, Record]) -> dict[str
     losses = {name: record.losses for name, record in records.items() if record.losses is not None}
     drawn = resampled_means(np.stack([*hits.values(), *losses.values()], axis=1), seed=SEED).T
     return {
-        "accuracy": {name: _mean(values, drawn[number]) for number, (name, values) in enumerate(hits.items())},
+        "accuracy": {
+            name: of_share(_mean(values, drawn[number]), len(labels))
+            for number, (name, values) in enumerate(hits.items())
+        },
         "log_loss": {
             name: _mean(values, drawn[len(hits) + number]) for number, (name, values) in enumerate(losses.items())
         },

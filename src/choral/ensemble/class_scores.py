@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.ensemble.rows import SEED, ClassRow, Difference, Section, numbers
+from choral.score.estimate import Estimate
 from choral.score.intervals import interval_of, resampled_means
 from choral.score.metrics import correct, log_losses, top_class
+from choral.score.shares import of_share
 
 
 @dataclass
@@ -78,7 +80,7 @@ def _rows(entries: Mapping[str, _Entry], plain: Sequence[str], baseline: str) ->
 
     rows: list[ClassRow] = []
     for name, entry in entries.items():
-        accuracy = interval_of(scores[name], drawn[name])
+        accuracy = of_share(Estimate(float(scores[name].mean()), drawn[name]), len(scores[name])).interval
         row = ClassRow(
             name=name,
             metric="accuracy",

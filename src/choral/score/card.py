@@ -17,6 +17,7 @@ from choral.score.label_metrics import LabelMetrics
 from choral.score.number_metrics import NumberMetrics
 from choral.score.ranking import affordable_draws
 from choral.score.reliability import wilson, wilson_f1
+from choral.score.shares import RANKED, SHARES, of_shares, overlaps
 
 Metrics = ClassMetrics | LabelMetrics | NumberMetrics
 ORDER = {
@@ -32,8 +33,6 @@ OF_CLASS = {
     "multilabel": ("average_precision", "roc_auc", "precision", "recall", "f1"),
     "regression": ORDER["regression"],
 }
-RANKED = ("roc_auc", "average_precision", "mean_ap")
-"""Metrics that need a ranking of the samples."""
 _BOUNDED = (*RANKED, "f1_macro")
 
 
@@ -167,6 +166,8 @@ def estimates_of(
 ) -> dict[str, Estimate]:
     """Return estimates from values and draws of metrics of all samples together, in the order of `ORDER`."""
     estimates = {name: _estimate(name, float(value), draws) for name, (value, draws) in found.items()}
+    if not isinstance(metrics, NumberMetrics):
+        estimates |= {name: of_shares(metrics, name, estimates[name]) for name in SHARES if name in estimates}
     if ranks(metrics):
         estimates["ece"] = debiased_calibration_error(_gaps(metrics))
     task = {ClassMetrics: "multiclass", LabelMetrics: "multilabel", NumberMetrics: "regression"}[type(metrics)]
@@ -193,17 +194,6 @@ def _ends_by_class(
             value = float(own[metric][0][number])
             ends[metric, number] = (wilson_f1 if metric == "f1" else wilson)(value, int(shared[number]))
     return ends
-
-
-def overlaps(metrics: ClassMetrics | LabelMetrics) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return of each class or label the samples that rightly were given it, all that were, and all that have it."""
-    if isinstance(metrics, ClassMetrics):
-        table = metrics.confusion
-        return np.diag(table), table.sum(axis=0), table.sum(axis=1)
-    hits, given, labels = (
-        np.count_nonzero(of, axis=0) for of in (metrics.labels & metrics.given, metrics.given, metrics.labels)
-    )
-    return hits, given, labels
 
 
 def _counts(task: str, labels: NDArray[Any], classes: Sequence[str]) -> dict[str, int]:
