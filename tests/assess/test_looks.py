@@ -65,6 +65,18 @@ def test_looks_are_counted_over_runs_and_outlive_them(made: tuple[RunFolder, Con
     assert (looks(elsewhere), looks(elsewhere, dataset="other")) == (count + 1, 1)
 
 
+def test_another_config_under_the_name_of_a_deleted_run_is_another_run(
+    made: tuple[RunFolder, Config], tmp_path: Path
+) -> None:
+    run, config = made
+    look_at(run, config, [predictor_of(run, config, "test", "soft")])
+    for lr in ("lr=1e-4", "lr=2e-4", "lr=2e-4"):
+        shutil.rmtree(run.path)
+        run, config = made_run(run.path, {"test": predictions(50, seed=3)}, [f"train.{lr}"])
+        look_at(run, config, [predictor_of(run, config, "test", "soft")])
+    assert looks_so_far(scoreboard_of(run), "d", "test", "multiclass") == Looks(2, 2), "the same figures once"
+
+
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_rows_and_predictors_of_other_tasks_are_known_by_the_same_figures(tmp_path: Path, task: str) -> None:
     run, config = made_run(tmp_path / "runs" / "first", {})

@@ -4,7 +4,8 @@ A look is a predictor whose figures about a test split were shown or kept, and h
 are no further look, whichever command shows them: a predictor is known by its figures, to six digits. What a run was
 trained on or chosen by (its train and val splits, out-of-fold predictions) is no test split. Counted are the looks
 of all runs under one folder (runs/), for each data set, split and task by themselves, and told by how many runs they came:
-the rows of one run's only table are many looks, but one occasion. They stand in runs/scoreboard/_looks/, and survive the
+the rows of one run's only table are many looks, but one occasion. Another config under the name of a deleted run is
+another run. They stand in runs/scoreboard/_looks/, and survive the
 deletion of runs.
 """
 
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, cast
 
 from choral.assess.journal import Journal
 from choral.assess.predictor import Predictor
-from choral.config import Config
+from choral.config import Config, config_hash
 from choral.ensemble.rows import Row
 from choral.errors import ChoralError
 from choral.predict.ledger import LedgerMeta
@@ -79,7 +80,7 @@ def look_at_rows(folder: RunFolder, config: Config, meta: LedgerMeta, rows: Sequ
 def looks_so_far(scoreboard: Path, dataset: str, split: str, task: str) -> Looks:
     """Return how many looks there have been at a split, by the runs beside the scoreboards; none at what is no test split."""
     lines = _journal(scoreboard, dataset, split, task).read()[0]
-    return Looks(len(lines), len({line["run"] for line in lines}))
+    return Looks(len(lines), len({(line["run"], line.get("config")) for line in lines}))
 
 
 def looks_line(folder: RunFolder, config: Config, meta: LedgerMeta) -> str:
@@ -118,9 +119,8 @@ def _note(folder: RunFolder, config: Config, meta: LedgerMeta, seen: Mapping[str
     if not is_test(config, meta.split):
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = [
-        {"id": _identity(figures), "predictor": name, "run": folder.name, "date": now} for name, figures in seen.items()
-    ]
+    common = {"run": folder.name, "config": config_hash(config), "date": now}
+    lines = [{"id": _identity(figures), "predictor": name, **common} for name, figures in seen.items()]
 
     def new(there: list[dict[str, Any]]) -> list[dict[str, Any]]:
         known = {line["id"] for line in there}
