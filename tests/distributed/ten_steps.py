@@ -1,4 +1,4 @@
-"""Run under the launcher: take ten SGD steps, and leave what each rank saw and what the network became.
+"""Run under the launcher: take ten SGD steps, and leave what each rank saw and what the network became after two and ten.
 
 accelerate launch ten_steps.py CONFIG OUT
 """
@@ -32,12 +32,10 @@ def main() -> None:
         batches = watched()
         for step in range(10):
             trainer.train_step(batches, step)
+            if run.is_main and step + 1 in (2, 10):
+                network = {name: value.contiguous() for name, value in trainer.network.state_dict().items()}
+                save_file(network, out / f"network-{step + 1}.safetensors")
     (out / f"seen-{run.rank}.json").write_text(json.dumps(seen))
-    if run.is_main:
-        save_file(
-            {name: value.contiguous() for name, value in trainer.network.state_dict().items()},
-            out / "network.safetensors",
-        )
     run.end()
 
 
