@@ -36,33 +36,23 @@ HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-Network = dict[str, torch.Tensor]
-
-
-def differences(first: Network, second: Network) -> dict[str, float]:
-    """Return the largest difference within each tensor, as a share of its largest value."""
+def assert_equal_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], relative: float) -> None:
     assert first.keys() == second.keys()
-    found = {}
     for name, value in first.items():
         scale = value.double().abs().max().clamp_min(1e-6)
-        found[name] = float((value.double() - second[name].double()).abs().max() / scale)
-    return found
-
-
-def assert_equal_tensors(first: Network, second: Network, relative: float) -> None:
-    for name, difference in differences(first, second).items():
+        difference = (value.double() - second[name].double()).abs().max() / scale
         assert difference <= relative, f"{name}: relative difference {difference:.2e}"
 
 
-def ten_steps(config: Path, out: Path, processes: int) -> tuple[list[list[str]], Network, Network]:
-    """Return the keys of each micro-batch, over all ranks in order, and the network after two and after ten steps."""
+def ten_steps(config: Path, out: Path, processes: int) -> tuple[list[list[str]], dict[str, torch.Tensor]]:
+    """Return the keys of each micro-batch, over all ranks in order, and the network after ten steps."""
     out.mkdir()
     command, env = launch_command("choral.train", [], processes, on_gpus=False)
     command = [*command[:-2], str(HERE / "ten_steps.py"), str(config), str(out)]
     subprocess.run(command, env={**ENV, **env}, check=True, timeout=200)
     ranks = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in range(processes)]
     keys = [[key for rank in ranks for key in rank[number][1]] for number in range(len(ranks[0]))]
-    return keys, load_file(out / "network-2.safetensors"), load_file(out / "network-10.safetensors")
+    return keys, load_file(out / "network.safetensors")
 
 
 def test_one_two_and_three_ranks_train_the_same_model(config_file: Path, tmp_path: Path) -> None:
@@ -70,16 +60,12 @@ def test_one_two_and_three_ranks_train_the_same_model(config_file: Path, tmp_pat
     text = config_file.read_text().replace("batch_size: 12", "batch_size: 22, accumulate_steps: 2")
     text = text.replace("brightness: 0.2", "brightness: 0.2, mixup: 0.4, cutmix: 1")
     config_file.write_text(text)
-    keys, early, late = ten_steps(config_file, tmp_path / "1", 1)
+    keys, network = ten_steps(config_file, tmp_path / "1", 1)
     assert [len(batch) for batch in keys] == [11] * 20
     for processes in (2, 3):
-        other_keys, other_early, other_late = ten_steps(config_file, tmp_path / str(processes), processes)
+        other_keys, other = ten_steps(config_file, tmp_path / str(processes), processes)
         assert other_keys == keys
-        assert_equal_tensors(early, other_early, 1e-5)
-        # Later, rounding of 1e-6 may turn a unit of this tiny network on or off, which moves single tensors by some 1e-3. On
-        # which step depends on the processor: seen on one at the fourth, on another not within ten.
-        apart = sorted(differences(late, other_late).values())
-        assert apart[len(apart) // 2] <= 1e-4 and apart[-1] <= 3e-2, apart
+        assert_equal_tensors(network, other, 1e-5)
 
 
 def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runtime) -> None:
