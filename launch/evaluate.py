@@ -2,8 +2,8 @@
 
 import sys
 
-from choral.predict.__main__ import main
-from choral.workflow.evaluation import record_evaluation
+from choral.cli.workflow.evaluation import record_evaluation
+from choral.inference.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(after=record_evaluation))

@@ -2,7 +2,7 @@
 
 import sys
 
-from choral.export.ranks import main
+from choral.deploy.bundle.ranks import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from choral.train.__main__ import main
+from choral.training.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

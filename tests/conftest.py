@@ -15,7 +15,7 @@ import pytest
 from toys import CLASSES, COUNTS, Choral, colour_image
 
 if TYPE_CHECKING:
-    from choral.runtime import Runtime
+    from choral.core.process_group import Runtime
 
 
 def pytest_configure() -> None:
@@ -66,8 +66,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photos, packed in shards of at most 8 samples."""
-    from choral.shards.options import PackOptions
-    from choral.shards.pack import pack
+    from choral.data.packing.options import PackOptions
+    from choral.data.packing.pack import pack
 
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(str(photos), out, PackOptions(samples_per_shard=8, processes=1))
@@ -115,7 +115,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     import torch
     from accelerate.state import AcceleratorState
 
-    from choral.runtime import Runtime
+    from choral.core.process_group import Runtime
 
     AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

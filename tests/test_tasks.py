@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from choral.assess.answer import read_answer
 from choral.cli import main
 from choral.config import Config
-from choral.configfile import load_config
-from choral.predict.evaluate import evaluate
-from choral.predict.ledger import Ledger
-from choral.runfolder import RunFolder, write_json
-from choral.runtime import Runtime
-from choral.train.loop import train
+from choral.config.files import load_config
+from choral.core.process_group import Runtime
+from choral.inference.evaluation_pass import evaluate
+from choral.inference.ledger import Ledger
+from choral.runs.run_dir import RunFolder, write_json
+from choral.scoring.policy import read_answer
+from choral.training.loop import train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230)}
 SHAPES = 240

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from choral.export.predictor import Form, Predictor
+    from choral.deploy.bundle.predictor import Form, Predictor
 
 __version__ = "0.1.0"
 
 
 def load(bundle: str | Path, device: str = "auto", form: Form = "torch") -> Predictor:
-    """Return what the bundle in a folder answers for images; see `choral.export.predictor.Predictor`.
+    """Return what the bundle in a folder answers for images; see `choral.deploy.bundle.predictor.Predictor`.
 
     Args:
         bundle: the folder that `choral export` wrote.
@@ -21,9 +21,11 @@ def load(bundle: str | Path, device: str = "auto", form: Form = "torch") -> Pred
         form: torch: its networks. onnx, pt2: the file with the whole ensemble, where it was exported.
 
     Raises:
-        choral.errors.ConfigError: there is no bundle, no such form, or no such device.
-        choral.errors.DataError: a file is damaged.
+        choral.core.errors.ConfigError: there is no bundle, no such form, or no such device.
+        choral.core.errors.DataError: a file is damaged.
     """
-    from choral.export.predictor import Predictor  # PyTorch comes with the first network, not with `import choral`
+    from choral.deploy.bundle.predictor import (
+        Predictor,  # PyTorch comes with the first network, not with `import choral`
+    )
 
     return Predictor.load(bundle, device, form)

@@ -27,7 +27,7 @@ def cpu_ms(folder: Path, preset: str, images: int) -> float:
 
     from choral.config import AugmentConfig, Config, DataConfig, TrainConfig
     from choral.config.augment import PRESETS
-    from choral.inputs.streams import RankPlace, open_dataset, open_split, training_batches
+    from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split, training_batches
 
     torch.set_num_threads(1)
     config = Config(
@@ -55,7 +55,7 @@ def main() -> int:
     from bench_stream import make_images
 
     from choral.config.augment import PRESETS
-    from choral.shards.pack import PackOptions, pack
+    from choral.data.packing.pack import PackOptions, pack
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -31,10 +31,10 @@ def make(folder: Path, members: int, samples: int, classes: int) -> None:
     """Write a run folder with ledgers of val and test; parts of the ranks one by one, so that memory stays small."""
     import numpy as np
 
-    from choral.configfile import load_config
-    from choral.predict.ledger import LedgerMeta, ledger_table, merge_parts, write_part
-    from choral.runfolder import RunFolder
-    from choral.shards.plan import slice_of
+    from choral.config.files import load_config
+    from choral.data.shards.epoch_plan import slice_of
+    from choral.inference.ledger import LedgerMeta, ledger_table, merge_parts, write_part
+    from choral.runs.run_dir import RunFolder
 
     (folder / "made.yaml").write_text("data: {shards: nowhere}\n")
     names = tuple(f"m{number}" for number in range(members))
@@ -61,9 +61,9 @@ def make(folder: Path, members: int, samples: int, classes: int) -> None:
 
 def by_choral(rule: str, folder: Path, out: Path) -> dict[str, Any]:
     """Fit a rule on val, apply it to test, and write the combined ledger."""
-    from choral.ensemble import fitting
-    from choral.ensemble.panel import Panel
-    from choral.predict.ledger import Ledger, LedgerMeta, write_combined
+    from choral.ensembles import rule_fitting as fitting
+    from choral.ensembles.member_predictions import Panel
+    from choral.inference.ledger import Ledger, LedgerMeta, write_combined
 
     val, test = (Ledger.open(folder / "run" / "predictions" / f"{split}.parquet") for split in ("val", "test"))
     panel, scored = Panel(val, val.members, ("identity",)), Panel(test, test.members, ("identity",))
@@ -174,9 +174,9 @@ def _greedy(stack: Any, labels: Any, by_accuracy: bool) -> Any:
 
 def everything(folder: Path) -> None:
     """All that the command does."""
-    from choral import workflow
-    from choral.ensemble.combination import Asked
-    from choral.runfolder import RunFolder
+    from choral.cli import workflow
+    from choral.ensembles.saved_combination import Asked
+    from choral.runs.run_dir import RunFolder
 
     workflow.combine(RunFolder(folder / "run"), "test", Asked(rule="greedy", picks=PICKS, name="all"))
 
@@ -185,7 +185,7 @@ def child(rule: str, way: str, folder: Path) -> None:
     """Do one piece of work, and print seconds and peak memory in bytes."""
     import scipy.optimize  # noqa: F401
 
-    import choral.workflow  # noqa: F401  imports are not measured
+    import choral.cli.workflow  # noqa: F401  imports are not measured
 
     Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is that of the work; also after a fork
     before, started, worked = peak(), time.perf_counter(), time.process_time()
@@ -218,7 +218,7 @@ def difference(rule: str, folder: Path) -> float:
     """Return the largest difference of the two combinations."""
     import numpy as np
 
-    from choral.predict.ledger import Ledger
+    from choral.inference.ledger import Ledger
 
     reference, start, largest = np.load(folder / f"{rule}.npy", mmap_mode="r"), 0, 0.0
     for (block,) in Ledger.open(folder / f"{rule}.parquet").blocks():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 
 def main() -> int:
@@ -26,11 +26,11 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=20, help="copies of a kind")
     parser.add_argument("--images", type=int, default=None, help="of the data; all")
     options = parser.parse_args()
-    from choral.analyze.duplicates import duplicates_of
-    from choral.analyze.survey import survey
-    from choral.inputs.decode import decode
-    from choral.shards.index import Dataset, Index
-    from choral.shards.store import LocalStore
+    from choral.analysis.duplicates import duplicates_of
+    from choral.analysis.image_survey import survey
+    from choral.data.loading.decode import decode
+    from choral.data.shards.index import Dataset, Index
+    from choral.data.shards.store import LocalStore
     from made_data import VARIANTS, packed
 
     dataset = Dataset.open(options.shards)

@@ -80,10 +80,10 @@ def finish(running: list[subprocess.Popen[bytes]]) -> None:
 
 def row_of(arm: str, view: str, baseline: np.ndarray | None) -> tuple[str, np.ndarray]:
     """Return an arm's line of the table, and whether it was right about each sample."""
-    from choral.ensemble.combine import soft
-    from choral.predict.ledger import Ledger
-    from choral.score.intervals import bootstrap, paired_bootstrap
-    from choral.score.metrics import correct, log_losses, top_class
+    from choral.ensembles.rules import soft
+    from choral.inference.ledger import Ledger
+    from choral.metrics.intervals import bootstrap, paired_bootstrap
+    from choral.metrics.per_sample import correct, log_losses, top_class
 
     ledger = Ledger.open(Path("runs") / f"compare-{arm}" / "predictions" / "test.parquet")
     mean = np.concatenate([soft(block) for block in ledger.blocks(view)])

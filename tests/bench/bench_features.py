@@ -31,8 +31,8 @@ def prepare(folder: Path, count: int) -> Path:
     import cv2
     import numpy as np
 
-    from choral.shards.options import PackOptions
-    from choral.shards.pack import pack
+    from choral.data.packing.options import PackOptions
+    from choral.data.packing.pack import pack
 
     random = np.random.default_rng(0)
     for number in range(count + 4):
@@ -76,13 +76,13 @@ def main() -> int:
     import numpy as np
     import torch
 
-    from choral.configfile import load_config
-    from choral.features.classifier import Classifier
-    from choral.features.extract import FeatureSource
-    from choral.inputs.streams import RankPlace, feature_batches, open_dataset, open_split
-    from choral.model.build import build_model, normalization_of
-    from choral.runtime import Runtime
-    from choral.shards.plan import EpochPlan
+    from choral.config.files import load_config
+    from choral.core.process_group import Runtime
+    from choral.data.loading.input_pipeline import RankPlace, feature_batches, open_dataset, open_split
+    from choral.data.shards.epoch_plan import EpochPlan
+    from choral.models.build import build_model, normalization_of
+    from choral.models.features.classifier import Classifier
+    from choral.models.features.extract import FeatureSource
 
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as place:

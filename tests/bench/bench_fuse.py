@@ -27,8 +27,8 @@ def made_networks(model: str, size: int, channels_last: bool) -> tuple[Any, Any,
     import torch
 
     from choral.config import ModelConfig
-    from choral.export.fuse import find_foldable, fold, strip
-    from choral.model.build import build_model
+    from choral.deploy.bundle.fuse import find_foldable, fold, strip
+    from choral.models.build import build_model
 
     network = build_model(ModelConfig(name=model, weights="none", channels_last=channels_last), 10, size, seed=0).eval()
     for module in network.modules():

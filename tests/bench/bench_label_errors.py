@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 
 def listed_of(folder: Path, labels: NDArray[np.int64], said: NDArray[np.float32]) -> set[int]:
     """Return the samples whose labels an analysis of such held-out predictions doubts."""
-    from choral.analyze.label_errors import label_errors_of
-    from choral.assess.predictor import Predictor
-    from choral.predict.ledger import Ledger
+    from choral.analysis.label_errors import label_errors_of
+    from choral.inference.ledger import Ledger
+    from choral.scoring.predictor import Predictor
     from made_runs import made_run, write_ledger
 
     names = tuple(str(number) for number in range(said.shape[1]))

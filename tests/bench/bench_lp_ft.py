@@ -52,11 +52,11 @@ def run_one(
     """Train, evaluate, and return the log loss on validation, and the accuracy and log loss on the test split."""
     import numpy as np
 
-    from choral.configfile import load_config
-    from choral.predict.evaluate import evaluate
-    from choral.predict.ledger import Ledger
-    from choral.runfolder import RunFolder
-    from choral.train.loop import train
+    from choral.config.files import load_config
+    from choral.inference.evaluation_pass import evaluate
+    from choral.inference.ledger import Ledger
+    from choral.runs.run_dir import RunFolder
+    from choral.training.loop import train
 
     folder = place / f"{strategy}-{seed}-{rate:g}"
     config = load_config(REPOSITORY / "configs" / "elpv-demo.yaml", overrides(strategy, seed, rate, options, folder))
@@ -101,7 +101,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from choral.runtime import Runtime
+    from choral.core.process_group import Runtime
 
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     torch.set_num_threads(options.threads)

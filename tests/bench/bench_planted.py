@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
-from choral.analyze.advice import advice_of
-from choral.configfile import load_config
-from choral.ensemble.rows import Numbers
-from choral.runfolder import RunFolder
-from choral.shards.options import PackOptions
-from choral.shards.pack import pack
-from choral.workflow.improving import improve
+from choral.analysis.advice import advice_of
+from choral.cli.workflow.improvement import improve
+from choral.config.files import load_config
+from choral.data.packing.options import PackOptions
+from choral.data.packing.pack import pack
+from choral.ensembles.score_rows import Numbers
+from choral.runs.run_dir import RunFolder
 from in_process import launch_in_process
 from planted import WEAKNESSES, planted
 

@@ -64,20 +64,20 @@ def seconds_of(port: int, clients: int, bodies: Sequence[bytes]) -> tuple[float,
 
 def made_predictor(options: argparse.Namespace) -> Any:
     """Return a bundle's predictor, or one of a single network with random weights."""
-    from choral.export.predictor import Predictor
+    from choral.deploy.bundle.predictor import Predictor
 
     if options.bundle:
         return Predictor.load(options.bundle, device=options.device, form=options.form)
-    from choral.assess.answering import plain_answering
     from choral.config import ModelConfig
-    from choral.export.engine import Member, inputs_of
-    from choral.export.fuse import find_foldable, fold, strip
-    from choral.export.graph import TorchEngine
-    from choral.export.predictor import torch_device
-    from choral.inputs.crop import Crop
-    from choral.inputs.looks import Form, Look
-    from choral.model.build import build_model
-    from choral.model.outputs import Outputs
+    from choral.data.loading.crop import Crop
+    from choral.data.loading.input_spec import Form, Look
+    from choral.deploy.bundle.engine import Member, inputs_of
+    from choral.deploy.bundle.fuse import find_foldable, fold, strip
+    from choral.deploy.bundle.graph import TorchEngine
+    from choral.deploy.bundle.predictor import torch_device
+    from choral.models.build import build_model
+    from choral.models.output_spec import Outputs
+    from choral.scoring.apply_policy import plain_answering
 
     import torch  # isort: skip
 
@@ -118,7 +118,7 @@ def main() -> int:
 
     import torch  # isort: skip
 
-    from choral.memory import keep_freed
+    from choral.runs.memory import keep_freed
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.threads:
@@ -162,5 +162,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
-    sys.path[:0] = [str(here), str(here.parent), str(here.parents[1] / "src")]
+    sys.path[:0] = [str(here), str(here.parent / "support"), str(here.parents[1] / "src")]
     sys.exit(main())

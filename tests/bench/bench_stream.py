@@ -78,15 +78,15 @@ def choral(
     import torch
 
     from choral.config import AugmentConfig
-    from choral.inputs.augment.parameters import Augment
-    from choral.inputs.bad_samples import BadSamples
-    from choral.inputs.cache import DecodedCache
-    from choral.inputs.crop import Crop
-    from choral.inputs.device import DeviceLoader
-    from choral.inputs.loader import HostLoader, Order
-    from choral.shards.index import Dataset, Index
-    from choral.shards.plan import EpochPlan
-    from choral.shards.store import LocalStore
+    from choral.data.augment.parameters import Augment
+    from choral.data.loading.bad_samples import BadSamples
+    from choral.data.loading.crop import Crop
+    from choral.data.loading.decoded_cache import DecodedCache
+    from choral.data.loading.device_loader import DeviceLoader
+    from choral.data.loading.host_loader import HostLoader, Order
+    from choral.data.shards.epoch_plan import EpochPlan
+    from choral.data.shards.index import Dataset, Index
+    from choral.data.shards.store import LocalStore
 
     dataset = Dataset.open(data / "packed")
     index, store = Index.open(dataset, "train"), LocalStore(dataset)
@@ -194,7 +194,7 @@ def count_images(data: Path) -> int:
 
 def prepare(data: Path, count: int) -> None:
     """Make and pack the images, and decode them into the cache."""
-    from choral.shards.pack import PackOptions, pack
+    from choral.data.packing.pack import PackOptions, pack
 
     make_images(data / "images", count)
     pack(str(data / "images"), data / "packed", PackOptions(val=0.0, test=0.0, processes=WORKERS))

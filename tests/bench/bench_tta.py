@@ -29,9 +29,9 @@ def made_run(place: Path, options: argparse.Namespace) -> Any:
     """Pack images, and return the folder of a run of five members that are trained, as far as can be seen."""
     from bench_stream import make_images
 
-    from choral.configfile import load_config
-    from choral.shards.options import PackOptions
-    from choral.shards.pack import pack
+    from choral.config.files import load_config
+    from choral.data.packing.options import PackOptions
+    from choral.data.packing.pack import pack
     from made_members import made_members
 
     make_images(place / "images", options.images)
@@ -64,10 +64,10 @@ def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, pla
     """Return how long it takes to make the batches of one pass for each group of looks."""
     import numpy as np
 
-    from choral.inputs.device import shown
-    from choral.inputs.loader import Order
-    from choral.inputs.streams import RankPlace, open_dataset, open_split, shared_samples
-    from choral.predict.chunks import Chunks
+    from choral.data.loading.device_loader import shown
+    from choral.data.loading.host_loader import Order
+    from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split, shared_samples
+    from choral.inference.chunks import Chunks
 
     where = RankPlace(0, 1, run.device)
     split = open_split(config, open_dataset(config.data), "test", where)
@@ -84,7 +84,7 @@ def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, pla
 
 def measure_once(folder: Any, run: Any) -> None:
     """Evaluate without taking the time."""
-    from choral.predict.evaluate import evaluate
+    from choral.inference.evaluation_pass import evaluate
 
     evaluate(folder.config(), folder, run, force=True)
 
@@ -93,9 +93,9 @@ def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], flo
     """Run both arms once and return seconds, and the largest difference of probabilities."""
     import numpy as np
 
-    from choral.predict.evaluate import evaluate
-    from choral.predict.ledger import Ledger
-    from choral.predict.voices import voices_of
+    from choral.inference.evaluation_pass import evaluate
+    from choral.inference.ledger import Ledger
+    from choral.inference.trained_models import voices_of
 
     config = folder.config()
     voices, _ = voices_of(folder, config)
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    from choral.runtime import Runtime
+    from choral.core.process_group import Runtime
 
     with tempfile.TemporaryDirectory() as text:
         place = Path(text)
@@ -157,5 +157,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
-    sys.path[:0] = [str(here), str(here.parent / "predict"), str(here.parents[1] / "src")]
+    sys.path[:0] = [str(here), str(here.parent / "support"), str(here.parents[1] / "src")]
     sys.exit(main())

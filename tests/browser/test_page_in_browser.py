@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from opened import Opened
 
-from choral.analyze.page import markup
-from choral.analyze.page.frame import Section, page
-from choral.analyze.page.report import report
+from choral.analysis.page import markup
+from choral.analysis.page.frame import Section, page
+from choral.analysis.page.report import report
 from made_analysis import HOSTILE, image_finder, made_advice, made_analysis, made_curves, made_image
 
 Show = Callable[..., Opened]

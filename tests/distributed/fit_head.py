@@ -18,12 +18,12 @@ from types import SimpleNamespace
 import torch
 
 from choral.config import Config
-from choral.configfile import load_config
-from choral.features import extract
-from choral.features.cache import FeatureCache
-from choral.runfolder import RunFolder
-from choral.runtime import Runtime
-from choral.train.loop import train
+from choral.config.files import load_config
+from choral.core.process_group import Runtime
+from choral.models.features import extract
+from choral.models.features.cache import FeatureCache
+from choral.runs.run_dir import RunFolder
+from choral.training.loop import train
 
 
 def fit(folder: Path) -> None:

@@ -13,8 +13,8 @@ import sys
 import timm  # noqa: F401 (imported for the children)
 import torch
 
-import choral.train.loop  # noqa: F401
-from choral.train.__main__ import main
+import choral.training.loop  # noqa: F401
+from choral.training.__main__ import main
 
 
 def serve() -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from choral.configfile import load_config
-from choral.runfolder import RunFolder
-from choral.runtime import Runtime
-from choral.train.trainer import Trainer
+from choral.config.files import load_config
+from choral.core.process_group import Runtime
+from choral.runs.run_dir import RunFolder
+from choral.training.trainer import Trainer
 
 
 def smooth(network: nn.Module) -> None:

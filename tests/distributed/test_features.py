@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from choral.checkpoints import MODEL, checkpoint_of
+from choral.runs.checkpoints import MODEL, checkpoint_of
 
 HERE = Path(__file__).parent
 

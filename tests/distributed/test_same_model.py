@@ -19,17 +19,17 @@ import torch
 from safetensors.torch import load_file
 from two_ranks import train_chain
 
-from choral.checkpoints import EMA, MODEL, SOUP, checkpoint_of
-from choral.configfile import load_config
-from choral.inputs.sample_weights import rounds_of, weights_of_round
+from choral.config.files import load_config
+from choral.core.process_group import Runtime
+from choral.data.loading.boosting_weights import rounds_of, weights_of_round
+from choral.data.shards.index import Dataset, Index
+from choral.inference.ledger import Ledger
 from choral.jobs.launcher import launch_command
-from choral.predict.ledger import Ledger
-from choral.runfolder import RunFolder
-from choral.runtime import Runtime
-from choral.shards.index import Dataset, Index
-from choral.train import range_test
-from choral.train.loop import train
-from choral.train.trainer import Trainer
+from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of
+from choral.runs.run_dir import RunFolder
+from choral.training import range_test
+from choral.training.loop import train
+from choral.training.trainer import Trainer
 from toys import Choral, new_folder
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ def assert_equal_tensors(first: dict[str, torch.Tensor], second: dict[str, torch
 def ten_steps(config: Path, out: Path, processes: int) -> tuple[list[list[str]], dict[str, torch.Tensor]]:
     """Return the keys of each micro-batch, over all ranks in order, and the network after ten steps."""
     out.mkdir()
-    command, env = launch_command("choral.train", [], processes, on_gpus=False)
+    command, env = launch_command("choral.training", [], processes, on_gpus=False)
     command = [*command[:-2], str(HERE / "ten_steps.py"), str(config), str(out)]
     subprocess.run(command, env={**ENV, **env}, check=True, timeout=200)
     ranks = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in range(processes)]
@@ -73,7 +73,7 @@ def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.
     more = "finetune: {strategy: gradual, trained_stages: 1}\n"
     text = config_file.read_text().replace("steps: 10,", "steps: 8, ema_decay: 0.6, soup: uniform, soup_epochs: 2,")
     config_file.write_text(text + more)
-    command, env = launch_command("choral.train", [], 2, on_gpus=False)
+    command, env = launch_command("choral.training", [], 2, on_gpus=False)
     command = [*command[:-2], str(HERE / "two_ranks.py"), str(config_file), str(tmp_path)]
     subprocess.run(command, env={**ENV, **env}, check=True, timeout=300)
     rates = [json.loads((tmp_path / f"rate-{rank}.json").read_text()) for rank in range(2)]

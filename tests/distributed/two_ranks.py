@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
-from choral.checkpoints import EMA, MODEL, SOUP, checkpoint_of
 from choral.config import Config
-from choral.configfile import load_config
-from choral.errors import Stopped
-from choral.model.checkpoint import load_model_tensors
-from choral.runfolder import RunFolder
-from choral.runtime import Runtime
-from choral.train import range_test
-from choral.train.loop import train
-from choral.train.numerics import NotFinite
-from choral.train.trainer import Trainer
+from choral.config.files import load_config
+from choral.core.errors import Stopped
+from choral.core.process_group import Runtime
+from choral.models.checkpoint_tensors import load_model_tensors
+from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of
+from choral.runs.run_dir import RunFolder
+from choral.training import range_test
+from choral.training.finite_checks import NotFinite
+from choral.training.loop import train
+from choral.training.trainer import Trainer
 
 CHAIN = [
     *("finetune.strategy=full", "train.soup=none", "train.ema_decay=0", "train.steps=3"),

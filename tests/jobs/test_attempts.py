@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from choral import workflow
-from choral.cli import main
-from choral.configfile import load_config
-from choral.errors import ChoralError, ConfigError
+from choral.cli import main, workflow
+from choral.cli.workflow import launch as launching
+from choral.cli.workflow.slurm_start import train_start
+from choral.config.files import load_config
+from choral.core.errors import ChoralError, ConfigError
 from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
-from choral.runfolder import RunFolder
-from choral.slurm.starts import train_start
-from choral.workflow import launching
+from choral.runs.run_dir import RunFolder
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_what_is_damaged_or_another_job_s_counts_nothing(tmp_path: Path, content
 
 
 def test_several_machines_share_ranks_and_a_rendezvous() -> None:
-    command, env = launch_command("choral.train", ["x"], 2, False, Machines(3, 1, "first", 29123))
+    command, env = launch_command("choral.training", ["x"], 2, False, Machines(3, 1, "first", 29123))
     words = " ".join(command)
     for part in (
         "--num_machines 3 --num_processes 6 ",
@@ -115,7 +114,7 @@ def test_several_machines_share_ranks_and_a_rendezvous() -> None:
     ):
         assert part in words
     assert "SIGUSR1" in env["TORCHELASTIC_SIGNALS_TO_HANDLE"]
-    command, _ = launch_command("choral.train", ["x"], 1, False, Machines(2, 0, "first", 29123))
+    command, _ = launch_command("choral.training", ["x"], 1, False, Machines(2, 0, "first", 29123))
     assert "--num_processes 2 " in " ".join(command) and "--multi_gpu" in command
 
 
@@ -146,7 +145,7 @@ def test_a_stop_file_that_names_this_start_is_kept(run: RunFolder, monkeypatch: 
             monkeypatch.setenv("SLURM_JOB_ID", job)
         else:
             monkeypatch.delenv("SLURM_JOB_ID")
-        assert launching.launch("choral.train", [], 1, run) == 0
+        assert launching.launch("choral.training", [], 1, run) == 0
         assert run.stop_file.exists() == left
 
 
@@ -159,9 +158,9 @@ def test_a_restart_waits_for_what_a_failed_node_left(run: RunFolder, monkeypatch
         stack.enter_context(run.lock())
         monkeypatch.setattr(time, "sleep", lambda seconds: stack.close() if seconds == 1 else None)
         with pytest.raises(ChoralError, match="in use by another process"):
-            launching.launch("choral.train", [], 1, run)
+            launching.launch("choral.training", [], 1, run)
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        assert launching.launch("choral.train", [], 1, run) == 0
+        assert launching.launch("choral.training", [], 1, run) == 0
 
 
 def test_gpus_that_torch_does_not_see_end_the_job(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,9 +170,9 @@ def test_gpus_that_torch_does_not_see_end_the_job(run: RunFolder, monkeypatch: p
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     with pytest.raises(ConfigError, match="SLURM gave this job 4 GPUs of .*, but torch sees none"):
-        launching.launch("choral.train", [], 4, run)
+        launching.launch("choral.training", [], 4, run)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert launching.launch("choral.train", [], 4, run) == 0
+    assert launching.launch("choral.training", [], 4, run) == 0
 
 
 def test_usr1_asks_for_a_stop(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from job_processes import python, run
 from rich.console import Console
 
-from choral.errors import ConfigError
+from choral.core.errors import ConfigError
 from choral.jobs import Job, run_jobs
 from choral.jobs import local as local_module
+from job_processes import python, run
 
 
 class TestEnds:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_processes import FAMILY, SAVES, Driver, alive, children, pids, python, run, wait_for
 
 from choral.jobs import Job
 from choral.jobs import local as local_module
+from job_processes import FAMILY, SAVES, Driver, alive, children, pids, python, run, wait_for
 
 
 class TestStops:

@@ -16,9 +16,9 @@ import pytest
 from cluster import Cluster
 
 from choral.cli import main
-from choral.runfolder import RunFolder
-from choral.slurm.queue import Entry, read_queue
-from choral.slurm.submit import Jobs
+from choral.cli.workflow.slurm_submit import Jobs
+from choral.jobs.slurm.queue import Entry, read_queue
+from choral.runs.run_dir import RunFolder
 from toys import Choral
 
 CONFIG = """\

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from choral.cli import main
-from choral.runfolder import RunFolder
-from choral.slurm import queue
-from choral.slurm.queue import Entry
-from choral.slurm.scripts import TEMPLATES
-from choral.slurm.submit import Jobs, _settled_queue
+from choral.cli.workflow.slurm_submit import Jobs, _settled_queue
+from choral.jobs.slurm import queue
+from choral.jobs.slurm.queue import Entry
+from choral.jobs.slurm.scripts import TEMPLATES
+from choral.runs.run_dir import RunFolder
 from toys import REPOSITORY
 
 EXPECTED = Path(__file__).parent / "expected"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from choral.cli import main
-from choral.configfile import load_config, to_yaml
-from choral.runfolder import RunFolder, write_json
+from choral.config.files import load_config, to_yaml
+from choral.runs.run_dir import RunFolder, write_json
 
 MEMBERS = ("done", "runs", "waits", "broke", "late", "gone", "off", "new")
 PROGRESS = {"step": 4, "steps": 10, "loss": 0.5, "images_per_s": 20.0, "eta_s": 61, "val_accuracy": 0.75}

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from choral.configfile import load_config
-from choral.ensemble.worst import worst_pictures, worst_rows
-from choral.errors import ConfigError, Stopped
-from choral.predict.evaluate import evaluate
-from choral.predict.ledger import Ledger
-from choral.runfolder import RunFolder
-from choral.runtime import Runtime
-from choral.shards.index import Dataset, Index
-from choral.shards.store import LocalStore
+from choral.cli.workflow import score, show_evaluation, track_evaluation
+from choral.config.files import load_config
+from choral.core.errors import ConfigError, Stopped
+from choral.core.process_group import Runtime
+from choral.data.shards.index import Dataset, Index
+from choral.data.shards.store import LocalStore
+from choral.ensembles.worst_samples import worst_pictures, worst_rows
+from choral.inference.evaluation_pass import evaluate
+from choral.inference.ledger import Ledger
+from choral.runs.run_dir import RunFolder
 from choral.tracking import wandb_run
 from choral.tracking.tensorboard import TensorBoard, check_installed
 from choral.tracking.wandb_run import Picture
-from choral.train.loop import train
-from choral.workflow import score, show_evaluation, track_evaluation
+from choral.training.loop import train
 from toys import new_folder
 
 
@@ -213,9 +213,9 @@ def test_an_evaluation_that_was_not_sent_is_sent_by_the_next_call(
 
     folder.predictions.mkdir()
     (folder.predictions / "test.parquet").write_bytes(b"ledger")
-    monkeypatch.setattr("choral.workflow.evaluation.score", lambda folder, split: {"rows": []})
+    monkeypatch.setattr("choral.cli.workflow.evaluation.score", lambda folder, split: {"rows": []})
     monkeypatch.setattr(Ledger, "open", lambda path: None)
-    monkeypatch.setattr("choral.ensemble.worst.worst_pictures", lambda *arguments: [])
+    monkeypatch.setattr("choral.ensembles.worst_samples.worst_pictures", lambda *arguments: [])
     monkeypatch.setattr(wandb_run, "WandbRun", Failing)
     track_evaluation(config, folder)
     assert "W&B does not get the evaluation: RuntimeError: killed" in capsys.readouterr().err
@@ -292,7 +292,7 @@ def test_a_training_is_finished_only_when_all_has_been_sent(
         def close(self, failed: bool) -> None:
             done.append((failed, (folder.path / "result.json").exists()))
 
-    monkeypatch.setattr("choral.train.tracking.WandbRun", Watched)
+    monkeypatch.setattr("choral.training.reporting.WandbRun", Watched)
     overrides = ["train.steps=2", "tracking.artifact=true", f"finetune.strategy={strategy}"]
     train(load_config(config_file, overrides), folder, run)
     best = {"full": "step-00000002", "linear": "step-00000000"}[strategy]

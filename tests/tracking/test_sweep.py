@@ -12,9 +12,9 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from choral.cli import main
-from choral.configfile import load_config
-from choral.train import __main__ as train_main
-from choral.workflow import launching
+from choral.cli.workflow import launch as launching
+from choral.config.files import load_config
+from choral.training import __main__ as train_main
 from toys import REPOSITORY
 
 SWEEP: dict[str, Any] = yaml.safe_load((REPOSITORY / "launch" / "sweep.yaml").read_text(encoding="utf-8"))
@@ -62,10 +62,10 @@ def test_the_command_trains_each_run_in_a_folder_of_its_own(
         return train_main.main(arguments)
 
     monkeypatch.setattr(launching, "launch", launch)
-    monkeypatch.setattr("choral.workflow.training.launch", launch)
+    monkeypatch.setattr("choral.cli.workflow.training.launch", launch)
     words = [str(config_file) if word == "configs/elpv-demo.yaml" else word for word in words_of(last=False)]
     assert main([*words[1:], "train.steps=2"]) == 0
-    assert started == ["choral.train"]
+    assert started == ["choral.training"]
     folder = config_file.parent / "runs" / "toy-r4nd0m"
     assert (folder / "result.json").is_file()
     assert load_config(folder / "config.yaml").train.lr == 1e-4

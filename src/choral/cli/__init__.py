@@ -26,7 +26,7 @@ from choral.cli.run_verbs import add_run_verbs
 from choral.cli.score_verb import add_score_verb
 from choral.cli.serve_verb import add_serve_verb
 from choral.cli.tune_verb import add_tune_verb
-from choral.errors import ChoralError, ConfigError, did_you_mean
+from choral.core.errors import ChoralError, ConfigError, did_you_mean
 
 _HELP = """Example, on a folder with one subfolder of images a class:
   choral pack photos/ shards/

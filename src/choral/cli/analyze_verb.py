@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from choral import workflow
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout, with_run
-from choral.errors import ConfigError
-from choral.runfolder import RunFolder
+from choral.core.errors import ConfigError
+from choral.runs.run_dir import RunFolder
 
 
 def add_analyze_verb(verbs: Verbs) -> None:

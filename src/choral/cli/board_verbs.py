@@ -6,11 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from choral import workflow
-from choral.assess.scoreboard import projects_in
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout
-from choral.errors import ConfigError
-from choral.runfolder import RUNS, RunFolder
+from choral.core.errors import ConfigError
+from choral.runs.run_dir import RUNS, RunFolder
+from choral.scoring.scoreboard.board import projects_in
 
 
 def add_board_verbs(verbs: Verbs) -> None:

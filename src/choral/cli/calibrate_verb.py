@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from choral import workflow
-from choral.assess.calibrate import Asked
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout, with_run
-from choral.errors import ConfigError
-from choral.runfolder import RunFolder
+from choral.core.errors import ConfigError
+from choral.runs.run_dir import RunFolder
+from choral.scoring.calibrate import Asked
 
 
 def add_calibrate_verb(verbs: Verbs) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from choral import workflow
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_run
 from choral.config.fields import split_at_commas
-from choral.ensemble.combination import Asked
-from choral.ensemble.combined_table import render_combination
-from choral.ensemble.fitting import PICKS
-from choral.errors import ConfigError
-from choral.runfolder import RunFolder
+from choral.core.errors import ConfigError
+from choral.ensembles.combination_table import render_combination
+from choral.ensembles.rule_fitting import PICKS
+from choral.ensembles.saved_combination import Asked
+from choral.runs.run_dir import RunFolder
 
 _RULES = (
     "soft (mean of probabilities), hard (majority), geometric (mean), weighted, "

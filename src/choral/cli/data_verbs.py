@@ -12,10 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from choral.cli.parser import Verbs, stderr, stdout
-from choral.shards.check import check
-from choral.shards.index import Dataset, Index
-from choral.shards.options import TASKS, PackOptions
-from choral.shards.pack import pack
+from choral.data.packing.check import check
+from choral.data.packing.options import TASKS, PackOptions
+from choral.data.packing.pack import pack
+from choral.data.shards.index import Dataset, Index
 
 _NAMES_OF = {"multiclass": "classes", "multilabel": "labels", "regression": "target(s)"}
 

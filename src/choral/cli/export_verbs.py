@@ -8,15 +8,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from choral import workflow
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stderr, stdout
 from choral.config import Config
 from choral.config.export import MOST_GOLDEN
 from choral.config.fields import check, split_at_commas
-from choral.errors import ConfigError
-from choral.export.bundle import is_bundle
-from choral.export.choice import Wanted
-from choral.runfolder import RunFolder
+from choral.core.errors import ConfigError
+from choral.deploy.bundle.policy_choice import Wanted
+from choral.deploy.bundle.read import is_bundle
+from choral.runs.run_dir import RunFolder
 
 _OF_FORMS = ("format", "precision", "data")
 

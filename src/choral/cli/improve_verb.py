@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from choral import workflow
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_config
-from choral.configfile import load_config
-from choral.errors import ConfigError
+from choral.config.files import load_config
+from choral.core.errors import ConfigError
 
 
 def add_improve_verb(verbs: Verbs) -> None:

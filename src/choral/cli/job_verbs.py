@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from choral.cli.parser import Parser, Verbs, stdout, with_config, with_run
-from choral.configfile import load_config
-from choral.runfolder import RunFolder
-from choral.slurm.scripts import Resources
-from choral.slurm.site import load_site
-from choral.slurm.status import as_json, cancel_run, long_notes, render, status_of
-from choral.slurm.submit import show_submission, submit_run
+from choral.cli.workflow.slurm_status import as_json, cancel_run, long_notes, render, status_of
+from choral.cli.workflow.slurm_submit import show_submission, submit_run
+from choral.config.files import load_config
+from choral.jobs.slurm.scripts import Resources
+from choral.jobs.slurm.site import load_site
+from choral.runs.run_dir import RunFolder
 
 
 def add_job_verbs(verbs: Verbs) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from choral import workflow
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout
-from choral.errors import ConfigError
-from choral.export.request import PredictRequest, add_predict_arguments, predict_request
-from choral.predict.answers import Answer
+from choral.core.errors import ConfigError
+from choral.deploy.bundle.predict_request import PredictRequest, add_predict_arguments, predict_request
+from choral.inference.prediction_types import Answer
 
 _ROWS = 1000  # of a table: its columns are as wide as the widest cell, so that it has to be held
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from choral import workflow
+from choral.analysis.probes.families import FAMILIES
+from choral.analysis.probes.request import add_arguments, request_of
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout
-from choral.predict.probes.families import FAMILIES
-from choral.predict.probes.request import add_arguments, request_of
 
 
 def add_probe_verb(verbs: Verbs) -> None:

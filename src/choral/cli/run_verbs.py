@@ -8,16 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from choral import workflow
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stderr, stdout, with_config
+from choral.cli.workflow.slurm_start import train_start
 from choral.config import STAGES, Config, check_stages
 from choral.config.fields import check, split_at_commas
-from choral.configfile import load_config, to_yaml
-from choral.errors import ConfigError
+from choral.config.files import load_config, to_yaml
+from choral.core.errors import ConfigError
+from choral.inference.evaluation_request import add_arguments, request_of
 from choral.jobs.launcher import Machines
-from choral.predict.request import add_arguments, request_of
-from choral.runfolder import RunFolder
-from choral.slurm.starts import train_start
+from choral.runs.run_dir import RunFolder
 from choral.tracking.sweep import named_by_sweep
 
 
@@ -110,7 +110,7 @@ def config_verb(options: argparse.Namespace) -> int:
 
 def show_verb(options: argparse.Namespace) -> int:
     """Draw a contact sheet of augmented training samples."""
-    from choral.show import contact_sheet
+    from choral.data.loading.contact_sheet import contact_sheet
 
     config = load_config(options.config, options.overrides)
     print(contact_sheet(config, options.out, options.samples, options.epochs))

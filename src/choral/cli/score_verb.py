@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
-from choral import workflow
-from choral.assess.card_table import render_card
-from choral.assess.slice_table import render_slices
+from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout, with_run
-from choral.errors import ConfigError
-from choral.runfolder import RunFolder
+from choral.core.errors import ConfigError
+from choral.runs.run_dir import RunFolder
+from choral.scoring.predictor_table import render_card
+from choral.scoring.slice_table import render_slices
 
 
 def add_score_verb(verbs: Verbs) -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from choral.cli.parser import Verbs, stdout
-from choral.errors import ConfigError
+from choral.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from choral.serve.limits import Limits
+    from choral.deploy.serve.limits import Limits
 
 
 def add_serve_verb(verbs: Verbs) -> None:
@@ -73,7 +73,7 @@ def _add_limits(verb: argparse.ArgumentParser) -> None:
 def serve_verb(options: argparse.Namespace) -> int:
     """Answer over HTTP: a page, a JSON endpoint, health and metrics."""
     try:
-        from choral.serve.server import Server, address_of, bound_socket, is_loopback, log_to_stderr
+        from choral.deploy.serve.server import Server, address_of, bound_socket, is_loopback, log_to_stderr
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("fastapi", "pydantic", "python_multipart", "starlette", "uvicorn"):
             raise
@@ -82,8 +82,8 @@ def serve_verb(options: argparse.Namespace) -> int:
         raise ConfigError(f"--port: {options.port}, expected 0 to 65535")
     limits = _limits_of(options)
     with bound_socket(options.host, options.port) as bound:
-        from choral.export.target import open_predictor
-        from choral.memory import keep_freed
+        from choral.deploy.bundle.open_predictor import open_predictor
+        from choral.runs.memory import keep_freed
 
         keep_freed()
         predictor = open_predictor(options.target, options.device, options.form, _say)
@@ -112,7 +112,7 @@ def serve_verb(options: argparse.Namespace) -> int:
 
 
 def _limits_of(options: argparse.Namespace) -> Limits:
-    from choral.serve.limits import MAX_PIXELS, Limits, bytes_of
+    from choral.deploy.serve.limits import MAX_PIXELS, Limits, bytes_of
 
     return Limits(
         batch_size=options.batch_size,

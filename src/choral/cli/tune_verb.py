@@ -7,12 +7,12 @@ import json
 
 from choral.cli.job_verbs import add_resources, resources_of
 from choral.cli.parser import Verbs, stderr, stdout, with_config
-from choral.configfile import load_config
-from choral.errors import ConfigError
-from choral.slurm.site import load_site
-from choral.tune.search import report_of, search_of, tune
-from choral.tune.submitting import submit_search
-from choral.tune.table import print_search
+from choral.cli.workflow.slurm_tuning import submit_search
+from choral.cli.workflow.tuning import report_of, search_of, tune
+from choral.config.files import load_config
+from choral.core.errors import ConfigError
+from choral.jobs.slurm.site import load_site
+from choral.tuning.table import print_search
 
 
 def add_tune_verb(verbs: Verbs) -> None:

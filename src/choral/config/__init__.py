@@ -1,7 +1,7 @@
 """The experiment: every choice of a run, typed, validated and frozen. Imports no torch, so that a login node can read it.
 
 Values come from the defaults below, then the files named by `base:`, then the file, then `key=value` overrides; the last
-one wins. `choral.configfile` reads them; the checks that need more than one field stand in `__post_init__`.
+one wins. `choral.config.files` reads them; the checks that need more than one field stand in `__post_init__`.
 
 A field declared with `tuning()` decides how fast or how visibly a run goes, not what it computes: it may differ when a
 run is continued. All others may not.
@@ -33,7 +33,7 @@ from choral.config.members import held_out_groups, members_of
 from choral.config.model import FinetuneConfig, ModelConfig
 from choral.config.train import TrainConfig
 from choral.config.tune import TuneConfig
-from choral.errors import ConfigError, did_you_mean
+from choral.core.errors import ConfigError, did_you_mean
 
 __all__ = [
     "STAGES",

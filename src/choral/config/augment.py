@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from choral.config.fields import check
-from choral.errors import ConfigError, did_you_mean
+from choral.core.errors import ConfigError, did_you_mean
 
 _WORDS = {"true": True, "false": False, "null": None, "none": None, "~": None}
 

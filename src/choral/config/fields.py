@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from choral.errors import ConfigError
+from choral.core.errors import ConfigError
 
 
 def tuning(default: Any) -> Any:

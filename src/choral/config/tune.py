@@ -10,7 +10,7 @@ from choral.config.augment import plain
 from choral.config.fields import check, tuning
 
 STRENGTH = "augment.strength"
-"""Stands in a space for all strengths of the augmentation together: see `choral.tune.strength`."""
+"""Stands in a space for all strengths of the augmentation together: see `choral.tuning.strength`."""
 SEARCHED = ("data", "model", "finetune", "augment", "train")
 """Sections whose keys can be searched."""
 _RANGE_KEYS = {"low", "high", "log", "step"}

@@ -11,8 +11,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from choral import files
-from choral.errors import ChoralError
+from choral.core import files
+from choral.core.errors import ChoralError
 
 
 @dataclass(frozen=True)

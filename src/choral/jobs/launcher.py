@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from choral.core.stop_signals import StopSignals
 from choral.jobs import guard
-from choral.jobs.signals import StopSignals
 
 _GRACE_S = 100.0  # below that of `run_jobs`, so that ranks of a stopped member end before the member is killed
 _HANDLED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # without SIGUSR1, that one kills torchrun and orphans its ranks
@@ -45,7 +45,7 @@ def launch_command(
     """Return the command that runs `python -m MODULE ARGUMENTS` on so many ranks, and the variables it needs.
 
     Args:
-        module: with a `__main__`, such as "choral.train".
+        module: with a `__main__`, such as "choral.training".
         arguments: of the module.
         processes: ranks of this machine; each machine has as many.
         on_gpus: one GPU a rank; else the cores are shared out, unless OMP_NUM_THREADS says how many threads a rank has.

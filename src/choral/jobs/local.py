@@ -13,12 +13,12 @@ from typing import Literal
 
 from rich.console import Console
 
-from choral.errors import ConfigError, Stopped
+from choral.core.errors import ConfigError, Stopped
+from choral.core.stop_signals import StopSignals
 from choral.jobs.display import Display, Row
 from choral.jobs.guard import ORPHAN_GRACE_S
 from choral.jobs.job import Feed, Job, Outcome, describe_exit
 from choral.jobs.process import JobProcess
-from choral.jobs.signals import StopSignals
 
 __all__ = ["Job", "Outcome", "run_jobs"]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from choral.runfolder import write_atomic
+from choral.runs.run_dir import write_atomic
 
 
 class JsonLines:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from choral.errors import ConfigError
+from choral.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.config import Config
-from choral.configfile import to_values
-from choral.runfolder import RunFolder, write_atomic
+from choral.config.files import to_values
+from choral.runs.run_dir import RunFolder, write_atomic
 from choral.tracking.sweep import run_of_sweep
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,54 @@
+"""The stored bytes of the images that a page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from choral.core.errors import DataError
+from choral.data.shards.index import Dataset, Index
+from choral.data.shards.store import LocalStore
+from choral.inference.evaluation_plan import HELD_OUT
+
+Place = tuple[str, str]
+"""A split and a key in it."""
+Read = Callable[[str, str], bytes]
+"""Returns the stored bytes of an image by split and key, to several threads; DataError where there are none."""
+Find = Callable[[Sequence[Place]], Read]
+"""Looks images up, and returns what reads them."""
+
+
+def finder_of(dataset: Dataset, held_out: str = "") -> Find:
+    """Return what finds images of a packed data set.
+
+    Args:
+        dataset: splits of it may be named as their ledgers are, SPLIT@NAME.
+        held_out: the split that held-out predictions are about.
+    """
+
+    def find(places: Sequence[Place]) -> Read:
+        records = {}
+        for split in dict.fromkeys(split for split, _ in places):
+            packed = held_out if split == HELD_OUT else split.partition("@")[0]
+            if packed not in dataset.splits:
+                continue
+            keys = [key for own, key in places if own == split]
+            index = Index.open(dataset, packed)
+            rows = pc.index_in(pa.array(keys, pa.string()), value_set=index.table["key"].combine_chunks())
+            for key, row in zip(keys, rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), strict=True):
+                if row >= 0:
+                    records[split, key] = index.row(int(row))
+        store = LocalStore(dataset)
+
+        def read(split: str, key: str) -> bytes:
+            record = records.get((split, key))
+            if record is None:
+                raise DataError(f"{dataset.folder}: split {split} has no sample '{key}'")
+            return store.read(record.shard, record.offset, record.length)
+
+        return read
+
+    return find

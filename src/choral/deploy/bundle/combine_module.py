@@ -1,0 +1,197 @@
+"""What `Answering.said` computes in NumPy, as a module whose constants are buffers, so that it exports with the networks.
+
+Sums over members are taken in double precision, as in NumPy: what is tied there is tied here, and is told apart alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from choral.ensembles.rules import SAME_VOTES, SMALLEST, Combiner
+from choral.scoring.calibration_maps import CalibrationMap
+from choral.scoring.policy import Answering
+
+_NEXT = 1 + 0.7 * 2.0**-23  # times this, a float32 rounds to the next one: ONNX has no nextafter
+
+
+class Combined(nn.Module):
+    """The rule, its temperature, and the calibration map of an answering."""
+
+    def __init__(self, answering: Answering) -> None:
+        super().__init__()
+        self.rule = Rule(answering.rule)
+        self.map = Map(answering.calibration)
+
+    def forward(self, own: Tensor) -> Tensor:
+        """Return the (B, C) float32 calibrated predictions of (M, B, C) float32 ones, what each member says."""
+        combined: Tensor = self.map(self.rule(own))
+        return combined
+
+
+class Rule(nn.Module):
+    """A `Combiner`: what it knows, as buffers."""
+
+    weights: Tensor
+    biases: Tensor
+
+    def __init__(self, combiner: Combiner) -> None:
+        super().__init__()
+        self.combiner = combiner
+        # Of stack, NumPy multiplies in single precision.
+        exact = torch.float32 if combiner.rule == "stack" else torch.float64
+        register(self, "weights", torch.tensor(combiner.weights, dtype=exact).view(-1, 1, 1))
+        register(self, "biases", torch.tensor(combiner.biases, dtype=torch.float32))
+
+    def forward(self, stack: Tensor) -> Tensor:
+        """Return (B, C) float32 of (M, B, C) float32."""
+        rule, task, temperature = self.combiner.rule, self.combiner.task, self.combiner.temperature
+        if rule == "hard":
+            worth = torch.ones(len(stack), 1, 1, dtype=torch.float64, device=stack.device)
+            votes = votes_of(stack, worth)
+            return leading((votes / len(stack)).float(), winners_of(votes, stack))
+        if rule == "boosting":
+            votes = votes_of(stack, self.weights)
+            said = leading(votes.softmax(dim=1).float(), winners_of(votes, stack))
+            if temperature == 1:
+                return said
+            return leading(tempered(said, temperature, task), said.argmax(dim=1))
+        return tempered(self._mixture(stack), temperature, task)
+
+    def _mixture(self, stack: Tensor) -> Tensor:
+        rule, task = self.combiner.rule, self.combiner.task
+        if rule == "median":
+            return _median(stack)
+        if rule == "geometric":
+            return probabilities_of(log_scores(stack, task).double().mean(dim=0).float(), task)
+        if rule in ("weighted", "greedy"):
+            return (self.weights * stack.double()).sum(dim=0).float()
+        if rule == "stack":
+            groups = torch.stack([_mean([stack[place] for place in group]) for group in self.combiner.groups])
+            return probabilities_of((self.weights * log_scores(groups, task)).sum(dim=0) + self.biases, task)
+        return _mean(list(stack.unbind(0)))
+
+
+class Map(nn.Module):
+    """A `CalibrationMap`: what it knows, as buffers."""
+
+    weights: Tensor
+    biases: Tensor
+    knots: Tensor
+    lines: Tensor
+
+    def __init__(self, calibration: CalibrationMap) -> None:
+        super().__init__()
+        self.method, self.task, self.temperature = calibration.method, calibration.task, calibration.temperature
+        register(self, "weights", torch.tensor(calibration.weights, dtype=torch.float32))
+        register(self, "biases", torch.tensor(calibration.biases, dtype=torch.float32))
+        if calibration.method == "isotonic":
+            knots, lines = _pieces(calibration)
+            register(self, "knots", torch.from_numpy(knots))
+            register(self, "lines", torch.from_numpy(lines))
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        """Return (B, C) float32 of (B, C) float32."""
+        if self.method == "temperature":
+            return tempered(predictions, self.temperature, self.task)
+        if self.method == "vector":
+            return probabilities_of(log_scores(predictions, self.task) * self.weights + self.biases, self.task)
+        if self.method == "isotonic":
+            mapped = self._interpolated(predictions.double())
+            if self.task == "multiclass":
+                mapped = mapped / mapped.sum(dim=1, keepdim=True)
+            return mapped.float()
+        return predictions
+
+    def _interpolated(self, predictions: Tensor) -> Tensor:
+        """Return (B, C) of (B, C) float64: the line of the piece that each one lies in, by how many knots are below."""
+        classes, pieces, _ = self.lines.shape
+        piece = (predictions[:, :, None] >= self.knots).long().sum(dim=2)
+        place = piece + pieces * torch.arange(classes, device=predictions.device)
+        start, value, slope = self.lines.view(classes * pieces, 3)[place].unbind(dim=2)
+        return value + slope * (predictions - start)
+
+
+def register(module: nn.Module, name: str, values: Tensor) -> None:
+    """Give a module a buffer, unless it is empty: empty ones have no memory of their own, and cannot be saved."""
+    if values.numel():
+        module.register_buffer(name, values)
+
+
+def log_scores(probabilities: Tensor, task: str) -> Tensor:
+    """See `choral.ensembles.rules.log_scores`."""
+    logs = probabilities.clamp(min=SMALLEST).log()
+    return logs - (1 - probabilities).clamp(min=SMALLEST).log() if task == "multilabel" else logs
+
+
+def probabilities_of(scores: Tensor, task: str) -> Tensor:
+    """Return the softmax over the classes, of multilabel the sigmoid, of (B, C) scores."""
+    if task == "multilabel":  # close to 1, what single precision rounds away shows once logarithms are taken again
+        return scores.double().sigmoid().float()
+    return scores.softmax(dim=1)
+
+
+def tempered(predictions: Tensor, temperature: float, task: str) -> Tensor:
+    """See `choral.ensembles.rules.tempered`."""
+    if temperature == 1:
+        return predictions
+    return probabilities_of(log_scores(predictions, task) / temperature, task)
+
+
+def votes_of(stack: Tensor, worth: Tensor) -> Tensor:
+    """Return (B, C) float64: the sum of what the votes for each class are worth, of (M, B, C) predictions.
+
+    Args:
+        stack: whose classes of the highest numbers are the votes; among equals the first.
+        worth: (M, 1, 1) float64.
+    """
+    classes = torch.arange(stack.shape[2], device=stack.device)
+    ballots = stack.argmax(dim=2, keepdim=True) == classes
+    return (ballots.double() * worth).sum(dim=0)
+
+
+def winners_of(votes: Tensor, stack: Tensor) -> Tensor:
+    """Return the (B,) int64 winning classes: of the leading ones that of the highest mean; among equals the first."""
+    ahead = votes >= votes.amax(dim=1, keepdim=True) - SAME_VOTES
+    mean = stack.double().mean(dim=0)
+    return torch.where(ahead, mean, torch.full_like(mean, -1.0)).argmax(dim=1)
+
+
+def leading(values: Tensor, winners: Tensor) -> Tensor:
+    """Return (B, C) float32 values, that of each row's winner raised to the next float32 where another comes first."""
+    classes = torch.arange(values.shape[1], device=values.device)
+    short = (classes == winners[:, None]) & (values.argmax(dim=1) != winners)[:, None]
+    above = (values.amax(dim=1, keepdim=True).double() * _NEXT).float()
+    return torch.where(short, above, values)
+
+
+def _mean(members: Sequence[Tensor]) -> Tensor:
+    """Return the float32 mean of float32 tensors of one shape, taken in double precision."""
+    return torch.stack([values.double() for values in members]).mean(dim=0).float()
+
+
+def _median(stack: Tensor) -> Tensor:
+    count = len(stack)
+    ordered = stack.sort(dim=0).values
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
+def _pieces(calibration: CalibrationMap) -> tuple[np.ndarray, np.ndarray]:
+    """Return the knots, (C, K) float64 filled up with infinities, and of each piece its line, (C, K + 1, 3) float64.
+
+    A piece lies above as many knots as its number says. Its line is (start, value there, slope).
+    """
+    longest = max(len(before) for before, _ in calibration.knots)
+    knots = np.full((len(calibration.knots), longest), np.inf)
+    lines = np.zeros((len(calibration.knots), longest + 1, 3))
+    for column, (before, after) in enumerate(calibration.knots):
+        x, y = np.array(before), np.array(after)
+        knots[column, : len(x)] = x
+        lines[column, 0] = x[0], y[0], 0
+        lines[column, len(x)] = x[-1], y[-1], 0
+        rises = np.diff(y) / np.diff(x)
+        lines[column, 1 : len(x)] = np.stack([x[:-1], y[:-1], rises], axis=1)
+    return knots, lines

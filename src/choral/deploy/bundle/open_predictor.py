@@ -1,0 +1,73 @@
+"""What `choral predict` is asked to ask: a bundle, or a run as it lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from choral.config import Config
+from choral.core.errors import ConfigError, DataError
+from choral.deploy.bundle.predictor import Form, Predictor
+from choral.deploy.bundle.read import is_bundle
+from choral.ensembles.missing_members import absent_members, how_many
+from choral.inference.assembled_run import run_named
+from choral.inference.evaluation_plan import evaluation_of
+from choral.inference.trained_models import Voice, member_folders, voices_of
+from choral.inference.views import expand
+from choral.runs.run_dir import RunFolder
+from choral.scoring.apply_policy import described, plain_answering
+from choral.scoring.policy import Answering, answer_path, check_answer, read_answer
+
+
+def open_predictor(target: str, device: str, form: Form, say: Callable[[str], None]) -> Predictor:
+    """Return what a bundle or a run answers.
+
+    Args:
+        target: folder of a bundle, or what `RunFolder.find` takes.
+        device: as `Predictor.load` takes it.
+        form: of a bundle; of a run there are its networks alone.
+        say: is told in a line each how a run answers, and who is absent.
+
+    Raises:
+        ConfigError: neither a bundle nor a run, no such form or device.
+        ChoralError: no member of the run is trained.
+        DataError: a damaged file, or a calibration of other weights.
+    """
+    if is_bundle(Path(target)):
+        predictor = Predictor.load(target, device, form)
+        if predictor.answering.fitted_on:
+            say(f"as {Path(target)} says: {described(predictor.answering)}")
+        return predictor
+    folder = run_named(target, "a bundle (a folder with bundle.json) nor a run (one with config.yaml)")
+    if form != "torch":
+        raise ConfigError(
+            f"--form {form}: {folder.path} is a run; `choral export` makes a bundle, which can have that form"
+        )
+    config = folder.config()
+    voices, _ = voices_of(folder, config)
+    if words := how_many(len(member_folders(folder, config)), absent_members(folder, config)):
+        say(words)
+    answering = run_answering(folder, config, voices)
+    if answering.fitted_on:
+        say(f"as {answer_path(folder)} says: {described(answering)}")
+    return Predictor.of_voices(folder.name, voices, answering, config.data.max_pixels, device)
+
+
+def run_answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> Answering:
+    """Return how a run answers: as RUN/answer.json says, else by the mean over members and views.
+
+    Raises:
+        DataError: answer.json is damaged, or was fitted to other weights.
+    """
+    answering = read_answer(folder)
+    if answering is None:
+        outputs, names = voices[0].outputs, [voice.name for voice in voices]
+        views = expand(config.test_views)
+        return plain_answering(outputs.task, outputs.names, names, views, config.evaluate.average)
+    check_answer(folder, answering, evaluation_of(voices, config.train.precision))
+    unknown = sorted(set(answering.members) - {voice.name for voice in voices})
+    if unknown:
+        raise DataError(
+            f"{answer_path(folder)}: is damaged (no member {', '.join(unknown)}); run `choral calibrate` again"
+        )
+    return answering

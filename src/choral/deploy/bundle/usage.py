@@ -1,0 +1,93 @@
+"""How a bundle is asked, in a few lines of code each: with choral, with onnxruntime alone, one network with timm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from choral.deploy.bundle.markdown import block
+
+_SHOWN = {
+    "multiclass": "print(answer.label, answer.probability, answer.votes)",
+    "multilabel": "print(answer.labels, answer.probabilities, answer.votes)",
+    "regression": "print(answer.values, answer.spreads, answer.votes)",
+}
+_ONNX = "model.onnx"
+
+
+def usage_of(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield Markdown: examples of how to ask a bundle, given the content of its bundle.json; BUNDLE is its folder."""
+    yield "With choral; BUNDLE is this folder:"
+    yield block(
+        "python",
+        "import choral",
+        'predictor = choral.load("BUNDLE")',
+        'answer = predictor.predict("photo.jpg")    # a path, bytes, a Pillow image, an array, or a list of these',
+        _SHOWN[content["task"]],
+    )
+    yield block(
+        "sh",
+        "choral verify BUNDLE                           # is it as it was when it was made?",
+        "choral predict BUNDLE photos/ -o answers.csv",
+        "choral serve BUNDLE                            # an HTTP service, and a page to drop images on",
+    )
+    if _ONNX in (content.get("forms") or {}):
+        yield from _onnx(content)
+    first = content["members"][0]
+    yield (
+        "One network alone, with timm, for logits (its BatchNorms are folded into the layers before them: not to be trained "
+        "further):"
+    )
+    yield block(
+        "python",
+        "import timm",
+        f'network = timm.create_model("local-dir:BUNDLE/{first["folder"]}", pretrained=True).eval()',
+    )
+
+
+def _onnx(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the ONNX file is asked without choral and torch."""
+    output = "values" if content["task"] == "regression" else "probabilities"
+    looks = _looks(content)
+    yield (
+        "Without choral or torch: `model.onnx` takes uint8 images, RGB, upright, cut out and resized as the networks expect "
+        "them; all that follows is inside, calibration included. Thresholds, costs and sets are not: see `answer` in "
+        "bundle.json."
+    )
+    yield block(
+        "python",
+        "import numpy, onnxruntime",
+        "from PIL import Image, ImageOps",
+        "",
+        "def prepared(image, size, crop_pct):    # the whole image, or the central square of its short side",
+        "    short, sides = int(size / (crop_pct or 1)), (size, size)",
+        "    if crop_pct:",
+        "        sides = [short * side // min(image.size) for side in image.size]",
+        "    image = image.resize(sides, Image.Resampling.BILINEAR)",
+        "    left, top = (round((side - size) / 2) for side in sides)",
+        "    return numpy.asarray(image.crop((left, top, left + size, top + size)))[None]",
+        "",
+        'session = onnxruntime.InferenceSession("BUNDLE/model.onnx")',
+        'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
+        "images = {",
+        *(f'    "{name}": prepared(image, {look["size"]}, {_share(look)}),' for name, look in looks.items()),
+        "}",
+        f'({output},) = session.run(["{output}"], images)    # a row an image, its columns in the order of `classes`',
+    )
+    fast = any(look["resize"] == "fast" for look in looks.values())
+    yield (
+        "Pillow resizes to within a level of 255 of what choral does"
+        + (", but for networks with `resize: fast`, which see OpenCV's plain linear" if fast else "")
+        + "; where every digit counts, let choral prepare the images (`predictor.prepare`)."
+    )
+
+
+def _looks(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return, by name of an input, how its images are prepared: inputs stand in the order in which members need them."""
+    keys = ("size", "crop", "crop_pct", "resize")
+    forms = {tuple(member["look"][key] for key in keys): member["look"] for member in content["members"]}
+    return dict(zip((item["name"] for item in content["inputs"]), forms.values(), strict=True))
+
+
+def _share(look: Mapping[str, Any]) -> float | None:
+    return look["crop_pct"] if look["crop"] == "center" else None

@@ -1,0 +1,1 @@
+"""The scoreboard of a project: evaluated steps over time, and how often the test split was used. Open `board` first."""

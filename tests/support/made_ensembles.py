@@ -1,0 +1,61 @@
+"""Small members with random weights, and ways to answer, for tests of what is made of both."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from choral.data.loading.crop import Crop
+from choral.data.loading.input_spec import Form, Look
+from choral.deploy.bundle.engine import Input, Member, inputs_of
+from choral.models.output_spec import Outputs
+from choral.scoring.apply_policy import plain_answering
+from choral.scoring.policy import Answering
+
+CLASSES = ("x", "y", "z")
+
+
+class Tiny(nn.Module):
+    """A convolution, BatchNorm, and a head that sees positions, so that views differ."""
+
+    def __init__(self, seed: int, size: int, classes: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4 * size * size, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 3 * self.head(self.norm(self.conv(images)).relu().flatten(1))
+
+
+def members(task: str = "multiclass", sizes: tuple[int, ...] = (8, 8, 6), against_all: bool = False) -> list[Member]:
+    """Members a, b, c of these sizes; the second is normalised otherwise."""
+    outputs = Outputs(task, CLASSES, one_against_all=against_all)  # type: ignore[arg-type]
+    found = []
+    for number, size in enumerate(sizes):
+        form = Form(size, Crop("resized"), "antialias")
+        mean = (0.4, 0.5, 0.6) if number == 1 else (0.5,) * 3
+        if task == "regression":
+            outputs = Outputs("regression", CLASSES, (10.0, float(number), -1.0), (2.0, 1.0 + number, 0.1))
+        look = Look(form, mean, (0.25,) * 3, number != 1)
+        found.append(Member("abc"[number], Tiny(number, size).eval(), look, outputs))
+    return found
+
+
+def plain(task: str = "multiclass", views: tuple[str, ...] = ("identity", "hflip"), **options: str) -> Answering:
+    """The mean over members and views."""
+    return plain_answering(task, CLASSES, ("a", "b", "c"), views, **options)  # type: ignore[arg-type]
+
+
+def batch(own: list[Member], count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Prepared images of each input."""
+    rng = np.random.default_rng(seed)
+    sizes = [given.form.size for given in inputs(own)]
+    return [rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8) for size in sizes]
+
+
+def inputs(own: list[Member]) -> tuple[Input, ...]:
+    return inputs_of([member.look for member in own])

@@ -1,0 +1,29 @@
+"""Small, awkward data for all tests: images whose colour is the label, in numbers that nothing divides."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from choral.runs.run_dir import RunFolder
+
+REPOSITORY = Path(__file__).parents[2]
+CLASSES = {"rot": (200, 60, 60), 'grün "hell"': (60, 190, 70), "blau's": (60, 70, 200)}
+COUNTS = {"train": 37, "val": 13, "test": 11}
+Choral = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def colour_image(colour: tuple[int, int, int], seed: int) -> Image.Image:
+    """Return an image of 24 x 20 pixels of about one colour: easy, not trivial, never twice the same."""
+    noise = np.random.default_rng(seed).normal(0, 45, (20, 24, 3))
+    return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+
+
+def new_folder(path: Path) -> RunFolder:
+    """Return a run folder that exists."""
+    path.mkdir()
+    return RunFolder(path)

@@ -1,0 +1,324 @@
+"""Runs whose head is fitted to features: they end as every run does, and go on after a stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.svm import LinearSVC
+
+from choral.config import Config
+from choral.config.files import load_config
+from choral.core.errors import DataError, Stopped
+from choral.core.process_group import Runtime
+from choral.data.loading.input_pipeline import evaluation_batches
+from choral.inference.trained_models import voices_of
+from choral.models.features.cache import Features
+from choral.models.features.classifier import Classifier
+from choral.models.features.extract import FeatureSource
+from choral.models.features.linear_heads import Samples
+from choral.runs.checkpoints import MODEL, checkpoint_of, read_meta
+from choral.runs.run_dir import RunFolder
+from choral.tracking.wandb_run import WandbRun
+from choral.training.feature_heads import _fit, initial_head
+from choral.training.loop import train
+from choral.training.strategy_choice import resolve_strategy
+from choral.training.trainer import Trainer
+
+
+@pytest.fixture
+def config(config_file: Path, tmp_path: Path) -> Config:
+    """The toy run, on a copy of the shards: features lie beside them."""
+    packed = tmp_path / "packed"
+    caches = shutil.ignore_patterns(".decoded", ".features")  # of tests before this one
+    shutil.copytree(load_config(config_file).data.shards, packed, ignore=caches)
+    return load_config(config_file, [f"data.shards={packed}", "finetune.strategy=linear"])
+
+
+def changed(config: Config, *overrides: str) -> Config:
+    from choral.config.files import parse_override, with_overrides
+
+    return with_overrides(config, dict(parse_override(text) for text in overrides), where="test")
+
+
+def folder_of(tmp_path: Path, name: str, config: Config) -> RunFolder:
+    folder = RunFolder(tmp_path / name)
+    folder.path.mkdir(exist_ok=True)
+    folder.claim(config)
+    return folder
+
+
+def features_of(trainer: Trainer, split: str, number: int = 0) -> Features:
+    source = FeatureSource(
+        trainer.config,
+        trainer.run,
+        trainer.place,
+        trainer.network,
+        trainer.normalization,
+        trainer.folder.path / "bad.jsonl",
+    )
+    found = source.features(trainer.train_split if split == "train" else trainer.val_split, number=number)
+    assert found is not None
+    return found
+
+
+def weights_of(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint_of(folder.checkpoints, "last") / MODEL)
+
+
+@pytest.mark.parametrize("strategy", ["linear", "svm"])
+def test_a_run_without_steps_ends_as_every_run_does(
+    config: Config,
+    tmp_path: Path,
+    run: Runtime,
+    strategy: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO", "choral")
+    sent: list[object] = []
+    monkeypatch.setattr(WandbRun, "send_checkpoint", lambda self, path, name: sent.append(path))
+    monkeypatch.setattr(WandbRun, "close", lambda self, failed: sent.append("closed"))
+    config = changed(
+        config, f"finetune.strategy={strategy}", "train.lr=auto", "train.ema_decay=0.9", "tracking.artifact=true"
+    )
+    folder = folder_of(tmp_path, "run", config)
+    train(config, folder, run)
+    said = [record.message for record in caplog.records if "does not apply" in record.message]
+    assert said == [f"strategy {strategy} makes no steps; this does not apply: train.ema_decay"]
+    assert sent == [folder.checkpoints / "step-00000000", "closed"]
+    table = [record.message for record in caplog.records if record.name == "choral.models.trainable_table"]
+    assert (folder.path / "trained.txt").read_text().splitlines() == table
+    assert table[0] == "fitted to features of what is frozen" and table[1].startswith("stage  modules")
+    (head,) = (line for line in table if line.startswith("head"))
+    assert head.split() == ["head", "fc", "1", head.split()[3], "all", "fitted"]
+    result = folder.result
+    assert result is not None and result["steps"] == 0 and result["head"] == strategy and result["n"] == 13
+    assert result["regularization"] in [trial["regularization"] for trial in result["trials"]]
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"]) for line in lines] == [(0, "val")]
+    assert lines[0]["accuracy"] == result["accuracy"] > 0.5
+    metric = "accuracy" if strategy == "svm" else "log_loss"
+    # What validation finds, asking the network, is what the fit found, asking features.
+    assert result[f"head_val_{metric}"] == pytest.approx(result[metric], abs=1e-4)
+    (voice,), unfinished = voices_of(folder, config)
+    assert not unfinished and voice.checkpoint.name == "step-00000000"
+    assert read_meta(voice.checkpoint)["dataset"] == result["dataset"]
+    network = voice.load(torch.device("cpu"))
+    pretrained = Trainer(changed(config, "train.lr=1e-3"), folder, run).network.state_dict()
+    for name, tensor in network.state_dict().items():  # nothing but the head has changed
+        assert torch.equal(tensor, pretrained[name]) == (not name.startswith("fc.")), name
+
+
+def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tmp_path: Path, run: Runtime) -> None:
+    config = changed(config, "finetune.strategy=svm")
+    folder = folder_of(tmp_path, "run", config)
+    trainer = Trainer(config, folder, run)
+    train_features, val_features = features_of(trainer, "train"), features_of(trainer, "val")
+    train(config, folder, run)
+    assert folder.result is not None
+    mean, std = train_features.values.mean(0, dtype=float), train_features.values.std(0, dtype=float)
+    std = np.maximum(std, 0.3 * np.sqrt((std**2).mean()))
+    machine = LinearSVC(C=1 / (2 * folder.result["regularization"] * 37), dual=False)
+    machine.fit((train_features.values - mean) / std, trainer.train_split.index.labels)
+    (voice,), _ = voices_of(folder, config)
+    network = voice.load(torch.device("cpu")).eval()
+    mean_std = trainer.normalization.mean, trainer.normalization.std
+    for split, features in ((trainer.train_split, train_features), (trainer.val_split, val_features)):
+        decided: dict[int, int] = {}
+        with evaluation_batches(config, split, trainer.place, *mean_std, tmp_path / "bad.jsonl") as batches:
+            for batch in batches:
+                with torch.inference_mode():
+                    decided |= dict(zip(batch.rows.tolist(), network(batch.images).argmax(1).tolist(), strict=True))
+        expected = machine.predict((features.values - mean) / std)
+        assert [decided[row] for row in features.rows.tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["linear", "svm", "lp_ft"])
+def test_heads_are_fitted_by_what_the_config_says(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """Balanced sampling counts like balanced weights; accuracy or log loss chooses where train.best_by names it."""
+    config = changed(config, f"finetune.strategy={strategy}")
+    samples = Samples(np.zeros((3, 2), np.float32), np.arange(3))
+    found: list[tuple[object, ...]] = []
+    for name in ("fit_linear", "fit_svm"):
+        monkeypatch.setattr(f"choral.training.feature_heads.{name}", lambda *arguments: found.append(arguments[-3:-1]))
+    trainer = Trainer(config, folder_of(tmp_path, "run", config), run)
+    for override in ("seed=0", "data.sampling=balanced", "train.class_weights=balanced", "train.best_by=accuracy"):
+        trainer.config = changed(config, override)
+        _fit(trainer, samples, samples, lambda: None)
+    assert found == [(False, None), (True, None), (True, None), (False, "accuracy")]
+
+
+def test_further_passes_are_augmented_and_each_is_its_own(config: Config, tmp_path: Path, run: Runtime) -> None:
+    folder = folder_of(tmp_path, "run", config)
+    trainer = Trainer(config, folder, run)
+    passes = [features_of(trainer, "train", number) for number in range(3)]
+    assert all(features.rows.tolist() == list(range(37)) for features in passes)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (passes[first].values != passes[second].values).any(axis=1).all()
+    shutil.rmtree(Path(config.data.shards) / ".features")
+    np.testing.assert_array_equal(features_of(trainer, "train", 2).values, passes[2].values)
+    plain = Trainer(changed(config, "augment.preset=none"), folder, run)
+    np.testing.assert_array_equal(features_of(plain, "train", 1).values, passes[0].values)  # nothing to augment
+    mixed = Trainer(changed(config, "augment.mixup=0.5"), folder, run)
+    np.testing.assert_array_equal(features_of(mixed, "train", 1).values, passes[1].values)  # features are never mixed
+    three = changed(config, "finetune.feature_passes=3")
+    train(three, folder, run)
+    assert folder.result is not None and folder.result["head_samples"] == 3 * 37
+
+
+def test_validation_features_do_not_depend_on_augmentation(config: Config, tmp_path: Path, run: Runtime) -> None:
+    folder = folder_of(tmp_path, "run", config)
+    plain = features_of(Trainer(config, folder, run), "val")
+    shutil.rmtree(Path(config.data.shards) / ".features")
+    heavy = Trainer(changed(config, "augment.preset=heavy"), folder, run)
+    np.testing.assert_array_equal(features_of(heavy, "val").values, plain.values)
+
+
+def test_a_stop_while_features_are_computed_keeps_what_is_there(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
+    train(config, whole, run)
+    shutil.rmtree(Path(config.data.shards) / ".features")
+    read: list[int] = []
+    stops = [folder.stop_file]
+    compute = Classifier.features
+
+    def watched(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        read.append(len(images))
+        if sum(read) == 20 and stops:  # of 37, in parts of 16 and batches of 4
+            stops.pop().touch()
+        return compute(self, images)
+
+    monkeypatch.setattr(Classifier, "features", watched)
+    with pytest.raises(Stopped, match="stopped by request while computing features of train; what is there is kept"):
+        train(config, folder, run)
+    assert sum(read) == 20 and folder.result is None and not folder.stop_file.exists()
+    read.clear()
+    train(config, folder, run)
+    assert sum(read) == 37 - 16 + 13  # one part was complete; and the validation split
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(folder)[name])
+    read.clear()
+    train(config, folder_of(tmp_path, "third", config), run)
+    assert not read  # another run with the same network: all from the cache
+
+
+def test_a_stop_while_the_head_is_fitted_is_obeyed_between_two_regularizations(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, "run", config)
+
+    def fitting(*arguments: Any) -> None:
+        folder.stop_file.touch()
+        while True:  # a grid without end
+            arguments[-1]()
+            time.sleep(0.01)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("choral.training.feature_heads.fit_linear", fitting)
+        with pytest.raises(Stopped, match="by request while fitting the head; features are kept; run the same"):
+            train(config, folder, run)
+    assert folder.result is None and not folder.stop_file.exists()
+    train(config, folder, run)
+    assert folder.result is not None
+
+
+def test_what_ends_a_fit_is_raised_where_it_is_waited_for(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise MemoryError("too much")
+
+    monkeypatch.setattr("choral.training.feature_heads.fit_linear", broken)
+    with pytest.raises(MemoryError, match="too much"):
+        train(config, folder_of(tmp_path, "run", config), run)
+
+
+def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_path: Path, run: Runtime) -> None:
+    from choral.data.shards.index import Dataset, Index
+
+    dataset = Dataset.open(config.data.shards)
+    record = Index.open(dataset, "train").row(5)
+    with dataset.shard_path(record.shard).open("r+b") as shard:
+        shard.seek(record.offset)
+        intact = shard.read(70)
+        shard.seek(record.offset)
+        shard.write(b"rubbish" * 10)
+    folder = folder_of(tmp_path, "run", config)
+    with pytest.raises(DataError, match=f"sample {record.key!r}"):
+        train(config, folder, run)
+    skipping = changed(config, "data.on_bad_sample=skip", "data.max_bad_fraction=0.1")
+    folder = folder_of(tmp_path, "skipping", skipping)
+    train(skipping, folder, run)
+    assert folder.result is not None and folder.result["head_samples"] == 36
+    assert record.key in (folder.path / "bad_samples.jsonl").read_text()
+    for strict in (config, changed(skipping, "data.max_bad_fraction=0.01")):  # the cache does not launder them
+        with pytest.raises(DataError, match=f"sample {record.key!r}"):
+            train(strict, folder_of(tmp_path, f"strict-{strict.data.on_bad_sample}", strict), run)
+    with dataset.shard_path(record.shard).open("r+b") as shard:
+        shard.seek(record.offset)
+        shard.write(intact)
+    mended = folder_of(tmp_path, "mended", skipping)
+    train(skipping, mended, run)  # a disk that failed for a moment costs no later run a sample
+    assert mended.result is not None and mended.result["head_samples"] == 37
+
+
+def test_lp_ft_starts_from_the_linear_head_and_resumes_with_equal_bits(
+    config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear = folder_of(tmp_path, "linear", config)
+    train(config, linear, run)
+    config = changed(config, "finetune.strategy=lp_ft", "train.steps=4", "train.lr=1e-2")
+    trainer = Trainer(config, folder_of(tmp_path, "begun", config), run)
+    initial_head(trainer)
+    for name, tensor in weights_of(linear).items():
+        assert torch.equal(tensor, trainer.network.state_dict()[name]), name
+    whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
+    train(config, whole, run)
+    assert weights_of(whole)["conv1.0.weight"].ne(weights_of(linear)["conv1.0.weight"]).any()  # then everything
+    # Once the head is there: find_rate comes next.
+    monkeypatch.setattr("choral.training.loop.find_rate", lambda trainer: folder.stop_file.touch())
+    with pytest.raises(Stopped, match="at step 1 of 4"):
+        train(config, folder, run)
+    monkeypatch.setattr("choral.training.loop.initial_head", lambda trainer: pytest.fail("fitted again"))
+    train(config, folder, run)
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(folder)[name]), name
+
+
+def test_auto_is_measured_once(
+    config: Config, tmp_path: Path, run: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "choral")
+    config = changed(config, "finetune.strategy=auto", "train.steps=2")
+    folder = folder_of(tmp_path, "run", config)
+    resolved = resolve_strategy(config, folder, run)
+    said = [record.message for record in caplog.records if record.message.startswith("auto: ")]
+    assert len(said) == 2 and "12 samples a class" in said[0] and "similarity" in said[0]
+    stored = json.loads((folder.path / "strategy.json").read_text())
+    assert said[1] == f"auto: strategy {stored['strategy']}: {stored['reason']}"
+    assert stored["probed"] == 37 and 0 <= stored["similarity"] <= 1 and stored["chance"] == pytest.approx(1 / 3)
+    assert resolved.finetune.strategy == stored["strategy"]
+    monkeypatch.setattr("choral.training.strategy_choice.measure", lambda *arguments: pytest.fail("measured again"))
+    train(config, folder, run)
+    assert folder.result is not None
+    for other in ("seed=5", "model.name=test_vit", "finetune.probe_samples=100", "data.image_size=40"):
+        with pytest.raises(pytest.fail.Exception, match="measured again"):  # nothing that decides it may have changed
+            resolve_strategy(changed(config, other), folder, run)
+    resolve_strategy(changed(config, "train.lr=0.5", "model.drop_rate=0.1"), folder, run)
+    content = json.loads((folder.path / "strategy.json").read_text())
+    content["dataset"] = "0" * 64
+    (folder.path / "strategy.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="other data"):
+        train(config, folder, run)
