@@ -16,7 +16,7 @@ from choral.config.files import load_config
 from choral.core.process_group import Runtime
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 from choral.scoring.policy import read_answer
 from choral.training.loop import train
 
@@ -60,7 +60,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     return Runtime("no", 1, 60, tmp_path / "run" / "stop")
 
 
-def trained(tmp_path: Path, packed: Path, runtime: Runtime, *overrides: str) -> tuple[Config, RunFolder]:
+def trained(tmp_path: Path, packed: Path, runtime: Runtime, *overrides: str) -> tuple[Config, RunDir]:
     """Train a small network, write its ledger, and return where."""
     (tmp_path / "config.yaml").write_text(
         f"data: {{shards: '{packed}', image_size: 32, eval_crop: resized}}\n"
@@ -69,7 +69,7 @@ def trained(tmp_path: Path, packed: Path, runtime: Runtime, *overrides: str) -> 
         "train: {steps: 60, batch_size: 24, lr: 1e-2, warmup_epochs: 0.5, eval_every_epochs: 3}\n"
         "tracking: {wandb: 'off'}\n"
     )
-    config, folder = load_config(tmp_path / "config.yaml", overrides), RunFolder(tmp_path / "run")
+    config, folder = load_config(tmp_path / "config.yaml", overrides), RunDir(tmp_path / "run")
     folder.path.mkdir(exist_ok=True)
     with folder.lock():
         folder.claim(config)
@@ -78,7 +78,7 @@ def trained(tmp_path: Path, packed: Path, runtime: Runtime, *overrides: str) -> 
     return config, folder
 
 
-def scored(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], dict]:
+def scored(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], dict]:
     capsys.readouterr()
     assert main(["score", str(folder.path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -86,7 +86,7 @@ def scored(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> dict[tuple[
     return {(row["name"], row["metric"]): row for row in rows}
 
 
-def answers(folder: RunFolder, images: list[Path], capsys: pytest.CaptureFixture[str]) -> list[dict]:
+def answers(folder: RunDir, images: list[Path], capsys: pytest.CaptureFixture[str]) -> list[dict]:
     assert main(["predict", str(folder.path), *map(str, images), "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 

@@ -10,7 +10,7 @@ from choral.analysis.advice import Advice, Line, Rejected, advice_of, write_advi
 from choral.config.files import load_config
 from choral.core.errors import DataError
 from choral.ensembles.score_rows import Numbers
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_runs import made_run, predictions
 
 
@@ -18,7 +18,7 @@ def numbers(value: float) -> Numbers:
     return Numbers(value=value, low=value - 0.02, high=value + 0.02)
 
 
-def made(run: RunFolder, *lines: Line, evaluation: str = "e") -> Advice:
+def made(run: RunDir, *lines: Line, evaluation: str = "e") -> Advice:
     return Advice(
         run=run.name,
         split="val",

@@ -11,7 +11,7 @@ import pytest
 from choral.analysis.results import Analysis
 from choral.analysis.run_analysis import analysis_of
 from choral.core.errors import DataError
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_data import VARIANTS, packed, picture, run_about, saved
 
 PLACES = [(split, name) for split in ("train", "val", "test") for name in "xyz"]
@@ -78,7 +78,7 @@ def test_slices_by_what_was_measured_part_the_samples(analysis: Analysis) -> Non
 
 def test_the_second_time_no_image_is_opened(analysis: Analysis, place: Path) -> None:
     opened: list[str] = []
-    folder = RunFolder(place / "run")
+    folder = RunDir(place / "run")
     again = analysis_of(folder, folder.config(), "val", progress=lambda what, done, total: opened.append(what))
     assert not opened
     assert again.duplicates == analysis.duplicates
@@ -86,7 +86,7 @@ def test_the_second_time_no_image_is_opened(analysis: Analysis, place: Path) -> 
 
 
 def test_other_data_than_were_evaluated_are_refused(analysis: Analysis, place: Path, shards: Path) -> None:
-    folder = RunFolder(place / "run")
+    folder = RunDir(place / "run")
     config = folder.config()
     path = folder.path / "config.yaml"
     text = path.read_text()
@@ -99,7 +99,7 @@ def test_other_data_than_were_evaluated_are_refused(analysis: Analysis, place: P
 
 
 def test_a_look_at_test_data_is_counted(analysis: Analysis, place: Path) -> None:
-    folder = RunFolder(place / "run")
+    folder = RunDir(place / "run")
     found = analysis_of(folder, folder.config(), "test")
     assert found.label_errors.sources[0].split == "test"
     assert list((place / "scoreboard" / "_looks").glob("test-*.jsonl"))

@@ -17,14 +17,14 @@ from choral.config import Config
 from choral.ensembles.worst_samples import worst_rows
 from choral.inference.ledger import Ledger
 from choral.metrics.multiple_comparisons import holm
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import Predictor, predictor_of
 from made_runs import made_run, numbers, predictions, write_ledger
 
 TASKS = ("multiclass", "multilabel", "regression")
 
 
-def made(folder: Path, task: str, count: int = 240) -> tuple[RunFolder, Config, Predictor]:
+def made(folder: Path, task: str, count: int = 240) -> tuple[RunDir, Config, Predictor]:
     if task == "multiclass":
         labels, columns = predictions(count)
     else:

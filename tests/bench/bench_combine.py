@@ -34,12 +34,12 @@ def make(folder: Path, members: int, samples: int, classes: int) -> None:
     from choral.config.files import load_config
     from choral.data.shards.epoch_plan import slice_of
     from choral.inference.ledger import LedgerMeta, ledger_table, merge_parts, write_part
-    from choral.runs.run_dir import RunFolder
+    from choral.runs.run_dir import RunDir
 
     (folder / "made.yaml").write_text("data: {shards: nowhere}\n")
     names = tuple(f"m{number}" for number in range(members))
     listed = ", ".join(f"{{name: {name}}}" for name in names)
-    run = RunFolder(folder / "run")
+    run = RunDir(folder / "run")
     run.claim(load_config(folder / "made.yaml", [f"ensemble.members=[{listed}]"]))
     rng, ranks = np.random.default_rng(0), 10
     for split in ("val", "test"):
@@ -62,11 +62,14 @@ def make(folder: Path, members: int, samples: int, classes: int) -> None:
 def by_choral(rule: str, folder: Path, out: Path) -> dict[str, Any]:
     """Fit a rule on val, apply it to test, and write the combined ledger."""
     from choral.ensembles import rule_fitting as fitting
-    from choral.ensembles.member_predictions import Panel
+    from choral.ensembles.member_predictions import MemberPredictions
     from choral.inference.ledger import Ledger, LedgerMeta, write_combined
 
     val, test = (Ledger.open(folder / "run" / "predictions" / f"{split}.parquet") for split in ("val", "test"))
-    panel, scored = Panel(val, val.members, ("identity",)), Panel(test, test.members, ("identity",))
+    panel, scored = (
+        MemberPredictions(val, val.members, ("identity",)),
+        MemberPredictions(test, test.members, ("identity",)),
+    )
     if rule in ("soft", "hard"):
         fit = fitting.plain(rule, "multiclass")
     elif rule == "temperature":
@@ -176,9 +179,9 @@ def everything(folder: Path) -> None:
     """All that the command does."""
     from choral.cli import workflow
     from choral.ensembles.saved_combination import Asked
-    from choral.runs.run_dir import RunFolder
+    from choral.runs.run_dir import RunDir
 
-    workflow.combine(RunFolder(folder / "run"), "test", Asked(rule="greedy", picks=PICKS, name="all"))
+    workflow.combine(RunDir(folder / "run"), "test", Asked(rule="greedy", picks=PICKS, name="all"))
 
 
 def child(rule: str, way: str, folder: Path) -> None:

@@ -55,12 +55,12 @@ def run_one(
     from choral.config.files import load_config
     from choral.inference.evaluation_pass import evaluate
     from choral.inference.ledger import Ledger
-    from choral.runs.run_dir import RunFolder
+    from choral.runs.run_dir import RunDir
     from choral.training.loop import train
 
     folder = place / f"{strategy}-{seed}-{rate:g}"
     config = load_config(REPOSITORY / "configs" / "elpv-demo.yaml", overrides(strategy, seed, rate, options, folder))
-    run_folder = RunFolder(folder)
+    run_folder = RunDir(folder)
     run_folder.path.mkdir(parents=True)
     run_folder.claim(config)
     train(config, run_folder, options.run)

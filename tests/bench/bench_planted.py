@@ -27,7 +27,7 @@ from choral.config.files import load_config
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.ensembles.score_rows import Numbers
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from in_process import launch_in_process
 from planted import WEAKNESSES, planted
 
@@ -65,7 +65,7 @@ def line(name: str) -> str:
     with contextlib.redirect_stderr(io.StringIO()):
         pack(f"photos-{name}", Path(f"shards-{name}"), PackOptions(processes=1))
         found = improve(load_config(f"{name}.yaml"), 1, 2, Console(quiet=True))
-    baseline = RunFolder(Path("runs") / found.baseline)
+    baseline = RunDir(Path("runs") / found.baseline)
     advice = advice_of(baseline, baseline.config(), "val")
     assert advice is not None
     words = [f"{name:12}"]

@@ -70,7 +70,7 @@ def made_predictor(options: argparse.Namespace) -> Any:
         return Predictor.load(options.bundle, device=options.device, form=options.form)
     from choral.config import ModelConfig
     from choral.data.loading.crop import Crop
-    from choral.data.loading.input_spec import Form, Look
+    from choral.data.loading.input_spec import ImageSpec, InputSpec
     from choral.deploy.bundle.engine import Member, inputs_of
     from choral.deploy.bundle.fuse import find_foldable, fold, strip
     from choral.deploy.bundle.graph import TorchEngine
@@ -86,10 +86,10 @@ def made_predictor(options: argparse.Namespace) -> Any:
     pairs = find_foldable(network, torch.zeros(1, 3, options.size, options.size))
     fold(network, pairs)
     strip(network, pairs)
-    look = Look(Form(options.size, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
+    input_spec = InputSpec(ImageSpec(options.size, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
     answering = plain_answering("multiclass", ("no", "yes"), ("model",), ("identity",))
-    member = Member("model", network, look, Outputs("multiclass", ("no", "yes"), (), ()))
-    return Predictor(options.model, answering, inputs_of([look]), 10**7, TorchEngine([member], answering, device))
+    member = Member("model", network, input_spec, Outputs("multiclass", ("no", "yes"), (), ()))
+    return Predictor(options.model, answering, inputs_of([input_spec]), 10**7, TorchEngine([member], answering, device))
 
 
 def batches_of(service: Any) -> tuple[float, float]:

@@ -83,7 +83,7 @@ def choral(
     from choral.data.loading.crop import Crop
     from choral.data.loading.decoded_cache import DecodedCache
     from choral.data.loading.device_loader import DeviceLoader
-    from choral.data.loading.host_loader import HostLoader, Order
+    from choral.data.loading.host_loader import BatchRequest, HostLoader
     from choral.data.shards.epoch_plan import EpochPlan
     from choral.data.shards.index import Dataset, Index
     from choral.data.shards.store import LocalStore
@@ -92,11 +92,11 @@ def choral(
     index, store = Index.open(dataset, "train"), LocalStore(dataset)
     cache = DecodedCache.open_or_build(index, store, data / "cache", 64.0, WORKERS) if cached else None
 
-    def orders() -> Iterable[Order]:
+    def orders() -> Iterable[BatchRequest]:
         for epoch in range(epochs):
             plan = EpochPlan(0, epoch, index.shard_sizes, BATCH)
             for step in range(plan.steps):
-                yield Order(plan.batch(step), epoch, step)
+                yield BatchRequest(plan.batch(step), epoch, step)
 
     host = HostLoader(
         index,

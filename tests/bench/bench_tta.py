@@ -64,8 +64,8 @@ def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, pla
     """Return how long it takes to make the batches of one pass for each group of looks."""
     import numpy as np
 
-    from choral.data.loading.device_loader import shown
-    from choral.data.loading.host_loader import Order
+    from choral.data.loading.device_loader import preprocess
+    from choral.data.loading.host_loader import BatchRequest
     from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split, shared_samples
     from choral.inference.chunks import Chunks
 
@@ -73,10 +73,10 @@ def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, pla
     split = open_split(config, open_dataset(config.data), "test", where)
     chunks = Chunks(np.arange(len(split)), 64)
     started = now()
-    for looks in groups:
-        orders = (Order(chunks.rows_of(chunk), 0, chunk) for chunk in range(len(chunks)))
-        host = shared_samples(config.data, split, where, looks, orders, place / "bad.jsonl")
-        with shown(host, run.device, looks) as loader:
+    for input_specs in groups:
+        orders = (BatchRequest(chunks.rows_of(chunk), 0, chunk) for chunk in range(len(chunks)))
+        host = shared_samples(config.data, split, where, input_specs, orders, place / "bad.jsonl")
+        with preprocess(host, run.device, input_specs) as loader:
             for _ in loader:
                 pass
     return since(started)
@@ -95,20 +95,22 @@ def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], flo
 
     from choral.inference.evaluation_pass import evaluate
     from choral.inference.ledger import Ledger
-    from choral.inference.trained_models import voices_of
+    from choral.inference.trained_models import find_trained_models
 
     config = folder.config()
-    voices, _ = voices_of(folder, config)
-    looks = list(dict.fromkeys(voice.look for voice in voices))
-    found = {"input, one": seconds_of_input(config, [looks], run, place)}
-    found["input, forty"] = seconds_of_input(config, [[voice.look] for voice in voices for _ in VIEWS], run, place)
+    models, _ = find_trained_models(folder, config)
+    input_specs = list(dict.fromkeys(model.input_spec for model in models))
+    found = {"input, one": seconds_of_input(config, [input_specs], run, place)}
+    found["input, forty"] = seconds_of_input(
+        config, [[model.input_spec] for model in models for _ in VIEWS], run, place
+    )
     started = now()
     evaluate(config, folder, run, force=True)
     found["all, one"] = since(started)
     together = Ledger.open(folder.predictions / "test.parquet")
     forty, worst = (0.0, 0.0), 0.0
-    for voice in voices:
-        alone = folder.member(voice.name)
+    for model in models:
+        alone = folder.member(model.name)
         for view in VIEWS:
             own = replace(alone.config(), evaluate=replace(config.evaluate, views=(view,)))
             started = now()
@@ -116,7 +118,7 @@ def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], flo
             clock, cpu = since(started)
             forty = (forty[0] + clock, forty[1] + cpu)
             ledger = Ledger.open(alone.predictions / "test.parquet")
-            difference = np.abs(ledger.predictions("model", view) - together.predictions(voice.name, view)).max()
+            difference = np.abs(ledger.predictions("model", view) - together.predictions(model.name, view)).max()
             worst = max(worst, float(difference))
     found["all, forty"] = forty
     return found, worst

@@ -22,7 +22,7 @@ from choral.config.files import load_config
 from choral.core.process_group import Runtime
 from choral.models.features import extract
 from choral.models.features.cache import FeatureCache
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.loop import train
 
 
@@ -38,7 +38,7 @@ def fit(folder: Path) -> None:
         write_part(self, part, values, valid)
 
     FeatureCache.write_part = watched
-    train(config, RunFolder(folder), run)
+    train(config, RunDir(folder), run)
     (folder / f"rows-{run.rank}.json").write_text(json.dumps(written))
     if run.world_size == 2:
         fit_as_another_computes(config, folder / "waiting", run)
@@ -63,7 +63,7 @@ def fit_as_another_computes(config: Config, folder: Path, run: Runtime) -> None:
             lock.close()
 
     extract.time = SimpleNamespace(sleep=wait)
-    train(config, RunFolder(folder), run)
+    train(config, RunDir(folder), run)
     (folder / f"waits-{run.rank}.json").write_text(json.dumps(waits))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from choral.config.files import load_config
 from choral.core.process_group import Runtime
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.trainer import Trainer
 
 
@@ -32,7 +32,7 @@ def smooth(network: nn.Module) -> None:
 def main() -> None:
     config, out = load_config(sys.argv[1]), Path(sys.argv[2])
     run = Runtime("no", config.train.accumulate_steps, 120, out / "stop")
-    trainer = Trainer(config, RunFolder(out), run)
+    trainer = Trainer(config, RunDir(out), run)
     smooth(trainer.network)
     seen = []
     with trainer.batches_from(0) as loader:

@@ -26,7 +26,7 @@ from choral.data.shards.index import Dataset, Index
 from choral.inference.ledger import Ledger
 from choral.jobs.launcher import launch_command
 from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training import range_test
 from choral.training.loop import train
 from choral.training.trainer import Trainer
@@ -82,7 +82,7 @@ def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.
     for name in (MODEL, EMA, SOUP):
         alone, together = (load_file(checkpoint_of(tmp_path / f"{kind}/checkpoints", "last") / name) for kind in KINDS)
         assert_equal_tensors(alone, together, 1e-4)
-    chains = [RunFolder(tmp_path / name) for name in ("chain", "chain-alone")]
+    chains = [RunDir(tmp_path / name) for name in ("chain", "chain-alone")]
     train_chain(str(config_file), chains[1], run)
     together, alone = (rounds_of(chain) for chain in chains)
     assert together == alone and alone is not None and len(alone.rounds) == 2 and 0 < alone.rounds[0].error < 0.6
@@ -96,7 +96,7 @@ def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     monkeypatch.setattr(range_test, "STEPS", 30)
     overrides = ["train.lr=auto", "finetune.strategy=full"]
-    curve = range_test.run_test(Trainer(load_config(config_file, overrides), RunFolder(tmp_path / "one"), run))
+    curve = range_test.run_test(Trainer(load_config(config_file, overrides), RunDir(tmp_path / "one"), run))
     kept = json.loads((tmp_path / "rates" / "lr_range.json").read_text())
     assert kept["losses"][:15] == pytest.approx(curve.losses[:15], rel=1e-3)
 

@@ -20,7 +20,7 @@ from choral.core.errors import Stopped
 from choral.core.process_group import Runtime
 from choral.models.checkpoint_tensors import load_model_tensors
 from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training import range_test
 from choral.training.finite_checks import NotFinite
 from choral.training.loop import train
@@ -41,12 +41,12 @@ def main() -> None:
     the_old_wrapper_is_let_go(run, out, load_config(sys.argv[1]))
     one_bad_loss_stops_all(run, out, config)
     options_of_ddp_change_no_figure(run, out, config)
-    train_chain(sys.argv[1], RunFolder(out / "chain"), run)
+    train_chain(sys.argv[1], RunDir(out / "chain"), run)
     ranks_find_one_rate(run, out, load_config(sys.argv[1], ["train.lr=auto", "finetune.strategy=full"]))
     run.end()
 
 
-def train_chain(config_file: str, chain: RunFolder, run: Runtime) -> None:
+def train_chain(config_file: str, chain: RunDir, run: Runtime) -> None:
     """Two rounds of boosting, of which the second is trained with the weights that the first leaves."""
     for number in (0, 1):
         overrides = [*CHAIN, f"data.resample.number={number}", f"seed={number}"]
@@ -57,7 +57,7 @@ def train_chain(config_file: str, chain: RunFolder, run: Runtime) -> None:
 
 def stopped_and_whole(run: Runtime, out: Path, config: Config) -> None:
     """Phases, average and soup, with a stop in the second phase: equal bits."""
-    whole, stopped = RunFolder(out / "whole"), RunFolder(out / "stopped")
+    whole, stopped = RunDir(out / "whole"), RunDir(out / "stopped")
     for folder in (whole, stopped):
         folder.path.mkdir(exist_ok=True)
     train(config, whole, run)
@@ -78,7 +78,7 @@ def stopped_and_whole(run: Runtime, out: Path, config: Config) -> None:
 
 
 def the_old_wrapper_is_let_go(run: Runtime, out: Path, config: Config) -> None:
-    trainer = Trainer(config, RunFolder(out / "phases"), run)
+    trainer = Trainer(config, RunDir(out / "phases"), run)
     with trainer.batches_from(0) as loader:
         batches = iter(loader)
         trainer.train_step(batches, 0)
@@ -89,7 +89,7 @@ def the_old_wrapper_is_let_go(run: Runtime, out: Path, config: Config) -> None:
 
 
 def one_bad_loss_stops_all(run: Runtime, out: Path, config: Config) -> None:
-    trainer = Trainer(config, RunFolder(out / "bad"), run)
+    trainer = Trainer(config, RunDir(out / "bad"), run)
     losses = trainer.objective.losses
     trainer.objective.losses = lambda logits, batch: losses(logits, batch) * (math.inf if run.rank == 1 else 1.0)
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
@@ -109,7 +109,7 @@ def options_of_ddp_change_no_figure(run: Runtime, out: Path, config: Config) -> 
     found = []
     for handler in (default, small, bf16):
         run.accelerator.ddp_handler = handler
-        trainer = Trainer(config, RunFolder(out / "options"), run)
+        trainer = Trainer(config, RunDir(out / "options"), run)
         with trainer.batches_from(0) as loader:
             batches = iter(loader)
             found.append([run.sum(trainer.train_step(batches, step)).item() for step in range(4)])
@@ -120,7 +120,7 @@ def options_of_ddp_change_no_figure(run: Runtime, out: Path, config: Config) -> 
 
 
 def ranks_find_one_rate(run: Runtime, out: Path, config: Config) -> None:
-    folder = RunFolder(out / "rates")
+    folder = RunDir(out / "rates")
     folder.path.mkdir(exist_ok=True)
     range_test.STEPS = 30
     trainer = Trainer(config, folder, run)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from choral.core.errors import ChoralError, DataError
-from choral.ensembles.external_predictions import read_foreign
+from choral.ensembles.external_predictions import read_external_predictions
 from choral.inference.ledger import Ledger
 from made_runs import numbers, predictions, write_ledger
 
@@ -44,12 +44,12 @@ def test_a_file_in_another_order_with_further_columns(ledger: Ledger, tmp_path: 
         path.write_text("\ufeff" + csv_text(columns), encoding="utf-8")  # as spreadsheets write it
     else:
         pq.write_table(pa.table(columns), path)
-    (joined,) = read_foreign(f"theirs={path}", ledger, ("tta",))
+    (joined,) = read_external_predictions(f"theirs={path}", ledger, ("tta",))
     assert joined.name == "theirs" and joined.predictions.dtype == np.float32
     rows = [KEYS.index(key) for key in ledger.keys]
     np.testing.assert_allclose(joined.predictions, np.array([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5], [1, 0, 0]])[rows])
     with pytest.raises(ChoralError, match="'their model' is no member name.*NAME="):
-        read_foreign(str(path), ledger, ("tta",))
+        read_external_predictions(str(path), ledger, ("tta",))
 
 
 def test_a_ledger_of_another_run(ledger: Ledger, tmp_path: Path) -> None:
@@ -59,21 +59,21 @@ def test_a_ledger_of_another_run(ledger: Ledger, tmp_path: Path) -> None:
     relabelled = np.array([order.index(own[key]) for key in KEYS])
     theirs = {name: values[:, order] for name, values in columns.items()}
     path = write_ledger(tmp_path / "other.parquet", relabelled, theirs, ("z", "x", "y"), keys=KEYS).path
-    joined = read_foreign(str(path), ledger, ("identity", "tta"))
+    joined = read_external_predictions(str(path), ledger, ("identity", "tta"))
     assert [member.name for member in joined] == ["other.p", "other.q"]
     rows = [KEYS.index(key) for key in ledger.keys]
     expected = (columns["q", "identity"].astype(float) + columns["q", "tta"]) / 2
     np.testing.assert_allclose(joined[1].predictions, expected[rows], rtol=1e-6)
     with pytest.raises(DataError, match="no view 'hflip', it has identity, tta"):
-        read_foreign(str(path), ledger, ("hflip",))
+        read_external_predictions(str(path), ledger, ("hflip",))
     wrong = (relabelled + 1) % 3
     write_ledger(tmp_path / "wrong.parquet", wrong, theirs, ("z", "x", "y"), keys=KEYS)
     with pytest.raises(DataError, match="3 samples have another label than in .*test.parquet, first "):
-        read_foreign(str(tmp_path / "wrong.parquet"), ledger, ("tta",))
+        read_external_predictions(str(tmp_path / "wrong.parquet"), ledger, ("tta",))
     scores = numbers(np.zeros((3, 3), np.float32), "multilabel")
     write_ledger(tmp_path / "labels.parquet", np.zeros((3, 3)), scores, task="multilabel", keys=KEYS)
     with pytest.raises(DataError, match="other classes, or of another task"):
-        read_foreign(str(tmp_path / "labels.parquet"), ledger, ("identity",))
+        read_external_predictions(str(tmp_path / "labels.parquet"), ledger, ("identity",))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_files_that_do_not_fit(ledger: Ledger, tmp_path: Path, columns: dict[str
     path = tmp_path / "theirs.csv"
     path.write_text(csv_text(columns))
     with pytest.raises(DataError, match=f"theirs.csv: .*{message}"):
-        read_foreign(str(path), ledger, ("tta",))
+        read_external_predictions(str(path), ledger, ("tta",))
 
 
 def test_files_that_cannot_be_read(ledger: Ledger, tmp_path: Path) -> None:
@@ -124,4 +124,4 @@ def test_files_that_cannot_be_read(ledger: Ledger, tmp_path: Path) -> None:
         "pipe:cat.csv": "only local files are opened",
     }.items():
         with pytest.raises(ChoralError, match=message):
-            read_foreign(asked, ledger, ("tta",))
+            read_external_predictions(asked, ledger, ("tta",))

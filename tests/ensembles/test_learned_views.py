@@ -12,15 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 from choral.cli import main
-from choral.ensembles.fitting_data import Known
+from choral.ensembles.fitting_data import FittingData
 from choral.ensembles.learned_views import learn_views
-from choral.ensembles.member_predictions import Panel, ViewPanel
+from choral.ensembles.member_predictions import MemberPredictions, ViewPredictions
 from choral.ensembles.member_weights import greedy_log_loss
 from choral.ensembles.rule_fitting import evidence_of
 from choral.ensembles.rules import over_views, soft
 from choral.inference.ledger import Ledger
 from choral.metrics.intervals import paired_bootstrap
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import predictor_names, predictor_of
 from made_runs import FOLDED, FOLDS, MEMBERS, Columns, made_run, numbers, write_ledger
 
@@ -47,7 +47,7 @@ def seen(count: int, seed: int, members: tuple[str, ...] = MEMBERS) -> tuple[NDA
 VAL, TEST = seen(150, seed=1), seen(260, seed=2)
 
 
-def made(folder: Path, **ledgers: tuple[NDArray[Any], Columns]) -> RunFolder:
+def made(folder: Path, **ledgers: tuple[NDArray[Any], Columns]) -> RunDir:
     """Return a run whose ledgers keep their views, "tta" being the mean over all of them."""
     run, _ = made_run(folder, {})
     for split, (labels, columns) in ledgers.items():
@@ -56,7 +56,7 @@ def made(folder: Path, **ledgers: tuple[NDArray[Any], Columns]) -> RunFolder:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     return made(tmp_path / "run", val=VAL, test=TEST)
 
 
@@ -90,7 +90,7 @@ def losses(said: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def test_views_are_weighted_by_what_is_best_on_validation_and_judged_on_test(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = greedy_by_hand()
     assert weights[3] < 0.05 and (weights[:3] > 0).sum() > 1  # the view of no use
@@ -123,7 +123,7 @@ def test_views_are_weighted_by_what_is_best_on_validation_and_judged_on_test(
 
 
 def test_the_table_of_scores_has_a_row_and_a_predictor_of_that_name(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = choral_json(capsys, "score", str(run.path))
     rows = {row["name"]: row for row in scores["rows"]}
@@ -169,7 +169,7 @@ def test_nothing_of_what_is_scored_reaches_the_weights(tmp_path: Path, capsys: p
 
 
 def test_what_was_learned_is_read_again_until_validation_changes(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ("combine", str(run.path), "--rule", "hard", "--views", "learned")
     first = choral_json(capsys, *asked)
@@ -183,7 +183,7 @@ def test_what_was_learned_is_read_again_until_validation_changes(
 
 
 def test_members_are_weighted_under_the_learned_views_and_others_join(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("a", "b")
     chosen = ("--rule", "weighted", "--weights", "a=0.25,b=0.75", "--members", "b,a", "--temperature", "none")
@@ -287,29 +287,29 @@ def test_what_cannot_be_learned_is_refused_and_has_no_row(
     assert not any("learned" in row["name"] for row in scores["rows"])
 
 
-def test_learned_stands_alone(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_learned_stands_alone(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["combine", str(run.path), "--rule", "soft", "--views", "learned,hflip"]) == 2
     assert "learned chooses among all kept views; name it alone" in capsys.readouterr().err
 
 
-def test_views_may_be_named_by_the_grammar(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_views_may_be_named_by_the_grammar(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     found = choral_json(
         capsys, "combine", str(run.path), "--rule", "soft", "--views", "contrast[0.80]*rot90,scales[1,0.9]"
     )
     assert found["views"] == ["rot90*contrast[0.8]", "identity", "scale[0.9]"] and found["view_weights"] == {}
 
 
-def test_a_panel_of_views_and_the_mean_over_views_by_hand(run: RunFolder) -> None:
+def test_a_panel_of_views_and_the_mean_over_views_by_hand(run: RunDir) -> None:
     ledger = Ledger.open(run.predictions / "val.parquet")
-    ((labels, stack),) = ViewPanel(ledger, ("a", "c"), VIEWS).blocks()
+    ((labels, stack),) = ViewPredictions(ledger, ("a", "c"), VIEWS).blocks()
     expected = [mean_of(VAL[1], view, ("a", "c")) for view in VIEWS]
     np.testing.assert_allclose(stack, expected, atol=1e-6)
     assert np.array_equal(labels, VAL[0])
     weights = (0.5, 0.5, 0.0, 0.0)
-    ((_, heard),) = Panel(ledger, ("a", "c"), VIEWS, view_weights=weights).blocks()
+    ((_, heard),) = MemberPredictions(ledger, ("a", "c"), VIEWS, view_weights=weights).blocks()
     parts = [(VAL[1][member, "identity"] + VAL[1][member, "hflip"]) / 2 for member in ("a", "c")]
     np.testing.assert_allclose(heard, parts, atol=1e-6)
     np.testing.assert_allclose(over_views(iter(stack)), stack.mean(0), atol=1e-6)
-    learned = learn_views(ledger, ("a", "c"), Known(validation=ledger))
-    truths = evidence_of(ViewPanel(ledger, ("a", "c"), VIEWS)).truths
+    learned = learn_views(ledger, ("a", "c"), FittingData(validation=ledger))
+    truths = evidence_of(ViewPredictions(ledger, ("a", "c"), VIEWS)).truths
     assert learned.losses["learned"] == pytest.approx(-np.log(truths @ greedy_by_hand(("a", "c"))).mean(), rel=1e-6)

@@ -13,7 +13,7 @@ from choral.config import Config
 from choral.config.files import load_config
 from choral.core.errors import ConfigError
 from choral.ensembles.member_jobs import _validation, member_config, pending_jobs, progress_columns, slots_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from toys import Choral
 
 THREE = "ensemble.members=[{name: a}, {name: b, set: {seed: 5, train.lr: 1e-2}}, {name: c, set: {data.image_size: 48}}]"
@@ -43,7 +43,7 @@ def test_a_member_that_does_not_fit_stops_all_before_the_first_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config = load_config(config_file, [f"ensemble.members=[{{name: ok}}, {{name: x, set: {{{setting}}}}}]"])
-        pending_jobs(config, RunFolder(tmp_path / "run"))
+        pending_jobs(config, RunDir(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -73,7 +73,7 @@ def test_cores_are_shared_by_members_not_by_those_that_run_at_once(
 
 
 def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(config: Config, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     assert [job.name for job in pending_jobs(config, folder)] == ["a", "b", "c"]
     member = folder.member("b")
     member.claim(member_config(config, "b"))
@@ -85,7 +85,7 @@ def test_a_finished_member_is_not_trained_again_and_a_changed_one_is_refused(con
         pending_jobs(config, folder)
 
 
-def checkpointed(folder: RunFolder, config: Config, *names: str) -> None:
+def checkpointed(folder: RunDir, config: Config, *names: str) -> None:
     """Leave behind what training members of a config does, as far as it matters here."""
     folder.claim(config)
     for name in names:
@@ -94,7 +94,7 @@ def checkpointed(folder: RunFolder, config: Config, *names: str) -> None:
 
 
 def test_a_run_may_get_further_members(config_file: Path, config: Config, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     checkpointed(folder, config, "a", "b")  # c has not come to a checkpoint
     (folder.member("a").path / "result.json").write_text("{}")
     a, b = "{name: a}", "{name: b, set: {seed: 5, train.lr: 1e-2}}"
@@ -123,7 +123,7 @@ def test_a_run_may_get_further_members(config_file: Path, config: Config, tmp_pa
 def test_but_those_that_are_trained_stay_as_they_are(
     config_file: Path, config: Config, tmp_path: Path, members: str, further: str, message: str
 ) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     checkpointed(folder, config, "a", "b")
     changed = load_config(config_file, [f"ensemble.members=[{members}]", *([further] if further else [])])
     with pytest.raises(ConfigError, match=f"holds a run of another config .*{message}"):
@@ -131,7 +131,7 @@ def test_but_those_that_are_trained_stay_as_they_are(
 
 
 def test_a_single_network_does_not_become_an_ensemble(config_file: Path, config: Config, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     folder.claim(load_config(config_file))
     (folder.checkpoints / "step-00000001").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds a run of another config"):
@@ -140,7 +140,7 @@ def test_a_single_network_does_not_become_an_ensemble(config_file: Path, config:
 
 def test_more_seeds_are_further_members(config_file: Path, tmp_path: Path) -> None:
     folder, two, four = (
-        RunFolder(tmp_path / "run"),
+        RunDir(tmp_path / "run"),
         *(load_config(config_file, [f"ensemble.seeds={n}"]) for n in (2, 4)),
     )
     checkpointed(folder, two, "seed1", "seed2")
@@ -175,7 +175,7 @@ def test_one_member_fails_for_good_and_the_others_answer(config_file: Path, tmp_
 
 
 def test_two_processes_do_not_share_a_run_folder(config_file: Path, tmp_path: Path, choral: Choral) -> None:
-    with RunFolder(tmp_path / "runs" / "toy").lock():
+    with RunDir(tmp_path / "runs" / "toy").lock():
         result = choral("train", config_file)
     assert result.returncode == 1
     assert f"in use by another process (host {os.uname().nodename}, pid {os.getpid()})" in result.stderr
@@ -189,7 +189,7 @@ def test_the_live_table_shows_one_number_of_each_task() -> None:
 
 
 def test_the_live_table_shows_where_a_member_is(tmp_path: Path) -> None:
-    member = RunFolder(tmp_path)
+    member = RunDir(tmp_path)
     assert set(progress_columns(member.status).values()) == {""}
     member.report(state="running", step=40, steps=120, eta_s=83.4, loss=0.51234, images_per_s=65.6, val_accuracy=0.75)
     expected = {"step": "40/120", "loss": "0.512", "validation": "75.0% right", "images/s": "66", "eta": "1:23"}

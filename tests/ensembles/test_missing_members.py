@@ -11,7 +11,7 @@ from choral.config import Config
 from choral.config.files import load_config
 from choral.ensembles.missing_members import absent_from, absent_members, forget_failure, how_many, note_failures
 from choral.jobs import Job, Outcome
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 @pytest.fixture
@@ -20,16 +20,16 @@ def config(config_file: Path) -> Config:
 
 
 @pytest.fixture
-def folder(config: Config, tmp_path: Path) -> RunFolder:
+def folder(config: Config, tmp_path: Path) -> RunDir:
     """A run of which a is trained, with a ledger's worth of nothing else."""
-    folder = RunFolder(tmp_path / "toy")
+    folder = RunDir(tmp_path / "toy")
     for name in "abc":
         folder.member(name).path.mkdir(parents=True)
     (folder.member("a").path / "result.json").write_text("{}")
     return folder
 
 
-def test_each_state_has_its_words(config: Config, folder: RunFolder) -> None:
+def test_each_state_has_its_words(config: Config, folder: RunDir) -> None:
     b = folder.member("b")
     log = b.path / "log.txt"
     assert absent_members(folder, config) == {"b": "not started", "c": "not started"}
@@ -56,7 +56,7 @@ def test_each_state_has_its_words(config: Config, folder: RunFolder) -> None:
         assert absent_members(folder, config)["b"] == f"still in training at step 40 of 120 (log: {log})"
 
 
-def test_a_failure_is_noted_where_the_member_could_not(folder: RunFolder, config: Config) -> None:
+def test_a_failure_is_noted_where_the_member_could_not(folder: RunDir, config: Config) -> None:
     b, c = folder.member("b"), folder.member("c")
     b.report(state="running", step=40, steps=120, loss=0.5)
     c.report(state="failed", reason="ChoralError: lr: auto: no rate")
@@ -76,7 +76,7 @@ def test_a_failure_is_noted_where_the_member_could_not(folder: RunFolder, config
     assert not folder.member("a").status
 
 
-def test_a_ledger_knows_whom_it_is_without(folder: RunFolder, config: Config) -> None:
+def test_a_ledger_knows_whom_it_is_without(folder: RunDir, config: Config) -> None:
     (folder.member("b").path / "result.json").write_text("{}")
     assert absent_from(["a"], folder, config) == {
         "b": "trained, but not asked yet: run `choral evaluate toy`",
@@ -88,7 +88,7 @@ def test_a_ledger_knows_whom_it_is_without(folder: RunFolder, config: Config) ->
 
 
 def test_groups_of_held_out_predictions_are_no_members(config_file: Path, tmp_path: Path) -> None:
-    config, folder = load_config(config_file, ["ensemble.folds=3"]), RunFolder(tmp_path / "toy")
+    config, folder = load_config(config_file, ["ensemble.folds=3"]), RunDir(tmp_path / "toy")
     folder.member("fold1").path.mkdir(parents=True)
     (folder.member("fold1").path / "result.json").write_text("{}")
     assert absent_from(["folds"], folder, config) == {"fold2": "not started", "fold3": "not started"}

@@ -16,7 +16,7 @@ from choral.config import Config
 from choral.config.files import load_config
 from choral.core.process_group import Runtime
 from choral.ensembles.member_jobs import member_config
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from toys import Choral, new_folder
 
 # a is long, so that it is in mid-training when it is killed, and again when the call is.
@@ -44,7 +44,7 @@ def wait_for(condition: Callable[[], bool], call: subprocess.Popen[bytes], timeo
         time.sleep(0.01)
 
 
-def weights(folder: RunFolder) -> bytes:
+def weights(folder: RunDir) -> bytes:
     """Return the file of the last checkpoint's tensors."""
     return (max(folder.checkpoints.glob("step-*")) / "model.safetensors").read_bytes()
 
@@ -52,7 +52,7 @@ def weights(folder: RunFolder) -> bytes:
 def one_after_the_other(config: Config, folder: Path, run: Runtime) -> dict[str, bytes]:
     from choral.training.loop import train
 
-    members = {name: RunFolder(folder / name) for name in "abc"}
+    members = {name: RunDir(folder / name) for name in "abc"}
     for name, member in members.items():
         new_folder(member.path)
         train(member_config(config, name), member, run)
@@ -64,7 +64,7 @@ def test_three_at_once_and_killed_end_as_one_after_the_other(
     config_file: Path, tmp_path: Path, choral: Choral, run: Runtime
 ) -> None:
     config = load_config(config_file, OVERRIDES)
-    folder = RunFolder(tmp_path / "runs" / "toy")
+    folder = RunDir(tmp_path / "runs" / "toy")
     a = folder.member("a")
 
     def step() -> int:

@@ -18,33 +18,33 @@ from choral.ensembles.member_weights import least_log_loss
 from choral.ensembles.rules import soft, tempered, weighted
 from choral.ensembles.saved_combination import Asked, combine_run
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_runs import FOLDED, FOLDS, MEMBERS, Columns, made_rounds, made_run, numbers, predictions, write_ledger
 
 VAL, TEST = predictions(150, seed=1), predictions(260, seed=2)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     return made_run(tmp_path / "run", {"val": VAL, "test": TEST})[0]
 
 
 @pytest.fixture
-def folded(tmp_path: Path) -> RunFolder:
+def folded(tmp_path: Path) -> RunDir:
     ledgers = {"val": predictions(120, FOLDED, seed=1), "test": predictions(130, FOLDED, seed=2)}
     run, _ = made_run(tmp_path / "folded", ledgers, FOLDS)
     write_ledger(run.predictions / "held-out.parquet", *predictions(400, ("net", "other"), seed=3))
     return run
 
 
-def combine(run: RunFolder, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def combine(run: RunDir, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["combine", str(run.path), *arguments, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
-def kept(run: RunFolder, name: str, split: str = "test") -> np.ndarray:
+def kept(run: RunDir, name: str, split: str = "test") -> np.ndarray:
     ledger = Ledger.open(run.path / "combined" / name / f"{split}.parquet")
     assert ledger.members == (name,)
     own = Ledger.open(run.predictions / f"{split}.parquet")
@@ -66,7 +66,7 @@ def row(found: dict[str, Any], name: str, metric: str) -> dict[str, Any]:
 
 
 def test_a_combination_is_fitted_on_validation_and_scored_on_test(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = combine(run, capsys, "--rule", "weighted")
     truths = stack_of(VAL[1])[:, np.arange(150), VAL[0]].T.astype(float)
@@ -92,7 +92,7 @@ def test_a_combination_is_fitted_on_validation_and_scored_on_test(
 
 
 def test_a_second_call_does_nothing_until_a_file_changes(
-    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = combine(run, capsys, "--rule", "greedy", "--by", "accuracy")
     out = run.path / "combined" / "greedy" / "test.parquet"
@@ -113,7 +113,7 @@ def test_a_second_call_does_nothing_until_a_file_changes(
 
 
 def test_splits_of_one_rule_stand_together_and_those_of_another_go(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split in ("test", "val"):
         combine(run, capsys, "--rule", "hard", "--name", "mine", "--split", split)
@@ -124,7 +124,7 @@ def test_splits_of_one_rule_stand_together_and_those_of_another_go(
     np.testing.assert_array_equal(kept(run, "mine"), soft(stack_of(TEST[1])))
 
 
-def test_hard_votes_say_their_ties(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hard_votes_say_their_ties(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     found = combine(run, capsys, "--rule", "hard", "--views", "identity")
     ballots = stack_of(TEST[1], "identity").argmax(2)
     ties = sum(len(set(column)) == 3 for column in ballots.T)
@@ -147,7 +147,7 @@ def test_members_and_views_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
     assert row(alone, "combined/b", "accuracy")["to_baseline"]["value"] == 0
 
 
-def test_given_weights_and_temperatures(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_weights_and_temperatures(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     combine(
         run, capsys, "--rule", "weighted", "--weights", "a=0.7,b=0.3,c=0", "--temperature", "none", "--split", "val"
     )
@@ -188,7 +188,7 @@ def test_given_weights_and_temperatures(run: RunFolder, capsys: pytest.CaptureFi
     ],
 )
 def test_what_cannot_be_is_refused(
-    run: RunFolder, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    run: RunDir, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["combine", str(run.path), *arguments]) == 2
     error = " ".join(capsys.readouterr().err.split())
@@ -196,7 +196,7 @@ def test_what_cannot_be_is_refused(
     assert not (run.path / "combined").exists()
 
 
-def test_what_is_not_evaluated_or_stale_is_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_evaluated_or_stale_is_refused(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["combine", str(run.path), "--rule", "soft", "--split", "train"]) == 1
     assert "split 'train' has not been evaluated (evaluated: test, val)" in " ".join(capsys.readouterr().err.split())
     write_ledger(run.predictions / "val.parquet", *VAL, evaluation="of other weights")
@@ -208,7 +208,7 @@ def test_what_is_not_evaluated_or_stale_is_refused(run: RunFolder, capsys: pytes
     assert combine(run, capsys, "--rule", "soft")["fit"]["temperature"] == 1.0
 
 
-def test_stacking_is_fitted_on_out_of_fold_predictions(folded: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stacking_is_fitted_on_out_of_fold_predictions(folded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     found = combine(folded, capsys, "--rule", "stack", "--temperature", "none")
     fit = found["fit"]
     assert (fit["on"], fit["samples"], list(fit["weights"])) == ("held-out", 400, ["net", "other"])
@@ -234,7 +234,7 @@ def test_stacking_is_fitted_on_out_of_fold_predictions(folded: RunFolder, capsys
 
 
 def test_stacking_takes_a_sample_of_very_many(
-    folded: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folded: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("choral.ensembles.rule_fitting.LARGEST", 100 * 2 * 3)
     monkeypatch.setattr("choral.ensembles.stacking._ALL_FOLDS", 10)
@@ -255,7 +255,7 @@ def test_boosting_counts_votes_by_their_rounds(tmp_path: Path, capsys: pytest.Ca
     assert "boosting+tta" in text and "each vote counted as much as its round is worth" in text
 
 
-def test_other_tools_join(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_tools_join(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, (labels, _) in (("val", VAL), ("test", TEST)):
         keys = Ledger.open(run.predictions / f"{split}.parquet").keys
         sure = np.full((len(labels), 3), 0.05)
@@ -314,7 +314,7 @@ def test_labels_and_numbers(tmp_path: Path, task: str, capsys: pytest.CaptureFix
 
 
 def test_the_table_of_scores_has_a_row_for_each_rule_that_can_be_fitted(
-    run: RunFolder, folded: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunDir, folded: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", str(run.path), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
@@ -338,7 +338,7 @@ def test_the_table_of_scores_has_a_row_for_each_rule_that_can_be_fitted(
     assert "best on val (120 samples)" in text and "temperature on val, not in the table: soft" in text
 
 
-def test_scores_of_what_rules_are_fitted_on_have_none(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_what_rules_are_fitted_on_have_none(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", str(run.path), "--split", "val", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert not scores["rules"] and not scores["temperatures"]
@@ -353,7 +353,7 @@ def test_scores_of_what_rules_are_fitted_on_have_none(run: RunFolder, capsys: py
     "change", [{"evaluation": "of other weights"}, {"views": ("identity",)}], ids=["weights", "views"]
 )
 def test_a_stack_is_not_fitted_on_what_other_weights_or_views_said(
-    folded: RunFolder, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    folded: RunDir, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     views = {"views": change.get("views", ("identity", "tta"))}
     held_out = predictions(400, ("net", "other"), seed=3, **views)
@@ -384,6 +384,6 @@ def test_the_table_of_numbers_has_its_names_in_80_columns(tmp_path: Path) -> Non
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_predictions_about_validation_alone_are_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_about_validation_alone_are_refused(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["combine", str(run.path), "--rule", "soft", "--with-val", "theirs.csv"]) == 2
     assert "--with-val: belongs to --with" in capsys.readouterr().err

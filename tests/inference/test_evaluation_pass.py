@@ -31,7 +31,7 @@ from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger, LedgerMeta
 from choral.models.checkpoint_tensors import OptimizerState, save_tensors
 from choral.runs.checkpoints import MODEL
-from choral.runs.run_dir import RunFolder, read_json
+from choral.runs.run_dir import RunDir, read_json
 from made_members import made_members
 from thread_ranks import evaluate_on_ranks
 
@@ -57,11 +57,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def ledger_of(folder: RunFolder, split: str = "val") -> Path:
+def ledger_of(folder: RunDir, split: str = "val") -> Path:
     return folder.predictions / f"{split}.parquet"
 
 
-def parts_in(folder: RunFolder) -> list[Path]:
+def parts_in(folder: RunDir) -> list[Path]:
     return sorted(folder.predictions.glob(".val.parts/*/part-*"))
 
 

@@ -22,8 +22,8 @@ from choral.inference.evaluation_pass import evaluate
 from choral.inference.evaluation_request import Request, add_arguments, request_of
 from choral.inference.external_data import index_of
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import voices_of
-from choral.runs.run_dir import RunFolder
+from choral.inference.trained_models import find_trained_models
+from choral.runs.run_dir import RunDir
 from made_members import made_members
 
 SETTINGS = [
@@ -46,7 +46,7 @@ def asked(*words: str) -> Request:
     return request_of(parser.parse_intermixed_args(words))
 
 
-def evaluated(request: Request, run: Runtime) -> RunFolder:
+def evaluated(request: Request, run: Runtime) -> RunDir:
     evaluate(request.config(), request.folder, run, request.force, request.data_name)
     return request.folder
 
@@ -86,7 +86,7 @@ def test_runs_and_checkpoints_become_one_ensemble(config: Config, run: Runtime) 
 def test_an_assembled_run_knows_what_it_is_made_of(config: Config, run: Runtime) -> None:
     two_runs(config)
     folder = asked("solo", "duo", "--name", "all").folder
-    before = [voice.weights_hash for voice in voices_of(folder, folder.config())[0]]
+    before = [model.weights_hash for model in find_trained_models(folder, folder.config())[0]]
     assert asked("solo", "duo", "--name", "all").folder == folder
     with pytest.raises(ConfigError, match=r"runs/all is assembled of .*solo, .*duo; choose another name for duo, solo"):
         asked("duo", "solo", "--name", "all")
@@ -97,9 +97,9 @@ def test_an_assembled_run_knows_what_it_is_made_of(config: Config, run: Runtime)
     shutil.rmtree("runs/solo")
     made_members(load_config_with(config, "solo", "seed=7"), Path("runs/solo"))
     with pytest.raises(ChoralError, match="solo: .*step-00000001 holds other weights than when it was assembled"):
-        voices_of(folder, folder.config())
+        find_trained_models(folder, folder.config())
     asked("solo", "duo", "--name", "all")
-    after = [voice.weights_hash for voice in voices_of(folder, folder.config())[0]]
+    after = [model.weights_hash for model in find_trained_models(folder, folder.config())[0]]
     assert after[0] != before[0] and after[1:] == before[1:]
 
 
@@ -107,7 +107,7 @@ def test_an_assembled_run_knows_what_it_is_made_of(config: Config, run: Runtime)
 def test_ranks_assemble_at_the_same_time(config: Config, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
     """`accelerate launch launch/evaluate.py A B` assembles on each rank: another one may look between any two steps."""
     two_runs(config)
-    place, name = (assembled, "write_json") if after == "voices.json" else (RunFolder, "claim")
+    place, name = (assembled, "write_json") if after == "voices.json" else (RunDir, "claim")
     writing = getattr(place, name)
 
     def wrote(*arguments: object) -> None:
@@ -118,14 +118,14 @@ def test_ranks_assemble_at_the_same_time(config: Config, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(place, name, wrote)
     folder = asked("solo", "duo", "--name", "all").folder
-    assert len(voices_of(folder, folder.config())[0]) == 3
+    assert len(find_trained_models(folder, folder.config())[0]) == 3
 
 
 def test_two_runs_of_one_name(config: Config) -> None:
     two_runs(config)
     shutil.copytree("runs/solo", "elsewhere/solo")
     folder = asked("solo", "elsewhere/solo").folder
-    assert [voice.name for voice in voices_of(folder, folder.config())[0]] == ["solo-model", "solo-model-2"]
+    assert [model.name for model in find_trained_models(folder, folder.config())[0]] == ["solo-model", "solo-model-2"]
 
 
 def test_what_cannot_be_evaluated(config: Config, tmp_path: Path) -> None:

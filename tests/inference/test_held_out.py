@@ -20,7 +20,7 @@ from choral.cli import main
 from choral.config import Config, held_out_groups, members_of
 from choral.config.files import load_config
 from choral.core.process_group import Runtime
-from choral.data.loading.host_loader import Order
+from choral.data.loading.host_loader import BatchRequest
 from choral.data.loading.input_pipeline import RankPlace, Split, open_dataset, open_split, plain_batches
 from choral.data.loading.resampling import select
 from choral.data.packing.options import PackOptions
@@ -30,10 +30,10 @@ from choral.ensembles.member_jobs import member_config
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.evaluation_plan import HELD_OUT, plan_evaluation
 from choral.inference.ledger import Ledger
-from choral.inference.predict_chunk import Manner, predictions_of
-from choral.inference.trained_models import Voice, voices_of
+from choral.inference.predict_chunk import InferenceOptions, predictions_of
+from choral.inference.trained_models import TrainedModel, find_trained_models
 from choral.inference.views import expand
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.loop import train
 from thread_ranks import evaluate_on_ranks
 from toys import Choral
@@ -44,10 +44,10 @@ FOLDS = "ensemble.folds=2"
 ONE_STEP = ["train.steps=1", "evaluate.views=[identity, hflip]", "evaluate.splits=[val]"]
 
 
-def trained(config: Config, path: Path, run: Runtime, without: tuple[str, ...] = ()) -> RunFolder:
+def trained(config: Config, path: Path, run: Runtime, without: tuple[str, ...] = ()) -> RunDir:
     """Train the members but for some, one after the other in this process, and return the run's folder."""
     path.mkdir()
-    folder = RunFolder(path)
+    folder = RunDir(path)
     folder.claim(config)
     for member in members_of(config):
         if member.name not in without:
@@ -59,32 +59,32 @@ def trained(config: Config, path: Path, run: Runtime, without: tuple[str, ...] =
     return folder
 
 
-def held_out_of(folder: RunFolder) -> Ledger:
+def held_out_of(folder: RunDir) -> Ledger:
     return Ledger.open(folder.predictions / f"{HELD_OUT}.parquet")
 
 
-def unseen_by(voice: Voice, split: Split) -> NDArray[np.int64]:
-    selection = select(voice.config.data.resample, split.index)
+def unseen_by(model: TrainedModel, split: Split) -> NDArray[np.int64]:
+    selection = select(model.config.data.resample, split.index)
     assert selection is not None
     return selection.held_out
 
 
-def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def by_hand(config: Config, folder: RunDir, split: Split, tmp_path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return by group and view what each sample's mean is over the members that have not seen it, by key."""
-    voices, _ = voices_of(folder, config)
+    models, _ = find_trained_models(folder, config)
     views = expand(config.evaluate.views)
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for group, members in held_out_groups(config).items():
         answers: dict[str, dict[str, list[NDArray[np.float32]]]] = {"identity": {}, "hflip": {}, "tta": {}}
-        for voice in (voice for voice in voices if voice.member in members):
-            inputs = replace(config, data=voice.config.data)
-            orders = [Order(np.array([row]), 0, 0) for row in unseen_by(voice, split)]
-            network = voice.load(CPU)
-            with plain_batches(inputs, split, PLACE, voice.mean, voice.std, orders, tmp_path / "bad") as batches:
+        for model in (model for model in models if model.member in members):
+            inputs = replace(config, data=model.config.data)
+            orders = [BatchRequest(np.array([row]), 0, 0) for row in unseen_by(model, split)]
+            network = model.load(CPU)
+            with plain_batches(inputs, split, PLACE, model.mean, model.std, orders, tmp_path / "bad") as batches:
                 for batch in batches:
                     key = split.index.keys(batch.rows)[0]
-                    manner = Manner(views, (*views, "tta"), nullcontext)
-                    (found,) = predictions_of([(network, voice.outputs)], voice.look, batch.images, manner)
+                    options = InferenceOptions(views, (*views, "tta"), nullcontext)
+                    (found,) = predictions_of([(network, model.outputs)], model.input_spec, batch.images, options)
                     for view, values in found.items():
                         answers[view].setdefault(key, []).append(values.numpy()[0])
         result[group] = {
@@ -93,7 +93,7 @@ def by_hand(config: Config, folder: RunFolder, split: Split, tmp_path: Path) -> 
     return result
 
 
-def assert_by_hand(config: Config, folder: RunFolder, tmp_path: Path) -> Ledger:
+def assert_by_hand(config: Config, folder: RunDir, tmp_path: Path) -> Ledger:
     """Compare the ledger, column by column, with what each member says one image at a time; return it."""
     split = open_split(config, open_dataset(config.data), "train", PLACE)
     ledger = held_out_of(folder)
@@ -111,7 +111,7 @@ def assert_by_hand(config: Config, folder: RunFolder, tmp_path: Path) -> Ledger:
     return ledger
 
 
-def on_ranks(config: Config, folder: RunFolder, ranks: int) -> Ledger:
+def on_ranks(config: Config, folder: RunDir, ranks: int) -> Ledger:
     """Evaluate with several ranks, each a thread that meets the others at every barrier; return the held-out ledger."""
     evaluate_on_ranks(config, folder, ranks)
     return held_out_of(folder)
@@ -201,8 +201,8 @@ def test_all_voices_of_a_member_with_snapshots_answer(config_file: Path, tmp_pat
     config = load_config(config_file, [*ONE_STEP, *overrides])
     folder = trained(config, tmp_path / "run", run)
     evaluate(config, folder, run)
-    voices, _ = voices_of(folder, config)
-    assert [voice.name for voice in voices] == ["fold1.1", "fold1.2", "fold2.1", "fold2.2"]
+    models, _ = find_trained_models(folder, config)
+    assert [model.name for model in models] == ["fold1.1", "fold1.2", "fold2.1", "fold2.2"]
     assert_by_hand(config, folder, tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_folds_from_the_command_line(
 ) -> None:
     result = choral("run", config_file, "ensemble.folds=2", "train.steps=4", "evaluate.views=[identity]")
     assert result.returncode == 0, result.stderr
-    ledger = held_out_of(RunFolder(tmp_path / "runs" / "toy"))
+    ledger = held_out_of(RunDir(tmp_path / "runs" / "toy"))
     assert ledger.members == ("folds",) and len(ledger) == 37 and ledger.views == ("identity",)
     monkeypatch.chdir(tmp_path)
     assert main(["scores", "--split", HELD_OUT, "--json"]) == 0  # `choral run` has recorded it

@@ -18,21 +18,21 @@ from choral.core.errors import ChoralError, ConfigError, Stopped
 from choral.core.process_group import Runtime
 from choral.data.loading import sample_pipeline as sample
 from choral.data.loading.decode import decode
-from choral.data.loading.host_loader import HostBatch, HostLoader, Order
+from choral.data.loading.host_loader import BatchRequest, HostBatch, HostLoader
 from choral.inference import model_groups as turns
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
-from choral.inference.prediction_tasks import Question
+from choral.inference.prediction_tasks import PredictionTask
 from made_members import made_members
 
 MEMBERS = "ensemble.members=[{name: a}, {name: b, set: {data.image_size: 40}}, {name: c}, {name: d}]"
 SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=2", "evaluate.splits=[val]", "evaluate.checkpoint=last", MEMBERS]
 
 
-def question(name: str, folder: Path | None = None, size: int = 0) -> Question:
+def task(name: str, folder: Path | None = None, size: int = 0) -> PredictionTask:
     if folder is not None:
         (folder / name).write_bytes(bytes(size))
-    return cast(Question, SimpleNamespace(voice=SimpleNamespace(name=name, checkpoint=folder, weights=name)))
+    return cast(PredictionTask, SimpleNamespace(model=SimpleNamespace(name=name, checkpoint=folder, weights=name)))
 
 
 def test_turns_change_nothing(config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,24 +80,24 @@ def test_a_stop_within_a_window_loses_that_window(config_file: Path, tmp_path: P
 
 
 def test_groups_by_size(tmp_path: Path) -> None:
-    questions = [question(name, tmp_path, size) for name, size in (("a", 4), ("b", 3), ("c", 9), ("d", 1), ("e", 1))]
-    names = [[one.voice.name for one in group] for group in turns.by_size(questions, 7)]
+    tasks = [task(name, tmp_path, size) for name, size in (("a", 4), ("b", 3), ("c", 9), ("d", 1), ("e", 1))]
+    names = [[one.model.name for one in group] for group in turns.group_by_size(tasks, 7)]
     assert names == [["a", "b"], ["c"], ["d", "e"]]
-    assert len(turns.by_size(questions, 18)) == 1 and len(turns.by_size(questions, 0)) == 5
+    assert len(turns.group_by_size(tasks, 18)) == 1 and len(turns.group_by_size(tasks, 0)) == 5
 
 
 def test_groups_by_trying() -> None:
     room = {"a": 2, "b": 2, "c": 1}
 
-    def attempt(one: Question, others: turns.Networks) -> nn.Module | None:
-        return nn.Identity() if len(others) < room[one.voice.name] else None
+    def attempt(one: PredictionTask, others: turns.Networks) -> nn.Module | None:
+        return nn.Identity() if len(others) < room[one.model.name] else None
 
-    groups, networks = turns.by_trying([question(name) for name in "abc"], attempt)
-    assert [[one.voice.name for one in group] for group in groups] == [["a", "b"], ["c"]]
-    assert [one.voice.name for one, _ in networks] == ["c"]
+    groups, networks = turns.group_by_memory([task(name) for name in "abc"], attempt)
+    assert [[one.model.name for one in group] for group in groups] == [["a", "b"], ["c"]]
+    assert [one.model.name for one, _ in networks] == ["c"]
     room["b"] = 0
     with pytest.raises(ChoralError, match="b does not fit into the memory of the device, even alone"):
-        turns.by_trying([question(name) for name in "abc"], attempt)
+        turns.group_by_memory([task(name) for name in "abc"], attempt)
 
 
 class Host:
@@ -110,7 +110,7 @@ class Host:
     def __iter__(self) -> Iterator[HostBatch]:
         for number in range(self._count):
             rows = np.array([number])
-            order = Order(rows, 0, number)
+            order = BatchRequest(rows, 0, number)
             image = np.full((1, 2, 2, 1), number, np.uint8)
             yield HostBatch(image, rows, rows, rows >= 0, order, lambda number=number: self.released.append(number))  # type: ignore[misc]
 

@@ -13,12 +13,12 @@ from choral.config import Average
 from choral.config.files import load_config
 from choral.core.errors import ConfigError
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
-from choral.inference.predict_chunk import Manner, predictions_of
+from choral.data.loading.input_spec import ImageSpec, InputSpec
+from choral.inference.predict_chunk import InferenceOptions, predictions_of
 from choral.models.output_spec import Outputs
 
 VIEWS = ("identity", "hflip", "rot90")
-LOOK = Look(Form(4, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
+LOOK = InputSpec(ImageSpec(4, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
 OUTPUTS = {
     "multiclass": Outputs("multiclass", ("x", "y", "z")),
     "against all": Outputs("multiclass", ("x", "y", "z"), one_against_all=True),
@@ -34,8 +34,8 @@ def network() -> nn.Module:
 def said(kind: str, average: Average) -> tuple[np.ndarray, np.ndarray]:
     """Return the (views, B, 3) predictions of each view, and the (B, 3) average, in float64."""
     images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 3
-    manner = Manner(VIEWS, (*VIEWS, "tta"), nullcontext, average)
-    (found,) = predictions_of([(network().eval(), OUTPUTS[kind])], LOOK, images, manner)
+    options = InferenceOptions(VIEWS, (*VIEWS, "tta"), nullcontext, average)
+    (found,) = predictions_of([(network().eval(), OUTPUTS[kind])], LOOK, images, options)
     assert list(found) == [*VIEWS, "tta"]
     views = np.stack([found[view].numpy().astype(np.float64) for view in VIEWS])
     return views, found["tta"].numpy().astype(np.float64)
@@ -64,16 +64,19 @@ def test_averages(kind: str) -> None:
 
 def test_views_of_different_weights() -> None:
     images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 3
-    manner = Manner(VIEWS, (*VIEWS, "tta"), nullcontext, weights=(0.5, 0.25, 0.25))
-    (found,) = predictions_of([(network().eval(), OUTPUTS["multiclass"])], LOOK, images, manner)
-    expected = sum(share * found[view] for view, share in zip(VIEWS, manner.weights, strict=True))
+    options = InferenceOptions(VIEWS, (*VIEWS, "tta"), nullcontext, weights=(0.5, 0.25, 0.25))
+    (found,) = predictions_of([(network().eval(), OUTPUTS["multiclass"])], LOOK, images, options)
+    expected = sum(share * found[view] for view, share in zip(VIEWS, options.weights, strict=True))
     assert (found["tta"] - torch.stack([found[view] for view in VIEWS]).mean(0)).abs().max() > 0.01
     assert (found["tta"] - expected).abs().max() < 1e-6
 
 
 def test_impossible_classes_stay_possible() -> None:
     """A probability that is 0 in float32 under one view would decide alone."""
-    outputs, manner = OUTPUTS["multiclass"], Manner(("identity", "hflip"), ("tta",), nullcontext, "geometric")
+    outputs, options = (
+        OUTPUTS["multiclass"],
+        InferenceOptions(("identity", "hflip"), ("tta",), nullcontext, "geometric"),
+    )
 
     class Turns(nn.Module):
         calls = 0
@@ -82,7 +85,7 @@ def test_impossible_classes_stay_possible() -> None:
             self.calls += 1
             return torch.tensor([[0.0, -200, -200]] if self.calls == 1 else [[-200.0, 0, -200]]).expand(len(images), 3)
 
-    (found,) = predictions_of([(Turns(), outputs)], LOOK, torch.zeros(1, 3, 2, 2), manner)
+    (found,) = predictions_of([(Turns(), outputs)], LOOK, torch.zeros(1, 3, 2, 2), options)
     np.testing.assert_allclose(found["tta"].numpy(), [[0.4998, 0.4998, 0.0002]], atol=2e-4)
 
 

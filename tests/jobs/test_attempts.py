@@ -18,16 +18,16 @@ from choral.config.files import load_config
 from choral.core.errors import ChoralError, ConfigError
 from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "run")
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
 
 
 @pytest.fixture
-def start(run: RunFolder, config_file: Path, monkeypatch: pytest.MonkeyPatch):
+def start(run: RunDir, config_file: Path, monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes one start, in which the training ends as told after `steps` more."""
     config = load_config(config_file)
 
@@ -46,7 +46,7 @@ def start(run: RunFolder, config_file: Path, monkeypatch: pytest.MonkeyPatch):
     return start
 
 
-def test_starts_without_progress_end_the_job(start, run: RunFolder) -> None:
+def test_starts_without_progress_end_the_job(start, run: RunDir) -> None:
     assert [start(75, steps=1) for _ in range(5)] == [75] * 5  # each gets further
     assert [start(75) for _ in range(3)] == [75] * 3
     assert '{"job": "7", "start": "0", "given_up": false' in (run.path / "attempts.json").read_text()
@@ -58,7 +58,7 @@ def test_starts_without_progress_end_the_job(start, run: RunFolder) -> None:
     assert run.status["state"] == "waiting"
 
 
-def test_a_start_that_ends_without_a_word_counts(start, run: RunFolder) -> None:
+def test_a_start_that_ends_without_a_word_counts(start, run: RunDir) -> None:
     def killed(*arguments: object) -> int:
         raise KeyboardInterrupt
 
@@ -71,7 +71,7 @@ def test_a_start_that_ends_without_a_word_counts(start, run: RunFolder) -> None:
         start(0)
 
 
-def test_failures_are_tried_again_so_many_times(start, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_tried_again_so_many_times(start, run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(1, steps=1) == 75
     assert "attempt 2 of 2 follows" in capsys.readouterr().err
     assert start(75, steps=1) == 75  # a stop is no failure
@@ -82,7 +82,7 @@ def test_failures_are_tried_again_so_many_times(start, run: RunFolder, capsys: p
     assert not Attempts.read(run.path / "attempts.json", "7").given_up
 
 
-def test_what_is_refused_before_the_launch_gives_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_before_the_launch_gives_up(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> int:
         raise ChoralError("the data are not there")
 
@@ -93,7 +93,7 @@ def test_what_is_refused_before_the_launch_gives_up(run: RunFolder, monkeypatch:
     assert Attempts.read(run.path / "attempts.json", "7").given_up
 
 
-def test_only_the_first_machine_counts(start, run: RunFolder) -> None:
+def test_only_the_first_machine_counts(start, run: RunDir) -> None:
     assert [start(1, rank=1) for _ in range(5)] == [1] * 5
     assert not (run.path / "attempts.json").exists()
 
@@ -134,7 +134,7 @@ def test_machines_that_do_not_fit_are_refused(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_stop_file_that_names_this_start_is_kept(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_file_that_names_this_start_is_kept(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
     monkeypatch.setattr(launching, "gpus", list)
     run.path.mkdir()
@@ -149,7 +149,7 @@ def test_a_stop_file_that_names_this_start_is_kept(run: RunFolder, monkeypatch: 
         assert run.stop_file.exists() == left
 
 
-def test_a_restart_waits_for_what_a_failed_node_left(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_waits_for_what_a_failed_node_left(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock of its processes may outlive a node that failed; a second run in the folder is refused at once."""
     monkeypatch.setattr(launching, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
     monkeypatch.setattr(launching, "gpus", list)
@@ -163,7 +163,7 @@ def test_a_restart_waits_for_what_a_failed_node_left(run: RunFolder, monkeypatch
         assert launching.launch("choral.training", [], 1, run) == 0
 
 
-def test_gpus_that_torch_does_not_see_end_the_job(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_torch_does_not_see_end_the_job(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "launch_command", lambda *arguments: ([sys.executable, "-S", "-c", ""], {}))
     monkeypatch.setattr(launching, "gpus", list)
     for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
@@ -186,7 +186,7 @@ def test_usr1_asks_for_a_stop(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
-def test_the_holder_of_a_folder_is_known_and_asking_keeps_nobody_out(run: RunFolder) -> None:
+def test_the_holder_of_a_folder_is_known_and_asking_keeps_nobody_out(run: RunDir) -> None:
     assert run.holder() is None
     with run.lock():
         assert run.holder() == (os.uname().nodename, os.getpid())

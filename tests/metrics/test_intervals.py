@@ -7,11 +7,10 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from choral.metrics.intervals import bootstrap, paired_bootstrap
 from numpy.typing import NDArray
 
 from choral.metrics import intervals
-from choral.metrics.intervals import interval_of, resampled_means
+from choral.metrics.intervals import bootstrap, interval_of, paired_bootstrap, resampled_means
 
 
 def test_means_are_means_of_samples_drawn_with_replacement() -> None:

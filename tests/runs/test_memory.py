@@ -19,10 +19,10 @@ from choral.core.errors import ConfigError, OutOfMemory
 from choral.core.process_group import Runtime
 from choral.inference import auto_batch_size as batch_size_module
 from choral.inference.evaluation_pass import evaluate
-from choral.inference.trained_models import voices_of
+from choral.inference.trained_models import find_trained_models
 from choral.runs import memory
 from choral.runs.memory import Trial, doubling, explained, largest
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.loop import train
 from choral.training.micro_batch import accumulations, resolve_micro_batch
 from choral.training.trainer import Trainer
@@ -175,7 +175,7 @@ def test_training_with_auto_is_training_with_what_was_found(
 def test_running_out_in_training_names_the_batch_and_the_way_out(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(load_config(config_file), RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(load_config(config_file), RunDir(tmp_path / "run"), run)
 
     def exhausted(images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError(EXHAUSTED)
@@ -207,11 +207,11 @@ def test_evaluations_take_what_fits_and_remember_it(
     content = json.loads((folder.path / "batch.json").read_text())["evaluate.batch_size"]
     assert content["found"] == batch_size_module.MOST["cpu"] and content["settings"]["networks"] == ["test_resnet 32"]
     monkeypatch.setattr(Trial, "fits", lambda trial, size: size <= 5)
-    voices, _ = voices_of(folder, config)
-    assert batch_size_module.with_batch_size(auto, folder, run, voices).evaluate.batch_size == 64  # remembered
+    models, _ = find_trained_models(folder, config)
+    assert batch_size_module.with_batch_size(auto, folder, run, models).evaluate.batch_size == 64  # remembered
     (folder.path / "batch.json").unlink()
-    assert batch_size_module.with_batch_size(auto, folder, run, voices).evaluate.batch_size == 4
-    assert batch_size_module.with_batch_size(config, folder, run, voices) == config
+    assert batch_size_module.with_batch_size(auto, folder, run, models).evaluate.batch_size == 4
+    assert batch_size_module.with_batch_size(config, folder, run, models) == config
 
 
 @pytest.mark.gpu

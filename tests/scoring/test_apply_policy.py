@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 
 from choral.ensembles.rules import Combiner
-from choral.inference.prediction_types import Answer, ClassAnswer, LabelAnswer, NumberAnswer, unreadable
+from choral.inference.prediction_types import (
+    Answer,
+    ClassPrediction,
+    MultilabelPrediction,
+    RegressionPrediction,
+    unreadable,
+)
 from choral.scoring.apply_policy import answers_of, described, plain_answering
 from choral.scoring.calibration_maps import CalibrationMap
-from choral.scoring.policy import Answering, Conformal, Decision
+from choral.scoring.policy import Conformal, Decision, PredictionPolicy
 
 IMAGE = Path("a.png")
 
@@ -24,21 +30,21 @@ def members(*rows: list[float]) -> dict[str, np.ndarray]:
     return {f"m{number}": np.array(row, np.float32) for number, row in enumerate(rows)}
 
 
-def answer_image(answering: Answering, image: Path, heard: dict[str, np.ndarray]) -> Answer:
+def answer_image(answering: PredictionPolicy, image: Path, heard: dict[str, np.ndarray]) -> Answer:
     """Return the answer for one image of what each member says about it."""
     by_member = np.stack([heard[name] for name in answering.members])[:, None]
     (answer,) = answers_of(answering, [str(image)], by_member, answering.said(by_member))
     return answer
 
 
-def plain(task: str, classes: tuple[str, ...], count: int) -> Answering:
+def plain(task: str, classes: tuple[str, ...], count: int) -> PredictionPolicy:
     return plain_answering(task, classes, [f"m{number}" for number in range(count)], ["identity"])
 
 
 def test_a_class_and_the_votes() -> None:
     heard = members([0.75, 0.25], [0.25, 0.75], [1, 0])
     given = answer_image(plain("multiclass", ("cat", "dog"), 3), IMAGE, heard)
-    assert isinstance(given, ClassAnswer) and given.label == "cat" and given.probability == pytest.approx(2 / 3)
+    assert isinstance(given, ClassPrediction) and given.label == "cat" and given.probability == pytest.approx(2 / 3)
     assert given.cells() == ("cat", "0.667", "m0: cat 0.750, m1: dog 0.750, m2: cat 1.000")
     keys = ["image", "label", "probability", "probabilities", "votes", "error"]
     assert list(json.loads(json.dumps(given.content()))) == keys  # nothing that was never asked for
@@ -47,7 +53,7 @@ def test_a_class_and_the_votes() -> None:
 def test_labels_above_one_half_most_probable_first() -> None:
     names = ("sun", "rain", "fog")
     given = answer_image(plain("multilabel", names, 2), IMAGE, members([0.5, 0.75, 0.0], [0.75, 0.875, 0.5]))
-    assert isinstance(given, LabelAnswer)
+    assert isinstance(given, MultilabelPrediction)
     assert given.labels == {"rain": 0.8125, "sun": 0.625} and list(given.labels) == ["rain", "sun"]
     assert given.probabilities == {"sun": 0.625, "rain": 0.8125, "fog": 0.25}
     assert given.cells() == ("rain 0.812, sun 0.625", "m0: rain; m1: sun, rain")
@@ -56,7 +62,7 @@ def test_labels_above_one_half_most_probable_first() -> None:
 
 def test_numbers_with_the_spread_over_members() -> None:
     given = answer_image(plain("regression", ("kg", "m"), 2), IMAGE, members([1, -8], [3, -8]))
-    assert isinstance(given, NumberAnswer)
+    assert isinstance(given, RegressionPrediction)
     assert given.values == {"kg": 2, "m": -8} and given.spreads == {"kg": 1, "m": 0}
     assert given.cells() == ("kg 2 ± 1, m -8 ± 0", "m0: 1, -8; m1: 3, -8")
 
@@ -69,9 +75,9 @@ def test_an_image_that_cannot_be_read_has_an_error_alone(task: str) -> None:
     assert len(given.cells()) == len(given.headings)
 
 
-def fitted() -> Answering:
+def fitted() -> PredictionPolicy:
     """Two members, two views, weights for both, a temperature, sets, and costs."""
-    return Answering(
+    return PredictionPolicy(
         of="weighted+tta",
         task="multiclass",
         classes=("a", "b", "c"),
@@ -106,7 +112,7 @@ def test_weights_of_views_and_members_then_the_temperature_then_the_costs() -> N
 def test_what_a_calibrated_answer_reads_like() -> None:
     heard = members([0.6, 0.3, 0.1], [0.5, 0.4, 0.1])
     given = answer_image(fitted(), IMAGE, heard)
-    assert isinstance(given, ClassAnswer)
+    assert isinstance(given, ClassPrediction)
     # The costs say c, which is unlikely; the set of what is before half of the probability holds a and b.
     assert given.label == "c" and given.possible == ("a", "b") and given.unsure
     assert given.cells()[0] == "c (set: a, b) (unsure)"
@@ -126,13 +132,13 @@ def test_labels_and_numbers_with_sets_and_intervals() -> None:
         decision=Decision("thresholds", {"sun": 0.9}, {"sun": "precision>=0.9"}),
     )
     given = answer_image(labels, IMAGE, members([0.85, 0.55]))
-    assert isinstance(given, LabelAnswer) and given.possible == ("sun",)
+    assert isinstance(given, MultilabelPrediction) and given.possible == ("sun",)
     assert given.cells()[0] == "rain 0.550; perhaps sun"
     numbers = replace(
         plain("regression", ("kg", "m"), 1), conformal=Conformal("residual", 0.9, (0.5, math.inf), (9, 9))
     )
     given = answer_image(numbers, IMAGE, members([2, 3]))
-    assert isinstance(given, NumberAnswer) and given.intervals == {"kg": (1.5, 2.5), "m": None}
+    assert isinstance(given, RegressionPrediction) and given.intervals == {"kg": (1.5, 2.5), "m": None}
     assert given.cells()[0] == "kg 2 ± 0 [1.5, 2.5], m 3 ± 0"
 
 
@@ -149,4 +155,4 @@ def test_json_and_back(method: str) -> None:
         replace(fitted(), conformal=None, unsure_below=None, decision=Decision("argmax"), calibration=maps[method]),
         replace(fitted(), decision=Decision("thresholds", {"b": 0.25}, {"b": "f1"}), calibration=maps[method]),
     ):
-        assert Answering.from_json(json.loads(json.dumps(answering.to_json(), allow_nan=False))) == answering
+        assert PredictionPolicy.from_json(json.loads(json.dumps(answering.to_json(), allow_nan=False))) == answering

@@ -16,25 +16,25 @@ from choral.core.errors import ConfigError, DataError
 from choral.ensembles.saved_combination import Asked as AskedCombination
 from choral.ensembles.saved_combination import combine_run
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 from choral.scoring.calibrate import Asked, calibrate_run
-from choral.scoring.policy import Answering, check_answer, read_answer
+from choral.scoring.policy import PredictionPolicy, check_answer, read_answer
 from choral.scoring.predictor import predictor_names, predictor_of
 from choral.scoring.predictor_report import card_json
 from made_runs import MEMBERS, made_run, numbers, predictions, write_ledger
 
 
 @pytest.fixture(name="made")
-def run(tmp_path: Path) -> tuple[RunFolder, Config]:
+def run(tmp_path: Path) -> tuple[RunDir, Config]:
     return made_run(tmp_path / "runs" / "made", {"val": predictions(150, seed=1), "test": predictions(300, seed=2)})
 
 
-def stack_of(answering: Answering, ledger: Ledger) -> np.ndarray:
+def stack_of(answering: PredictionPolicy, ledger: Ledger) -> np.ndarray:
     """What members said under the mean over views; the made ledgers keep no single ones."""
     return np.stack([ledger.predictions(member, "tta") for member in answering.members])
 
 
-def test_the_report_is_of_what_the_answer_says(made: tuple[RunFolder, Config]) -> None:
+def test_the_report_is_of_what_the_answer_says(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     report = calibrate_run(folder, config, "test", Asked(of="weighted+tta", method="vector", sets="lac", by_class=True))
     answering, ledger = read_answer(folder), Ledger.open(folder.predictions / "test.parquet")
@@ -60,7 +60,7 @@ def test_the_report_is_of_what_the_answer_says(made: tuple[RunFolder, Config]) -
     assert sum(one["n"] for one in report["reliability"]["after"]) == 300
 
 
-def test_nothing_of_the_scored_split_is_used(made: tuple[RunFolder, Config]) -> None:
+def test_nothing_of_the_scored_split_is_used(made: tuple[RunDir, Config]) -> None:
     """Other labels and predictions of test leave the answer as it is, to the last digit."""
     folder, config = made
     asked = Asked(of="greedy+tta", method="isotonic", thresholds=("y:recall>=0.9",), unsure_below="accuracy>=0.9")
@@ -72,9 +72,7 @@ def test_nothing_of_the_scored_split_is_used(made: tuple[RunFolder, Config]) -> 
     assert first["metrics"] != second["metrics"]
 
 
-def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(
-    made: tuple[RunFolder, Config], tmp_path: Path
-) -> None:
+def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(made: tuple[RunDir, Config], tmp_path: Path) -> None:
     folder, config = made
     (tmp_path / "costs.yaml").write_text("x: {y: 20, z: 5}\n")
     report = calibrate_run(folder, config, "test", Asked(costs=str(tmp_path / "costs.yaml")))
@@ -116,7 +114,7 @@ def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(
     ],
     ids=lambda value: value.replace(" ", "-")[:30] if isinstance(value, str) else "",
 )
-def test_what_cannot_be_is_refused(made: tuple[RunFolder, Config], asked: Asked, message: str) -> None:
+def test_what_cannot_be_is_refused(made: tuple[RunDir, Config], asked: Asked, message: str) -> None:
     folder, config = made
     with pytest.raises(ConfigError) as error:
         calibrate_run(folder, config, "test", asked)
@@ -124,7 +122,7 @@ def test_what_cannot_be_is_refused(made: tuple[RunFolder, Config], asked: Asked,
     assert read_answer(folder) is None
 
 
-def test_the_split_that_is_fitted_on_is_not_scored(made: tuple[RunFolder, Config]) -> None:
+def test_the_split_that_is_fitted_on_is_not_scored(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     with pytest.raises(ConfigError, match="--split val: nothing can be fitted: 'val' is what rules are fitted on"):
         calibrate_run(folder, config, "val", Asked())
@@ -133,7 +131,7 @@ def test_the_split_that_is_fitted_on_is_not_scored(made: tuple[RunFolder, Config
         calibrate_run(folder, config, "test", Asked())
 
 
-def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunFolder, Config]) -> None:
+def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     calibrate_run(folder, config, "test", Asked())
     answering = read_answer(folder)
@@ -156,7 +154,7 @@ def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunF
         read_answer(folder)
 
 
-def test_the_answer_is_a_predictor_like_others(made: tuple[RunFolder, Config]) -> None:
+def test_the_answer_is_a_predictor_like_others(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     assert "answer" not in predictor_names(folder, config, "test")
     with pytest.raises(ConfigError, match="no predictor 'answer': .* run `choral calibrate made`"):
@@ -197,7 +195,7 @@ def test_views_that_were_learned_are_weighted(tmp_path: Path) -> None:
         predictor_of(folder, config, "test", "answer")
 
 
-def test_a_combination_that_was_kept_can_be_calibrated(made: tuple[RunFolder, Config]) -> None:
+def test_a_combination_that_was_kept_can_be_calibrated(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     combine_run(
         folder, config, "test", AskedCombination("weighted", members=("a", "b"), temperature="none", name="two")
@@ -240,7 +238,7 @@ def test_labels_and_numbers(task: str, tmp_path: Path) -> None:
 
 
 def test_the_command(
-    made: tuple[RunFolder, Config], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     folder, _ = made

@@ -20,7 +20,7 @@ from choral.config import Config
 from choral.data.shards.index import Dataset, Index
 from choral.ensembles.rules import soft
 from choral.inference.ledger import LedgerMeta, ledger_table, merge_parts, write_part
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring import slice_metrics as by_slice
 from choral.scoring.predictor import Predictor, predictor_of
 from choral.scoring.predictor_report import card_json
@@ -33,7 +33,7 @@ VAL, TEST = predictions(150, seed=1), predictions(400, seed=2)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[RunFolder, Config]:
+def run(tmp_path: Path) -> tuple[RunDir, Config]:
     return made_run(tmp_path / "run", {"val": VAL, "test": TEST})
 
 
@@ -52,7 +52,7 @@ def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_the_card_says_what_the_table_says_and_more(
-    run: tuple[RunFolder, Config], capsys: pytest.CaptureFixture[str]
+    run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {row["name"]: row for row in called(capsys, str(run[0].path))["rows"]}
     for name in ("soft+tta", "member/b", "weighted"):
@@ -74,7 +74,7 @@ def test_the_card_says_what_the_table_says_and_more(
     assert "log_loss" not in hard["metrics"] and hard["plain_ece"] is None
 
 
-def test_a_card_for_people(run: tuple[RunFolder, Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_card_for_people(run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]) -> None:
     card = card_json(predictor_of(*run, "test", "soft+tta"))
     lines = shown(render_card(card))
     assert lines[0] == "soft+tta on test: 400 samples"
@@ -122,12 +122,12 @@ def test_cards_of_labels_and_numbers(tmp_path: Path, task: str) -> None:
     assert any("RMSE h" in line or "F1 %" in line for line in shown(render_slices(found)))
 
 
-def sliced(run: tuple[RunFolder, Config]) -> tuple[Predictor, np.ndarray]:
+def sliced(run: tuple[RunDir, Config]) -> tuple[Predictor, np.ndarray]:
     predictor = predictor_of(*run, "test", "soft+tta")
     return predictor, predictor.predictions.argmax(1) == predictor.ledger.labels
 
 
-def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[RunFolder, Config]) -> None:
+def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[RunDir, Config]) -> None:
     predictor, right = sliced(run)
     rng = np.random.default_rng(0)
     worse = ~right & (rng.random(400) < 0.7)
@@ -173,7 +173,7 @@ def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) ->
 
 
 def test_rankings_that_would_take_minutes_are_named(
-    run: tuple[RunFolder, Config], monkeypatch: pytest.MonkeyPatch
+    run: tuple[RunDir, Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, _ = sliced(run)
     half = np.arange(400) < 200
@@ -185,7 +185,7 @@ def test_rankings_that_would_take_minutes_are_named(
     assert "left out: ROC-AUC %, average precision %" in " ".join(shown(render_slices(found)))
 
 
-def test_holm_orders_and_never_falls(run: tuple[RunFolder, Config]) -> None:
+def test_holm_orders_and_never_falls(run: tuple[RunDir, Config]) -> None:
     predictor, _ = sliced(run)
     parts = np.random.default_rng(1).integers(0, 5, 400)
     found = slices_json(predictor, {str(part): parts == part for part in range(5)}, "made")
@@ -200,7 +200,7 @@ def test_holm_orders_and_never_falls(run: tuple[RunFolder, Config]) -> None:
     assert [adjusted for _, adjusted in cells] == pytest.approx(expected)
 
 
-def test_one_slice_of_all_has_no_rest(run: tuple[RunFolder, Config]) -> None:
+def test_one_slice_of_all_has_no_rest(run: tuple[RunDir, Config]) -> None:
     found = slices_json(sliced(run)[0], {"all of them": np.ones(400, dtype=np.bool_)}, "made")
     cell = found["slices"][0]["metrics"]["accuracy"]
     assert found["comparisons"] == 0 and cell["difference"] is None and cell["score"] == found["overall"]["accuracy"]
@@ -242,7 +242,7 @@ def test_by_a_column_of_real_shards(shards: Path, tmp_path: Path, capsys: pytest
 
 
 def test_other_data_than_were_evaluated_are_refused(
-    run: tuple[RunFolder, Config], shards: Path, capsys: pytest.CaptureFixture[str]
+    run: tuple[RunDir, Config], shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", str(run[0].path), "--by", "ext", "--data", str(shards)]) == 1
     assert "is about other data" in " ".join(capsys.readouterr().err.split())

@@ -17,7 +17,7 @@ from rich.console import Console
 from choral.cli import main, workflow
 from choral.core.errors import ConfigError, DataError
 from choral.metrics.intervals import paired_bootstrap
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.compare import Comparison, compare
 from choral.scoring.predictor import predictor_of
 from choral.scoring.scoreboard.test_set_uses import look_at, looks_so_far, scoreboard_of
@@ -35,7 +35,7 @@ def said(classes: list[int], sure: float = 0.8) -> Columns:
 
 def two_runs(
     tmp_path: Path, labels: NDArray[Any], one: Columns, other: Columns, **options: Any
-) -> tuple[RunFolder, RunFolder]:
+) -> tuple[RunDir, RunDir]:
     first, _ = made_run(tmp_path / "runs" / "first", {"test": (labels, one)}, ALONE, **options)
     second, _ = made_run(tmp_path / "runs" / "second", {"test": (labels, other)}, ALONE, **options)
     return first, second
@@ -49,7 +49,7 @@ def test_against_a_table_by_hand(tmp_path: Path) -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
     one, other = [0, 0, 0, 1, 1, 0, 0, 2, 2, 0], [0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
     runs = two_runs(tmp_path, labels, said(one), said(other, 0.6))
-    found, looks = workflow.compare_runs(runs)
+    found, uses = workflow.compare_runs(runs)
     assert (found["n"], found["a"], found["b"]) == (10, "first member/model", "second member/model")
     # right are 0 1 2 4 7 8 of the first, and 0 1 4 5 6 7 8 9 of the second
     sides = found["sides"]
@@ -71,7 +71,7 @@ def test_against_a_table_by_hand(tmp_path: Path) -> None:
     assert classes == {"x": (4, 1, 0), "y": (3, 0, 2), "z": (3, 0, 1)}
     recall = {part["name"]: part["b"]["value"] for part in found["classes"] if part["b"]}
     assert recall == pytest.approx({"x": 0.5, "y": 1.0, "z": 1.0})
-    assert looks.startswith("2nd look at this test split")
+    assert uses.startswith("2nd look at this test split")
 
 
 def test_the_other_way_round_and_with_itself(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_slices_by_metadata(shards: Path, tmp_path: Path) -> None:
     for name, columns in (("first", one), ("second", other)):
         options = {"keys": keys, "dataset": dataset.fingerprint}
         made_run(tmp_path / "runs" / name, {"test": (labels, columns)}, overrides, **options)
-    runs = (RunFolder(tmp_path / "runs" / "first"), RunFolder(tmp_path / "runs" / "second"))
+    runs = (RunDir(tmp_path / "runs" / "first"), RunDir(tmp_path / "runs" / "second"))
     found, _ = workflow.compare_runs(runs, column="label")
     assert found["column"] == "label" and sum(part["n"] for part in found["slices"]) == len(keys)
     assert all(part["b"] and part["b"]["value"] == 1 for part in found["slices"])

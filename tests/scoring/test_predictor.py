@@ -14,7 +14,7 @@ from choral.ensembles.rules import soft
 from choral.ensembles.saved_combination import Asked, combine_run
 from choral.ensembles.score_run import score_run
 from choral.metrics.per_sample import correct, log_losses, top_class
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import predictor_names, predictor_of
 from made_runs import FOLDED, FOLDS, MEMBERS, made_rounds, made_run, numbers, predictions, write_ledger
 
@@ -22,7 +22,7 @@ VAL, TEST = predictions(150, seed=1), predictions(200, seed=2)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[RunFolder, Config]:
+def run(tmp_path: Path) -> tuple[RunDir, Config]:
     return made_run(tmp_path / "run", {"val": VAL, "test": TEST})
 
 
@@ -47,7 +47,7 @@ def test_predictors_are_the_rows_of_the_table_and_score_the_same(tmp_path: Path)
             assert loss == pytest.approx(row["log_loss"]["value"], abs=1e-9), row["name"]  # type: ignore[typeddict-item]
 
 
-def test_the_default_is_the_vote_of_several_and_the_only_member(tmp_path: Path, run: tuple[RunFolder, Config]) -> None:
+def test_the_default_is_the_vote_of_several_and_the_only_member(tmp_path: Path, run: tuple[RunDir, Config]) -> None:
     found = predictor_of(*run, "test")
     assert found.name == "soft+tta"
     np.testing.assert_array_equal(found.predictions, soft(np.stack([TEST[1][name, "tta"] for name in MEMBERS])))
@@ -61,7 +61,7 @@ def test_the_default_is_the_vote_of_several_and_the_only_member(tmp_path: Path, 
     assert found.name == "mean" and not found.gives_probabilities
 
 
-def test_combinations_are_predictors_until_the_predictions_change(run: tuple[RunFolder, Config]) -> None:
+def test_combinations_are_predictors_until_the_predictions_change(run: tuple[RunDir, Config]) -> None:
     combine_run(*run, "test", Asked(rule="hard", name="mine"))
     assert predictor_names(*run, "test")[-1] == "combined/mine"
     found = predictor_of(*run, "test", "combined/mine")
@@ -73,7 +73,7 @@ def test_combinations_are_predictors_until_the_predictions_change(run: tuple[Run
         predictor_of(*run, "test", "combined/mine")
 
 
-def test_what_is_not_there_is_refused_by_name(run: tuple[RunFolder, Config]) -> None:
+def test_what_is_not_there_is_refused_by_name(run: tuple[RunDir, Config]) -> None:
     with pytest.raises(ConfigError, match=r"no predictor 'sofft\+tta'.*soft\+tta"):
         predictor_of(*run, "test", "sofft+tta")
     with pytest.raises(DataError, match=r"split 'train' has not been evaluated \(evaluated: test, val\)"):

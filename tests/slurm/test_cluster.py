@@ -18,7 +18,7 @@ from cluster import Cluster
 from choral.cli import main
 from choral.cli.workflow.slurm_submit import Jobs
 from choral.jobs.slurm.queue import Entry, read_queue
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from toys import Choral
 
 CONFIG = """\
@@ -45,8 +45,8 @@ class Place:
             patch.chdir(self.folder)
             return main(list(arguments))
 
-    def run(self, name: str) -> RunFolder:
-        return RunFolder(self.folder / "runs" / name)
+    def run(self, name: str) -> RunDir:
+        return RunDir(self.folder / "runs" / name)
 
     def entry(self, run: str, name: str) -> Entry:
         jobs = Jobs.read(self.run(run))
@@ -64,7 +64,7 @@ class Place:
         self.wait(lambda: not self.entry(run, "evaluation").is_live)
         return self.entry(run, "evaluation")
 
-    def wait_for_step(self, member: RunFolder, step: int) -> None:
+    def wait_for_step(self, member: RunDir, step: int) -> None:
         self.wait(lambda: member.status.get("state") == "running" and member.status.get("step", 0) >= step)
 
     def report(self) -> str:
@@ -92,7 +92,7 @@ def interrupted(place: Place) -> Place:
     return place
 
 
-def weights_of(member: RunFolder) -> bytes:
+def weights_of(member: RunDir) -> bytes:
     return (member.checkpoints / "step-00000040" / "model.safetensors").read_bytes()
 
 
@@ -204,7 +204,7 @@ def test_status_and_cancel_of_a_run_of_this_machine(
     words = ["train", str(config_file), "train.steps=100000"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "choral", *words], cwd=tmp_path, env=env)
-    run = RunFolder(tmp_path / "runs" / "toy")
+    run = RunDir(tmp_path / "runs" / "toy")
     try:
         deadline = time.monotonic() + 120
         while run.status.get("state") != "running" and time.monotonic() < deadline:

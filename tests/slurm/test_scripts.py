@@ -18,7 +18,7 @@ from choral.cli.workflow.slurm_submit import Jobs, _settled_queue
 from choral.jobs.slurm import queue
 from choral.jobs.slurm.queue import Entry
 from choral.jobs.slurm.scripts import TEMPLATES
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from toys import REPOSITORY
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -175,7 +175,7 @@ def test_the_site_s_time_limit_is_checked_too(no_cluster: Path, capsys: pytest.C
 
 def test_submit_waits_for_jobs_that_are_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`choral cancel RUN && choral submit CONFIG`: what still saves is none that is in the queue already."""
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     Jobs({"first": "7_1"}, "8").write(run)
     states = ["COMPLETING", "COMPLETING", "CANCELLED", "never asked"]
     monkeypatch.setattr(queue, "read_queue", lambda: {"7_1": Entry(states.pop(0), "", "node1")})

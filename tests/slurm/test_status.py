@@ -11,18 +11,18 @@ import pytest
 
 from choral.cli import main
 from choral.config.files import load_config, to_yaml
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 
 MEMBERS = ("done", "runs", "waits", "broke", "late", "gone", "off", "new")
 PROGRESS = {"step": 4, "steps": 10, "loss": 0.5, "images_per_s": 20.0, "eta_s": 61, "val_accuracy": 0.75}
 
 
 @pytest.fixture
-def run(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def run(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run whose eight members were submitted as job 7, each with another fate."""
     monkeypatch.chdir(config_file.parent)
     names = ", ".join(f"{{name: {name}, set: {{seed: {seed}}}}}" for seed, name in enumerate(MEMBERS))
-    run = RunFolder(config_file.parent / "runs" / "toy")
+    run = RunDir(config_file.parent / "runs" / "toy")
     (run.path / "members").mkdir(parents=True)
     (run.path / "config.yaml").write_text(to_yaml(load_config(config_file, [f"ensemble.members=[{names}]"])))
     ids = {name: f"7_{number}" for number, name in enumerate(MEMBERS, 1) if name != "new"}
@@ -67,7 +67,7 @@ def states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
 
 
 def test_queue_and_folders_make_one_table(
-    run: RunFolder, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    run: RunDir, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     squeue(QUEUE)
     assert main(["status", "toy", "--json"]) == 1
@@ -91,7 +91,7 @@ def test_queue_and_folders_make_one_table(
 
 
 def test_a_queue_that_does_not_answer_is_told_and_the_folders_speak(
-    run: RunFolder, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    run: RunDir, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     squeue("echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
     assert main(["status", "toy"]) == 1
@@ -99,7 +99,7 @@ def test_a_queue_that_does_not_answer_is_told_and_the_folders_speak(
 
 
 def test_without_slurm_the_folders_say_who_works_where(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     here = f"host {os.uname().nodename}, pid {os.getpid()}"
@@ -118,7 +118,7 @@ def test_without_slurm_the_folders_say_who_works_where(
 
 
 def test_a_process_that_cannot_be_stopped_is_named(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(pid: int, number: int) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -133,7 +133,7 @@ def test_a_process_that_cannot_be_stopped_is_named(
 
 
 def test_an_evaluation_alone_is_found_in_the_queue_and_cancelled(
-    run: RunFolder, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: RunDir, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """All members were trained here; a cluster's name may stand above its jobs."""
     write_json(run.path / "slurm" / "jobs.json", {"members": {}, "evaluation": "8"})
@@ -147,7 +147,7 @@ def test_an_evaluation_alone_is_found_in_the_queue_and_cancelled(
     assert (tmp_path / "bin" / "scancel.log").read_text() == "8\n"
 
 
-def test_exit_status_0_1_and_75(run: RunFolder, squeue: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_status_0_1_and_75(run: RunDir, squeue: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     squeue("echo '8|RUNNING|None|node1'")
     assert main(["status", "toy"]) == 1
     run.member("broke").report(state="stopped", **PROGRESS)

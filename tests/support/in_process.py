@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _STARTING = ("training", "evaluation", "probing")
 
@@ -20,7 +20,7 @@ def launch_in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     started: list[str] = []
 
-    def launch(module: str, arguments: Sequence[str], processes: int, folder: RunFolder, machines: Any = None) -> int:
+    def launch(module: str, arguments: Sequence[str], processes: int, folder: RunDir, machines: Any = None) -> int:
         started.append(f"{module} {folder.name}")
         AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
         code: int = import_module(f"{module}.__main__").main(list(arguments))

@@ -19,13 +19,13 @@ from choral.config.files import load_config
 from choral.inference import chunks
 from choral.inference.__main__ import main
 from choral.inference.ledger_parts import open_part
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_members import made_members
 
 _CHUNK_S = 0.15
 
 
-def start(folder: RunFolder, log: Path, slow: bool) -> int:
+def start(folder: RunDir, log: Path, slow: bool) -> int:
     """Evaluate in a fork, slowly, and return its pid; a line goes to `log` for each chunk that is asked about."""
     pid = os.fork()
     if pid:
@@ -43,12 +43,12 @@ def start(folder: RunFolder, log: Path, slow: bool) -> int:
     os._exit(main([str(folder.path), "--force"]))
 
 
-def chunks_in(folder: RunFolder) -> int:
+def chunks_in(folder: RunDir) -> int:
     parts = [open_part(path) for path in folder.predictions.glob(".val.parts/*/part-*")]
     return sum(part.stop - part.first for part in parts)
 
 
-def interrupted(folder: RunFolder, log: Path, number: signal.Signals) -> int:
+def interrupted(folder: RunDir, log: Path, number: signal.Signals) -> int:
     """Evaluate, send a signal once there are more finished chunks on disk, and return the exit status."""
     before = chunks_in(folder)
     pid = start(folder, log, slow=True)

@@ -16,13 +16,13 @@ from choral.config import Config
 from choral.config.files import load_config
 from choral.deploy.bundle.policy_choice import Wanted
 from choral.inference.evaluation_pass import evaluate
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_members import made_members
 
 QUIET = Console(quiet=True)
 
 
-def made_run(shards: Path, path: Path) -> RunFolder:
+def made_run(shards: Path, path: Path) -> RunDir:
     """Return a run of three members, of two sizes, that has been evaluated on val and test, and its bundle beside."""
     from accelerate.state import AcceleratorState
 

@@ -15,7 +15,7 @@ from choral.config import Config
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset, Index
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_runs import made_run, predictions, write_ledger
 
 Picture = NDArray[np.uint8]
@@ -84,7 +84,7 @@ def packed(folder: Path, files: Mapping[str, bytes]) -> Dataset:
     return Dataset.open(folder / "shards")
 
 
-def run_about(folder: Path, dataset: Dataset, seed: int = 0) -> tuple[RunFolder, Config]:
+def run_about(folder: Path, dataset: Dataset, seed: int = 0) -> tuple[RunDir, Config]:
     """A run with made predictions about val and test of a data set of three classes."""
     ledgers, keys = {}, {}
     for number, split in enumerate(("val", "test")):

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.deploy.bundle.engine import Input, Member, inputs_of
 from choral.models.output_spec import Outputs
 from choral.scoring.apply_policy import plain_answering
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 CLASSES = ("x", "y", "z")
 
@@ -36,16 +36,16 @@ def members(task: str = "multiclass", sizes: tuple[int, ...] = (8, 8, 6), agains
     outputs = Outputs(task, CLASSES, one_against_all=against_all)  # type: ignore[arg-type]
     found = []
     for number, size in enumerate(sizes):
-        form = Form(size, Crop("resized"), "antialias")
+        form = ImageSpec(size, Crop("resized"), "antialias")
         mean = (0.4, 0.5, 0.6) if number == 1 else (0.5,) * 3
         if task == "regression":
             outputs = Outputs("regression", CLASSES, (10.0, float(number), -1.0), (2.0, 1.0 + number, 0.1))
-        look = Look(form, mean, (0.25,) * 3, number != 1)
-        found.append(Member("abc"[number], Tiny(number, size).eval(), look, outputs))
+        input_spec = InputSpec(form, mean, (0.25,) * 3, number != 1)
+        found.append(Member("abc"[number], Tiny(number, size).eval(), input_spec, outputs))
     return found
 
 
-def plain(task: str = "multiclass", views: tuple[str, ...] = ("identity", "hflip"), **options: str) -> Answering:
+def plain(task: str = "multiclass", views: tuple[str, ...] = ("identity", "hflip"), **options: str) -> PredictionPolicy:
     """The mean over members and views."""
     return plain_answering(task, CLASSES, ("a", "b", "c"), views, **options)  # type: ignore[arg-type]
 
@@ -58,4 +58,4 @@ def batch(own: list[Member], count: int, seed: int = 0) -> list[NDArray[np.uint8
 
 
 def inputs(own: list[Member]) -> tuple[Input, ...]:
-    return inputs_of([member.look for member in own])
+    return inputs_of([member.input_spec for member in own])

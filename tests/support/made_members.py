@@ -12,12 +12,12 @@ from choral.models.build import build_model
 from choral.models.checkpoint_tensors import OptimizerState, save_tensors
 from choral.models.output_spec import Outputs
 from choral.runs.checkpoints import MODEL
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 
 
-def made_members(config: Config, path: Path) -> RunFolder:
+def made_members(config: Config, path: Path) -> RunDir:
     """Return the folder of a run whose members have random weights, which depend on their seeds; mean and std by name."""
-    folder = RunFolder(path)
+    folder = RunDir(path)
     folder.claim(config)
     members = {member.name: folder.member(member.name) for member in members_of(config)} or {"model": folder}
     dataset = Dataset.open(config.data.shards)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from choral.analysis.probes.families import FAMILIES, IDENTITY, Family
 from choral.analysis.probes.plan import FEATURES, probe_path
 from choral.inference.ledger import Ledger, LedgerMeta, features_of, ledger_table, merge_parts, write_part
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 def made_probes(
-    folder: RunFolder,
+    folder: RunDir,
     split: str,
     labels: NDArray[np.int64],
     wrong: Mapping[str, float],

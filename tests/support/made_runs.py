@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from choral.config import Config
 from choral.config.files import load_config
 from choral.inference.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 
 CLASSES = ("x", "y", "z")
 MEMBERS = ("a", "b", "c")
@@ -75,20 +75,20 @@ def write_ledger(
 
 def made_run(
     folder: Path, ledgers: Mapping[str, tuple[NDArray[Any], Columns]], overrides: Sequence[str] = (), **options: Any
-) -> tuple[RunFolder, Config]:
+) -> tuple[RunDir, Config]:
     """Return a run folder with a config and a ledger of each split."""
     folder.parent.mkdir(exist_ok=True)
     (folder.parent / "made.yaml").write_text("data: {shards: nowhere}\n")
     members = "ensemble.members=[{name: a}, {name: b}, {name: c}]"
     config = load_config(folder.parent / "made.yaml", list(overrides) or [members])
-    run = RunFolder(folder)
+    run = RunDir(folder)
     run.claim(config)
     for split, (labels, columns) in ledgers.items():
         write_ledger(run.predictions / f"{split}.parquet", labels, columns, **options)
     return run, config
 
 
-def made_rounds(run: RunFolder, alphas: Mapping[str, float]) -> None:
+def made_rounds(run: RunDir, alphas: Mapping[str, float]) -> None:
     """Leave what boosting leaves."""
     rounds = [{"member": name, "error": 0.2, "alpha": alpha} for name, alpha in alphas.items()]
     write_json(run.path / "boosting" / "rounds.json", {"rounds": rounds, "ended": None, "dataset": "d"})

@@ -22,7 +22,7 @@ from choral.deploy.serve.limits import Limits
 from choral.deploy.serve.server import Server, address_of, bound_socket
 from choral.inference.prediction_types import Answer
 from choral.scoring.apply_policy import answers_of, plain_answering
-from choral.scoring.policy import Answering, Conformal
+from choral.scoring.policy import Conformal, PredictionPolicy
 
 CLASSES = {
     "multiclass": ("red", "green", "<b>blue</b>"),
@@ -46,7 +46,7 @@ class MadePredictor:
         answering = plain_answering(task, CLASSES[task], members, ["identity"])
         if task == "regression":
             conformal = Conformal("absolute", 0.9, (20.0, float("inf")), (50, 50))
-            self.answering: Answering = replace(answering, of="mean", conformal=conformal, fitted_on=_FITTED)
+            self.answering: PredictionPolicy = replace(answering, of="mean", conformal=conformal, fitted_on=_FITTED)
         else:
             score = "label" if task == "multilabel" else "lac"
             conformal = Conformal(score, 0.9, (0.75,) * (3 if task == "multilabel" else 1), (50,))

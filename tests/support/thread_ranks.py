@@ -13,11 +13,11 @@ from choral.config import Config
 from choral.core.errors import Stopped
 from choral.core.process_group import Runtime
 from choral.inference.evaluation_pass import evaluate
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 def evaluate_on_ranks(
-    config: Config, folder: RunFolder, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
+    config: Config, folder: RunDir, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
 ) -> list[BaseException]:
     """Evaluate, and return what was raised, by rank; anything but `Stopped` fails; see `on_ranks`."""
     return on_ranks(lambda run: evaluate(config, folder, run, force=True), ranks, told_to_stop)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = {"rot": (200, 60, 60), 'grün "hell"': (60, 190, 70), "blau's": (60, 70, 200)}
@@ -23,7 +23,7 @@ def colour_image(colour: tuple[int, int, int], seed: int) -> Image.Image:
     return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
 
 
-def new_folder(path: Path) -> RunFolder:
+def new_folder(path: Path) -> RunDir:
     """Return a run folder that exists."""
     path.mkdir()
-    return RunFolder(path)
+    return RunDir(path)

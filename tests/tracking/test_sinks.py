@@ -23,7 +23,7 @@ from choral.data.shards.store import LocalStore
 from choral.ensembles.worst_samples import worst_pictures, worst_rows
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.tracking import wandb_run
 from choral.tracking.tensorboard import TensorBoard, check_installed
 from choral.tracking.wandb_run import Picture
@@ -83,7 +83,7 @@ def test_wandb_offline_has_group_job_type_config_curves_and_checkpoint(
     config_file: Path, tmp_path: Path, run: Runtime
 ) -> None:
     overrides = ["tracking.wandb=auto", "tracking.artifact=true", "train.steps=2"]
-    folder = RunFolder(tmp_path / "runs" / "trio" / "members" / "a")
+    folder = RunDir(tmp_path / "runs" / "trio" / "members" / "a")
     folder.path.mkdir(parents=True)
     train(load_config(config_file, overrides), folder, run)
     records = records_of(folder.path)

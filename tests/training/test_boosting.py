@@ -29,11 +29,11 @@ from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset, Index
 from choral.ensembles.member_jobs import member_config, pending_jobs
-from choral.inference.trained_models import Voice, member_folders, voices_of
-from choral.runs.run_dir import RunFolder
+from choral.inference.trained_models import TrainedModel, find_trained_models, member_run_dirs
+from choral.runs.run_dir import RunDir
 from choral.training import boosting
 from choral.training.__main__ import main
-from choral.training.boosting import weigh
+from choral.training.boosting import samme_round
 from choral.training.loop import train
 from choral.training.trainer import Trainer
 from toys import Choral
@@ -61,7 +61,7 @@ def test_weights_and_votes_are_those_of_samme(classes: int) -> None:
     weights, all_read = np.ones(200), np.ones(200, dtype=bool)
     alphas, tables = samme(misses.tolist(), classes)
     for missed, alpha, table in zip(misses, alphas, tables, strict=True):
-        found = weigh(weights, missed, all_read, classes)
+        found = samme_round(weights, missed, all_read, classes)
         assert found.alpha == pytest.approx(alpha, rel=1e-12) and found.counts and not found.end
         np.testing.assert_allclose(found.weights, table, rtol=1e-10)
         assert found.weights.mean() == pytest.approx(1, rel=1e-12)
@@ -73,29 +73,31 @@ def test_weights_and_votes_are_those_of_samme(classes: int) -> None:
 def test_a_member_that_is_no_better_than_chance_ends_the_chain() -> None:
     all_read = np.ones(6, dtype=bool)
     for classes, missed in ((3, [1, 1, 1, 1, 0, 0]), (3, [1] * 6), (2, [1, 1, 1, 0, 0, 0])):
-        found = weigh(np.ones(6), np.array(missed, dtype=bool), all_read, classes, "round4")
+        found = samme_round(np.ones(6), np.array(missed, dtype=bool), all_read, classes, "round4")
         assert not found.counts
         error = sum(missed) / 6
         assert found.end == (
             f"round4 is no better than chance (weighted error {error:.4g}, chance {1 - 1 / classes:.4g})"
         )
-    better = weigh(np.ones(6), np.array([1, 1, 1, 0, 0, 0], dtype=bool), all_read, 3)  # of three classes, a half is
+    better = samme_round(
+        np.ones(6), np.array([1, 1, 1, 0, 0, 0], dtype=bool), all_read, 3
+    )  # of three classes, a half is
     assert better.counts and better.alpha == pytest.approx(math.log(2))
 
 
 def test_a_member_without_an_error_ends_the_chain_with_a_finite_vote() -> None:
     weights = np.array([0.1, 0.4, 1.5, 2.0])
-    found = weigh(weights, np.zeros(4, dtype=bool), np.ones(4, dtype=bool), 3, "round2")
+    found = samme_round(weights, np.zeros(4, dtype=bool), np.ones(4, dtype=bool), 3, "round2")
     assert found.counts and found.error == 0
     assert found.end == "round2 gets every training sample right: nothing is left to weigh more"
     for missed in range(4):  # more than with any error
-        assert found.alpha > weigh(weights, np.arange(4) == missed, np.ones(4, dtype=bool), 3).alpha
+        assert found.alpha > samme_round(weights, np.arange(4) == missed, np.ones(4, dtype=bool), 3).alpha
     assert found.alpha == pytest.approx(math.log((1 - 0.0125) / 0.0125) + math.log(2))
 
 
 def test_samples_that_cannot_be_read_count_nothing_and_keep_their_share() -> None:
     wrong, read = np.array([True, True, False, False, False]), np.array([True, False, True, True, True])
-    found = weigh(np.ones(5), wrong, read, 2)
+    found = samme_round(np.ones(5), wrong, read, 2)
     assert found.error == 0.25
     assert found.weights[1] == found.weights[2] and found.weights[0] == pytest.approx(3 * found.weights[2])
 
@@ -133,39 +135,41 @@ def weak(bands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config
     return load_config(path)
 
 
-def train_round(config: Config, folder: RunFolder, number: int, run: Runtime) -> None:
+def train_round(config: Config, folder: RunDir, number: int, run: Runtime) -> None:
     name = f"round{number}"
     own = member_config(config, name)
     folder.member(name).claim(own)
     train(own, folder.member(name), run)
 
 
-def predicted(config: Config, voice: Voice, name: str, tmp_path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def predicted(
+    config: Config, model: TrainedModel, name: str, tmp_path: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the classes that a voice gives the samples of a split, and those that they have."""
     place = RankPlace(0, 1, torch.device("cpu"))
     split = open_split(config, open_dataset(config.data), name, place)
-    network = voice.load(torch.device("cpu"))
-    with evaluation_batches(config, split, place, voice.mean, voice.std, tmp_path / "bad") as loader:
+    network = model.load(torch.device("cpu"))
+    with evaluation_batches(config, split, place, model.mean, model.std, tmp_path / "bad") as loader:
         found = torch.cat([network(batch.images).argmax(1).detach() for batch in loader])
     return found.numpy(), split.index.labels
 
 
-def left_in(folder: RunFolder) -> dict[str, bytes]:
+def left_in(folder: RunDir) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder.path / "boosting").iterdir()}
 
 
 def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: Path, run: Runtime) -> None:
     """And its tables are what the networks' answers on the training split say; doing a round again changes nothing."""
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     for number in range(1, 6):
         train_round(weak, folder, number, run)
     rounds = rounds_of(folder)
     assert rounds is not None and not rounds.ended and list(rounds.alphas) == [f"round{n}" for n in range(1, 6)]
-    voices, unfinished = voices_of(folder, weak)
+    models, unfinished = find_trained_models(folder, weak)
     assert not unfinished
 
     index = Index.open(Dataset.open(weak.data.shards), "train")
-    found = [predicted(weak, voice, "train", tmp_path) for voice in voices]
+    found = [predicted(weak, model, "train", tmp_path) for model in models]
     alphas, tables = samme([(answers != labels).tolist() for answers, labels in found], 2)
     assert list(rounds.alphas.values()) == pytest.approx(alphas, rel=1e-9)
     for number, table in enumerate(tables, start=1):
@@ -175,10 +179,10 @@ def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: 
     assert (weights_of_round(folder, 0, index) == 1).all()
 
     votes, single = np.zeros((120, 2)), 0.0
-    for voice in voices:
-        answers, labels = predicted(weak, voice, "test", tmp_path)
+    for model in models:
+        answers, labels = predicted(weak, model, "test", tmp_path)
         single = single or float((answers == labels).mean())
-        votes += rounds.alphas[voice.name] * np.eye(2)[answers]
+        votes += rounds.alphas[model.name] * np.eye(2)[answers]
     together = float((votes.argmax(1) == labels).mean())
     assert single < 0.85 and together > single + 0.1, (single, together)
 
@@ -191,15 +195,15 @@ def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: 
 def test_a_round_that_is_trained_again_leaves_the_others_only_where_it_came_to_the_same(
     weak: Config, tmp_path: Path, run: Runtime
 ) -> None:
-    folder = RunFolder.of(weak)
+    folder = RunDir.of(weak)
     for number in (1, 2, 3):
         train_round(weak, folder, number, run)
     before = left_in(folder)
     shutil.rmtree(folder.member("round1").path)
     train_round(weak, folder, 1, run)
     assert left_in(folder) == before
-    voices, unfinished = voices_of(folder, weak)
-    assert [voice.name for voice in voices] == ["round1", "round2", "round3"] and unfinished == ["round4", "round5"]
+    models, unfinished = find_trained_models(folder, weak)
+    assert [model.name for model in models] == ["round1", "round2", "round3"] and unfinished == ["round4", "round5"]
 
     shutil.rmtree(folder.member("round1").path)
     known = rounds_of(folder)
@@ -211,7 +215,7 @@ def test_a_round_that_is_trained_again_leaves_the_others_only_where_it_came_to_t
     assert rounds is not None and rounds.rounds == known.rounds[:1]
     refused = "round2, round3: trained after another round than .*; delete .*round2, "
     with pytest.raises(ChoralError, match=refused):
-        voices_of(folder, weak)
+        find_trained_models(folder, weak)
     with pytest.raises(ChoralError, match=refused):
         pending_jobs(weak, folder)
     for number in (2, 3):
@@ -223,7 +227,7 @@ def test_a_round_that_is_trained_again_leaves_the_others_only_where_it_came_to_t
 def test_a_death_between_training_and_weighing_is_made_up_for(
     weak: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed")
+    whole, folder = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
     steps = ["finetune.strategy=full", "train.steps=6", "train.lr=3e-2", "train.save_every_steps=4"]
     weak = load_config(tmp_path / "toy.yaml", steps)
     train_round(weak, whole, 1, run)
@@ -254,15 +258,15 @@ def test_the_end_of_a_chain_leaves_members_out(
     weak: Config, tmp_path: Path, run: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weak = load_config(tmp_path / "toy.yaml", ["finetune.regularization=1"])
-    folder = RunFolder.of(weak)
+    folder = RunDir.of(weak)
     for number in (1, 2, 3):
         train_round(weak, folder, number, run)
     rounds = rounds_of(folder)
     assert rounds is not None and rounds.ended.startswith("round3 is no better than chance (weighted error 0.5")
     assert folder.member("round3").result is None
-    assert list(member_folders(folder, weak)) == ["round1", "round2"]
-    voices, unfinished = voices_of(folder, weak)
-    assert [voice.name for voice in voices] == ["round1", "round2"] and not unfinished
+    assert list(member_run_dirs(folder, weak)) == ["round1", "round2"]
+    models, unfinished = find_trained_models(folder, weak)
+    assert [model.name for model in models] == ["round1", "round2"] and not unfinished
     assert not pending_jobs(weak, folder)
     assert workflow.train_all(weak, folder, Console(stderr=True)) == 0  # nothing is started
     assert "boosting has ended: round3 is no better" in capsys.readouterr().err.replace("\n", " ")
@@ -277,19 +281,19 @@ def test_the_end_of_a_chain_leaves_members_out(
 
 
 def test_a_chain_that_ends_before_its_first_member_says_so(weak: Config) -> None:
-    folder = RunFolder.of(weak)
+    folder = RunDir.of(weak)
     keep_rounds(folder, Rounds((), "round1 is no better than chance", "fingerprint"))
     with pytest.raises(ChoralError, match="none of 5 members could be trained: round1 is no better than chance"):
         workflow.train_all(weak, folder, Console(stderr=True))
     with pytest.raises(ChoralError, match=r"no member has finished training \(round1 is no better than chance\)"):
-        voices_of(folder, weak)
+        find_trained_models(folder, weak)
 
 
 def test_members_are_trained_one_after_the_other(
     weak: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Up to the end of the chain; a member that fails ends the call, and a second one goes on with it."""
-    folder, console = RunFolder.of(weak), Console(stderr=True, width=200)
+    folder, console = RunDir.of(weak), Console(stderr=True, width=200)
     started: list[str] = []
     failing = {"round2"}
 
@@ -324,7 +328,7 @@ def test_members_are_trained_one_after_the_other(
 def test_a_member_of_a_chain_lives_in_an_ensemble(weak: Config, tmp_path: Path) -> None:
     config = load_config(tmp_path / "toy.yaml", ["ensemble.boosting=0", "data.resample.kind=boost"])
     with pytest.raises(ConfigError, match="belongs to the members of an ensemble, .* set ensemble.boosting instead"):
-        workflow.train_one(config, RunFolder(tmp_path / "run"), [], 1)
+        workflow.train_one(config, RunDir(tmp_path / "run"), [], 1)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_what_makes_no_sense_with_boosting_is_refused(
 
 def test_tables_of_other_data_and_damaged_ones_are_refused(weak: Config, tmp_path: Path) -> None:
     dataset = Dataset.open(weak.data.shards)
-    index, folder = Index.open(dataset, "train"), RunFolder(tmp_path / "run")
+    index, folder = Index.open(dataset, "train"), RunDir(tmp_path / "run")
     keep_weights(folder, 1, Index.open(dataset, "val"), np.ones(40))
     keep_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
     with pytest.raises(
@@ -369,7 +373,7 @@ def test_weighted_losses_are_those_of_a_plain_loop(
     overrides = ["data.resample.kind=boost", "data.resample.number=1", "train.max_grad_norm=null"]
     config = load_config(config_file, [*overrides, f"augment.mixup={0.4 * mixed}"])
     dataset = Dataset.open(config.data.shards)
-    index, folder = Index.open(dataset, "train"), RunFolder(tmp_path / "run")
+    index, folder = Index.open(dataset, "train"), RunDir(tmp_path / "run")
     weights = np.random.default_rng(0).gamma(1, size=len(index))
     weights /= weights.mean()
     keep_weights(folder, 1, index, weights)
@@ -413,7 +417,7 @@ def test_sampling_draws_what_a_round_weighs(config_file: Path, tmp_path: Path, r
     overrides = ["data.resample.kind=boost", "data.resample.number=1", "data.resample.by=sampling", "train.steps=30"]
     config = load_config(config_file, overrides)
     dataset = Dataset.open(config.data.shards)
-    index, folder = Index.open(dataset, "train"), RunFolder(tmp_path / "run")
+    index, folder = Index.open(dataset, "train"), RunDir(tmp_path / "run")
     weights = np.full(37, 17 / 36)
     weights[5] = 20.0
     keep_weights(folder, 1, index, weights)
@@ -435,7 +439,7 @@ def test_a_boosting_run_from_the_command_line(config_file: Path, tmp_path: Path,
     overrides = ["ensemble.boosting=3", "ensemble.boosting_by=sampling", "train.steps=3", "evaluate.checkpoint=last"]
     result = choral("run", config_file, *overrides, "evaluate.splits=test", "evaluate.views=identity", timeout=800)
     assert result.returncode == 0, result.stderr
-    folder = RunFolder(tmp_path / "runs" / "toy")
+    folder = RunDir(tmp_path / "runs" / "toy")
     rounds = rounds_of(folder)
     assert rounds is not None and len(rounds.rounds) >= 2
     rows = json.loads((folder.path / "scores-test.json").read_text())["rows"]

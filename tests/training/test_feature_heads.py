@@ -19,13 +19,13 @@ from choral.config.files import load_config
 from choral.core.errors import DataError, Stopped
 from choral.core.process_group import Runtime
 from choral.data.loading.input_pipeline import evaluation_batches
-from choral.inference.trained_models import voices_of
+from choral.inference.trained_models import find_trained_models
 from choral.models.features.cache import Features
 from choral.models.features.classifier import Classifier
 from choral.models.features.extract import FeatureSource
 from choral.models.features.linear_heads import Samples
 from choral.runs.checkpoints import MODEL, checkpoint_of, read_meta
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.tracking.wandb_run import WandbRun
 from choral.training.feature_heads import _fit, initial_head
 from choral.training.loop import train
@@ -48,8 +48,8 @@ def changed(config: Config, *overrides: str) -> Config:
     return with_overrides(config, dict(parse_override(text) for text in overrides), where="test")
 
 
-def folder_of(tmp_path: Path, name: str, config: Config) -> RunFolder:
-    folder = RunFolder(tmp_path / name)
+def folder_of(tmp_path: Path, name: str, config: Config) -> RunDir:
+    folder = RunDir(tmp_path / name)
     folder.path.mkdir(exist_ok=True)
     folder.claim(config)
     return folder
@@ -69,7 +69,7 @@ def features_of(trainer: Trainer, split: str, number: int = 0) -> Features:
     return found
 
 
-def weights_of(folder: RunFolder) -> dict[str, torch.Tensor]:
+def weights_of(folder: RunDir) -> dict[str, torch.Tensor]:
     return load_file(checkpoint_of(folder.checkpoints, "last") / MODEL)
 
 
@@ -108,10 +108,10 @@ def test_a_run_without_steps_ends_as_every_run_does(
     metric = "accuracy" if strategy == "svm" else "log_loss"
     # What validation finds, asking the network, is what the fit found, asking features.
     assert result[f"head_val_{metric}"] == pytest.approx(result[metric], abs=1e-4)
-    (voice,), unfinished = voices_of(folder, config)
-    assert not unfinished and voice.checkpoint.name == "step-00000000"
-    assert read_meta(voice.checkpoint)["dataset"] == result["dataset"]
-    network = voice.load(torch.device("cpu"))
+    (model,), unfinished = find_trained_models(folder, config)
+    assert not unfinished and model.checkpoint.name == "step-00000000"
+    assert read_meta(model.checkpoint)["dataset"] == result["dataset"]
+    network = model.load(torch.device("cpu"))
     pretrained = Trainer(changed(config, "train.lr=1e-3"), folder, run).network.state_dict()
     for name, tensor in network.state_dict().items():  # nothing but the head has changed
         assert torch.equal(tensor, pretrained[name]) == (not name.startswith("fc.")), name
@@ -128,8 +128,8 @@ def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tm
     std = np.maximum(std, 0.3 * np.sqrt((std**2).mean()))
     machine = LinearSVC(C=1 / (2 * folder.result["regularization"] * 37), dual=False)
     machine.fit((train_features.values - mean) / std, trainer.train_split.index.labels)
-    (voice,), _ = voices_of(folder, config)
-    network = voice.load(torch.device("cpu")).eval()
+    (model,), _ = find_trained_models(folder, config)
+    network = model.load(torch.device("cpu")).eval()
     mean_std = trainer.normalization.mean, trainer.normalization.std
     for split, features in ((trainer.train_split, train_features), (trainer.val_split, val_features)):
         decided: dict[int, int] = {}

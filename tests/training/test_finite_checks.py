@@ -11,7 +11,7 @@ import torch
 from choral.config.files import load_config
 from choral.core.errors import ChoralError
 from choral.core.process_group import Runtime
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.finite_checks import SKIPS_IN_A_ROW
 from choral.training.loop import train
 from choral.training.trainer import Trainer
@@ -29,12 +29,12 @@ def test_a_skipped_step_is_made_again_with_its_own_samples_and_rate(
 ) -> None:
     """A loss scale from 2^10 down to 2^7: three attempts are lost, and the steps are those of a run without any."""
     config = load_config(config_file, ["train.steps=4"])
-    plain = Trainer(config, RunFolder(tmp_path / "plain"), run)
+    plain = Trainer(config, RunDir(tmp_path / "plain"), run)
     with plain.batches_from(0) as loader:
         batches = iter(loader)
         expected = [plain.train_step(batches, step).item() for step in range(4)]
     run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    scaled = Trainer(config, RunFolder(tmp_path / "scaled"), run)
+    scaled = Trainer(config, RunDir(tmp_path / "scaled"), run)
     overflow_above(scaled, 2.0**7)
     rates, skips = [], []
     with scaled.batches_from(0) as loader:
@@ -54,7 +54,7 @@ def test_a_skipped_step_is_made_again_with_its_own_samples_and_rate(
 
 def test_overflows_in_a_row_end_the_run(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     run.accelerator.scaler = torch.amp.GradScaler("cpu")
-    trainer = Trainer(load_config(config_file), RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(load_config(config_file), RunDir(tmp_path / "run"), run)
     overflow_above(trainer, 0.0)
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     with (
@@ -70,11 +70,11 @@ def test_an_overflow_on_the_way_forward_is_one_too(
 ) -> None:
     """An infinite loss at a scale above 2^7, with a gradient that is finite: the step is made again, then as ever."""
     config = load_config(config_file)
-    plain = Trainer(config, RunFolder(tmp_path / "plain"), run)
+    plain = Trainer(config, RunDir(tmp_path / "plain"), run)
     with plain.batches_from(0) as loader:
         plain.train_step(iter(loader), 0)
     scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    trainer = Trainer(config, RunFolder(tmp_path / "scaled"), run)
+    trainer = Trainer(config, RunDir(tmp_path / "scaled"), run)
     losses = trainer.objective.losses
     monkeypatch.setattr(
         trainer.objective,
@@ -92,7 +92,7 @@ def test_a_loss_that_stays_infinite_ends_the_run(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.accelerator.scaler = torch.amp.GradScaler("cpu")
-    trainer = Trainer(load_config(config_file), RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(load_config(config_file), RunDir(tmp_path / "run"), run)
     losses, attempts = trainer.objective.losses, []
     monkeypatch.setattr(
         trainer.objective,
@@ -116,7 +116,7 @@ def test_a_compiled_network_keeps_its_names_and_numbers(
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     losses = []
     for compiled in (False, True):
-        trainer = Trainer(load_config(config_file, [f"train.compile={compiled}"]), RunFolder(tmp_path / "run"), run)
+        trainer = Trainer(load_config(config_file, [f"train.compile={compiled}"]), RunDir(tmp_path / "run"), run)
         with trainer.batches_from(0) as loader:
             batches = iter(loader)
             losses.append([trainer.train_step(batches, step).item() for step in range(2)])
@@ -133,7 +133,7 @@ def test_accumulating_is_the_large_batch(config_file: Path, tmp_path: Path, run:
     for micro_batches in (1, 3):
         run.accelerator.gradient_accumulation_steps = micro_batches
         config = load_config(config_file, [*overrides, f"train.accumulate_steps={micro_batches}"])
-        trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+        trainer = Trainer(config, RunDir(tmp_path / "run"), run)
         with trainer.batches_from(0) as loader:
             batches = iter(loader)
             losses = [trainer.train_step(batches, step).item() for step in range(3)]
@@ -145,7 +145,7 @@ def test_accumulating_is_the_large_batch(config_file: Path, tmp_path: Path, run:
 
 def test_dropout_rates_reach_the_network(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     names = ["model.name=test_vit", "data.image_size=32", "model.drop_rate=0.3", "model.drop_path_rate=0.2"]
-    trainer = Trainer(load_config(config_file, names), RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(load_config(config_file, names), RunDir(tmp_path / "run"), run)
     assert trainer.network.head_drop.p == 0.3
     found = [getattr(block.drop_path1, "drop_prob", 0.0) for block in trainer.network.blocks]
     assert found == pytest.approx(torch.linspace(0, 0.2, len(found)).tolist())
@@ -159,7 +159,7 @@ def test_a_network_compiled_for_the_gpu_trains_alike(config_file: Path, tmp_path
     for compiled in (False, True):
         AcceleratorState._reset_state(reset_partial_state=True)
         run = Runtime("no", 1, 60, tmp_path / "stop")
-        trainer = Trainer(load_config(config_file, [f"train.compile={compiled}"]), RunFolder(tmp_path / "run"), run)
+        trainer = Trainer(load_config(config_file, [f"train.compile={compiled}"]), RunDir(tmp_path / "run"), run)
         with trainer.batches_from(0) as loader:
             batches = iter(loader)
             losses.append([trainer.train_step(batches, step).item() for step in range(3)])
@@ -174,7 +174,7 @@ def test_fp16_trains_and_resumes_with_its_loss_scale(config_file: Path, tmp_path
     config = load_config(config_file, ["train.precision=fp16", "train.steps=6"])
     run = Runtime("fp16", 1, 60, tmp_path / "run" / "stop")
     run.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)  # overflows, at first
-    state = train(config, RunFolder(tmp_path / "run"), run)
+    state = train(config, RunDir(tmp_path / "run"), run)
     assert state.step == 6 and state.skipped > 0
     assert 0 < state.report["log_loss"] < 10
     assert run.accelerator.scaler.get_scale() < 2.0**40

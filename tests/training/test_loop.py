@@ -17,7 +17,7 @@ from choral.config.files import load_config
 from choral.core.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.core.process_group import Runtime
 from choral.data.loading.device_loader import Batch
-from choral.data.loading.host_loader import Order
+from choral.data.loading.host_loader import BatchRequest
 from choral.data.loading.input_pipeline import (
     RankPlace,
     augmented_batches,
@@ -27,7 +27,7 @@ from choral.data.loading.input_pipeline import (
     training_batches,
 )
 from choral.models.output_spec import Outputs
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training import trainer as trainer_module
 from choral.training.loop import train
 from choral.training.objective import Objective
@@ -39,8 +39,8 @@ def test_steps_equal_a_plain_loop(config_file: Path, tmp_path: Path, run: Runtim
     """AdamW, label smoothing, clipping, warm-up, accumulation: three steps against a twin without any of our loop."""
     overrides = ["train.optimizer=adamw", "train.lr=1e-2", "train.label_smoothing=0.1", "train.max_grad_norm=0.5"]
     config = load_config(config_file, [*overrides, "train.warmup_epochs=1"])
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
-    twin = Trainer(config, RunFolder(tmp_path / "twin"), run).network
+    trainer = Trainer(config, RunDir(tmp_path / "run"), run)
+    twin = Trainer(config, RunDir(tmp_path / "twin"), run).network
     optimizer = build_optimizer(twin, config.train)
     with trainer.batches_from(0) as loader, trainer.batches_from(0) as twin_loader:
         batches = iter(loader)
@@ -63,7 +63,7 @@ def test_steps_equal_a_plain_loop(config_file: Path, tmp_path: Path, run: Runtim
 
 def test_validation_counts_each_sample_once(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     config = load_config(config_file)
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(config, RunDir(tmp_path / "run"), run)
     report = trainer.validate()
     place = RankPlace(0, 1, torch.device("cpu"))
     split = open_split(config, open_dataset(config.data), "val", place)
@@ -87,7 +87,7 @@ def test_validation_counts_each_sample_once(config_file: Path, tmp_path: Path, r
 def test_a_validation_without_a_readable_sample_is_told(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    trainer = Trainer(load_config(config_file), RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(load_config(config_file), RunDir(tmp_path / "run"), run)
 
     class NothingValid(contextlib.nullcontext[None]):
         def __init__(self, *arguments: object) -> None:
@@ -160,7 +160,9 @@ def test_balanced_batches_on_any_number_of_ranks(config_file: Path, tmp_path: Pa
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
         assert alone[1].reshape(-1, 3).sort(dim=1).values.tolist() == [[0, 1, 2]] * 4
         assert alone[1].tolist() == split.index.labels[alone[2].numpy()].tolist()
-    repeated = [Order(np.array([5, 5 + 37, 5 + 74]), 0, 0)]  # of 37 samples: the same one, three times in an epoch
+    repeated = [
+        BatchRequest(np.array([5, 5 + 37, 5 + 74]), 0, 0)
+    ]  # of 37 samples: the same one, three times in an epoch
     with augmented_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, repeated, tmp_path / "bad") as loader:
         batch = next(loader)
     assert batch.rows.tolist() == [5, 5, 5] and len(set(batch.labels.tolist())) == 1
@@ -172,7 +174,7 @@ def test_what_is_not_finite_stops_before_the_update(
     config_file: Path, tmp_path: Path, run: Runtime, where: str
 ) -> None:
     config = load_config(config_file)
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(config, RunDir(tmp_path / "run"), run)
     weight = next(trainer.network.parameters())
     if where == "gradient":
         weight.register_hook(lambda gradient: gradient * float("inf"))
@@ -194,7 +196,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(config_file: Path, tmp_
     AcceleratorState._reset_state(reset_partial_state=True)
     config = load_config(config_file, ["train.precision=bf16", "train.steps=3"])
     run = Runtime("bf16", 1, 60, tmp_path / "run" / "stop")
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), run)
+    trainer = Trainer(config, RunDir(tmp_path / "run"), run)
     seen = []
     trainer.network.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     with trainer.batches_from(0) as loader:
@@ -215,7 +217,7 @@ def test_repacked_data_are_noticed(config_file: Path, tmp_path: Path, run: Runti
     packed = tmp_path / "packed"
     shutil.copytree(load_config(config_file).data.shards, packed)
     config = load_config(config_file, [f"data.shards={packed}", "train.steps=4"])
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     folder.path.mkdir()
     folder.stop_file.touch()
     with pytest.raises(Stopped):
@@ -231,7 +233,7 @@ def test_a_stop_is_not_delayed_by_a_validation_that_is_made_up_for(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(config_file, ["train.steps=3"])  # an epoch: validation is due at step 3, where the stop comes
-    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    whole, folder = RunDir(tmp_path / "whole"), RunDir(tmp_path / "run")
     whole.path.mkdir()
     folder.path.mkdir()
     train(config, whole, run)
@@ -250,7 +252,7 @@ def test_a_stop_is_not_delayed_by_a_validation_that_is_made_up_for(
 
 def test_the_stop_file_saves_and_stops(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     config = load_config(config_file, ["train.save_every_steps=100"])
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     folder.path.mkdir()
     folder.stop_file.touch()
     with pytest.raises(Stopped, match="stopped by request at step 1 of 10; run the same command again"):

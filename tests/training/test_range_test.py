@@ -15,7 +15,7 @@ from choral.config.files import load_config
 from choral.core.errors import ChoralError, Stopped
 from choral.core.process_group import Runtime
 from choral.data.loading.device_loader import Batch
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training import range_test
 from choral.training.loop import train
 from choral.training.range_test import Curve, find_rate, run_test
@@ -59,7 +59,7 @@ def test_a_range_test_leaves_nothing_behind_and_finds_the_same_again(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(config_file, ["train.lr=auto", "train.optimizer=adamw", "train.steps=4"])
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     folder.path.mkdir()
     trainer = Trainer(config, folder, run)
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}

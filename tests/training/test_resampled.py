@@ -18,7 +18,7 @@ from choral.core.process_group import Runtime
 from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_training_split
 from choral.data.loading.targets import Targets
 from choral.models.features.extract import FeatureSource
-from choral.runs.run_dir import RunFolder, read_json
+from choral.runs.run_dir import RunDir, read_json
 from choral.training import strategy_choice as choice
 from choral.training.__main__ import preflight
 from choral.training.feature_heads import _samples, train_head
@@ -40,9 +40,9 @@ def packed(config_file: Path, tmp_path: Path) -> str:
     return f"data.shards={folder}"
 
 
-def folder_of(path: Path, config: Config) -> RunFolder:
+def folder_of(path: Path, config: Config) -> RunDir:
     path.mkdir()
-    folder = RunFolder(path)
+    folder = RunDir(path)
     folder.claim(config)
     return folder
 

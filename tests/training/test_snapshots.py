@@ -17,11 +17,11 @@ from choral.core.errors import ChoralError, ConfigError, Stopped
 from choral.core.process_group import Runtime
 from choral.deploy.bundle.open_predictor import open_predictor
 from choral.ensembles.member_jobs import member_config
-from choral.inference.prediction_types import ClassAnswer
-from choral.inference.trained_models import Voice, voices_of
+from choral.inference.prediction_types import ClassPrediction
+from choral.inference.trained_models import TrainedModel, find_trained_models
 from choral.models.checkpoint_tensors import load_model_tensors
 from choral.runs.checkpoints import EMA, MODEL, snapshots_of, step_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training import loop
 from choral.training.optimizer import Schedule
 from choral.training.trainer import Trainer
@@ -83,7 +83,7 @@ def test_what_makes_no_sense_with_cycles_is_refused(
     config_file: Path, tmp_path: Path, run: Runtime, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        Trainer(load_config(config_file, overrides), RunFolder(tmp_path / "run"), run)
+        Trainer(load_config(config_file, overrides), RunDir(tmp_path / "run"), run)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def config(config_file: Path) -> Config:
 
 def networks_at(config: Config, tmp_path: Path, run: Runtime, steps: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
     """Return the averaged weights after so many steps of a trainer that keeps nothing."""
-    trainer = Trainer(member_config(config, "snapshots"), RunFolder(tmp_path / "plain"), run)
+    trainer = Trainer(member_config(config, "snapshots"), RunDir(tmp_path / "plain"), run)
     trainer.start_average()
     found = []
     with trainer.batches_from(0) as loader:
@@ -108,11 +108,11 @@ def networks_at(config: Config, tmp_path: Path, run: Runtime, steps: tuple[int, 
     return found
 
 
-def train_member(config: Config, folder: RunFolder, run: Runtime) -> list[Voice]:
+def train_member(config: Config, folder: RunDir, run: Runtime) -> list[TrainedModel]:
     own = member_config(config, "snapshots")
     folder.member("snapshots").claim(own)
     loop.train(own, folder.member("snapshots"), run)
-    return voices_of(folder, config)[0]
+    return find_trained_models(folder, config)[0]
 
 
 def killed_after(
@@ -136,9 +136,9 @@ def test_voices_are_the_networks_at_the_ends_of_cycles(
 ) -> None:
     """Also where the run was killed right after it had saved any of its checkpoints, and where it was asked to stop there."""
     expected = networks_at(config, tmp_path, run, (3, 6, 10))
-    whole = RunFolder(tmp_path / "whole")
-    voices = train_member(config, whole, run)
-    assert [(voice.name, voice.member, voice.weights) for voice in voices] == [
+    whole = RunDir(tmp_path / "whole")
+    models = train_member(config, whole, run)
+    assert [(model.name, model.member, model.weights) for model in models] == [
         ("snapshots.1", "snapshots", EMA),
         ("snapshots.2", "snapshots", EMA),
         ("snapshots.3", "snapshots", EMA),
@@ -146,47 +146,47 @@ def test_voices_are_the_networks_at_the_ends_of_cycles(
     assert [step_of(path) for path, _ in snapshots_of(whole.member("snapshots").checkpoints)] == [3, 6, 10]
     kept = {step_of(path) for path in whole.member("snapshots").checkpoints.glob("step-*")}
     assert {3, 6, 10} <= kept <= {3, 6, 9, 10}  # 9: it was the best when the last one was written
-    for voice, tensors in zip(voices, expected, strict=True):
-        found = load_model_tensors(voice.checkpoint, voice.weights)
+    for model, tensors in zip(models, expected, strict=True):
+        found = load_model_tensors(model.checkpoint, model.weights)
         assert all(torch.equal(found[name], value) for name, value in tensors.items())
 
     for saves in (1, 2, 3, 5):
-        folder = RunFolder(tmp_path / f"killed-{saves}")
+        folder = RunDir(tmp_path / f"killed-{saves}")
         with monkeypatch.context() as patch:
             patch.setattr(loop, "save", killed_after(saves))
             with pytest.raises(KeyboardInterrupt):
                 train_member(config, folder, run)
         again = train_member(config, folder, run)
-        assert [voice.weights_hash for voice in again] == [voice.weights_hash for voice in voices]
+        assert [model.weights_hash for model in again] == [model.weights_hash for model in models]
 
     for step in (3, 6):  # asked to stop at the end of a cycle
-        folder = RunFolder(tmp_path / f"stopped-{step}")
+        folder = RunDir(tmp_path / f"stopped-{step}")
         answers = iter([False] * (step - 1) + [True] + [False] * 100)
         with monkeypatch.context() as patch:
             patch.setattr(run, "should_stop", lambda answers=answers: next(answers))
             with pytest.raises(Stopped):
                 train_member(config, folder, run)
             again = train_member(config, folder, run)
-        assert [voice.weights_hash for voice in again] == [voice.weights_hash for voice in voices]
+        assert [model.weights_hash for model in again] == [model.weights_hash for model in models]
 
 
 def test_a_snapshot_that_is_missing_is_trained_again_from_the_one_before(
     config: Config, tmp_path: Path, run: Runtime
 ) -> None:
     config = replace(config, train=replace(config.train, ema_decay=0.0))
-    folder = RunFolder(tmp_path / "run")
-    voices = train_member(config, folder, run)
-    assert [voice.weights for voice in voices] == [MODEL] * 3
+    folder = RunDir(tmp_path / "run")
+    models = train_member(config, folder, run)
+    assert [model.weights for model in models] == [MODEL] * 3
     member = folder.member("snapshots")
-    shutil.rmtree(voices[1].checkpoint)
+    shutil.rmtree(models[1].checkpoint)
     with pytest.raises(ChoralError, match="has 2 of 3 snapshots; delete its result.json and the checkpoints behind"):
-        voices_of(folder, config)
+        find_trained_models(folder, config)
     (member.path / "result.json").unlink()
     for path in member.checkpoints.glob("step-*"):
         if step_of(path) > 6:
             shutil.rmtree(path)
-    assert [voice.weights_hash for voice in train_member(config, folder, run)] == [
-        voice.weights_hash for voice in voices
+    assert [model.weights_hash for model in train_member(config, folder, run)] == [
+        model.weights_hash for model in models
     ]
 
 
@@ -196,10 +196,10 @@ def test_a_run_of_snapshots_from_the_command_line(
     overrides = ["ensemble.snapshots=2", "train.steps=4", "evaluate.splits=test", "evaluate.views=identity,hflip"]
     result = choral("run", config_file, *overrides, timeout=600)
     assert result.returncode == 0, result.stderr
-    folder = RunFolder(tmp_path / "runs" / "toy")
+    folder = RunDir(tmp_path / "runs" / "toy")
     rows = json.loads((folder.path / "scores-test.json").read_text())["rows"]
     assert [row["name"] for row in rows[:4]] == ["member/snapshots.1", "member/snapshots.2", "soft", "hard"]
     assert [path.name for path in (folder.path / "members").iterdir()] == ["snapshots"]
     answer = open_predictor(str(folder.path), "cpu", "torch", print).predict(next(photos.rglob("*.png")))
-    assert isinstance(answer, ClassAnswer) and answer.votes
+    assert isinstance(answer, ClassPrediction) and answer.votes
     assert list(answer.votes) == ["snapshots.1", "snapshots.2"]

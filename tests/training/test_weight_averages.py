@@ -17,7 +17,7 @@ from choral.config import ModelConfig
 from choral.config.files import load_config
 from choral.core.errors import Stopped
 from choral.core.process_group import Runtime
-from choral.inference.trained_models import voices_of
+from choral.inference.trained_models import find_trained_models
 from choral.models.build import build_model
 from choral.models.checkpoint_tensors import load_model_tensors
 from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of, weights_of
@@ -178,14 +178,14 @@ def test_the_better_weights_are_asked(config_file: Path, tmp_path: Path, run: Ru
         (folder.checkpoints / "best.json").write_text(json.dumps({**marker, "weights": name}))
         path, file = weights_of(folder.checkpoints, "best")
         assert file == name
-        (voice,), _ = voices_of(folder, config)
+        (model,), _ = find_trained_models(folder, config)
         expected = load_model_tensors(path, name)
         for network in (
-            voice.load(torch.device("cpu")),
+            model.load(torch.device("cpu")),
             build_model(ModelConfig(name="test_resnet", weights=f"run:{folder.path}"), 3, 32, seed=5),
         ):
             assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
-        assert voice.weights_hash == json.loads((path / "state.json").read_text())["sha256"][name]
+        assert model.weights_hash == json.loads((path / "state.json").read_text())["sha256"][name]
     assert weights_of(folder.checkpoints, "last")[1] == EMA
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from choral.config import Config
 from choral.config.files import load_config
 from choral.jobs import Outcome, run_jobs
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.tuning import trials as trials_module
 from choral.tuning.space import Space, space_of
 from choral.tuning.study import Study
@@ -52,7 +52,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds of an epoch of the made training; change the first item."""
     seconds = [0.0]
 
-    def command(folder: RunFolder, config: Config) -> tuple[str, ...]:
+    def command(folder: RunDir, config: Config) -> tuple[str, ...]:
         return (
             sys.executable,
             "-I",

@@ -14,7 +14,7 @@ from choral.cli.workflow.tuning import search_of
 from choral.config import Config
 from choral.config.files import load_config
 from choral.inference.evaluation_request import Request
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.scoreboard.recording import record_steps
 from choral.tuning import trials as trials_module
 from made_runs import predictions, write_ledger
@@ -28,7 +28,7 @@ def asked(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
     """A folder with toy.yaml; returns what is evaluated: folders and splits."""
     found: list[tuple[str, str]] = []
 
-    def command(folder: RunFolder, config: Config) -> tuple[str, ...]:
+    def command(folder: RunDir, config: Config) -> tuple[str, ...]:
         return (sys.executable, "-I", "-S", str(FAKE), str(folder.path / "requested.yaml"), str(folder.path), "0")
 
     def evaluate(request: Request, processes: int) -> int:

@@ -19,7 +19,7 @@ from choral.config import Config
 from choral.core.errors import DataError
 from choral.ensembles.score_rows import Numbers
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder, read_json, write_atomic, write_json
+from choral.runs.run_dir import RunDir, read_json, write_atomic, write_json
 
 FORMAT = "choral-advice-1"
 ADVICE_JSON, ADVICE_YAML = "advice.json", "advice.yaml"
@@ -134,7 +134,7 @@ class Advice:
         return "\n".join(lines) + "\n"
 
 
-def write_advice(folder: RunFolder, advice: Advice) -> Path:
+def write_advice(folder: RunDir, advice: Advice) -> Path:
     """Write both files of a run's advice, and return the path of the config."""
     path = folder.path / ADVICE_YAML
     write_atomic(path, advice.to_yaml())
@@ -142,7 +142,7 @@ def write_advice(folder: RunFolder, advice: Advice) -> Path:
     return path
 
 
-def advice_of(folder: RunFolder, config: Config, split: str) -> Advice | None:
+def advice_of(folder: RunDir, config: Config, split: str) -> Advice | None:
     """Return the advice that was made of a split of a run.
 
     Args:

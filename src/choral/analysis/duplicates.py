@@ -162,7 +162,7 @@ def _chosen(found: Sequence[Survey], same_pixels: Sequence[Sequence[int]]) -> li
     chosen, start = [], 0
     for own in found:
         seen = np.array([not reason for reason in own.reasons], np.bool_) & ~own.constant
-        seen &= np.asarray(own.looks[:, 0], np.float32).any(axis=1)
+        seen &= np.asarray(own.thumbnails[:, 0], np.float32).any(axis=1)
         places = start + np.flatnonzero(seen)
         chosen.append(np.array([place for place in places.tolist() if place not in copies], np.int64))
         start += len(own)

@@ -69,7 +69,7 @@ class Survey:
     constant: NDArray[np.bool_]
     file_hash: NDArray[np.bytes_]
     pixel_hash: NDArray[np.bytes_]
-    looks: NDArray[np.float16]
+    thumbnails: NDArray[np.float16]
 
     def __len__(self) -> int:
         """Return n."""
@@ -160,14 +160,14 @@ def _look(task: _Task) -> pa.Table:
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    looks = np.zeros(len(CUTS) * CELLS**2, np.float16)
+    thumbnails = np.zeros(len(CUTS) * CELLS**2, np.float16)
     return {
         "reason": reason,
         **dict.fromkeys(MEASURES, float("nan")),
         "grey": False,
         "constant": False,
         "pixel_hash": bytes(16),
-        "looks": looks,
+        "looks": thumbnails,
     }
 
 
@@ -208,10 +208,10 @@ def looks_of(square: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _schema() -> pa.Schema:
-    looks = pa.list_(pa.field("element", pa.float16(), nullable=False), len(CUTS) * CELLS**2)
+    thumbnails = pa.list_(pa.field("element", pa.float16(), nullable=False), len(CUTS) * CELLS**2)
     columns = [("reason", pa.string()), *((name, pa.float64()) for name in MEASURES)]
     columns += [("grey", pa.bool_()), ("constant", pa.bool_())]
-    columns += [("file_hash", pa.binary(16)), ("pixel_hash", pa.binary(16)), ("looks", looks)]
+    columns += [("file_hash", pa.binary(16)), ("pixel_hash", pa.binary(16)), ("looks", thumbnails)]
     return pa.schema(columns)
 
 
@@ -256,7 +256,7 @@ def _of_table(index: Index, table: pa.Table) -> Survey:
     def column(name: str) -> Any:
         return table[name].chunk(0) if table[name].num_chunks else pa.array([], table.schema.field(name).type)
 
-    looks = column("looks").flatten().to_numpy(zero_copy_only=False)
+    thumbnails = column("looks").flatten().to_numpy(zero_copy_only=False)
     return Survey(
         index=index,
         reasons=table["reason"].to_pylist(),
@@ -265,7 +265,7 @@ def _of_table(index: Index, table: pa.Table) -> Survey:
         constant=np.array(table["constant"].to_pylist(), np.bool_),
         file_hash=np.array(table["file_hash"].to_pylist(), "S16"),
         pixel_hash=np.array(table["pixel_hash"].to_pylist(), "S16"),
-        looks=looks.reshape(len(table), len(CUTS), CELLS**2),
+        thumbnails=thumbnails.reshape(len(table), len(CUTS), CELLS**2),
     )
 
 

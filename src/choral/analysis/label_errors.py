@@ -20,7 +20,7 @@ from choral.config import Config, held_out_groups
 from choral.ensembles.rules import soft
 from choral.inference.evaluation_plan import HELD_OUT, same_weights
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import Predictor
 
 LISTED = 5000
@@ -35,7 +35,7 @@ _SINGLE = " The label of a class with one sample is not doubted."
 _OF_GROUPS = "Each sample is judged by networks that were trained without it, out of fold or out of bag."
 
 
-def label_errors_of(folder: RunFolder, config: Config, predictor: Predictor) -> LabelErrors:
+def label_errors_of(folder: RunDir, config: Config, predictor: Predictor) -> LabelErrors:
     """Return the probable label errors of the training split, where there are held-out predictions, and of the one judged.
 
     Args:
@@ -61,7 +61,7 @@ def label_errors_of(folder: RunFolder, config: Config, predictor: Predictor) -> 
     return LabelErrors(tuple(suspects[:LISTED]), tuple(source for source, _ in found), " ".join(notes))
 
 
-def _held_out(folder: RunFolder, config: Config, ledger: Ledger) -> tuple[Ledger | None, list[str]]:
+def _held_out(folder: RunDir, config: Config, ledger: Ledger) -> tuple[Ledger | None, list[str]]:
     """Return the out-of-sample predictions of the training split, or what to do to have some."""
     path = folder.predictions / f"{HELD_OUT}.parquet"
     train = config.data.train_split

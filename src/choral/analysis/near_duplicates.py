@@ -108,19 +108,21 @@ def near_pairs(
     Raises:
         DataError: a shard cannot be read.
     """
-    looks = np.concatenate([own.looks[rows] for own, rows in zip(surveys, chosen, strict=True)])
-    if len(looks) < 2:
+    thumbnails = np.concatenate([own.thumbnails[rows] for own, rows in zip(surveys, chosen, strict=True)])
+    if len(thumbnails) < 2:
         return []
     with tempfile.TemporaryDirectory(prefix="choral-near-") as name:
         folder = Path(name)
-        np.save(folder / "looks.npy", looks)
-        basis = _Basis.of(looks[:, 0].astype(np.float32))
+        np.save(folder / "looks.npy", thumbnails)
+        basis = _Basis.of(thumbnails[:, 0].astype(np.float32))
         np.save(folder / "mean.npy", basis.mean)
         np.save(folder / "parts.npy", basis.parts)
-        np.save(folder / "seen.npy", basis.seen(looks[:, 0]))
+        np.save(folder / "seen.npy", basis.seen(thumbnails[:, 0]))
         splits = np.concatenate([np.full(len(rows), number) for number, rows in enumerate(chosen)])
         np.save(folder / "where.npy", np.stack([splits, np.concatenate(chosen)], axis=1))
-        searches = [_SearchTask(folder, row, min(row + _BLOCK, len(looks))) for row in range(0, len(looks), _BLOCK)]
+        searches = [
+            _SearchTask(folder, row, min(row + _BLOCK, len(thumbnails))) for row in range(0, len(thumbnails), _BLOCK)
+        ]
         found: dict[tuple[int, int], _Candidate] = {}
         for _, part in parallel.run(_search, searches, processes):
             for own in part:
@@ -180,9 +182,9 @@ def _loaded(folder: Path, name: str) -> NDArray[np.generic]:
 
 def _search(task: _SearchTask) -> list[_Candidate]:
     """Return the nearest neighbours of consecutive images, cut or turned, among all as they are."""
-    looks, seen = _loaded(task.folder, "looks"), np.asarray(_loaded(task.folder, "seen"), np.float32)
+    thumbnails, seen = _loaded(task.folder, "looks"), np.asarray(_loaded(task.folder, "seen"), np.float32)
     basis = _Basis(np.asarray(_loaded(task.folder, "mean")), np.asarray(_loaded(task.folder, "parts")))
-    own = np.asarray(looks[task.first : task.stop], np.float32)
+    own = np.asarray(thumbnails[task.first : task.stop], np.float32)
     places = np.arange(len(own))
     best = np.full((len(own), len(seen)), -1, np.float32)
     ways = np.zeros(best.shape, np.int8)

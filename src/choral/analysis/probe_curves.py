@@ -22,11 +22,11 @@ from choral.core.errors import ChoralError, DataError
 from choral.ensembles.score_rows import Numbers, numbers
 from choral.inference.evaluation_plan import evaluation_of
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import voices_of
+from choral.inference.trained_models import find_trained_models
 from choral.metrics.estimate import Estimate, bounded, p_of
 from choral.metrics.multiple_comparisons import holm
 from choral.metrics.per_sample import correct, log_losses, top_class
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.stored_predictor import LESS_IS_BETTER, METRICS, Record, estimates_of
 
 
@@ -136,7 +136,7 @@ class Probed:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.voice = ledger, ledger.members[0]
+        self.ledger, self.model = ledger, ledger.members[0]
         self.probes: tuple[Probe, ...] = probes_in(ledger.views)
 
     @cached_property
@@ -150,7 +150,7 @@ class Probed:
 
     def predictions(self, probe: Probe | None) -> NDArray[np.float32]:
         """Return (N, C) predictions, the mean over all networks, of images changed by a probe; None: unchanged."""
-        return self.ledger.predictions(self.voice, IDENTITY if probe is None else probe.name)
+        return self.ledger.predictions(self.model, IDENTITY if probe is None else probe.name)
 
     def features(self, probe: Probe | None) -> NDArray[np.float32]:
         """Return (N, 64) features of images changed by a probe; None: unchanged.
@@ -158,10 +158,10 @@ class Probed:
         What goes into the last layer of each network, of length 1, through a random projection that keeps distances about
         as they are, and the mean over the networks; see `choral.analysis.probes.feature_sketch`.
         """
-        return self.ledger.features(self.voice, IDENTITY if probe is None else probe.name)
+        return self.ledger.features(self.model, IDENTITY if probe is None else probe.name)
 
 
-def probe_predictions(folder: RunFolder, config: Config, split: str) -> Probed | None:
+def probe_predictions(folder: RunDir, config: Config, split: str) -> Probed | None:
     """Return what was said about the changed images of a split.
 
     None: they were not probed, or by other networks than the run has now, or than its ledger of the split is of.
@@ -181,7 +181,7 @@ def probe_predictions(folder: RunFolder, config: Config, split: str) -> Probed |
     return probed if is_of(probed.ledger.meta, evaluation) else None
 
 
-def curves_of(folder: RunFolder, config: Config, split: str) -> Curves | None:
+def curves_of(folder: RunDir, config: Config, split: str) -> Curves | None:
     """Return the curves of a run; None as `probe_predictions`."""
     probed = probe_predictions(folder, config, split)
     return None if probed is None else make_curves(probed, folder.name)
@@ -202,7 +202,7 @@ def make_curves(probed: Probed, run: str) -> Curves:
         raise DataError(f"{ledger.path}: holds no sample, nothing can be said")
     task, labels = ledger.meta.task, ledger.labels
     names = [IDENTITY, *(probe.name for probe in probed.probes)]
-    records = {name: _record(task, labels, ledger.predictions(probed.voice, name)) for name in names}
+    records = {name: _record(task, labels, ledger.predictions(probed.model, name)) for name in names}
     metric = METRICS[task][0]
     found = estimates_of(task, labels, records)[metric]
     curves = []
@@ -221,7 +221,7 @@ def make_curves(probed: Probed, run: str) -> Curves:
     return Curves(
         run=run,
         split=ledger.meta.split,
-        predictor=probed.voice,
+        predictor=probed.model,
         metric=metric,
         n=len(ledger),
         total=len(ledger) + ledger.meta.skipped,
@@ -268,9 +268,9 @@ def _sign_test(labels: NDArray[Any], before: Record, after: Sequence[Record]) ->
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
-def _evaluation(folder: RunFolder, config: Config, split: str) -> str:
+def _evaluation(folder: RunDir, config: Config, split: str) -> str:
     """Return the fingerprint of the networks that probes have to be of."""
     ledger = folder.predictions / f"{split}.parquet"
     if ledger.is_file():
         return Ledger.open(ledger).meta.evaluation
-    return evaluation_of(voices_of(folder, config)[0], config.train.precision)
+    return evaluation_of(find_trained_models(folder, config)[0], config.train.precision)

@@ -23,7 +23,7 @@ from choral.core.errors import DataError
 from choral.data.shards.index import Dataset, Index
 from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.external_data import index_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import Predictor, predictor_of
 from choral.scoring.scoreboard.test_set_uses import look_at
 
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def analysis_of(
-    folder: RunFolder,
+    folder: RunDir,
     config: Config,
     split: str,
     name: str = "",
@@ -96,7 +96,7 @@ def analysis_of(
     )
 
 
-def _index(folder: RunFolder, config: Config, predictor: Predictor) -> Index:
+def _index(folder: RunDir, config: Config, predictor: Predictor) -> Index:
     """Return the index of the samples that the predictions are about."""
     meta = predictor.ledger.meta
     if meta.split == HELD_OUT:

@@ -9,7 +9,7 @@ from pathlib import Path
 from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout, with_run
 from choral.core.errors import ConfigError
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 def add_analyze_verb(verbs: Verbs) -> None:
@@ -37,7 +37,7 @@ def add_analyze_verb(verbs: Verbs) -> None:
 
 def analyze_verb(options: argparse.Namespace) -> int:
     """Write a page of what is wrong with a run and its data."""
-    folder = RunFolder.find(options.run)
+    folder = RunDir.find(options.run)
     if options.json:
         if options.out:
             raise ConfigError("--out: names a page, and --json prints instead of writing one")

@@ -9,7 +9,7 @@ from pathlib import Path
 from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout
 from choral.core.errors import ConfigError
-from choral.runs.run_dir import RUNS, RunFolder
+from choral.runs.run_dir import RUNS, RunDir
 from choral.scoring.scoreboard.board import projects_in
 
 
@@ -60,12 +60,12 @@ def compare_verb(options: argparse.Namespace) -> int:
     """Compare two runs in pairs: metrics, classes, slices, samples that changed sides."""
     if options.data and not options.by:
         raise ConfigError("--data: belongs to --by, which reads a column of the packed folder")
-    folders = (RunFolder.find(options.run_a), RunFolder.find(options.run_b))
-    found, looks = workflow.compare_runs(folders, options.split, options.of, options.by, options.data)
+    folders = (RunDir.find(options.run_a), RunDir.find(options.run_b))
+    found, uses = workflow.compare_runs(folders, options.split, options.of, options.by, options.data)
     if options.json:
-        print(json.dumps({**found, "looks": looks}, indent=1, ensure_ascii=False, allow_nan=False))
+        print(json.dumps({**found, "looks": uses}, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        workflow.print_comparison(found, looks, stdout)
+        workflow.print_comparison(found, uses, stdout)
     return 0
 
 

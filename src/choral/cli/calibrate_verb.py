@@ -8,7 +8,7 @@ import json
 from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout, with_run
 from choral.core.errors import ConfigError
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.calibrate import Asked
 
 
@@ -61,7 +61,7 @@ def add_calibrate_verb(verbs: Verbs) -> None:
 
 def calibrate_verb(options: argparse.Namespace) -> int:
     """Calibrate a run, and choose how it answers."""
-    folder = RunFolder.find(options.run)
+    folder = RunDir.find(options.run)
     asked = Asked(
         of=options.of,
         method=options.method,

@@ -12,7 +12,7 @@ from choral.core.errors import ConfigError
 from choral.ensembles.combination_table import render_combination
 from choral.ensembles.rule_fitting import PICKS
 from choral.ensembles.saved_combination import Asked
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _RULES = (
     "soft (mean of probabilities), hard (majority), geometric (mean), weighted, "
@@ -75,7 +75,7 @@ def add_combine_verbs(verbs: Verbs) -> None:
 
 def combine_verb(options: argparse.Namespace) -> int:
     """Combine members by a rule, score and keep it."""
-    folder = RunFolder.find(options.run)
+    folder = RunDir.find(options.run)
     asked = Asked(
         rule=options.rule,
         members=options.members,

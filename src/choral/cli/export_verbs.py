@@ -16,7 +16,7 @@ from choral.config.fields import check, split_at_commas
 from choral.core.errors import ConfigError
 from choral.deploy.bundle.policy_choice import Wanted
 from choral.deploy.bundle.read import is_bundle
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _OF_FORMS = ("format", "precision", "data")
 
@@ -77,7 +77,7 @@ def export_verb(options: argparse.Namespace) -> int:
         _refuse(
             options, "out", "rule", "views", "uncalibrated", "golden", *_OF_FORMS, why="--hub-folder: writes networks"
         )
-        return _hub_folders(RunFolder.find(options.target), options)
+        return _hub_folders(RunDir.find(options.target), options)
     workflow.check_forms(formats, precisions)
     if options.data and not precisions:
         raise ConfigError("--data: is where --precision is measured; add --format onnx --precision fp16 or int8")
@@ -88,7 +88,7 @@ def export_verb(options: argparse.Namespace) -> int:
         _refuse(options, *not_of_bundles, why=f"{options.target}: is a bundle, which is given forms where it is")
         _add_forms(options, Path(options.target), {})
         return 0
-    folder = RunFolder.find(options.target)
+    folder = RunDir.find(options.target)
     wanted = Wanted(options.rule, tuple(split_at_commas(options.members)), options.views, not options.uncalibrated)
     out = options.out or folder.path / workflow.BUNDLE
     report = workflow.export(folder, _config(folder, options.golden), wanted, out, options.force, stderr)
@@ -107,7 +107,7 @@ def _refuse(options: argparse.Namespace, *names: str, why: str) -> None:
         raise ConfigError(f"{why}: {words} {'do' if len(given) > 1 else 'does'} not go with that")
 
 
-def _hub_folders(folder: RunFolder, options: argparse.Namespace) -> int:
+def _hub_folders(folder: RunDir, options: argparse.Namespace) -> int:
     members = split_at_commas(options.members)
     places = workflow.export_for_hub(folder, members, options.hub_folder, options.force)
     if options.json:
@@ -127,7 +127,7 @@ def _add_forms(options: argparse.Namespace, bundle: Path, report: dict[str, Any]
         workflow.print_forms(bundle, forms, stdout)
 
 
-def _config(folder: RunFolder, golden: int | None) -> Config:
+def _config(folder: RunDir, golden: int | None) -> Config:
     check(golden is None or 0 <= golden <= MOST_GOLDEN, "--golden", f"expected 0 to {MOST_GOLDEN}")
     return workflow.exported_config(folder.config(), golden)
 

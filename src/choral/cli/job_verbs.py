@@ -12,7 +12,7 @@ from choral.cli.workflow.slurm_submit import show_submission, submit_run
 from choral.config.files import load_config
 from choral.jobs.slurm.scripts import Resources
 from choral.jobs.slurm.site import load_site
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 def add_job_verbs(verbs: Verbs) -> None:
@@ -81,13 +81,13 @@ def submit_verb(options: argparse.Namespace) -> int:
     """Submit a run to a SLURM cluster."""
     config = load_config(options.config, options.overrides)
     do = show_submission if options.dry_run else submit_run
-    do(config, RunFolder.of(config), resources_of(options), load_site(options.site), stdout)
+    do(config, RunDir.of(config), resources_of(options), load_site(options.site), stdout)
     return 0
 
 
 def status_verb(options: argparse.Namespace) -> int:
     """Show what the members of a run are doing."""
-    folder = RunFolder.find(options.run)
+    folder = RunDir.find(options.run)
     status = status_of(folder)
     if options.json:
         print(json.dumps(as_json(status, folder.name), indent=1, ensure_ascii=False))
@@ -100,6 +100,6 @@ def status_verb(options: argparse.Namespace) -> int:
 
 def cancel_verb(options: argparse.Namespace) -> int:
     """Cancel what is going on in a run."""
-    for line in cancel_run(RunFolder.find(options.run)) or ["nothing is running or waiting"]:
+    for line in cancel_run(RunDir.find(options.run)) or ["nothing is running or waiting"]:
         print(line)
     return 0

@@ -17,7 +17,7 @@ from choral.config.files import load_config, to_yaml
 from choral.core.errors import ConfigError
 from choral.inference.evaluation_request import add_arguments, request_of
 from choral.jobs.launcher import Machines
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.tracking.sweep import named_by_sweep
 
 
@@ -120,7 +120,7 @@ def show_verb(options: argparse.Namespace) -> int:
 def train_verb(options: argparse.Namespace) -> int:
     """Train one network through Accelerate's launcher."""
     config = named_by_sweep(load_config(options.config, options.overrides))
-    folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
+    folder = RunDir(options.folder) if options.folder else RunDir.of(config)
     arguments, machines = [options.config, *options.overrides], _machines(options)
     if options.max_stalls is None:
         return workflow.train_one(config, folder, arguments, options.processes, machines)
@@ -142,7 +142,7 @@ def _machines(options: argparse.Namespace) -> Machines:
 def ensemble_verb(options: argparse.Namespace) -> int:
     """Train the members of an ensemble as parallel jobs."""
     config = load_config(options.config, options.overrides)
-    return workflow.train_all(config, RunFolder.of(config), stderr)
+    return workflow.train_all(config, RunDir.of(config), stderr)
 
 
 def evaluate_verb(options: argparse.Namespace) -> int:

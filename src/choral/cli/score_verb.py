@@ -8,7 +8,7 @@ import json
 from choral.cli import workflow
 from choral.cli.parser import Verbs, stdout, with_run
 from choral.core.errors import ConfigError
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor_table import render_card
 from choral.scoring.slice_table import render_slices
 
@@ -35,7 +35,7 @@ def add_score_verb(verbs: Verbs) -> None:
 
 def score_verb(options: argparse.Namespace) -> int:
     """Print members and votes with intervals; all metrics of one; metrics by slices."""
-    folder = RunFolder.find(options.run)
+    folder = RunDir.find(options.run)
     if options.data and not options.by:
         raise ConfigError("--data: belongs to --by, which reads a column of the packed folder")
     if options.by:

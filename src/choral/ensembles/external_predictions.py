@@ -36,7 +36,7 @@ _EXPECTED = {
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalPredictions:
     """A member from elsewhere.
 
     Attributes:
@@ -51,7 +51,9 @@ class Foreign:
     predictions: NDArray[np.float32]
 
 
-def read_foreign(asked: str, ledger: Ledger, views: Sequence[str], view_weights: Sequence[float] = ()) -> list[Foreign]:
+def read_external_predictions(
+    asked: str, ledger: Ledger, views: Sequence[str], view_weights: Sequence[float] = ()
+) -> list[ExternalPredictions]:
     """Read predictions that are to join those of a ledger.
 
     Args:
@@ -69,7 +71,7 @@ def read_foreign(asked: str, ledger: Ledger, views: Sequence[str], view_weights:
     name, path = _named(asked)
     checksum = sha256_of(path)
     if path.suffix == ".csv":
-        return [Foreign(name, path, checksum, _from_table(path, _read_csv(path, ledger), ledger))]
+        return [ExternalPredictions(name, path, checksum, _from_table(path, _read_csv(path, ledger), ledger))]
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -78,7 +80,7 @@ def read_foreign(asked: str, ledger: Ledger, views: Sequence[str], view_weights:
         return _from_ledger(name, path, checksum, ledger, views, view_weights)
     _check_columns(path, schema.names, ledger)
     table = pq.read_table(path, columns=[KEY, *ledger.classes])
-    return [Foreign(name, path, checksum, _from_table(path, table, ledger))]
+    return [ExternalPredictions(name, path, checksum, _from_table(path, table, ledger))]
 
 
 def path_of(asked: str) -> Path:
@@ -161,7 +163,7 @@ def _from_table(path: Path, table: pa.Table, ledger: Ledger) -> NDArray[np.float
 
 def _from_ledger(
     name: str, path: Path, checksum: str, ledger: Ledger, views: Sequence[str], view_weights: Sequence[float]
-) -> list[Foreign]:
+) -> list[ExternalPredictions]:
     theirs = Ledger.open(path)
     kinds = (theirs.meta.task, sorted(theirs.classes)), (ledger.meta.task, sorted(ledger.classes))
     if kinds[0] != kinds[1]:
@@ -176,7 +178,7 @@ def _from_ledger(
     for member in theirs.members:
         values = over_views((theirs.predictions(member, view) for view in views), view_weights)
         own = name if len(theirs.members) == 1 else f"{name}.{member}"
-        joined.append(Foreign(own, path, checksum, values[order][:, classes]))
+        joined.append(ExternalPredictions(own, path, checksum, values[order][:, classes]))
     return joined
 
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from choral.config import Config, held_out_groups
 from choral.core.errors import DataError
 from choral.data.loading.boosting_weights import rounds_of
-from choral.ensembles.member_predictions import Panel
+from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.rule_fitting import Evidence, Fit, boosting_of, evidence_of, fit_stacking, fit_weights, plain
 from choral.ensembles.temperature import Temperature
 from choral.inference.evaluation_plan import HELD_OUT, same_weights
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Known:
+class FittingData:
     """What rules can be fitted on; without any of it, there are those that need nothing.
 
     Attributes:
@@ -37,7 +37,7 @@ class Known:
     alphas: Mapping[str, float] = field(default_factory=dict)
 
 
-def known_of(folder: RunFolder, config: Config, scored: Ledger) -> Known:
+def known_of(folder: RunDir, config: Config, scored: Ledger) -> FittingData:
     """Return what there is to fit rules on that may be judged by a ledger.
 
     Raises:
@@ -46,7 +46,7 @@ def known_of(folder: RunFolder, config: Config, scored: Ledger) -> Known:
     validation, why_not = _validation(folder, config, scored)
     held_out, no_stack = _held_out(folder, config, scored)
     rounds = rounds_of(folder) if config.ensemble.boosting else None
-    return Known(
+    return FittingData(
         validation=validation,
         why_not=why_not,
         held_out=held_out,
@@ -56,7 +56,7 @@ def known_of(folder: RunFolder, config: Config, scored: Ledger) -> Known:
     )
 
 
-def rules_of(panel: Panel, known: Known) -> tuple[dict[str, Fit], Temperature | None]:
+def rules_of(panel: MemberPredictions, known: FittingData) -> tuple[dict[str, Fit], Temperature | None]:
     """Return the rules of the table of scores, fitted, and the temperature of the soft vote, as far as there is evidence.
 
     Args:
@@ -71,7 +71,7 @@ def rules_of(panel: Panel, known: Known) -> tuple[dict[str, Fit], Temperature | 
     return fits, calibration.fit() if calibration is not None else None
 
 
-def rule_names(panel: Panel, known: Known) -> list[str]:
+def rule_names(panel: MemberPredictions, known: FittingData) -> list[str]:
     """Return the rules that a panel can be combined by, in the order of the table of scores."""
     plain_rules = {"regression": ["mean", "median"], "multiclass": ["soft", "hard"], "multilabel": ["soft"]}
     names = plain_rules[panel.task]
@@ -82,7 +82,7 @@ def rule_names(panel: Panel, known: Known) -> list[str]:
     return [*names, "boosting"] if known.alphas and panel.task == "multiclass" else names
 
 
-def fit_of(name: str, panel: Panel, known: Known, evidence: Evidence | None = None) -> Fit:
+def fit_of(name: str, panel: MemberPredictions, known: FittingData, evidence: Evidence | None = None) -> Fit:
     """Return one rule, fitted.
 
     Args:
@@ -92,7 +92,7 @@ def fit_of(name: str, panel: Panel, known: Known, evidence: Evidence | None = No
     """
     if name == "stack":
         assert known.held_out is not None, name
-        held_out = Panel(known.held_out, known.held_out.members, panel.views)
+        held_out = MemberPredictions(known.held_out, known.held_out.members, panel.views)
         return fit_stacking(held_out, panel.members, known.groups)
     if name == "boosting":
         return boosting_of(panel.members, known.alphas, panel.task)
@@ -105,13 +105,13 @@ def fit_of(name: str, panel: Panel, known: Known, evidence: Evidence | None = No
     return fit_weights(name, evidence)
 
 
-def _of_panel(panel: Panel, ledger: Ledger | None) -> Panel | None:
+def _of_panel(panel: MemberPredictions, ledger: Ledger | None) -> MemberPredictions | None:
     """Return the same members and views of another ledger; None where it is without."""
     there = ledger is not None and set(panel.views) <= set(ledger.views)
-    return Panel(ledger, panel.members, panel.views) if there and ledger is not None else None
+    return MemberPredictions(ledger, panel.members, panel.views) if there and ledger is not None else None
 
 
-def _validation(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:
+def _validation(folder: RunDir, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:
     split = config.data.val_split
     if scored.meta.split == split:
         return None, f"'{split}' is what rules are fitted on, and what is scored must be something else"
@@ -127,7 +127,7 @@ def _validation(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledg
     return (ledger, "") if len(ledger) else (None, f"'{split}' has no sample")
 
 
-def _held_out(folder: RunFolder, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:
+def _held_out(folder: RunDir, config: Config, scored: Ledger) -> tuple[Ledger | None, str]:
     path = folder.predictions / f"{HELD_OUT}.parquet"
     if scored.meta.task == "regression":
         return None, "stack is for classes and labels; weighted is the rule for numbers"

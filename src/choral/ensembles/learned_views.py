@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from choral.core.errors import ConfigError
 from choral.ensembles.class_scores import class_rows
-from choral.ensembles.fitting_data import Known
-from choral.ensembles.member_predictions import LEARNED, Panel, ViewPanel
+from choral.ensembles.fitting_data import FittingData
+from choral.ensembles.member_predictions import LEARNED, MemberPredictions, ViewPredictions
 from choral.ensembles.multilabel_scores import label_rows
 from choral.ensembles.regression_scores import number_rows
 from choral.ensembles.rule_fitting import Evidence, Fit, evidence_of, fit_weights
@@ -78,7 +78,7 @@ def single_views(ledger: Ledger) -> tuple[str, ...]:
     return tuple(view for view in ledger.views if view != "tta")
 
 
-def why_not_learned(scored: Ledger, known: Known) -> str:
+def why_not_learned(scored: Ledger, known: FittingData) -> str:
     """Return why no weights of views can be learned for what is scored; "": they can."""
     views = single_views(scored)
     if len(views) < 2:
@@ -94,7 +94,7 @@ def why_not_learned(scored: Ledger, known: Known) -> str:
     return ""
 
 
-def learn_views(scored: Ledger, members: Sequence[str], known: Known) -> LearnedViews:
+def learn_views(scored: Ledger, members: Sequence[str], known: FittingData) -> LearnedViews:
     """Return the weights of views that are best for the mean of these members on validation data.
 
     Args:
@@ -109,7 +109,7 @@ def learn_views(scored: Ledger, members: Sequence[str], known: Known) -> Learned
     if reason:
         raise ConfigError(f"--views {LEARNED}: {reason}")
     assert known.validation is not None, "why_not_learned saw to it"
-    evidence = evidence_of(ViewPanel(known.validation, tuple(members), single_views(scored)))
+    evidence = evidence_of(ViewPredictions(known.validation, tuple(members), single_views(scored)))
     fit = fit_weights("greedy", evidence)
     views, weights = evidence.panel.members, np.array(fit.combiner.weights)
     losses = {LEARNED: _loss(evidence, weights), "uniform": _loss(evidence, np.full(len(views), 1 / len(views)))}
@@ -118,12 +118,14 @@ def learn_views(scored: Ledger, members: Sequence[str], known: Known) -> Learned
     return LearnedViews(fit, losses)
 
 
-def learned_panel(scored: Ledger, members: Sequence[str], learned: LearnedViews) -> Panel:
+def learned_panel(scored: Ledger, members: Sequence[str], learned: LearnedViews) -> MemberPredictions:
     """Return these members of a ledger, heard by the learned weights of views."""
-    return Panel(scored, tuple(members), learned.kept, view_weights=learned.kept_weights)
+    return MemberPredictions(scored, tuple(members), learned.kept, view_weights=learned.kept_weights)
 
 
-def view_gains(learned: Panel, rivals: Mapping[str, Panel], combiner: Combiner) -> list[ViewGain]:
+def view_gains(
+    learned: MemberPredictions, rivals: Mapping[str, MemberPredictions], combiner: Combiner
+) -> list[ViewGain]:
     """Return what one rule gains by learned weights of views, by every metric of the table of scores.
 
     Args:

@@ -15,9 +15,9 @@ from choral.config.files import to_yaml, with_overrides
 from choral.core.errors import ConfigError
 from choral.data.loading.boosting_weights import rounds_of
 from choral.ensembles.missing_members import forget_failure, note_failures
-from choral.inference.trained_models import check_chain, member_folders
+from choral.inference.trained_models import check_boosting_chain, member_run_dirs
 from choral.jobs.local import Job, Outcome, run_jobs
-from choral.runs.run_dir import RunFolder, write_atomic
+from choral.runs.run_dir import RunDir, write_atomic
 
 _GRACE_S = 110.0  # more than the member's own launcher gives its ranks
 
@@ -62,7 +62,7 @@ def solo_config(config: Config, run: str) -> Config:
     return replace(own, run=run, data=data, train=train, ensemble=ensemble)
 
 
-def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
+def pending_jobs(config: Config, folder: RunDir) -> list[Job]:
     """Return a job for each member that is not trained yet; all members' configs are validated before there is one.
 
     Members that a chain of boosting leaves out have none.
@@ -73,14 +73,14 @@ def pending_jobs(config: Config, folder: RunFolder) -> list[Job]:
 
     Raises:
         ConfigError: a member's setting does not fit, or its folder holds a member of another config.
-        ChoralError: members of boosting have to be trained anew, see `check_chain`.
+        ChoralError: members of boosting have to be trained anew, see `check_boosting_chain`.
     """
     configs = {member.name: member_config(config, member.name) for member in members_of(config)}
     for name, own in configs.items():
         folder.member(name).check_same(own)
-    check_chain(folder, config)
+    check_boosting_chain(folder, config)
     jobs = []
-    for name, member in member_folders(folder, config).items() if configs else ():
+    for name, member in member_run_dirs(folder, config).items() if configs else ():
         if member.result is None:
             write_atomic(member.path / "requested.yaml", to_yaml(configs[name]))
             jobs.append(_job(config, name, member))
@@ -95,13 +95,13 @@ def run_members(
     Why a member failed for good is left in its folder: see `absent_members`.
     """
     for job in jobs:
-        forget_failure(RunFolder(job.folder))
+        forget_failure(RunDir(job.folder))
     outcomes = run_jobs(
         jobs,
         slots=slots,
         retries=retries,
-        progress=lambda job: progress_columns(RunFolder(job.folder).status),
-        progress_token=lambda job: RunFolder(job.folder).status.get("step"),
+        progress=lambda job: progress_columns(RunDir(job.folder).status),
+        progress_token=lambda job: RunDir(job.folder).status.get("step"),
         grace_s=_GRACE_S,
         console=console,
         kind="member",
@@ -111,7 +111,7 @@ def run_members(
 
 
 def run_chain(
-    folder: RunFolder, jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
+    folder: RunDir, jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
 ) -> list[Outcome]:
     """Train the members of a chain of boosting one after the other, up to its end or to the first that fails or is stopped.
 
@@ -169,7 +169,7 @@ def shared_out(config: Config, gpus: Sequence[str], jobs: int, at_once: int) -> 
     return [slot] * min(wanted, fitting)
 
 
-def _job(config: Config, name: str, member: RunFolder) -> Job:
+def _job(config: Config, name: str, member: RunDir) -> Job:
     command = [
         *(sys.executable, "-m", "choral", "train", str(member.path / "requested.yaml")),
         *("--folder", str(member.path)),

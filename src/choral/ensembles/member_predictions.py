@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import ConfigError, did_you_mean
-from choral.ensembles.external_predictions import Foreign
+from choral.ensembles.external_predictions import ExternalPredictions
 from choral.ensembles.rules import over_views, soft
 from choral.inference.ledger import Ledger
 from choral.inference.views import expand
@@ -20,7 +20,7 @@ LEARNED = "learned"
 
 
 @dataclass(frozen=True)
-class Panel:
+class MemberPredictions:
     """Predictions of several members about the same samples, read block by block.
 
     Attributes:
@@ -34,7 +34,7 @@ class Panel:
     ledger: Ledger
     own: tuple[str, ...]
     views: tuple[str, ...]
-    others: tuple[Foreign, ...] = ()
+    others: tuple[ExternalPredictions, ...] = ()
     view_weights: tuple[float, ...] = ()
 
     @property
@@ -60,7 +60,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class ViewPanel(Panel):
+class ViewPredictions(MemberPredictions):
     """The same predictions the other way round: each view says what its members say on average, as if it were a member."""
 
     @property

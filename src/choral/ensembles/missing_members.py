@@ -9,26 +9,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choral.config import Config, held_out_groups
-from choral.inference.trained_models import is_assembled, member_folders
+from choral.inference.trained_models import is_assembled, member_run_dirs
 from choral.jobs import Outcome
 from choral.jobs.process import tail
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _LONGEST = 240  # letters of a reason; the log has the rest
 
 
-def absent_members(folder: RunFolder, config: Config) -> dict[str, str]:
+def absent_members(folder: RunDir, config: Config) -> dict[str, str]:
     """Return the members whose training is not finished, each with the reason in one line, in the order of the config.
 
     "not started", "stopped at step 40 of 120", "failed at step 40 of 120: exit status 1: ... (log: PATH)" and so on. Members
-    that a boosting chain ended without are none of the run's (see `member_folders`), so they are not absent.
+    that a boosting chain ended without are none of the run's (see `member_run_dirs`), so they are not absent.
     """
     if is_assembled(folder):  # of networks that are there, be their training finished or not
         return {}
-    return {name: _reason(member) for name, member in member_folders(folder, config).items() if member.result is None}
+    return {name: _reason(member) for name, member in member_run_dirs(folder, config).items() if member.result is None}
 
 
-def absent_from(columns: Sequence[str], folder: RunFolder, config: Config) -> dict[str, str]:
+def absent_from(columns: Sequence[str], folder: RunDir, config: Config) -> dict[str, str]:
     """Return the members without a column in a ledger, each with the reason: as above, or that they were not asked.
 
     Args:
@@ -39,12 +39,12 @@ def absent_from(columns: Sequence[str], folder: RunFolder, config: Config) -> di
     reasons = absent_members(folder, config)
     if set(columns) <= set(held_out_groups(config)):
         return reasons
-    for name in member_folders(folder, config):
+    for name in member_run_dirs(folder, config):
         if f"{name}.1" not in columns and name not in columns:
             reasons.setdefault(name, f"trained, but not asked yet: run `choral evaluate {folder.name}`")
         else:  # trained when it was asked, and being trained again now
             reasons.pop(name, None)
-    return {name: reasons[name] for name in member_folders(folder, config) if name in reasons}
+    return {name: reasons[name] for name in member_run_dirs(folder, config) if name in reasons}
 
 
 def how_many(members: int, absent: Mapping[str, str]) -> str:
@@ -58,21 +58,21 @@ def how_many(members: int, absent: Mapping[str, str]) -> str:
 def note_failures(outcomes: Sequence[Outcome]) -> None:
     """Leave in the folder of each member that failed for good why it did, unless it has said so itself."""
     for outcome in outcomes:
-        member = RunFolder(outcome.job.folder)
+        member = RunDir(outcome.job.folder)
         status = member.status
         if outcome.state == "failed" and status.get("state") != "failed":
             words = ": ".join(filter(None, (outcome.reason, _last_words(outcome.log_tail))))
             member.report(**{**status, "state": "failed", "reason": words})
 
 
-def forget_failure(member: RunFolder) -> None:
+def forget_failure(member: RunDir) -> None:
     """Take back what an earlier call left, before a member is tried again: what fails now may fail for another reason."""
     status = member.status
     if status.get("state") == "failed":
         member.report(**{key: value for key, value in status.items() if key != "reason"} | {"state": "waiting"})
 
 
-def _reason(member: RunFolder) -> str:
+def _reason(member: RunDir) -> str:
     status = member.status
     state, place = status.get("state"), _place(status)
     log = member.path / "log.txt"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from choral.core.errors import DataError
 from choral.data.shards.splits import key_hashes
-from choral.ensembles.member_predictions import Panel
+from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.member_weights import (
     Rivals,
     greedy_accuracy,
@@ -77,7 +77,7 @@ class Evidence:
         calibration: of the mean, where asked for.
     """
 
-    panel: Panel
+    panel: MemberPredictions
     truths: NDArray[np.floating]
     gram: NDArray[np.float64]
     rivals: Rivals | None = None
@@ -89,7 +89,7 @@ def plain(rule: str, task: str) -> Fit:
     return Fit(Combiner(rule, task))
 
 
-def evidence_of(panel: Panel, *, rivals: bool = False, calibrate: bool = False) -> Evidence:
+def evidence_of(panel: MemberPredictions, *, rivals: bool = False, calibrate: bool = False) -> Evidence:
     """Read a panel once.
 
     Args:
@@ -149,7 +149,7 @@ def fit_weights(rule: str, evidence: Evidence, by: str = "", picks: int = PICKS)
     return Fit(combiner, panel.members, panel.ledger.meta.split, len(panel.ledger), by, found.loss)
 
 
-def fit_stacking(held_out: Panel, members: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Fit:
+def fit_stacking(held_out: MemberPredictions, members: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Fit:
     """Return the rule stack, fitted on out-of-fold predictions.
 
     Where there are more than fifty million numbers, as many samples as have so many are taken, by a hash of their keys.
@@ -217,7 +217,7 @@ def given_weights(members: Sequence[str], weights: Mapping[str, float], task: st
     return Fit(Combiner("weighted", task, values), tuple(members), "given")
 
 
-def with_temperature(fit: Fit, panel: Panel) -> Fit:
+def with_temperature(fit: Fit, panel: MemberPredictions) -> Fit:
     """Return a rule that gives probabilities with the temperature of the least log loss on a panel."""
     calibration = Calibration(panel.task, len(panel.ledger), len(panel.ledger.classes))
     for labels, stack in panel.blocks():

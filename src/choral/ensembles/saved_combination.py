@@ -20,10 +20,10 @@ from choral.config.ensemble import LEGAL_NAME
 from choral.core.errors import ConfigError, did_you_mean
 from choral.core.files import sha256_of
 from choral.ensembles.class_scores import class_rows
-from choral.ensembles.external_predictions import Foreign, path_of, read_foreign
-from choral.ensembles.fitting_data import Known, known_of
+from choral.ensembles.external_predictions import ExternalPredictions, path_of, read_external_predictions
+from choral.ensembles.fitting_data import FittingData, known_of
 from choral.ensembles.learned_views import LearnedViews, learn_views, view_gains
-from choral.ensembles.member_predictions import LEARNED, Panel, chosen_members, chosen_views
+from choral.ensembles.member_predictions import LEARNED, MemberPredictions, chosen_members, chosen_views
 from choral.ensembles.multilabel_scores import label_rows
 from choral.ensembles.regression_scores import number_rows
 from choral.ensembles.rule_fitting import (
@@ -42,7 +42,7 @@ from choral.ensembles.rule_fitting import (
 from choral.ensembles.rules import Combiner, mean_rule
 from choral.ensembles.score_rows import ClassRow, Row, Section, ViewGain
 from choral.inference.ledger import Ledger, LedgerMeta, write_combined
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.runs.run_dir import RunDir, read_json, write_json
 
 FORMAT = "choral-combination-1"
 _SUM_TOLERANCE = 1e-6
@@ -78,7 +78,7 @@ class Asked:
     name: str = ""
 
 
-def combine_run(folder: RunFolder, config: Config, split: str, asked: Asked) -> dict[str, Any]:
+def combine_run(folder: RunDir, config: Config, split: str, asked: Asked) -> dict[str, Any]:
     """Combine, score and keep; what is there already, from the same files, is read instead.
 
     Args:
@@ -131,7 +131,7 @@ def combine_run(folder: RunFolder, config: Config, split: str, asked: Asked) -> 
     return {**_of_split(json.loads(json.dumps(content)), split), "again": False}
 
 
-def fitted_rule(asked: Asked, ledger: Ledger, known: Known) -> tuple[Panel, Fit]:
+def fitted_rule(asked: Asked, ledger: Ledger, known: FittingData) -> tuple[MemberPredictions, Fit]:
     """Return who is heard in a ledger, and the rule, fitted on what is known; nothing is scored or kept.
 
     Raises:
@@ -141,7 +141,7 @@ def fitted_rule(asked: Asked, ledger: Ledger, known: Known) -> tuple[Panel, Fit]
     return panel, fit
 
 
-def _checked(asked: Asked, scored: Ledger, known: Known) -> Asked:
+def _checked(asked: Asked, scored: Ledger, known: FittingData) -> Asked:
     """Return what is asked with its defaults filled in; ConfigError where it cannot be done here."""
     task = scored.meta.task
     same = {"mean": "soft"} if task != "regression" else {"soft": "mean"}
@@ -183,7 +183,7 @@ def _checked(asked: Asked, scored: Ledger, known: Known) -> Asked:
     return replace(asked, temperature=_temperature(asked, scored, known))
 
 
-def _temperature(asked: Asked, scored: Ledger, known: Known) -> str:
+def _temperature(asked: Asked, scored: Ledger, known: FittingData) -> str:
     """Return fit, none or a number; what is fitted to has to be there for everybody who is heard."""
     possible = Combiner(asked.rule, scored.meta.task).gives_probabilities
     if not asked.temperature:
@@ -206,13 +206,13 @@ def _temperature(asked: Asked, scored: Ledger, known: Known) -> str:
     return str(value)
 
 
-def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit, LearnedViews | None]:
+def _fitted(asked: Asked, scored: Ledger, known: FittingData) -> tuple[MemberPredictions, Fit, LearnedViews | None]:
     """Return who is heard, the rule, ready, and the views, where they were to be learned."""
     views, weights, views_learned = asked.views, tuple[float, ...](), None
     if asked.views == (LEARNED,):
         views_learned = learn_views(scored, asked.members, known)
         views, weights = views_learned.kept, views_learned.kept_weights
-    panel = Panel(scored, asked.members, views, _joined(asked.files, scored, views, weights), weights)
+    panel = MemberPredictions(scored, asked.members, views, _joined(asked.files, scored, views, weights), weights)
     double = [name for name in panel.members if panel.members.count(name) > 1]
     if double:
         raise ConfigError(f"--with: two members are called '{double[0]}'; name one with NAME=FILE")
@@ -221,7 +221,7 @@ def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit, Lea
     if asked.rule == "stack":
         assert known.held_out is not None, "_checked saw to it"
         own = chosen_views(known.held_out, panel.views)
-        held_out = Panel(known.held_out, known.held_out.members, own, view_weights=weights)
+        held_out = MemberPredictions(known.held_out, known.held_out.members, own, view_weights=weights)
         fit = fit_stacking(held_out, panel.members, known.groups)
     elif asked.rule == "boosting":
         fit = boosting_of(panel.members, known.alphas, panel.task)
@@ -240,7 +240,7 @@ def _fitted(asked: Asked, scored: Ledger, known: Known) -> tuple[Panel, Fit, Lea
     return panel, fit, views_learned
 
 
-def _validation_panel(asked: Asked, panel: Panel, known: Known) -> Panel:
+def _validation_panel(asked: Asked, panel: MemberPredictions, known: FittingData) -> MemberPredictions:
     """Return the same members about the validation split."""
     assert known.validation is not None, "_checked saw to it"
     others = _joined(asked.validation_files, known.validation, panel.views, panel.view_weights)
@@ -252,13 +252,13 @@ def _validation_panel(asked: Asked, panel: Panel, known: Known) -> Panel:
                 f"--with-val {other.name}=FILE"
             )
     joined = tuple(theirs[other.name] for other in panel.others)
-    return Panel(known.validation, panel.own, panel.views, joined, panel.view_weights)
+    return MemberPredictions(known.validation, panel.own, panel.views, joined, panel.view_weights)
 
 
 def _joined(
     files: Sequence[str], ledger: Ledger, views: Sequence[str], weights: Sequence[float] = ()
-) -> tuple[Foreign, ...]:
-    return tuple(member for file in files for member in read_foreign(file, ledger, views, weights))
+) -> tuple[ExternalPredictions, ...]:
+    return tuple(member for file in files for member in read_external_predictions(file, ledger, views, weights))
 
 
 def _given(weights: Mapping[str, float], members: Sequence[str]) -> Mapping[str, float]:
@@ -278,7 +278,7 @@ def _or_weights(rule: str) -> str:
     return "; or give --weights" if rule == "weighted" else ""
 
 
-def _scores(asked: Asked, panel: Panel, fit: Fit) -> list[Row]:
+def _scores(asked: Asked, panel: MemberPredictions, fit: Fit) -> list[Row]:
     """Return the rows of the best member, the plain mean and the combination, each compared with the others in pairs."""
     baseline = mean_rule(panel.task)
     name = f"combined/{asked.name}"
@@ -294,7 +294,7 @@ def _scores(asked: Asked, panel: Panel, fit: Fit) -> list[Row]:
     return [row for row in rows if row["name"] in (best, baseline, name)]
 
 
-def _view_gains(asked: Asked, panel: Panel, fit: Fit, learned: LearnedViews) -> list[ViewGain]:
+def _view_gains(asked: Asked, panel: MemberPredictions, fit: Fit, learned: LearnedViews) -> list[ViewGain]:
     """Return what the learned weights of views gain by this rule, without its temperature."""
     rivals = {
         name: replace(panel, views=views, view_weights=(), others=_joined(asked.files, panel.ledger, views))
@@ -320,7 +320,7 @@ def _loss_row(row: ClassRow) -> Row | None:
     )
 
 
-def _write(out: Path, asked: Asked, panel: Panel, fit: Fit) -> None:
+def _write(out: Path, asked: Asked, panel: MemberPredictions, fit: Fit) -> None:
     ledger = panel.ledger
 
     def blocks() -> Iterator[NDArray[np.float32]]:
@@ -344,7 +344,7 @@ def _write(out: Path, asked: Asked, panel: Panel, fit: Fit) -> None:
     write_combined(out, meta, ledger.keys, ledger.labels, blocks())
 
 
-def _sources(asked: Asked, scored: Ledger, known: Known) -> dict[str, str]:
+def _sources(asked: Asked, scored: Ledger, known: FittingData) -> dict[str, str]:
     """Return the checksum of every file that the combination is made of."""
     files = [scored.path, *map(path_of, (*asked.files, *asked.validation_files))]
     learned = (asked.rule == "greedy" or (asked.rule == "weighted" and not asked.weights)) or asked.temperature == "fit"

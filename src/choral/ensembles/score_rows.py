@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.ensembles.diversity_rows import Diversity
-from choral.ensembles.member_predictions import Panel
+from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.rules import Combiner
 from choral.inference.ledger import Ledger
 from choral.metrics.estimate import Estimate
@@ -205,7 +205,7 @@ class Section:
         with_members: whether there are rows of the members, too.
     """
 
-    panel: Panel
+    panel: MemberPredictions
     suffix: str
     rules: Mapping[str, Combiner]
     with_members: bool = True

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from choral.core.errors import DataError
 from choral.ensembles.class_scores import class_rows
 from choral.ensembles.diversity import diversity_of
-from choral.ensembles.fitting_data import Known, rules_of
+from choral.ensembles.fitting_data import FittingData, rules_of
 from choral.ensembles.learned_views import learn_views, learned_panel, view_gains, why_not_learned
-from choral.ensembles.member_predictions import LEARNED, Panel
+from choral.ensembles.member_predictions import LEARNED, MemberPredictions
 from choral.ensembles.multilabel_scores import label_rows
 from choral.ensembles.regression_diversity import number_diversity
 from choral.ensembles.regression_scores import number_rows
@@ -49,7 +49,7 @@ def score_run(
     references: Sequence[Mapping[str, Any]] = (),
     absent: Mapping[str, str] | None = None,
     configured: int = 0,
-    known: Known | None = None,
+    known: FittingData | None = None,
 ) -> Scores:
     """Score the members of a ledger and what they say together.
 
@@ -78,10 +78,10 @@ def score_run(
     """
     if not len(ledger):
         raise DataError(f"{ledger.path}: holds no sample, nothing can be scored")
-    known = known or Known()
+    known = known or FittingData()
     sections, fitted, temperatures = [], [], []
     for view, suffix in scored_views(ledger):
-        panel = Panel(ledger, ledger.members, (view,))
+        panel = MemberPredictions(ledger, ledger.members, (view,))
         fits, temperature = rules_of(panel, known)
         sections.append(Section(panel, suffix, {name: fit.combiner for name, fit in fits.items()}))
         fitted += [_fitted(f"{name}{suffix}", fit) for name, fit in fits.items() if fit.on]
@@ -127,7 +127,7 @@ def _published(item: Mapping[str, Any]) -> Reference:
     return Reference(name=name, metric=metric, value=float(item["value"]), source=source)
 
 
-def _learned(ledger: Ledger, known: Known) -> tuple[LearnedRow | None, list[Section]]:
+def _learned(ledger: Ledger, known: FittingData) -> tuple[LearnedRow | None, list[Section]]:
     """Return the row of the mean over members under learned weights of views, and what stands behind it; or nothing."""
     if why_not_learned(ledger, known):
         return None, []
@@ -135,7 +135,7 @@ def _learned(ledger: Ledger, known: Known) -> tuple[LearnedRow | None, list[Sect
     panel = learned_panel(ledger, ledger.members, learned)
     name = mean_rule(panel.task)
     rule = Combiner(name, panel.task)
-    rivals = {to: Panel(ledger, ledger.members, views) for to, views in learned.rivals(ledger).items()}
+    rivals = {to: MemberPredictions(ledger, ledger.members, views) for to, views in learned.rivals(ledger).items()}
     row = LearnedRow(
         name=f"{name}+{LEARNED}",
         weights=learned.weights,
@@ -153,7 +153,7 @@ def _fitted(name: str, fit: Fit) -> FittedRule:
     return FittedRule(name=name, rule=rule, on=fit.on, samples=fit.samples, by=fit.by, weights=fit.weights)
 
 
-def _temperature(name: str, panel: Panel, found: Temperature, fitted_on: Ledger) -> TemperatureOf:
+def _temperature(name: str, panel: MemberPredictions, found: Temperature, fitted_on: Ledger) -> TemperatureOf:
     """Return what a temperature of the soft vote is worth on what is scored."""
     before, after = Combiner("soft", panel.task), Combiner("soft", panel.task, temperature=found.value)
     losses: list[NDArray[np.float64]] = []

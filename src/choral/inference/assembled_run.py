@@ -18,18 +18,18 @@ from pathlib import Path
 from choral.config import Config, EnsembleConfig, ResampleConfig
 from choral.config.ensemble import LEGAL_NAME
 from choral.core.errors import ConfigError
-from choral.inference.bundled_models import FILE, bundled_config, bundled_voices, is_bundle
+from choral.inference.bundled_models import FILE, is_bundle, read_bundle_config, read_bundled_models
 from choral.inference.trained_models import (
-    VOICES,
-    VOICES_FORMAT,
-    Voice,
-    check_agreement,
+    MODELS_FILE,
+    MODELS_FORMAT,
+    TrainedModel,
+    check_same_outputs,
+    find_trained_models,
     is_assembled,
-    voice_at,
-    voices_of,
+    read_trained_model,
 )
 from choral.runs.checkpoints import EMA, MODEL, SOUP, STATE, read_meta
-from choral.runs.run_dir import RUNS, RunFolder, read_json, write_json
+from choral.runs.run_dir import RUNS, RunDir, read_json, write_json
 
 _LONGEST = 64  # of a run's name
 _EXPECTED = f"a run (a folder with config.yaml) nor a checkpoint (one with {STATE}) nor a bundle (one with {FILE})"
@@ -41,11 +41,11 @@ class _Target:
 
     title: str
     config: Config
-    voices: tuple[Voice, ...]
+    models: tuple[TrainedModel, ...]
     unfinished: tuple[str, ...]
 
 
-def folder_of(targets: Sequence[str], name: str, shards: str) -> tuple[RunFolder, list[str]]:
+def folder_of(targets: Sequence[str], name: str, shards: str) -> tuple[RunDir, list[str]]:
     """Return the run that targets stand for: a run itself, or the one assembled of several runs and checkpoints.
 
     Args:
@@ -64,28 +64,28 @@ def folder_of(targets: Sequence[str], name: str, shards: str) -> tuple[RunFolder
     if alone and not (_is_checkpoint(targets[0]) or is_bundle(Path(targets[0])) or name):
         return run_named(targets[0], _EXPECTED), []
     found = [_read(target) for target in targets]
-    voices = _named([(target.title, voice) for target in found for voice in target.voices])
+    models = _named([(target.title, model) for target in found for model in target.models])
     if alone and is_bundle(
         Path(targets[0])
     ):  # its networks keep their names, by which it answers, and others are other data
-        voices, shards = list(found[0].voices), ""
-    check_agreement(", ".join(targets), voices)
+        models, shards = list(found[0].models), ""
+    check_same_outputs(", ".join(targets), models)
     name = name or _joined([target.title for target in found])
     if LEGAL_NAME.fullmatch(name) is None:
         raise ConfigError(f"--name: '{name}' is no run name: use letters, digits, '.', '_' and '-'")
-    return _write(RunFolder(RUNS / name), targets, found[0].config, voices, shards), [
+    return _write(RunDir(RUNS / name), targets, found[0].config, models, shards), [
         f"{target.title}: {member}" for target in found for member in target.unfinished
     ]
 
 
 def _write(
-    folder: RunFolder, targets: Sequence[str], config: Config, voices: Sequence[Voice], shards: str
-) -> RunFolder:
+    folder: RunDir, targets: Sequence[str], config: Config, models: Sequence[TrainedModel], shards: str
+) -> RunDir:
     places = [str(Path(target).absolute() if Path(target).exists() else target) for target in targets]
     if (folder.path / "config.yaml").is_file():
         if not is_assembled(folder):
             raise ConfigError(f"--name: {folder.path} is a run that was trained; choose another name")
-        before = (read_json(folder.path / VOICES) or {}).get("targets", [])
+        before = (read_json(folder.path / MODELS_FILE) or {}).get("targets", [])
         if before != places:
             raise ConfigError(
                 f"--name: {folder.path} is assembled of {', '.join(before)}; choose another name for {', '.join(targets)}"
@@ -96,23 +96,23 @@ def _write(
     data = replace(config.data, resample=ResampleConfig())
     content = [
         {
-            "name": voice.name,
-            "run": str(voice.run.path.absolute()),
-            "checkpoint": str(voice.checkpoint.absolute()),
-            "weights": voice.weights,
-            "sha256": voice.weights_hash,
+            "name": model.name,
+            "run": str(model.run.path.absolute()),
+            "checkpoint": str(model.checkpoint.absolute()),
+            "weights": model.weights,
+            "sha256": model.weights_hash,
         }
-        for voice in voices
+        for model in models
     ]
     # Before the config: ranks assemble at the same time, and a config alone would say that the run was trained.
-    write_json(folder.path / VOICES, {"format": VOICES_FORMAT, "targets": places, "voices": content})
+    write_json(folder.path / MODELS_FILE, {"format": MODELS_FORMAT, "targets": places, "voices": content})
     folder.claim(replace(config, run=folder.path.name, ensemble=EnsembleConfig(), data=data))
     return folder
 
 
-def bundle_of(folder: RunFolder) -> Path | None:
+def bundle_of(folder: RunDir) -> Path | None:
     """Return the bundle that a run was assembled of, if that is all that it was assembled of."""
-    targets = (read_json(folder.path / VOICES) or {}).get("targets", [])
+    targets = (read_json(folder.path / MODELS_FILE) or {}).get("targets", [])
     return Path(targets[0]) if len(targets) == 1 and is_bundle(Path(targets[0])) else None
 
 
@@ -122,10 +122,10 @@ def _read(target: str) -> _Target:
     if not _is_checkpoint(target):
         folder = run_named(target, _EXPECTED)
         config = folder.config()
-        voices, unfinished = voices_of(folder, config)
-        return _Target(_title(folder), config, tuple(voices), tuple(unfinished))
+        models, unfinished = find_trained_models(folder, config)
+        return _Target(_title(folder), config, tuple(models), tuple(unfinished))
     checkpoint = Path(target).absolute()
-    folder = RunFolder(checkpoint.parent.parent)
+    folder = RunDir(checkpoint.parent.parent)
     if not (folder.path / "config.yaml").is_file():
         raise ConfigError(
             f"{target}: a checkpoint says nothing of its network's architecture; leave it in its run, RUN/checkpoints/, "
@@ -137,22 +137,22 @@ def _read(target: str) -> _Target:
     if best.get("checkpoint") == checkpoint.name:
         weights = str(best.get("weights", MODEL))
     title = f"{_title(folder)}-{checkpoint.name}"
-    return _Target(title, folder.config(), (voice_at(title, title, folder, checkpoint, weights),), ())
+    return _Target(title, folder.config(), (read_trained_model(title, title, folder, checkpoint, weights),), ())
 
 
 def _of_bundle(path: Path) -> _Target:
-    config = bundled_config(path)
-    return _Target(f"{config.run}-{path.resolve().name}", config, tuple(bundled_voices(path)), ())
+    config = read_bundle_config(path)
+    return _Target(f"{config.run}-{path.resolve().name}", config, tuple(read_bundled_models(path)), ())
 
 
-def run_named(target: str, expected: str) -> RunFolder:
+def run_named(target: str, expected: str) -> RunDir:
     """Return the run that a target stands for.
 
     Raises:
         ConfigError: it is none; of a folder that is there, that it is not what was `expected`.
     """
     try:
-        return RunFolder.find(target)
+        return RunDir.find(target)
     except ConfigError as error:
         if not Path(target).exists():
             raise
@@ -163,21 +163,21 @@ def _is_checkpoint(target: str) -> bool:
     return (Path(target) / STATE).is_file()
 
 
-def _title(folder: RunFolder) -> str:
+def _title(folder: RunDir) -> str:
     """Return a run's name, of a member's folder with that of its run."""
     path = folder.path.resolve()
     return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "members" else path.name
 
 
-def _named(voices: Sequence[tuple[str, Voice]]) -> list[Voice]:
+def _named(models: Sequence[tuple[str, TrainedModel]]) -> list[TrainedModel]:
     """Return voices with names of their own: of the target, and of the network where the target has several."""
-    titles = [title for title, _ in voices]
+    titles = [title for title, _ in models]
     names: list[str] = []
-    for title, voice in voices:
-        name = title if titles.count(title) == 1 else f"{title}-{voice.name}"
+    for title, model in models:
+        name = title if titles.count(title) == 1 else f"{title}-{model.name}"
         number = next(number for number in count(1) if _numbered(name, number) not in names)
         names.append(_numbered(name, number))
-    return [replace(voice, name=name, member=name) for name, (_, voice) in zip(names, voices, strict=True)]
+    return [replace(model, name=name, member=name) for name, (_, model) in zip(names, models, strict=True)]
 
 
 def _numbered(name: str, number: int) -> str:

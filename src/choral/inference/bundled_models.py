@@ -14,7 +14,7 @@ from choral.config import Config
 from choral.config.files import from_values
 from choral.core.checksums import check_sum, sums_of
 from choral.core.errors import DataError
-from choral.inference.trained_models import Voice
+from choral.inference.trained_models import TrainedModel
 from choral.models.output_spec import Outputs
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class BundledVoice(Voice):
+class BundledModel(TrainedModel):
     """A network of a bundle; `checkpoint` is its folder there, and its norms are folded into the layers before them."""
 
     def load(self, device: torch.device) -> nn.Module:
@@ -48,7 +48,7 @@ def is_bundle(path: Path) -> bool:
     return (path / FILE).is_file()
 
 
-def bundled_voices(bundle: Path) -> list[BundledVoice]:
+def read_bundled_models(bundle: Path) -> list[BundledModel]:
     """Return the networks of a bundle, in its order; weights are verified when they are loaded.
 
     Raises:
@@ -61,7 +61,7 @@ def bundled_voices(bundle: Path) -> list[BundledVoice]:
         raise DataError(f"{bundle / FILE}: is not understood ({error!r}); export the bundle again") from error
 
 
-def bundled_config(bundle: Path) -> Config:
+def read_bundle_config(bundle: Path) -> Config:
     """Return the config of the run that a bundle comes from, with its members and views those that the bundle hears."""
     content, _ = _content_of(bundle)
     answer = content["answer"]
@@ -85,17 +85,17 @@ def _content_of(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return content, sums
 
 
-def _voice_of(bundle: Path, content: dict[str, Any], entry: dict[str, Any], sums: dict[str, str]) -> BundledVoice:
-    name, look, provenance = str(entry["name"]), entry["look"], content["provenance"]
+def _voice_of(bundle: Path, content: dict[str, Any], entry: dict[str, Any], sums: dict[str, str]) -> BundledModel:
+    name, input_spec, provenance = str(entry["name"]), entry["look"], content["provenance"]
     config = from_values(provenance["members"][name], where=f"{bundle / FILE}: {name}")
-    return BundledVoice(
+    return BundledModel(
         name=name,
         member=name,
         config=config,
         checkpoint=bundle / entry["folder"],
         outputs=Outputs.from_meta(entry["outputs"]),
-        mean=tuple(look["mean"]),
-        std=tuple(look["std"]),
+        mean=tuple(input_spec["mean"]),
+        std=tuple(input_spec["std"]),
         weights=WEIGHTS,
         weights_hash=sums[f"{entry['folder']}/{WEIGHTS}"],
         dataset=str(provenance["data"]["fingerprints"][name]),

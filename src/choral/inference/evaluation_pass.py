@@ -23,7 +23,7 @@ from choral.config import Config
 from choral.core.errors import DataError
 from choral.core.process_group import Runtime
 from choral.data.loading.device_loader import Batch
-from choral.data.loading.host_loader import HostBatch, Order
+from choral.data.loading.host_loader import BatchRequest, HostBatch
 from choral.data.loading.input_pipeline import RankPlace, Split, open_dataset, open_split, shared_samples
 from choral.data.loading.progress import SplitProgress
 from choral.inference.auto_batch_size import with_batch_size
@@ -32,10 +32,10 @@ from choral.inference.evaluation_plan import HELD_OUT, plan_evaluation
 from choral.inference.external_data import remember, split_of
 from choral.inference.ledger import LedgerMeta, ledger_table, merge_parts
 from choral.inference.ledger_parts import open_all
-from choral.inference.model_groups import answered, looks_of, turns_of
-from choral.inference.predict_chunk import ChunkAnswers, Manner
-from choral.inference.prediction_tasks import Question, about_all, about_unseen, rows_to_ask
-from choral.runs.run_dir import RunFolder
+from choral.inference.model_groups import group_models, input_specs_of, predict_by_groups
+from choral.inference.predict_chunk import ChunkPredictions, InferenceOptions
+from choral.inference.prediction_tasks import PredictionTask, all_rows_tasks, held_out_tasks, rows_to_predict
+from choral.runs.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
 BAD_LOG = "bad_samples.jsonl"
@@ -43,7 +43,7 @@ _SEEN = "all trained members, or all of a group, have seen them"
 _SOFTWARE = (f"choral {__version__}", *(f"{name} {version(name)}" for name in ("torch", "timm")))
 
 
-def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = False, data_name: str = "") -> None:
+def evaluate(config: Config, folder: RunDir, run: Runtime, force: bool = False, data_name: str = "") -> None:
     """Write the ledger of each configured split that does not have one of these members and views yet.
 
     Args:
@@ -62,8 +62,8 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     plan = plan_evaluation(config, folder, dataset, data_name)
     if run.is_main:
         remember(folder, dataset, plan.suffix)
-    config = with_batch_size(config, folder, run, plan.voices)
-    asked = len(plan.voices)
+    config = with_batch_size(config, folder, run, plan.models)
+    asked = len(plan.models)
     if plan.unfinished:
         _log.warning(
             "%d of %d members: not trained: %s", asked, asked + len(plan.unfinished), ", ".join(plan.unfinished)
@@ -72,11 +72,11 @@ def evaluate(config: Config, folder: RunFolder, run: Runtime, force: bool = Fals
     for name in plan.ledgers if force else plan.missing():
         split = open_split(config, dataset, config.data.train_split if name == HELD_OUT else split_of(name), place)
         unseen = name == HELD_OUT
-        questions = about_unseen(plan.groups, split.index) if unseen else about_all(plan.voices)
+        tasks = held_out_tasks(plan.groups, split.index) if unseen else all_rows_tasks(plan.models)
         path, meta = plan.ledgers[name]
-        manner = Manner(plan.views, meta.views, run.accelerator.autocast, config.evaluate.average)
+        options = InferenceOptions(plan.views, meta.views, run.accelerator.autocast, config.evaluate.average)
         _log.info("%s: %d samples, %d members, %d views", name, len(split), asked, len(plan.views))
-        SplitEvaluation(config, folder, run, place, split, questions, manner, meta, _SEEN).write(path)
+        SplitEvaluation(config, folder, run, place, split, tasks, options, meta, _SEEN).write(path)
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,19 @@ class SplitEvaluation:
     """
 
     config: Config
-    folder: RunFolder
+    folder: RunDir
     run: Runtime
     place: RankPlace
     split: Split
-    questions: list[Question]
-    manner: Manner
+    tasks: list[PredictionTask]
+    options: InferenceOptions
     meta: LedgerMeta
     left_out: str
 
     def write(self, path: Path) -> None:
         """Ask about this rank's share of what is not done yet, and let the main rank merge the parts of all."""
         run, index = self.run, self.split.index
-        rows, left_out = rows_to_ask(self.questions, len(self.split))
+        rows, left_out = rows_to_predict(self.tasks, len(self.split))
         chunks = Chunks(rows, self.config.evaluate.plain_batch_size)
         folder = chunks.folder(path.parent, self.meta, (*_SOFTWARE, run.device.type))
         done = self._done(folder, chunks)
@@ -176,18 +176,18 @@ class SplitEvaluation:
             finally:
                 writer.flush()
 
-    def _answers(self, chunks: Chunks, mine: Sequence[int]) -> Iterator[tuple[int, ChunkAnswers]]:
+    def _answers(self, chunks: Chunks, mine: Sequence[int]) -> Iterator[tuple[int, ChunkPredictions]]:
         """Yield this rank's chunks, as they are finished."""
-        at_once, manner = self.config.evaluate.members_at_once, self.manner
-        turns = turns_of(self.questions, at_once, chunks.size, self.run, manner)
-        looks = [look for group in turns.groups for look in looks_of(group)]
-        orders = (Order(rows=chunks.rows_of(chunk), epoch=0, step=chunk) for chunk in mine)
+        at_once, options = self.config.evaluate.members_at_once, self.options
+        turns = group_models(self.tasks, at_once, chunks.size, self.run, options)
+        input_specs = [input_spec for group in turns.groups for input_spec in input_specs_of(group)]
+        orders = (BatchRequest(rows=chunks.rows_of(chunk), epoch=0, step=chunk) for chunk in mine)
         bad_log = self.folder.path / BAD_LOG
-        host = shared_samples(self.config.data, self.split, self.place, looks, orders, bad_log)
+        host = shared_samples(self.config.data, self.split, self.place, input_specs, orders, bad_log)
         columns = [(member, view) for member in self.meta.members for view in self.meta.views]
 
-        def started(batch: Batch | HostBatch) -> ChunkAnswers:
+        def started(batch: Batch | HostBatch) -> ChunkPredictions:
             valid = batch.valid if isinstance(batch, HostBatch) else batch.valid.cpu().numpy()
-            return ChunkAnswers(batch.rows, columns, len(self.meta.classes), valid, self.meta.features)
+            return ChunkPredictions(batch.rows, columns, len(self.meta.classes), valid, self.meta.features)
 
-        yield from answered(host, turns, started, self.run, manner)
+        yield from predict_by_groups(host, turns, started, self.run, options)

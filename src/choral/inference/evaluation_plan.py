@@ -13,11 +13,11 @@ from choral.data.loading.targets import Targets
 from choral.data.shards.index import Dataset, Index
 from choral.inference.external_data import split_of, suffix_of
 from choral.inference.ledger import Ledger, LedgerMeta
-from choral.inference.trained_models import Voice, voices_of
+from choral.inference.trained_models import TrainedModel, find_trained_models
 from choral.inference.views import expand
 from choral.models.output_spec import Outputs
 from choral.runs.checkpoints import check_same_data
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 HELD_OUT = "held-out"
 """Names the ledger of the training split that holds, for each sample, what those say who were not trained on it."""
@@ -29,7 +29,7 @@ KEPT_BELOW = 256 << 20
 class Evaluation:
     """What is asked of whom."""
 
-    voices: list[Voice]
+    models: list[TrainedModel]
     unfinished: list[str]
     """Members that are not trained, and not asked."""
     views: tuple[str, ...]
@@ -37,7 +37,7 @@ class Evaluation:
     """Split, SPLIT@NAME or HELD_OUT to its ledger's path and what the ledger will hold."""
     suffix: str
     """Of the names of ledgers about other data than the run's own."""
-    groups: dict[str, tuple[Voice, ...]]
+    groups: dict[str, tuple[TrainedModel, ...]]
     """The voices whose mean each column of the held-out ledger is; none: there is no such ledger."""
 
     @property
@@ -50,7 +50,7 @@ class Evaluation:
         return [split for split, (path, meta) in self.ledgers.items() if not _holds(path, meta)]
 
 
-def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_name: str = "") -> Evaluation:
+def plan_evaluation(config: Config, folder: RunDir, dataset: Dataset, data_name: str = "") -> Evaluation:
     """Return what evaluating a run as its config says comes to.
 
     Args:
@@ -64,10 +64,10 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
         DataError: the data hold other classes, labels or targets than the members were trained on.
     """
     views = expand(config.test_views)
-    voices, unfinished = voices_of(folder, config)
-    outputs = voices[0].outputs
-    groups = _held_out_voices(config, voices, dataset)
-    suffix = suffix_of(folder, voices, dataset, data_name)
+    models, unfinished = find_trained_models(folder, config)
+    outputs = models[0].outputs
+    groups = _held_out_voices(config, models, dataset)
+    suffix = suffix_of(folder, models, dataset, data_name)
     samples = {}
     for split in (*config.evaluate.splits, *([config.data.train_split] if groups else [])):
         index = Index.open(dataset, split)
@@ -78,9 +78,9 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
                 f"{dataset.folder}: holds other classes than the members were trained on; evaluate on data of the same "
                 "classes"
             )
-    for voice in voices:
-        if Path(voice.config.data.shards).absolute() == dataset.folder:  # other data are meant to be other data
-            check_same_data(dataset.fingerprint, voice.dataset, voice.checkpoint.parent.parent)
+    for model in models:
+        if Path(model.config.data.shards).absolute() == dataset.folder:  # other data are meant to be other data
+            check_same_data(dataset.fingerprint, model.dataset, model.checkpoint.parent.parent)
     several = len(views) > 1
 
     def ledger(name: str, members: Sequence[str], evaluation: str) -> tuple[Path, LedgerMeta]:
@@ -102,40 +102,44 @@ def plan_evaluation(config: Config, folder: RunFolder, dataset: Dataset, data_na
         return folder.predictions / f"{name}.parquet", meta
 
     precision = config.train.precision
-    names = [voice.name for voice in voices]
-    evaluation = evaluation_of(voices, precision)
+    names = [model.name for model in models]
+    evaluation = evaluation_of(models, precision)
     ledgers = {f"{split}{suffix}": ledger(f"{split}{suffix}", names, evaluation) for split in config.evaluate.splits}
     if groups:
-        ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, voices, precision))
-    return Evaluation(voices, unfinished, views, ledgers, suffix, groups)
+        ledgers[HELD_OUT] = ledger(HELD_OUT, list(groups), _held_out_fingerprint(groups, models, precision))
+    return Evaluation(models, unfinished, views, ledgers, suffix, groups)
 
 
-def _held_out_voices(config: Config, voices: Sequence[Voice], dataset: Dataset) -> dict[str, tuple[Voice, ...]]:
+def _held_out_voices(
+    config: Config, models: Sequence[TrainedModel], dataset: Dataset
+) -> dict[str, tuple[TrainedModel, ...]]:
     """Return the trained voices of each group of folds or bags whose training split this is; groups without any are none."""
     if not config.evaluate.held_out:
         return {}
     split = config.data.train_split
     here = [
-        voice for voice in voices if voice.dataset == dataset.fingerprint and voice.config.data.train_split == split
+        model for model in models if model.dataset == dataset.fingerprint and model.config.data.train_split == split
     ]
     groups = {
-        group: tuple(voice for voice in here if voice.member in members)
+        group: tuple(model for model in here if model.member in members)
         for group, members in held_out_groups(config).items()
     }
     return {group: found for group, found in groups.items() if found}
 
 
-def evaluation_of(voices: Sequence[Voice], precision: str) -> str:
+def evaluation_of(models: Sequence[TrainedModel], precision: str) -> str:
     """Return a hash of everything that decides the probabilities of a view, apart from the data."""
-    parts = [*(f"{voice.name} {voice.weights_hash} {voice.inputs}" for voice in voices), precision]
+    parts = [*(f"{model.name} {model.weights_hash} {model.inputs}" for model in models), precision]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _held_out_fingerprint(groups: Mapping[str, Sequence[Voice]], voices: Sequence[Voice], precision: str) -> str:
+def _held_out_fingerprint(
+    groups: Mapping[str, Sequence[TrainedModel]], models: Sequence[TrainedModel], precision: str
+) -> str:
     """Return that of the other ledgers, by which `same_weights` knows them, and a hash of who is asked about what."""
-    parts = [f"{group} {voice.name} {voice.config.data.resample}" for group, own in groups.items() for voice in own]
+    parts = [f"{group} {model.name} {model.config.data.resample}" for group, own in groups.items() for model in own]
     asked = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return f"{evaluation_of(voices, precision)}-{asked}"
+    return f"{evaluation_of(models, precision)}-{asked}"
 
 
 def same_weights(held_out: LedgerMeta, other: LedgerMeta) -> bool:

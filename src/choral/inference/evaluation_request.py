@@ -15,7 +15,7 @@ from choral.config.files import parse_override, with_overrides
 from choral.core.errors import ConfigError
 from choral.inference.assembled_run import folder_of
 from choral.inference.external_data import named_data
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.[A-Za-z0-9_]+)*=")
 _ALLOWED = ("evaluate.", "train.precision:", "data.shards:", "data.on_bad_sample:", "data.max_bad_fraction:")
@@ -34,7 +34,7 @@ class Request:
         unfinished: members of targets that are not trained.
     """
 
-    folder: RunFolder
+    folder: RunDir
     overrides: tuple[str, ...] = ()
     data: str = ""
     split: str = ""
@@ -101,7 +101,7 @@ def request_of(options: argparse.Namespace) -> Request:
     )
 
 
-def evaluation_config(folder: RunFolder, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> Config:
+def evaluation_config(folder: RunDir, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> Config:
     """Return the config of a run with another way to evaluate.
 
     Args:

@@ -12,8 +12,8 @@ from choral.config import Config
 from choral.config.ensemble import LEGAL_NAME
 from choral.core.errors import ConfigError, DataError
 from choral.data.shards.index import Dataset, Index
-from choral.inference.trained_models import Voice, is_assembled
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.inference.trained_models import TrainedModel, is_assembled
+from choral.runs.run_dir import RunDir, read_json, write_json
 
 _AT = "@"
 _FILE = "data.json"
@@ -32,7 +32,7 @@ def named_data(text: str) -> tuple[str, str]:
     return "", text
 
 
-def suffix_of(folder: RunFolder, voices: Sequence[Voice], dataset: Dataset, name: str) -> str:
+def suffix_of(folder: RunDir, models: Sequence[TrainedModel], dataset: Dataset, name: str) -> str:
     """Return what is appended to splits in the names of ledgers: nothing for the run's own data, "@NAME" for others.
 
     A run's own are the data that it was trained on, wherever they lie now; those of an assembled run, the data of its config.
@@ -46,7 +46,7 @@ def suffix_of(folder: RunFolder, voices: Sequence[Voice], dataset: Dataset, name
         ConfigError: another data set has been evaluated under that name.
     """
     stored = Path(folder.config().data.shards).absolute()
-    if dataset.folder == stored or dataset.fingerprint == _own_fingerprint(folder, stored, voices):
+    if dataset.folder == stored or dataset.fingerprint == _own_fingerprint(folder, stored, models):
         return ""
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.folder.name).strip("-._") or "data"
     known = (read_json(folder.predictions / _FILE) or {}).get(name)
@@ -58,14 +58,14 @@ def suffix_of(folder: RunFolder, voices: Sequence[Voice], dataset: Dataset, name
     return f"{_AT}{name}"
 
 
-def _own_fingerprint(folder: RunFolder, stored: Path, voices: Sequence[Voice]) -> str:
+def _own_fingerprint(folder: RunDir, stored: Path, models: Sequence[TrainedModel]) -> str:
     if is_assembled(folder):  # its networks may have been trained on other data, each on its own
         with contextlib.suppress(DataError):  # they lie elsewhere by now
             return Dataset.open(str(stored)).fingerprint
-    return voices[0].dataset
+    return models[0].dataset
 
 
-def remember(folder: RunFolder, dataset: Dataset, suffix: str) -> None:
+def remember(folder: RunDir, dataset: Dataset, suffix: str) -> None:
     """Note where the data of ledgers with a suffix lie."""
     if suffix:
         path = folder.predictions / _FILE
@@ -73,7 +73,7 @@ def remember(folder: RunFolder, dataset: Dataset, suffix: str) -> None:
         write_json(path, {**(read_json(path) or {}), suffix.removeprefix(_AT): entry})
 
 
-def index_of(folder: RunFolder, config: Config, ledger: str) -> Index:
+def index_of(folder: RunDir, config: Config, ledger: str) -> Index:
     """Return the index of the samples that a ledger is about.
 
     Raises:

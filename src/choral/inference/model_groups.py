@@ -18,11 +18,11 @@ from torch import nn
 
 from choral.core.errors import ChoralError
 from choral.core.process_group import Runtime
-from choral.data.loading.device_loader import Again, Batch, shown
+from choral.data.loading.device_loader import Again, Batch, preprocess
 from choral.data.loading.host_loader import HostBatch, HostLoader
-from choral.data.loading.input_spec import Look, forms_of
-from choral.inference.predict_chunk import ChunkAnswers, Manner, ask
-from choral.inference.prediction_tasks import Question
+from choral.data.loading.input_spec import InputSpec, image_specs_of
+from choral.inference.predict_chunk import ChunkPredictions, InferenceOptions, predict_chunk
+from choral.inference.prediction_tasks import PredictionTask
 from choral.runs.memory import available_bytes, explained, host_share, is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -30,21 +30,21 @@ _WINDOW_BYTES = 256 << 20  # of decoded images
 _WINDOW_S = 30.0  # that a window may take for the next one to be twice as long
 _CPU_SHARE = 0.5  # of the memory that is free, for weights: activations and images want some, too
 
-Networks = list[tuple[Question, nn.Module]]
+Networks = list[tuple[PredictionTask, nn.Module]]
 
 
-def looks_of(questions: Sequence[Question]) -> list[Look]:
-    """Return the different looks of questions that stand in the order of their looks (`by_look`)."""
-    return [look for look, _ in groupby(question.voice.look for question in questions)]
+def input_specs_of(tasks: Sequence[PredictionTask]) -> list[InputSpec]:
+    """Return the different looks of questions that stand in the order of their looks (`by_input_spec`)."""
+    return [input_spec for input_spec, _ in groupby(task.model.input_spec for task in tasks)]
 
 
-def by_look(questions: Sequence[Question]) -> list[Question]:
+def by_input_spec(tasks: Sequence[PredictionTask]) -> list[PredictionTask]:
     """Return questions in an order in which those of equal looks stand together."""
-    return sorted(questions, key=lambda question: repr(question.voice.look))
+    return sorted(tasks, key=lambda task: repr(task.model.input_spec))
 
 
 @dataclass(frozen=True)
-class Turns:
+class ModelGroups:
     """Who is asked together.
 
     Attributes:
@@ -52,11 +52,13 @@ class Turns:
         loaded: the networks of the only group, once they are loaded; with several groups none.
     """
 
-    groups: list[list[Question]]
+    groups: list[list[PredictionTask]]
     loaded: Networks
 
 
-def turns_of(questions: Sequence[Question], at_once: int | str, batch: int, run: Runtime, manner: Manner) -> Turns:
+def group_models(
+    tasks: Sequence[PredictionTask], at_once: int | str, batch: int, run: Runtime, options: InferenceOptions
+) -> ModelGroups:
     """Decide who is asked together.
 
     Args:
@@ -69,39 +71,39 @@ def turns_of(questions: Sequence[Question], at_once: int | str, batch: int, run:
     Raises:
         ChoralError: a network does not fit even alone, or a checkpoint is damaged.
     """
-    ordered = by_look(questions)
+    ordered = by_input_spec(tasks)
     if isinstance(at_once, int):
         groups = [ordered[start : start + at_once] for start in range(0, len(ordered), at_once)]
     elif run.device.type == "cuda":
-        groups, networks = by_trying(ordered, lambda question, others: _tried(question, others, batch, run, manner))
+        groups, networks = group_by_memory(ordered, lambda task, others: _tried(task, others, batch, run, options))
         if len(groups) == 1:
-            return Turns(groups, networks)
+            return ModelGroups(groups, networks)
     else:
-        groups = by_size(ordered, _CPU_SHARE * host_share(run) * available_bytes())
+        groups = group_by_size(ordered, _CPU_SHARE * host_share(run) * available_bytes())
     if len(groups) > 1:
         sizes = ", ".join(str(len(group)) for group in groups)
         _log.info("%d networks take turns, as many at once as have room: %s", len(ordered), sizes)
-        return Turns(groups, [])
-    return Turns(groups, load(ordered, run.device))
+        return ModelGroups(groups, [])
+    return ModelGroups(groups, load(ordered, run.device))
 
 
-def by_size(questions: Sequence[Question], room: float) -> list[list[Question]]:
+def group_by_size(tasks: Sequence[PredictionTask], room: float) -> list[list[PredictionTask]]:
     """Return groups, each of the next questions whose weights have room together, in bytes, or of a single one."""
-    groups: list[list[Question]] = []
+    groups: list[list[PredictionTask]] = []
     taken = 0
-    for question in questions:
-        size = (question.voice.checkpoint / question.voice.weights).stat().st_size
+    for task in tasks:
+        size = (task.model.checkpoint / task.model.weights).stat().st_size
         if not groups or taken + size > room:
             groups.append([])
             taken = 0
-        groups[-1].append(question)
+        groups[-1].append(task)
         taken += size
     return groups
 
 
-def by_trying(
-    questions: Sequence[Question], attempt: Callable[[Question, Networks], nn.Module | None]
-) -> tuple[list[list[Question]], Networks]:
+def group_by_memory(
+    tasks: Sequence[PredictionTask], attempt: Callable[[PredictionTask, Networks], nn.Module | None]
+) -> tuple[list[list[PredictionTask]], Networks]:
     """Return groups, and the networks of the last one, still loaded.
 
     Args:
@@ -111,31 +113,36 @@ def by_trying(
     Raises:
         ChoralError: a network has no room even alone.
     """
-    groups: list[list[Question]] = [[]]
+    groups: list[list[PredictionTask]] = [[]]
     networks: Networks = []
-    for question in questions:
-        network = attempt(question, networks)
+    for task in tasks:
+        network = attempt(task, networks)
         if network is None and networks:
             groups.append([])
             networks.clear()
-            network = attempt(question, networks)
+            network = attempt(task, networks)
         if network is None:
             raise ChoralError(
-                f"{question.voice.name} does not fit into the memory of the device, even alone; lower evaluate.batch_size"
+                f"{task.model.name} does not fit into the memory of the device, even alone; lower evaluate.batch_size"
             )
-        groups[-1].append(question)
-        networks.append((question, network))
+        groups[-1].append(task)
+        networks.append((task, network))
     return groups, networks
 
 
-def _tried(question: Question, others: Networks, batch: int, run: Runtime, manner: Manner) -> nn.Module | None:
+def _tried(
+    task: PredictionTask, others: Networks, batch: int, run: Runtime, options: InferenceOptions
+) -> nn.Module | None:
     """Return the network on a GPU after one batch of zeros for each look that is loaded by then; None: out of memory."""
     torch.cuda.empty_cache()  # what a group before has left
-    looks = looks_of([*(other for other, _ in others), question])
+    input_specs = input_specs_of([*(other for other, _ in others), task])
     try:
-        network = question.voice.load(run.device)
-        images = [torch.zeros(batch, 3, look.form.size, look.form.size, device=run.device) for look in looks]
-        with torch.inference_mode(), manner.autocast():
+        network = task.model.load(run.device)
+        images = [
+            torch.zeros(batch, 3, input_spec.form.size, input_spec.form.size, device=run.device)
+            for input_spec in input_specs
+        ]
+        with torch.inference_mode(), options.autocast():
             network(images[-1].flip(-1))  # a view is a copy
         torch.cuda.synchronize(run.device)
     except (RuntimeError, MemoryError) as error:
@@ -145,18 +152,18 @@ def _tried(question: Question, others: Networks, batch: int, run: Runtime, manne
     return network
 
 
-def load(questions: Sequence[Question], device: torch.device) -> Networks:
+def load(tasks: Sequence[PredictionTask], device: torch.device) -> Networks:
     """Return questions with their networks, each loaded once."""
-    return [(question, question.voice.load(device)) for question in questions]
+    return [(task, task.model.load(device)) for task in tasks]
 
 
-def answered(
+def predict_by_groups(
     host: HostLoader,
-    turns: Turns,
-    started: Callable[[Batch | HostBatch], ChunkAnswers],
+    turns: ModelGroups,
+    started: Callable[[Batch | HostBatch], ChunkPredictions],
     run: Runtime,
-    manner: Manner,
-) -> Iterator[tuple[int, ChunkAnswers]]:
+    options: InferenceOptions,
+) -> Iterator[tuple[int, ChunkPredictions]]:
     """Yield chunks, as `Order.step` numbers them, with what everybody says about them.
 
     Args:
@@ -170,26 +177,26 @@ def answered(
         Stopped: this rank was told to stop; what was yielded before is finished.
     """
     if len(turns.groups) == 1:
-        looks = looks_of(turns.groups[0])
-        with shown(host, run.device, looks) as loader:
+        input_specs = input_specs_of(turns.groups[0])
+        with preprocess(host, run.device, input_specs) as loader:
             for batch in loader:
                 answers = started(batch)
-                _ask_all(turns.loaded, looks, batch, manner, answers)
+                _ask_all(turns.loaded, input_specs, batch, options, answers)
                 yield batch.step, answers
                 check_stop(run)
         return
-    forms = forms_of([look for group in turns.groups for look in looks_of(group)])
+    forms = image_specs_of([input_spec for group in turns.groups for input_spec in input_specs_of(group)])
     with host:
         for window in _windows(host):
             found = {batch.order.step: started(batch) for batch in window}
             for group in turns.groups:
-                looks = looks_of(group)
-                own = [forms.index(form) for form in forms_of(looks)]
+                input_specs = input_specs_of(group)
+                own = [forms.index(form) for form in image_specs_of(input_specs)]
                 networks = load(group, run.device)
-                with shown(Again([batch.in_forms(own) for batch in window]), run.device, looks) as loader:
+                with preprocess(Again([batch.in_forms(own) for batch in window]), run.device, input_specs) as loader:
                     for batch in loader:
                         check_stop(run)
-                        _ask_all(networks, looks, batch, manner, found[batch.step])
+                        _ask_all(networks, input_specs, batch, options, found[batch.step])
                 del networks
             yield from found.items()
             check_stop(run)
@@ -220,8 +227,14 @@ def _windows(host: HostLoader) -> Iterator[list[HostBatch]]:
         yield window
 
 
-def _ask_all(networks: Networks, looks: Sequence[Look], batch: Batch, manner: Manner, answers: ChunkAnswers) -> None:
-    for look, images in zip(looks, (batch.images, *batch.others), strict=True):
-        own = [(question, network) for question, network in networks if question.voice.look == look]
+def _ask_all(
+    networks: Networks,
+    input_specs: Sequence[InputSpec],
+    batch: Batch,
+    options: InferenceOptions,
+    answers: ChunkPredictions,
+) -> None:
+    for input_spec, images in zip(input_specs, (batch.images, *batch.others), strict=True):
+        own = [(task, network) for task, network in networks if task.model.input_spec == input_spec]
         with explained(len(batch.rows), "evaluate.batch_size", "lower it, or set it to auto"):
-            ask(own, images, manner, answers)
+            predict_chunk(own, images, options, answers)

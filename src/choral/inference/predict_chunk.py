@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from choral.config import Average
-from choral.data.loading.input_spec import Look
+from choral.data.loading.input_spec import InputSpec
 from choral.inference.chunks import Columns
 from choral.inference.ledger import features_of
-from choral.inference.prediction_tasks import Question
+from choral.inference.prediction_tasks import PredictionTask
 from choral.inference.views.transforms import apply_view
 from choral.models.output_spec import Outputs
 
 _SMALLEST = float(np.finfo(np.float32).eps)  # of a probability whose logarithm is taken, as `ensemble.combine` does
 
 
-class Shows(Protocol):
+class ViewTransform(Protocol):
     """Makes of what a look shows of images what a view shows of it."""
 
-    def __call__(self, images: Tensor, view: str, look: Look, rows: NDArray[np.int64]) -> Tensor:
+    def __call__(self, images: Tensor, view: str, input_spec: InputSpec, rows: NDArray[np.int64]) -> Tensor:
         """Return (B, 3, S, S) of (B, 3, S, S) normalised images, which are those of (B,) rows of the index."""
 
 
-class ReadsFeatures(Protocol):
+class FeatureReader(Protocol):
     """Keeps something of what networks make of images before the last layer."""
 
     def __call__(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,13 +40,13 @@ class ReadsFeatures(Protocol):
         """Return what is kept of (B, D) features of the network of a name, (B, width) float32."""
 
 
-def as_views(images: Tensor, view: str, look: Look, rows: NDArray[np.int64]) -> Tensor:
+def test_time_view(images: Tensor, view: str, input_spec: InputSpec, rows: NDArray[np.int64]) -> Tensor:
     """Return images as test-time views show them; no sample is shown otherwise than another."""
-    return apply_view(images, view, look.mean, look.std)
+    return apply_view(images, view, input_spec.mean, input_spec.std)
 
 
 @dataclass(frozen=True)
-class Manner:
+class InferenceOptions:
     """How networks are asked, all alike.
 
     Attributes:
@@ -65,13 +65,13 @@ class Manner:
     columns: tuple[str, ...]
     autocast: Callable[[], AbstractContextManager[object]]
     average: Average = "probabilities"
-    shows: Shows = as_views
-    features: ReadsFeatures | None = None
+    shows: ViewTransform = test_time_view
+    features: FeatureReader | None = None
     check: Callable[[], None] = lambda: None
     weights: tuple[float, ...] = ()
 
 
-class ChunkAnswers:
+class ChunkPredictions:
     """What is known so far about the rows of a chunk; a column is the mean over the voices that were asked for it.
 
     Args:
@@ -112,7 +112,12 @@ class ChunkAnswers:
         return self.rows[self.readable], self.rows[~self.readable], columns
 
 
-def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: Manner, answers: ChunkAnswers) -> None:
+def predict_chunk(
+    networks: Sequence[tuple[PredictionTask, nn.Module]],
+    images: Tensor,
+    options: InferenceOptions,
+    answers: ChunkPredictions,
+) -> None:
     """Ask networks about a chunk.
 
     Args:
@@ -121,34 +126,34 @@ def ask(networks: Sequence[tuple[Question, nn.Module]], images: Tensor, manner: 
         manner: how they are asked.
         answers: of the chunk, that are added to.
     """
-    look = networks[0][0].voice.look
+    input_spec = networks[0][0].model.input_spec
     whom = []
-    for question, network in networks:
-        mine = np.ones(len(answers.rows), np.bool_) if question.rows is None else question.rows[answers.rows]
+    for task, network in networks:
+        mine = np.ones(len(answers.rows), np.bool_) if task.rows is None else task.rows[answers.rows]
         if mine.any():
-            whom.append((question, network, mine))
-    means = [ViewMean(question.voice.outputs, manner) for question, _, _ in whom]
+            whom.append((task, network, mine))
+    means = [ViewMean(task.model.outputs, options) for task, _, _ in whom]
     with torch.inference_mode():
-        for view in manner.views if whom else ():
-            manner.check()
-            shown = manner.shows(images, view, look, answers.rows)
-            for (question, network, mine), mean in zip(whom, means, strict=True):
+        for view in options.views if whom else ():
+            options.check()
+            shown = options.shows(images, view, input_spec, answers.rows)
+            for (task, network, mine), mean in zip(whom, means, strict=True):
                 part = shown if mine.all() else shown[torch.from_numpy(mine).to(shown.device)]
-                if manner.features is None:
-                    with manner.autocast():
+                if options.features is None:
+                    with options.autocast():
                         logits = network(part)
                 else:
-                    with manner.autocast():
-                        logits, features = manner.features(network, part)
-                    mean.keep(features_of(view), manner.features.kept(question.voice.name, features))
+                    with options.autocast():
+                        logits, features = options.features(network, part)
+                    mean.keep(features_of(view), options.features.kept(task.model.name, features))
                 mean.add(view, logits)
-        for (question, _, mine), mean in zip(whom, means, strict=True):
-            answers.add(question.column, mine, mean.found())
+        for (task, _, mine), mean in zip(whom, means, strict=True):
+            answers.add(task.column, mine, mean.found())
 
 
 @torch.inference_mode()
 def predictions_of(
-    networks: Sequence[tuple[nn.Module, Outputs]], look: Look, images: Tensor, manner: Manner
+    networks: Sequence[tuple[nn.Module, Outputs]], input_spec: InputSpec, images: Tensor, options: InferenceOptions
 ) -> list[dict[str, Tensor]]:
     """Return what each network says, (B, outputs) float32 each, for the wanted columns.
 
@@ -158,11 +163,11 @@ def predictions_of(
         images: (B, 3, S, S) float, what that look shows.
         manner: how they are asked.
     """
-    means = [ViewMean(outputs, manner) for _, outputs in networks]
-    for view in manner.views:
-        shown = apply_view(images, view, look.mean, look.std)
+    means = [ViewMean(outputs, options) for _, outputs in networks]
+    for view in options.views:
+        shown = apply_view(images, view, input_spec.mean, input_spec.std)
         for (network, _), mean in zip(networks, means, strict=True):
-            with manner.autocast():
+            with options.autocast():
                 logits = network(shown)
             mean.add(view, logits)
     return [mean.found() for mean in means]
@@ -171,8 +176,8 @@ def predictions_of(
 class ViewMean:
     """What one network says under each view, and the mean of that."""
 
-    def __init__(self, outputs: Outputs, manner: Manner) -> None:
-        self._outputs, self._manner = outputs, manner
+    def __init__(self, outputs: Outputs, options: InferenceOptions) -> None:
+        self._outputs, self._manner = outputs, options
         self._found: dict[str, Tensor] = {}
         self._total: Tensor | None = None
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Prediction:
     """What all answers have in common."""
 
     def content(self) -> dict[str, Any]:
@@ -17,7 +17,7 @@ class _Answer:
 
 
 @dataclass(frozen=True)
-class ClassAnswer(_Answer):
+class ClassPrediction(_Prediction):
     """One class; `error` is "" unless the image could not be read, and then there is nothing else."""
 
     headings: ClassVar[tuple[str, ...]] = ("class", "probability", "votes")
@@ -47,7 +47,7 @@ class ClassAnswer(_Answer):
 
 
 @dataclass(frozen=True)
-class LabelAnswer(_Answer):
+class MultilabelPrediction(_Prediction):
     """The labels that apply, perhaps none; `error` as for a class."""
 
     headings: ClassVar[tuple[str, ...]] = ("labels", "votes")
@@ -71,7 +71,7 @@ class LabelAnswer(_Answer):
 
 
 @dataclass(frozen=True)
-class NumberAnswer(_Answer):
+class RegressionPrediction(_Prediction):
     """Numbers in the targets' own units; `error` as for a class."""
 
     headings: ClassVar[tuple[str, ...]] = ("value ± spread", "votes")
@@ -101,13 +101,13 @@ class NumberAnswer(_Answer):
         return values, votes
 
 
-Answer = ClassAnswer | LabelAnswer | NumberAnswer
+Answer = ClassPrediction | MultilabelPrediction | RegressionPrediction
 
 
-_KIND: dict[str, type[ClassAnswer] | type[LabelAnswer] | type[NumberAnswer]] = {
-    "multiclass": ClassAnswer,
-    "multilabel": LabelAnswer,
-    "regression": NumberAnswer,
+_KIND: dict[str, type[ClassPrediction] | type[MultilabelPrediction] | type[RegressionPrediction]] = {
+    "multiclass": ClassPrediction,
+    "multilabel": MultilabelPrediction,
+    "regression": RegressionPrediction,
 }
 _OPTIONAL = ("possible", "unsure", "intervals")
 

@@ -11,23 +11,23 @@ from choral.config import Config, members_of
 from choral.core.errors import ChoralError
 from choral.data.loading.boosting_weights import rounds_of
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.models.output_spec import Outputs
 from choral.runs.checkpoints import read_meta, snapshots_of, weights_of
-from choral.runs.run_dir import RunFolder, read_json
+from choral.runs.run_dir import RunDir, read_json
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-VOICES, VOICES_FORMAT = "voices.json", "choral-voices-1"
+MODELS_FILE, MODELS_FORMAT = "voices.json", "choral-voices-1"
 """Of a run that is assembled of others: which networks are its, and where they lie."""
 SINGLE = "model"
 """What the only member of a run without an `ensemble:` section is called."""
 
 
 @dataclass(frozen=True)
-class Voice:
+class TrainedModel:
     """A trained network that has not been loaded yet."""
 
     name: str
@@ -47,9 +47,9 @@ class Voice:
     """Fingerprint of the data it was trained on."""
 
     @property
-    def run(self) -> RunFolder:
+    def run(self) -> RunDir:
         """The folder of the training that it comes from."""
-        return RunFolder(self.checkpoint.parent.parent)
+        return RunDir(self.checkpoint.parent.parent)
 
     @property
     def inputs(self) -> tuple[object, ...]:
@@ -58,12 +58,12 @@ class Voice:
         return (data.image_size, data.resize, data.eval_crop, data.crop_pct, self.mean, self.std)
 
     @property
-    def look(self) -> Look:
+    def input_spec(self) -> InputSpec:
         """What it is shown; voices with equal looks share their batches, and their views."""
         data = self.config.data
         crop = Crop(data.eval_crop, crop_pct=data.crop_pct)
-        form = Form(data.image_size, crop, data.resize)
-        return Look(form, self.mean, self.std, self.config.model.channels_last)
+        form = ImageSpec(data.image_size, crop, data.resize)
+        return InputSpec(form, self.mean, self.std, self.config.model.channels_last)
 
     def load(self, device: torch.device) -> nn.Module:
         """Return the network in evaluation mode on `device`; its checkpoint's hashes are verified."""
@@ -76,18 +76,18 @@ class Voice:
         return network.to(device).eval()
 
 
-def is_assembled(folder: RunFolder) -> bool:
+def is_assembled(folder: RunDir) -> bool:
     """Whether a run is made of networks of other runs."""
-    return (folder.path / VOICES).is_file()
+    return (folder.path / MODELS_FILE).is_file()
 
 
-def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
+def member_run_dirs(folder: RunDir, config: Config) -> dict[str, RunDir]:
     """Return where the members of a run live, by name; a run without members is its own only one.
 
     Members that come after the end of a chain of boosting are none, nor is one that ended it by being no better than chance.
     """
     if is_assembled(folder):
-        return {entry["name"]: RunFolder(Path(entry["run"])) for entry in _entries(folder)}
+        return {entry["name"]: RunDir(Path(entry["run"])) for entry in _entries(folder)}
     members = members_of(config)
     if not members:
         return {SINGLE: folder}
@@ -96,7 +96,7 @@ def member_folders(folder: RunFolder, config: Config) -> dict[str, RunFolder]:
     return {name: folder.member(name) for name in names}
 
 
-def check_chain(folder: RunFolder, config: Config) -> None:
+def check_boosting_chain(folder: RunDir, config: Config) -> None:
     """Refuse members of boosting that were trained with the weights of a round that has come to something else since.
 
     A member's round is written before its result, and cut off when an earlier round is trained again with another outcome.
@@ -110,7 +110,7 @@ def check_chain(folder: RunFolder, config: Config) -> None:
     alphas = rounds.alphas if rounds is not None else {}
     stale = [
         name
-        for name, member in member_folders(folder, config).items()
+        for name, member in member_run_dirs(folder, config).items()
         if member.result is not None and name not in alphas
     ]
     if stale:
@@ -120,86 +120,86 @@ def check_chain(folder: RunFolder, config: Config) -> None:
         )
 
 
-def voices_of(folder: RunFolder, config: Config) -> tuple[list[Voice], list[str]]:
+def find_trained_models(folder: RunDir, config: Config) -> tuple[list[TrainedModel], list[str]]:
     """Return the trained networks of a run, and the names of the members whose training is not finished.
 
     A member has one network, which `evaluate.checkpoint` chooses, or with `ensemble.snapshots` one from the end of each
     cycle of its schedule.
 
     Raises:
-        ChoralError: none is finished, or they were trained on different classes; see `check_chain`, too.
+        ChoralError: none is finished, or they were trained on different classes; see `check_boosting_chain`, too.
     """
     if is_assembled(folder):
         return _assembled_voices(folder), []
-    check_chain(folder, config)
-    voices: list[Voice] = []
+    check_boosting_chain(folder, config)
+    models: list[TrainedModel] = []
     unfinished: list[str] = []
-    for name, member in member_folders(folder, config).items():
+    for name, member in member_run_dirs(folder, config).items():
         if member.result is None:
             unfinished.append(name)
             continue
-        voices += _voices_of_member(name, member, config)
-    if not voices:
+        models += _voices_of_member(name, member, config)
+    if not models:
         raise ChoralError(f"{folder.path}: no member has finished training ({_why_none(folder, unfinished)})")
-    check_agreement(str(folder.path), voices)
-    return voices, unfinished
+    check_same_outputs(str(folder.path), models)
+    return models, unfinished
 
 
-def check_agreement(where: str, voices: Sequence[Voice]) -> None:
+def check_same_outputs(where: str, models: Sequence[TrainedModel]) -> None:
     """Raise ChoralError, naming two of them, unless all voices predict the same classes, labels or targets."""
-    for voice in voices:
-        if not voice.outputs.agree(voices[0].outputs):
-            raise ChoralError(f"{where}: {voice.name} and {voices[0].name} were trained on different classes")
+    for model in models:
+        if not model.outputs.agree(models[0].outputs):
+            raise ChoralError(f"{where}: {model.name} and {models[0].name} were trained on different classes")
 
 
-def _entries(folder: RunFolder) -> list[dict[str, str]]:
-    content = read_json(folder.path / VOICES) or {}
-    if content.get("format") != VOICES_FORMAT:
-        raise ChoralError(f"{folder.path / VOICES}: damaged; delete {folder.path} and evaluate its targets again")
+def _entries(folder: RunDir) -> list[dict[str, str]]:
+    content = read_json(folder.path / MODELS_FILE) or {}
+    if content.get("format") != MODELS_FORMAT:
+        raise ChoralError(f"{folder.path / MODELS_FILE}: damaged; delete {folder.path} and evaluate its targets again")
     entries: list[dict[str, str]] = content["voices"]
     return entries
 
 
-def _assembled_voices(folder: RunFolder) -> list[Voice]:
-    voices = []
+def _assembled_voices(folder: RunDir) -> list[TrainedModel]:
+    models = []
     for entry in _entries(folder):
-        voice = _assembled_voice(entry)
-        if voice.weights_hash != entry["sha256"]:
+        model = _assembled_voice(entry)
+        if model.weights_hash != entry["sha256"]:
             raise ChoralError(
-                f"{folder.path}: {voice.name}: {voice.checkpoint} holds other weights than when it was assembled; evaluate "
+                f"{folder.path}: {model.name}: {model.checkpoint} holds other weights than when it was assembled; evaluate "
                 "the same targets again"
             )
-        voices.append(voice)
-    return voices
+        models.append(model)
+    return models
 
 
-def _assembled_voice(entry: Mapping[str, str]) -> Voice:
-    from choral.inference.bundled_models import bundled_voices, is_bundle  # its voices are voices, too
+def _assembled_voice(entry: Mapping[str, str]) -> TrainedModel:
+    from choral.inference.bundled_models import is_bundle, read_bundled_models  # its voices are voices, too
 
     name, run, checkpoint = entry["name"], Path(entry["run"]), Path(entry["checkpoint"])
     if not is_bundle(run):
-        return voice_at(name, name, RunFolder(run), checkpoint, entry["weights"])
-    for voice in bundled_voices(run):
-        if voice.checkpoint == checkpoint:
-            return replace(voice, name=name, member=name)
+        return read_trained_model(name, name, RunDir(run), checkpoint, entry["weights"])
+    for model in read_bundled_models(run):
+        if model.checkpoint == checkpoint:
+            return replace(model, name=name, member=name)
     raise ChoralError(f"{run}: holds no {checkpoint.name} any more; evaluate the same targets again")
 
 
-def _voices_of_member(name: str, member: RunFolder, config: Config) -> list[Voice]:
+def _voices_of_member(name: str, member: RunDir, config: Config) -> list[TrainedModel]:
     """Return the networks of a member whose training is finished."""
     cycles = config.ensemble.snapshots
     if not cycles:
-        return [voice_at(name, name, member, *weights_of(member.checkpoints, config.evaluate.checkpoint))]
+        return [read_trained_model(name, name, member, *weights_of(member.checkpoints, config.evaluate.checkpoint))]
     found = snapshots_of(member.checkpoints)
     if len(found) != cycles:
         raise ChoralError(
             f"{member.path}: has {len(found)} of {cycles} snapshots; delete its result.json and the checkpoints behind the "
             "missing one, and train it again: it continues from there"
         )
-    return [voice_at(f"{name}.{number}", name, member, *place) for number, place in enumerate(found, start=1)]
+    return [read_trained_model(f"{name}.{number}", name, member, *place) for number, place in enumerate(found, start=1)]
 
 
-def voice_at(name: str, member: str, folder: RunFolder, checkpoint: Path, weights: str) -> Voice:
+def read_trained_model(name: str, member: str, folder: RunDir, checkpoint: Path, weights: str) -> TrainedModel:
     """Return the network whose weights lie in a file of a checkpoint.
 
     Args:
@@ -211,7 +211,7 @@ def voice_at(name: str, member: str, folder: RunFolder, checkpoint: Path, weight
         ChoralError: the checkpoint is missing or damaged.
     """
     meta = read_meta(checkpoint)
-    return Voice(
+    return TrainedModel(
         name=name,
         member=member,
         config=folder.config(),
@@ -225,7 +225,7 @@ def voice_at(name: str, member: str, folder: RunFolder, checkpoint: Path, weight
     )
 
 
-def _why_none(folder: RunFolder, unfinished: list[str]) -> str:
+def _why_none(folder: RunDir, unfinished: list[str]) -> str:
     if unfinished:
         return f"{', '.join(unfinished)}; train them first"
     rounds = rounds_of(folder)

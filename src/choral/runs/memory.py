@@ -20,7 +20,7 @@ import torch
 
 from choral.core.errors import ChoralError, OutOfMemory
 from choral.core.process_group import Runtime
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.runs.run_dir import RunDir, read_json, write_json
 
 BATCH_FILE = "batch.json"
 SHARE = 0.9
@@ -173,7 +173,7 @@ def host_share(run: Runtime) -> float:
     return part / run.local_world_size
 
 
-def remembered(folder: RunFolder, run: Runtime, name: str, settings: Mapping[str, Any]) -> int:
+def remembered(folder: RunDir, run: Runtime, name: str, settings: Mapping[str, Any]) -> int:
     """Return what the main rank finds in batch.json under a name, on all ranks; 0: nothing, or for other settings."""
     found = 0
     if run.is_main:
@@ -182,7 +182,7 @@ def remembered(folder: RunFolder, run: Runtime, name: str, settings: Mapping[str
     return int(run.broadcast(torch.tensor([found], device=run.device)).item())
 
 
-def remember(folder: RunFolder, run: Runtime, name: str, settings: Mapping[str, Any], found: int) -> None:
+def remember(folder: RunDir, run: Runtime, name: str, settings: Mapping[str, Any], found: int) -> None:
     """Keep on the main rank what was found."""
     if run.is_main:
         content = read_json(folder.path / BATCH_FILE) or {}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from choral.config import Config
 from choral.core.errors import ChoralError
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from choral.core.process_group import Runtime
 
 
-def as_rank(config: Config, folder: RunFolder, work: Callable[[Runtime], None]) -> int:
+def as_rank(config: Config, folder: RunDir, work: Callable[[Runtime], None]) -> int:
     """Do the work of this process, one of those that the launcher started, on a run, and return its exit status."""
 
     def start() -> Runtime:

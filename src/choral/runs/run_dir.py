@@ -79,18 +79,18 @@ def is_run(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """Paths and rules of one run's folder."""
 
     path: Path
 
     @classmethod
-    def of(cls, config: Config) -> RunFolder:
+    def of(cls, config: Config) -> RunDir:
         """Return the folder runs/NAME of a config; it need not exist."""
         return cls(RUNS / config.run)
 
     @classmethod
-    def find(cls, target: str) -> RunFolder:
+    def find(cls, target: str) -> RunDir:
         """Return the existing run that `target` names: a folder, a name under runs/, or a config file whose run exists.
 
         Raises:
@@ -136,9 +136,9 @@ class RunFolder:
         """The last report; empty before the first."""
         return read_json(self.path / "status.json") or {}
 
-    def member(self, name: str) -> RunFolder:
+    def member(self, name: str) -> RunDir:
         """Return the folder of a member of this ensemble."""
-        return RunFolder(self.path / "members" / name)
+        return RunDir(self.path / "members" / name)
 
     def config(self) -> Config:
         """Return the config stored in the folder."""

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from choral.config import Average
 from choral.ensembles.rules import Combiner
-from choral.inference.prediction_types import Answer, ClassAnswer, LabelAnswer, NumberAnswer
+from choral.inference.prediction_types import Answer, ClassPrediction, MultilabelPrediction, RegressionPrediction
 from choral.metrics.per_sample import top_class
 from choral.scoring.calibration_maps import CalibrationMap
 from choral.scoring.decision_fitting import plain_decision
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 
 def plain_answering(
     task: str, classes: Sequence[str], members: Sequence[str], views: Sequence[str], average: Average = "probabilities"
-) -> Answering:
+) -> PredictionPolicy:
     """Return how a run answers that was never calibrated: the mean over views and members, and the most probable."""
-    return Answering(
+    return PredictionPolicy(
         of="",
         task=task,
         classes=tuple(classes),
@@ -39,7 +39,7 @@ def plain_answering(
 
 
 def answers_of(
-    answering: Answering, names: Sequence[str], by_member: NDArray[np.float32], said: NDArray[np.float32]
+    answering: PredictionPolicy, names: Sequence[str], by_member: NDArray[np.float32], said: NDArray[np.float32]
 ) -> list[Answer]:
     """Return the answer for each image of a batch.
 
@@ -47,7 +47,7 @@ def answers_of(
         answering: how.
         names: (B,) what the images are called; "" where they have no name.
         by_member: (members, B, outputs) what each member that is heard predicts, its views averaged.
-        said: (B, outputs) what they say together, calibrated: `Answering.said`.
+        said: (B, outputs) what they say together, calibrated: `PredictionPolicy.said`.
     """
     make = {"multilabel": _labels, "regression": _numbers}.get(answering.task, _class)
     found = []
@@ -57,7 +57,7 @@ def answers_of(
     return found
 
 
-def described(answering: Answering) -> str:
+def described(answering: PredictionPolicy) -> str:
     """Return in one line how a run or a bundle answers."""
     parts = [answering.of]
     method = answering.calibration.method
@@ -83,12 +83,12 @@ def described(answering: Answering) -> str:
 
 
 def _class(
-    answering: Answering, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
+    answering: PredictionPolicy, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
 ) -> Answer:
     names, chosen = answering.classes, int(answering.decide(said)[0])
     probability = float(said[0, chosen])
     unsure = None if answering.unsure_below is None else probability < answering.unsure_below
-    return ClassAnswer(
+    return ClassPrediction(
         image,
         names[chosen],
         probability,
@@ -100,17 +100,17 @@ def _class(
 
 
 def _labels(
-    answering: Answering, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
+    answering: PredictionPolicy, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
 ) -> Answer:
     shares = dict(zip(answering.classes, said[0].tolist(), strict=True))
     given = _named(answering.classes, answering.decide(said)[0])
     by_member = {name: _named(answering.classes, answering.decide(values[None])[0]) for name, values in votes.items()}
     labels = {name: shares[name] for name in sorted(given, key=lambda name: -shares[name])}
-    return LabelAnswer(image, labels, shares, by_member, possible=_possible(answering, said))
+    return MultilabelPrediction(image, labels, shares, by_member, possible=_possible(answering, said))
 
 
 def _numbers(
-    answering: Answering, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
+    answering: PredictionPolicy, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
 ) -> Answer:
     names = answering.classes
     values = dict(zip(names, said[0].tolist(), strict=True))
@@ -123,10 +123,10 @@ def _numbers(
             name: (value - half[name], value + half[name]) if math.isfinite(half[name]) else None
             for name, value in values.items()
         }
-    return NumberAnswer(image, values, dict(zip(names, spread.tolist(), strict=True)), own, intervals=intervals)
+    return RegressionPrediction(image, values, dict(zip(names, spread.tolist(), strict=True)), own, intervals=intervals)
 
 
-def _possible(answering: Answering, said: NDArray[np.float32]) -> tuple[str, ...] | None:
+def _possible(answering: PredictionPolicy, said: NDArray[np.float32]) -> tuple[str, ...] | None:
     """Return the classes or labels of the set, most probable first; None: there are no sets."""
     if answering.conformal is None:
         return None

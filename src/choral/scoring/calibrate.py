@@ -21,13 +21,13 @@ from choral.core.files import sha256_of
 from choral.inference.ledger import Ledger
 from choral.metrics.decision import sure_from
 from choral.metrics.per_sample import label_log_losses, log_losses
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.calibration_maps import METHODS, CalibrationMap, cross_fitted, fit_map
 from choral.scoring.decision_fitting import Evidence, conformal_of, decision_of, plain_decision
-from choral.scoring.policy import Answering, Conformal, answer_path, write_answer
+from choral.scoring.policy import Conformal, PredictionPolicy, answer_path, write_answer
 from choral.scoring.policy_evaluation import before_and_after, judged_decision, judged_sets, judged_unsure
 from choral.scoring.predictor import usual_name
-from choral.scoring.scored_predictor import Recipe, recipe_of
+from choral.scoring.scored_predictor import ScoredPredictor, recipe_of
 
 _COMPARED = 1_000_000  # numbers: of more, methods that were not asked for are not fitted for comparison
 
@@ -57,7 +57,7 @@ class Asked:
     unsure_below: str = ""
 
 
-def calibrate_run(folder: RunFolder, config: Config, split: str, asked: Asked) -> dict[str, Any]:
+def calibrate_run(folder: RunDir, config: Config, split: str, asked: Asked) -> dict[str, Any]:
     """Fit, choose, judge and keep.
 
     Args:
@@ -94,7 +94,7 @@ def calibrate_run(folder: RunFolder, config: Config, split: str, asked: Asked) -
     return content
 
 
-def fitted_answer(recipe: Recipe, asked: Asked) -> tuple[Answering, dict[str, float]]:
+def fitted_answer(recipe: ScoredPredictor, asked: Asked) -> tuple[PredictionPolicy, dict[str, float]]:
     """Return how a predictor answers, all of it fitted and chosen on the validation ledger of its recipe.
 
     Returns:
@@ -116,7 +116,7 @@ def fitted_answer(recipe: Recipe, asked: Asked) -> tuple[Answering, dict[str, fl
     return _chosen(_answering(recipe, validation, calibration), evidence, asked), losses
 
 
-def _validation(recipe: Recipe) -> Ledger:
+def _validation(recipe: ScoredPredictor) -> Ledger:
     """Return the ledger that things are fitted on; ConfigError where there is none, or none of probabilities."""
     predictor, validation = recipe.predictor, recipe.known.validation
     if validation is None:
@@ -132,7 +132,7 @@ def _validation(recipe: Recipe) -> Ledger:
 
 
 def _method(
-    asked: str, recipe: Recipe, validation: Ledger, predictions: NDArray[np.float32]
+    asked: str, recipe: ScoredPredictor, validation: Ledger, predictions: NDArray[np.float32]
 ) -> tuple[str, dict[str, float]]:
     """Return the method, and the cross-fitted log loss on validation of each that was compared."""
     task = validation.meta.task
@@ -152,10 +152,10 @@ def _method(
     return min(losses, key=losses.__getitem__) if asked == "auto" else asked or "temperature", losses
 
 
-def _answering(recipe: Recipe, validation: Ledger, calibration: CalibrationMap) -> Answering:
+def _answering(recipe: ScoredPredictor, validation: Ledger, calibration: CalibrationMap) -> PredictionPolicy:
     """Return the answer before anything is chosen."""
     meta = recipe.predictor.ledger.meta
-    return Answering(
+    return PredictionPolicy(
         of=recipe.predictor.name,
         task=meta.task,
         classes=meta.classes,
@@ -176,7 +176,7 @@ def _answering(recipe: Recipe, validation: Ledger, calibration: CalibrationMap) 
     )
 
 
-def _chosen(answering: Answering, evidence: Evidence, asked: Asked) -> Answering:
+def _chosen(answering: PredictionPolicy, evidence: Evidence, asked: Asked) -> PredictionPolicy:
     """Return the answer with sets and decision."""
     conformal: Conformal | None = None
     if asked.coverage is not None:
@@ -193,7 +193,7 @@ def _chosen(answering: Answering, evidence: Evidence, asked: Asked) -> Answering
     return replace(answering, unsure_below=sure_from(confidence, decided == evidence.labels, asked.unsure_below))
 
 
-def _judged(answering: Answering, scored: Ledger, before: NDArray[np.float32]) -> dict[str, Any]:
+def _judged(answering: PredictionPolicy, scored: Ledger, before: NDArray[np.float32]) -> dict[str, Any]:
     """Return what it is all worth on the split that is scored."""
     labels = scored.labels
     after = answering.calibration(before)

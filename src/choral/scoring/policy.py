@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from choral.config import Average
 from choral.core.errors import DataError
-from choral.ensembles.member_predictions import Panel
+from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.rules import Combiner, log_scores, probabilities_of
 from choral.inference.ledger import Ledger
 from choral.metrics.conformal import conformal_scores, prediction_sets
 from choral.metrics.decision import least_cost, with_threshold
 from choral.metrics.per_sample import top_class
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.runs.run_dir import RunDir, read_json, write_json
 from choral.scoring.calibration_maps import CalibrationMap
 
 FORMAT = "choral-answer-1"
@@ -75,7 +75,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Answering:
+class PredictionPolicy:
     """What a run says about a sample, given what its members say about it under each view.
 
     Attributes:
@@ -189,7 +189,7 @@ class Answering:
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Answering:
+    def from_json(cls, content: Mapping[str, Any]) -> PredictionPolicy:
         """Read what `to_json` gave; ValueError, KeyError or TypeError where it is something else."""
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
@@ -252,12 +252,12 @@ def _conformal(content: Mapping[str, Any] | None) -> Conformal | None:
     return Conformal(content["score"], float(content["coverage"]), quantiles, tuple(content["samples"]))
 
 
-def answer_path(folder: RunFolder) -> Path:
+def answer_path(folder: RunDir) -> Path:
     """Return where a run keeps how it answers."""
     return folder.path / FILE
 
 
-def read_answer(folder: RunFolder) -> Answering | None:
+def read_answer(folder: RunDir) -> PredictionPolicy | None:
     """Return how a run answers; None where nothing was calibrated.
 
     Raises:
@@ -267,17 +267,17 @@ def read_answer(folder: RunFolder) -> Answering | None:
     if not path.is_file():
         return None
     try:
-        return Answering.from_json(read_json(path) or {})
+        return PredictionPolicy.from_json(read_json(path) or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is damaged ({error!r}); run `choral calibrate` again, or delete it") from error
 
 
-def write_answer(folder: RunFolder, answering: Answering) -> None:
+def write_answer(folder: RunDir, answering: PredictionPolicy) -> None:
     """Keep how a run answers."""
     write_json(answer_path(folder), answering.to_json())
 
 
-def check_answer(folder: RunFolder, answering: Answering, evaluation: str) -> None:
+def check_answer(folder: RunDir, answering: PredictionPolicy, evaluation: str) -> None:
     """Refuse an answer that was fitted to other weights, inputs or classes.
 
     Raises:
@@ -287,7 +287,7 @@ def check_answer(folder: RunFolder, answering: Answering, evaluation: str) -> No
         raise DataError(f"{answer_path(folder)}: {_STALE}")
 
 
-def why_not_answered(answering: Answering, ledger: Ledger) -> str:
+def reason_not_calibrated(answering: PredictionPolicy, ledger: Ledger) -> str:
     """Return why an answer says nothing about the samples of a ledger; "" where it does."""
     if answering.evaluation != ledger.meta.evaluation:
         return _STALE
@@ -297,9 +297,9 @@ def why_not_answered(answering: Answering, ledger: Ledger) -> str:
     return f"needs {', '.join(missing)} of {ledger.path}: evaluate with evaluate.keep_views=true" if missing else ""
 
 
-def answer_panel(answering: Answering, ledger: Ledger) -> Panel:
+def answer_panel(answering: PredictionPolicy, ledger: Ledger) -> MemberPredictions:
     """Return the members and columns of a ledger that an answer hears."""
     meta, views, weights = ledger.meta, tuple(answering.views), tuple(answering.views.values())
     if views == meta.tta_views and len(set(weights)) == 1 and answering.average == meta.average:
-        return Panel(ledger, answering.members, ("tta",))
-    return Panel(ledger, answering.members, views, view_weights=weights)
+        return MemberPredictions(ledger, answering.members, ("tta",))
+    return MemberPredictions(ledger, answering.members, views, view_weights=weights)

@@ -19,7 +19,7 @@ from choral.metrics.metric_report import estimates_of, measured, overall_measure
 from choral.metrics.per_sample import top_class
 from choral.metrics.reliability import reliability_bins, wilson
 from choral.metrics.selective import area_of, resampled_areas, selective_curve
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 BINS = 10
 _SHOWN = ("accuracy", "log_loss", "brier", "ece")
@@ -87,7 +87,7 @@ def _paired(before: Estimate, after: Estimate) -> dict[str, Any]:
     return {name: numbers(interval) for name, interval in found.items()}
 
 
-def judged_sets(answering: Answering, labels: NDArray[Any], predictions: NDArray[np.float32]) -> dict[str, Any]:
+def judged_sets(answering: PredictionPolicy, labels: NDArray[Any], predictions: NDArray[np.float32]) -> dict[str, Any]:
     """Return how often the sets or intervals of an answer hold the truth, and how large they are."""
     conformal = answering.conformal
     assert conformal is not None, "there are sets"
@@ -124,7 +124,7 @@ def judged_sets(answering: Answering, labels: NDArray[Any], predictions: NDArray
     }
 
 
-def _each(answering: Answering, held: NDArray[np.bool_], counted: NDArray[np.bool_]) -> dict[str, Any]:
+def _each(answering: PredictionPolicy, held: NDArray[np.bool_], counted: NDArray[np.bool_]) -> dict[str, Any]:
     """Return of each class, label or target the share of the samples counted that is covered, with Wilson's interval."""
     return {name: _share(held[counted[:, column], column]) for column, name in enumerate(answering.classes)}
 
@@ -138,7 +138,9 @@ def _share(held: NDArray[np.bool_]) -> dict[str, Any] | None:
     return {"value": value, "low": low, "high": high, "n": len(held)}
 
 
-def judged_decision(answering: Answering, labels: NDArray[Any], predictions: NDArray[np.float32]) -> dict[str, Any]:
+def judged_decision(
+    answering: PredictionPolicy, labels: NDArray[Any], predictions: NDArray[np.float32]
+) -> dict[str, Any]:
     """Return what the decision of an answer comes to, beside the most probable class, or labels above one half."""
     decision = answering.decision
     found: dict[str, Any] = {"kind": decision.kind}
@@ -174,7 +176,9 @@ def judged_decision(answering: Answering, labels: NDArray[Any], predictions: NDA
     return found
 
 
-def judged_unsure(answering: Answering, labels: NDArray[Any], predictions: NDArray[np.float32]) -> dict[str, Any]:
+def judged_unsure(
+    answering: PredictionPolicy, labels: NDArray[Any], predictions: NDArray[np.float32]
+) -> dict[str, Any]:
     """Return how many answers are called unsure, and how many of the others and of these are right."""
     decided = answering.decide(predictions)
     sure = predictions[np.arange(len(labels)), decided] >= (answering.unsure_below or 0)
@@ -188,7 +192,7 @@ def judged_unsure(answering: Answering, labels: NDArray[Any], predictions: NDArr
     }
 
 
-def _confusion(answering: Answering, labels: NDArray[np.int64], decided: NDArray[np.int64]) -> list[list[int]]:
+def _confusion(answering: PredictionPolicy, labels: NDArray[np.int64], decided: NDArray[np.int64]) -> list[list[int]]:
     classes = len(answering.classes)
     return np.bincount(labels * classes + decided, minlength=classes**2).reshape(classes, classes).tolist()
 

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from choral.config import Config
 from choral.core.errors import ConfigError, DataError, did_you_mean
-from choral.ensembles.fitting_data import Known, fit_of, known_of, rule_names
+from choral.ensembles.fitting_data import FittingData, fit_of, known_of, rule_names
 from choral.ensembles.learned_views import learn_views, learned_panel, why_not_learned
-from choral.ensembles.member_predictions import LEARNED, Panel
+from choral.ensembles.member_predictions import LEARNED, MemberPredictions
 from choral.ensembles.rules import Combiner, mean_rule
 from choral.ensembles.score_rows import scored_views
 from choral.inference.ledger import Ledger
 from choral.metrics.metric_report import Metrics, measured
 from choral.metrics.per_sample import top_class
-from choral.runs.run_dir import RunFolder, read_json
-from choral.scoring.policy import answer_panel, answer_path, read_answer, why_not_answered
+from choral.runs.run_dir import RunDir, read_json
+from choral.scoring.policy import answer_panel, answer_path, read_answer, reason_not_calibrated
 
 COMBINED = "combined/"
 ANSWER = "answer"
@@ -68,7 +68,7 @@ class Predictor:
         )
 
 
-def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") -> Predictor:
+def predictor_of(folder: RunDir, config: Config, split: str, name: str = "") -> Predictor:
     """Return what a predictor said about a split; rules are fitted where `choral score` fits them, never on the split.
 
     Args:
@@ -95,7 +95,7 @@ def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") 
     if name.startswith(COMBINED):
         return _combined(folder, ledger, name)
     for view, suffix in scored_views(ledger):
-        panel = Panel(ledger, ledger.members, (view,))
+        panel = MemberPredictions(ledger, ledger.members, (view,))
         for member in ledger.members:
             if name == f"member/{member}{suffix}":
                 return Predictor(name, ledger, ledger.predictions(member, view), panel.task != "regression")
@@ -108,7 +108,7 @@ def predictor_of(folder: RunFolder, config: Config, split: str, name: str = "") 
     raise AssertionError(f"{name} is a name, and of nothing")
 
 
-def predictor_names(folder: RunFolder, config: Config, split: str) -> list[str]:
+def predictor_names(folder: RunDir, config: Config, split: str) -> list[str]:
     """Return the names of all predictors of an evaluated split, in the order of the table of scores, then combinations.
 
     Raises:
@@ -118,7 +118,7 @@ def predictor_names(folder: RunFolder, config: Config, split: str) -> list[str]:
     return _names(folder, ledger, known_of(folder, config, ledger))
 
 
-def usual_name(folder: RunFolder, config: Config, split: str) -> str:
+def usual_name(folder: RunDir, config: Config, split: str) -> str:
     """Return the name of the soft vote of several members (of numbers their mean), of one member of that one.
 
     It is over all views where the ledger has their mean.
@@ -130,7 +130,7 @@ def usual_name(folder: RunFolder, config: Config, split: str) -> str:
     return _usual_of(ledger, _names(folder, ledger, known_of(folder, config, ledger)))
 
 
-def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
+def evaluated(folder: RunDir, config: Config, split: str | None) -> Ledger:
     """Return the ledger of a split; None: `default_split`.
 
     Raises:
@@ -146,29 +146,29 @@ def evaluated(folder: RunFolder, config: Config, split: str | None) -> Ledger:
     return Ledger.open(path)
 
 
-def default_split(folder: RunFolder, config: Config) -> str:
+def default_split(folder: RunDir, config: Config) -> str:
     """Return the split that is scored if none is named: test where it is evaluated, else the last of evaluate.splits."""
     return "test" if (folder.predictions / "test.parquet").is_file() else config.evaluate.splits[-1]
 
 
-def _names(folder: RunFolder, ledger: Ledger, known: Known) -> list[str]:
+def _names(folder: RunDir, ledger: Ledger, known: FittingData) -> list[str]:
     names = []
     for view, suffix in scored_views(ledger):
-        panel = Panel(ledger, ledger.members, (view,))
+        panel = MemberPredictions(ledger, ledger.members, (view,))
         names += [f"member/{member}{suffix}" for member in ledger.members]
         names += [f"{rule}{suffix}" for rule in rule_names(panel, known)]
     if not why_not_learned(ledger, known):
         names.append(_learned(ledger))
     names += sorted(_combinations(folder, ledger.meta.split))
     answering = read_answer(folder)
-    return [*names, ANSWER] if answering is not None and not why_not_answered(answering, ledger) else names
+    return [*names, ANSWER] if answering is not None and not reason_not_calibrated(answering, ledger) else names
 
 
 def _learned(ledger: Ledger) -> str:
     return f"{mean_rule(ledger.meta.task)}+{LEARNED}"
 
 
-def _combinations(folder: RunFolder, split: str) -> Iterator[str]:
+def _combinations(folder: RunDir, split: str) -> Iterator[str]:
     for path in (folder.path / "combined").glob(f"*/{split}.parquet"):
         yield f"{COMBINED}{path.parent.name}"
 
@@ -178,12 +178,12 @@ def _usual_of(ledger: Ledger, names: Sequence[str]) -> str:
     return next(one for one in (f"{first}+tta", first, names[0]) if one in names)
 
 
-def _answered(folder: RunFolder, ledger: Ledger) -> Predictor:
+def _answered(folder: RunDir, ledger: Ledger) -> Predictor:
     """Return what the run answers since `choral calibrate`."""
     answering = read_answer(folder)
     if answering is None:
         raise ConfigError(f"no predictor '{ANSWER}': {folder.path} has none yet; run `choral calibrate {folder.name}`")
-    if reason := why_not_answered(answering, ledger):
+    if reason := reason_not_calibrated(answering, ledger):
         raise DataError(f"{answer_path(folder)}: {reason}")
     panel = answer_panel(answering, ledger)
     said = np.concatenate([answering.said(stack) for _, stack in panel.blocks()])
@@ -192,12 +192,12 @@ def _answered(folder: RunFolder, ledger: Ledger) -> Predictor:
     return Predictor(ANSWER, ledger, said, answering.gives_probabilities, decided)
 
 
-def _ruled(name: str, panel: Panel, rule: Combiner) -> Predictor:
+def _ruled(name: str, panel: MemberPredictions, rule: Combiner) -> Predictor:
     said = np.concatenate([rule(stack).predictions for _, stack in panel.blocks()])
     return Predictor(name, panel.ledger, said, rule.gives_probabilities)
 
 
-def _combined(folder: RunFolder, ledger: Ledger, name: str) -> Predictor:
+def _combined(folder: RunDir, ledger: Ledger, name: str) -> Predictor:
     """Return a combination that was kept, if it was made of the predictions that the run has now."""
     place = folder.path / name
     combined = Ledger.open(place / f"{ledger.meta.split}.parquet")

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from choral.config import Average, Config
 from choral.core.errors import ConfigError, DataError
-from choral.ensembles.fitting_data import Known, fit_of, known_of, rule_names
+from choral.ensembles.fitting_data import FittingData, fit_of, known_of, rule_names
 from choral.ensembles.learned_views import learn_views
-from choral.ensembles.member_predictions import LEARNED, Panel
+from choral.ensembles.member_predictions import LEARNED, MemberPredictions
 from choral.ensembles.rules import Combiner, mean_rule
 from choral.ensembles.score_rows import scored_views
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder, read_json
+from choral.runs.run_dir import RunDir, read_json
 from choral.scoring.predictor import COMBINED, Predictor, predictor_of
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ScoredPredictor:
     """How a predictor comes to what it says, fitted where it needs to be.
 
     Attributes:
@@ -35,7 +35,7 @@ class Recipe:
     """
 
     predictor: Predictor
-    known: Known
+    known: FittingData
     members: tuple[str, ...]
     columns: tuple[str, ...]
     rule: Combiner
@@ -55,11 +55,11 @@ class Recipe:
 
     def of(self, ledger: Ledger) -> NDArray[np.float32]:
         """Return what it says about the samples of another ledger of the same members and views, (N, classes) float32."""
-        panel = Panel(ledger, self.members, self.columns, view_weights=self.weights)
+        panel = MemberPredictions(ledger, self.members, self.columns, view_weights=self.weights)
         return np.concatenate([self.rule(stack).predictions for _, stack in panel.blocks()])
 
 
-def recipe_of(folder: RunFolder, config: Config, split: str, name: str) -> Recipe:
+def recipe_of(folder: RunDir, config: Config, split: str, name: str) -> ScoredPredictor:
     """Return the recipe of a predictor of a split.
 
     Args:
@@ -78,22 +78,22 @@ def recipe_of(folder: RunFolder, config: Config, split: str, name: str) -> Recip
         return _combination(folder, predictor, known)
     mean = Combiner(mean_rule(ledger.meta.task), ledger.meta.task)
     for view, suffix in scored_views(ledger):
-        panel = Panel(ledger, ledger.members, (view,))
+        panel = MemberPredictions(ledger, ledger.members, (view,))
         for member in ledger.members:
             if predictor.name == f"member/{member}{suffix}":
-                return Recipe(predictor, known, (member,), (view,), mean)
+                return ScoredPredictor(predictor, known, (member,), (view,), mean)
         for rule in rule_names(panel, known):
             if predictor.name == f"{rule}{suffix}":
-                return Recipe(predictor, known, panel.members, (view,), fit_of(rule, panel, known).combiner)
+                return ScoredPredictor(predictor, known, panel.members, (view,), fit_of(rule, panel, known).combiner)
     if predictor.name == f"{mean.rule}+{LEARNED}":
         learned = learn_views(ledger, ledger.members, known)
-        return Recipe(predictor, known, ledger.members, learned.kept, mean, learned.kept_weights)
+        return ScoredPredictor(predictor, known, ledger.members, learned.kept, mean, learned.kept_weights)
     raise ConfigError(
         f"--of {predictor.name}: is what was calibrated already; name what is to be calibrated, such as soft"
     )
 
 
-def _combination(folder: RunFolder, predictor: Predictor, known: Known) -> Recipe:
+def _combination(folder: RunDir, predictor: Predictor, known: FittingData) -> ScoredPredictor:
     """Return that of a combination that `choral combine` kept."""
     path = folder.path / predictor.name / "rule.json"
     content: Mapping[str, Any] = read_json(path) or {}
@@ -117,4 +117,4 @@ def _combination(folder: RunFolder, predictor: Predictor, known: Known) -> Recip
         raise ConfigError(
             f"--of {predictor.name}: {', '.join(others)} came from another tool's file, and cannot be asked about new images"
         )
-    return Recipe(predictor, known, members, columns, rule, weights)
+    return ScoredPredictor(predictor, known, members, columns, rule, weights)

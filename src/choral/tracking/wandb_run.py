@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from choral.config import Config
 from choral.config.files import to_values
-from choral.runs.run_dir import RunFolder, write_atomic
+from choral.runs.run_dir import RunDir, write_atomic
 from choral.tracking.sweep import run_of_sweep
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class WandbRun:
         job_type: "train", "member" or "evaluation".
     """
 
-    def __init__(self, config: Config, folder: RunFolder, job_type: JobType) -> None:
+    def __init__(self, config: Config, folder: RunDir, job_type: JobType) -> None:
         self._run: Any = None
         tracking = config.tracking
         mode: str = tracking.wandb
@@ -63,7 +63,7 @@ class WandbRun:
                 project=tracking.project,
                 entity=tracking.entity,
                 name=folder.name if job_type != "evaluation" else f"{folder.name} evaluation",
-                group=tracking.group or RunFolder(ensemble).name,
+                group=tracking.group or RunDir(ensemble).name,
                 job_type=job_type,
                 dir=str(folder.path),
                 mode="online" if mode == "online" else "offline",
@@ -146,7 +146,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _id_of(folder: RunFolder, job_type: JobType) -> str:
+def _id_of(folder: RunDir, job_type: JobType) -> str:
     """Return the id that the folder keeps for its training, or its evaluations: the same at every start.
 
     That of a training that an agent of a sweep started is the agent's.

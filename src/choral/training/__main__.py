@@ -16,7 +16,7 @@ from choral.data.loading.boosting_weights import why_not_trained
 from choral.data.loading.resampling import select
 from choral.data.loading.targets import Targets
 from choral.data.shards.index import Dataset, Index
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.tracking.sweep import named_by_sweep
 from choral.tracking.tensorboard import check_installed
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if not options.folder:
             config = named_by_sweep(config)
-        folder = RunFolder(options.folder) if options.folder else RunFolder.of(config)
+        folder = RunDir(options.folder) if options.folder else RunDir.of(config)
         folder.check_same(config)
         if folder.result is not None:
             if rank == 0:
@@ -93,7 +93,7 @@ def preflight(config: Config) -> None:
     check_host_transforms(config.augment.host, config.data.image_size)
 
 
-def _train(config: Config, folder: RunFolder) -> int:
+def _train(config: Config, folder: RunDir) -> int:
     from choral.core.process_group import Runtime, set_up_logging  # torch only now: a misspelt key is told at once
     from choral.training.loop import train
 
@@ -131,7 +131,7 @@ def _train(config: Config, folder: RunFolder) -> int:
     return 0
 
 
-def _with_status(folder: RunFolder, work: Callable[[], object]) -> None:
+def _with_status(folder: RunDir, work: Callable[[], object]) -> None:
     """Run `work` and leave in status.json how it ended; launchers lose exit statuses, the folder does not."""
     try:
         work()

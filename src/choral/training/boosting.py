@@ -29,7 +29,7 @@ from choral.data.loading.progress import SplitProgress
 from choral.data.shards.index import Index
 from choral.models.checkpoint_tensors import load_model_tensors
 from choral.runs.checkpoints import weights_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.trainer import Trainer
 from choral.training.weight_averages import holding
 
@@ -38,7 +38,7 @@ _ROUNDING = 1e-9  # of sums of weights
 
 
 @dataclass(frozen=True)
-class Weighing:
+class SammeRound:
     """What a round comes to."""
 
     error: float
@@ -53,9 +53,9 @@ class Weighing:
     """Whether the member is better than chance, which is 1 - error = 1 / K."""
 
 
-def weigh(
+def samme_round(
     weights: NDArray[np.float64], wrong: NDArray[np.bool_], read: NDArray[np.bool_], classes: int, member: str = ""
-) -> Weighing:
+) -> SammeRound:
     """Return the error and vote of a member, and what samples weigh in the next round.
 
     A member without an error would have an infinite vote. It gets the one that it would have if half of the lightest sample
@@ -72,13 +72,13 @@ def weigh(
     error, chance = float(weights[wrong & read].sum()) / total, 1 - 1 / classes
     if error >= chance - _ROUNDING:
         reason = f"{member} is no better than chance (weighted error {error:.4g}, chance {chance:.4g})"
-        return Weighing(error, 0.0, weights, reason, counts=False)
+        return SammeRound(error, 0.0, weights, reason, counts=False)
     least = 0.5 * float(weights[read].min()) / total
     counted = error or least
     alpha = float(np.log((1 - counted) / counted) + np.log(classes - 1))
     raised = weights * np.exp(alpha * (wrong & read))
     end = "" if error else f"{member} gets every training sample right: nothing is left to weigh more"
-    return Weighing(error, alpha, raised / raised.mean(), end, counts=True)
+    return SammeRound(error, alpha, raised / raised.mean(), end, counts=True)
 
 
 def end_round(trainer: Trainer) -> bool:
@@ -143,7 +143,7 @@ def _keep(trainer: Trainer, wrong: NDArray[np.bool_], read: NDArray[np.bool_]) -
     """Write the table of the next round, then rounds.json, and return whether the member counts."""
     number, member, index = trainer.config.data.resample.number, trainer.folder.name, trainer.train_split.index
     folder = run_folder_of(trainer.folder)
-    found = weigh(weights_of_round(folder, number, index), wrong, read, trainer.objective.outputs, member)
+    found = samme_round(weights_of_round(folder, number, index), wrong, read, trainer.objective.outputs, member)
     known = rounds_of(folder)
     rounds = known.rounds[:number] if known is not None else ()
     if found.counts:
@@ -161,7 +161,7 @@ def _keep(trainer: Trainer, wrong: NDArray[np.bool_], read: NDArray[np.bool_]) -
     return found.counts
 
 
-def _known_already(folder: RunFolder, rounds: tuple[Round, ...], found: Weighing, index: Index) -> bool:
+def _known_already(folder: RunDir, rounds: tuple[Round, ...], found: SammeRound, index: Index) -> bool:
     """Whether a round that goes on came to the same before, to the last bit: its member was deleted and trained again."""
     known = rounds_of(folder)
     if found.end or known is None or known.rounds[: len(rounds)] != rounds:

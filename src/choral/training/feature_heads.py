@@ -20,7 +20,7 @@ from choral.models.features.classifier import Classifier
 from choral.models.features.extract import FeatureSource
 from choral.models.features.linear_heads import Fit, Metric, Samples, fit_linear, fit_svm
 from choral.models.trainable_table import TABLE_FILE, table_of, tell
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 from choral.training.boosting import end_round
 from choral.training.checkpointing import finish, save
 from choral.training.main_rank_work import on_main_rank
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 HEAD_FILE = "head.json"
 
 
-def train_head(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
+def train_head(config: Config, folder: RunDir, run: Runtime) -> TrainState:
     """Fit the head that `linear` or `svm` asks for, and leave what every training run leaves: the checkpoint of step 0.
 
     Started again after it was stopped or killed, it finds the features that were computed, and fits the same head.

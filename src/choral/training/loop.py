@@ -12,12 +12,12 @@ import time
 from choral.config import Config
 from choral.core.process_group import Runtime
 from choral.models.trainable_table import TABLE_FILE, table_of, tell
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.boosting import end_round
 from choral.training.checkpointing import finish, resume, save
 from choral.training.feature_heads import initial_head, train_head
 from choral.training.micro_batch import resolve_micro_batch
-from choral.training.model_soup import cook_soup, drop_leftovers, keep_ingredient
+from choral.training.model_soup import drop_leftovers, keep_ingredient, make_soup
 from choral.training.range_test import find_rate
 from choral.training.reporting import Tracker
 from choral.training.state import TrainState
@@ -25,7 +25,7 @@ from choral.training.strategy_choice import resolve_strategy
 from choral.training.trainer import Trainer
 
 
-def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
+def train(config: Config, folder: RunDir, run: Runtime) -> TrainState:
     """Train one network, or continue where an earlier start of the same run was stopped.
 
     Args:
@@ -76,7 +76,7 @@ def train(config: Config, folder: RunFolder, run: Runtime) -> TrainState:
             kept = state.best_step == state.step or trainer.schedule.snapshot_at(state.step) > 0
             if kept or state.is_due(save_every, total) or trainer.is_done(state):
                 save(trainer, state)
-        state = cook_soup(trainer, state, tracker)
+        state = make_soup(trainer, state, tracker)
         tracker.send_best()
     if end_round(trainer):
         finish(trainer, state)  # once all has been sent: nothing makes up for it later

@@ -24,7 +24,7 @@ from choral.models.build import build_model
 from choral.models.finetuning import apply_phase, phases_of, stages_of, train_mode
 from choral.models.pretrained_weights import resolve_weights
 from choral.runs.memory import Trial, agreed, device_name, host_share, largest, remember, remembered
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.objective import Objective
 from choral.training.optimizer import Schedule, build_optimizer
 
@@ -32,7 +32,7 @@ _NAME = "train.accumulate_steps"
 _log = logging.getLogger(__name__)
 
 
-def resolve_micro_batch(config: Config, folder: RunFolder, run: Runtime) -> Config:
+def resolve_micro_batch(config: Config, folder: RunDir, run: Runtime) -> Config:
     """Return the config with `accumulate_steps: auto` replaced, the same on all ranks and at every start of a run.
 
     With `evaluate.batch_size: auto`, validation takes as many images as a rank's micro-batch has, 64 at most.

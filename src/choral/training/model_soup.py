@@ -57,7 +57,7 @@ def drop_leftovers(trainer: Trainer, state: TrainState) -> None:
     trainer.run.barrier()
 
 
-def cook_soup(trainer: Trainer, state: TrainState, tracker: Tracker) -> TrainState:
+def make_soup(trainer: Trainer, state: TrainState, tracker: Tracker) -> TrainState:
     """Make the soup, validate it, and write it into the last checkpoint; return the state with what validation found.
 
     uniform: the mean of all ingredients (Izmailov et al. 2018). greedy: the ingredients in the order of their own

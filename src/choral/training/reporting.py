@@ -13,7 +13,7 @@ import torch
 from choral.config import Config
 from choral.core.process_group import Runtime
 from choral.runs.checkpoints import checkpoint_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.tracking import Sink
 from choral.tracking.bar import Bar
 from choral.tracking.jsonl import JsonLines
@@ -34,7 +34,7 @@ class Tracker:
         schedule: tells the number of steps.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, run: Runtime, start: TrainState, schedule: Schedule) -> None:
+    def __init__(self, config: Config, folder: RunDir, run: Runtime, start: TrainState, schedule: Schedule) -> None:
         self._config, self._folder, self._run = config, folder, run
         self._total = schedule.total_steps
         self._loss = torch.zeros((), device=run.device)

@@ -18,14 +18,14 @@ from choral.models.features.extract import FeatureSource
 from choral.models.features.strategy_choice import Choice, Probe, choose, measure, probe_rows
 from choral.models.pretrained_weights import resolve_weights
 from choral.runs.checkpoints import check_same_data
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.runs.run_dir import RunDir, read_json, write_json
 
 STRATEGY_FILE = "strategy.json"
 _CHOICES: tuple[Choice, ...] = ("full", "partial", "linear", "lp_ft")
 _log = logging.getLogger(__name__)
 
 
-def resolve_strategy(config: Config, folder: RunFolder, run: Runtime) -> Config:
+def resolve_strategy(config: Config, folder: RunDir, run: Runtime) -> Config:
     """Return the config with `auto` replaced by what fits the data, the same on all ranks and at every start of a run.
 
     Raises:
@@ -44,7 +44,7 @@ def resolve_strategy(config: Config, folder: RunFolder, run: Runtime) -> Config:
     return replace(config, finetune=replace(config.finetune, strategy=_CHOICES[number]))
 
 
-def _stored(folder: RunFolder, config: Config) -> Choice | None:
+def _stored(folder: RunDir, config: Config) -> Choice | None:
     content = read_json(folder.path / STRATEGY_FILE)
     if content is None or content.get("strategy") not in _CHOICES:
         return None
@@ -75,7 +75,7 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _measured(config: Config, folder: RunFolder, run: Runtime) -> Choice:
+def _measured(config: Config, folder: RunDir, run: Runtime) -> Choice:
     """Probe features of the pretrained network, and write what was found and chosen."""
     dataset = open_dataset(config.data)
     place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)

@@ -31,7 +31,7 @@ from choral.models.finetuning import Phase, apply_phase, phases_of, stages_of, t
 from choral.models.pretrained_weights import resolve_weights
 from choral.models.sync_batchnorm import synchronize_batchnorm
 from choral.runs.memory import explained
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.finite_checks import SKIPS_IN_A_ROW, NotFinite, check_gradient, check_loss, ranks_not_finite
 from choral.training.objective import Objective
 from choral.training.optimizer import Schedule, build_optimizer
@@ -47,7 +47,7 @@ class Trainer:
     Public for tests, which take single steps; everybody else calls `train`.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, run: Runtime) -> None:
+    def __init__(self, config: Config, folder: RunDir, run: Runtime) -> None:
         self.config, self.folder, self.run = config, folder, run
         dataset = open_dataset(config.data)
         self.place = RankPlace(run.rank, run.world_size, run.device, run.local_world_size)

@@ -22,7 +22,7 @@ from choral.config import Config, TuneConfig
 from choral.config.files import to_yaml, with_overrides
 from choral.ensembles.member_jobs import progress_columns
 from choral.jobs import Job, Outcome
-from choral.runs.run_dir import RunFolder, read_json, write_atomic
+from choral.runs.run_dir import RunDir, read_json, write_atomic
 from choral.training.state import LOWER_IS_BETTER, VARIANTS
 from choral.tuning.space import Space, changes_of
 from choral.tuning.study import BASELINE, Study, Trial
@@ -68,13 +68,13 @@ class Trials:
 
     def enough(self, job: Job) -> bool:
         """Return whether the validations of a running trial so far are not worth going on."""
-        if self._study.report(int(job.name), curve_of(RunFolder(job.folder), self._metric)):
+        if self._study.report(int(job.name), curve_of(RunDir(job.folder), self._metric)):
             self._needless.add(job.name)
         return job.name in self._needless
 
     def ended(self, outcome: Outcome) -> None:
         """Tell the study how a trial has ended; one that was stopped from outside stays as it is, to be continued."""
-        name, folder = outcome.job.name, RunFolder(outcome.job.folder)
+        name, folder = outcome.job.name, RunDir(outcome.job.folder)
         number = int(name)
         if outcome.state == "stopped" and name not in self._needless:
             self.stopped = True
@@ -91,9 +91,9 @@ class Trials:
         self._claims.pop(name).close()
         self._drop_beaten()
 
-    def folder(self, trial: Trial) -> RunFolder:
+    def folder(self, trial: Trial) -> RunDir:
         """Return the folder of a trial."""
-        return RunFolder(self._root / "trials" / trial.name)
+        return RunDir(self._root / "trials" / trial.name)
 
     def config_of(self, trial: Trial) -> Config:
         """Return the config of a trial's run."""
@@ -130,7 +130,7 @@ class Trials:
                     shutil.rmtree(self.folder(trial).checkpoints, ignore_errors=True)
 
 
-def command_of(folder: RunFolder, config: Config) -> tuple[str, ...]:
+def command_of(folder: RunDir, config: Config) -> tuple[str, ...]:
     """Return the command that trains a trial, or continues it."""
     return (
         *(sys.executable, "-m", "choral", "train", str(folder.path / "requested.yaml")),
@@ -149,10 +149,10 @@ def exclusive(path: Path) -> Iterator[None]:
 
 def columns_of(job: Job) -> Mapping[str, str]:
     """Return what the live table shows of a trial."""
-    return progress_columns(RunFolder(job.folder).status)
+    return progress_columns(RunDir(job.folder).status)
 
 
-def curve_of(folder: RunFolder, metric: str) -> Curve:
+def curve_of(folder: RunDir, metric: str) -> Curve:
     """Return what a run's validations found, first to last: of each the best of its weights; nan where none is finite."""
     path = folder.path / METRICS_FILE
     if not path.is_file():

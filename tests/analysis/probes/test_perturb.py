@@ -19,7 +19,7 @@ from choral.analysis.probes.families import FAMILIES, Probe
 from choral.analysis.probes.jpeg import compressed
 from choral.analysis.probes.perturb import Perturbed, draws_of, perturb
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 
 SIZE, COUNT = 40, 6
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -229,17 +229,17 @@ class Keys:
 @pytest.mark.parametrize("probe", [family.probes[-1] for family in FAMILIES], ids=lambda probe: probe.family)
 def test_what_is_done_depends_on_the_key_alone(probe: Probe) -> None:
     """Not on the row, nor on who else is in the batch, nor on the memory format."""
-    look = Look(Form(SIZE, Crop("resized"), "antialias"), MEAN, STD)
+    input_spec = InputSpec(ImageSpec(SIZE, Crop("resized"), "antialias"), MEAN, STD)
     shows, images = Perturbed(Keys()), normalised(photos())  # type: ignore[arg-type]
-    whole = shows(images, probe.name, look, np.arange(COUNT))
+    whole = shows(images, probe.name, input_spec, np.arange(COUNT))
     assert whole.shape == images.shape and whole.dtype == torch.float32 and torch.isfinite(whole).all()
     assert (whole - images).abs().amax((1, 2, 3)).min() > 0.05, "every image is changed"
     order = np.array([4, 0, 2])
     last = images[order].contiguous(memory_format=torch.channels_last)
-    some = shows(last, probe.name, look, order)
+    some = shows(last, probe.name, input_spec, order)
     torch.testing.assert_close(some, whole[order], atol=1e-5, rtol=0)
     assert some.is_contiguous(memory_format=torch.channels_last) or probe.family in ("hflip", "vflip", "rot90")
-    assert shows(images, "identity", look, np.arange(COUNT)) is images
+    assert shows(images, "identity", input_spec, np.arange(COUNT)) is images
 
 
 @pytest.mark.parametrize("family", ["smaller", "rotation", "darker", "vivid", "blur", "noise", "occlusion"])

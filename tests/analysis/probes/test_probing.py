@@ -29,7 +29,7 @@ from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_members import made_members
 from thread_ranks import on_ranks
 
@@ -57,7 +57,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def probe_on_ranks(
-    config: Config, folder: RunFolder, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
+    config: Config, folder: RunDir, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
 ) -> list[BaseException]:
     return on_ranks(lambda run: probe(config, folder, run, "val", FAMILIES, force=True), ranks, told_to_stop)
 
@@ -90,7 +90,7 @@ def test_ranks_and_stops_change_nothing(config: Config, tmp_path: Path, decoded:
     # Unchanged images get the mean of what the members say in an ordinary evaluation.
     evaluate(config, folder, run)
     ledger, probed = Ledger.open(folder.predictions / "val.parquet"), probe_predictions(folder, config, "val")
-    assert probed is not None and probed.voice == "soft" and probed.ledger.keys == ledger.keys
+    assert probed is not None and probed.model == "soft" and probed.ledger.keys == ledger.keys
     said = np.mean([ledger.predictions(member) for member in ledger.members], axis=0)
     np.testing.assert_allclose(probed.predictions(None), said, atol=1e-6)
     assert len(probed.probes) == 3 + 1
@@ -192,7 +192,7 @@ def test_the_command(
 
     asked: list[list[str]] = []
 
-    def launch(module: str, words: list[str], processes: int, folder: RunFolder) -> int:
+    def launch(module: str, words: list[str], processes: int, folder: RunDir) -> int:
         assert module == "choral.analysis.probes"
         asked.append(words)
         return rank_main(words)

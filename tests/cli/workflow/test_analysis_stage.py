@@ -14,11 +14,11 @@ from rich.console import Console
 from choral.cli import main, workflow
 from choral.core.errors import DataError
 from choral.data.shards.index import Dataset, Index
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_runs import made_run, predictions, write_ledger
 
 
-def run_of(shards: Path, folder: Path, splits: tuple[str, ...] = ("val",)) -> RunFolder:
+def run_of(shards: Path, folder: Path, splits: tuple[str, ...] = ("val",)) -> RunDir:
     """A run of three members that was asked about splits of the toy data."""
     dataset = Dataset.open(shards)
     overrides = [f"data.shards={shards}", "ensemble.members=[{name: a}, {name: b}, {name: c}]"]

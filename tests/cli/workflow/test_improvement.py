@@ -20,7 +20,7 @@ from choral.config.files import load_config
 from choral.core.errors import ChoralError, Stopped
 from choral.ensembles.score_rows import Numbers
 from choral.inference.evaluation_request import Request
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 from made_runs import write_ledger
 
 FIGURE = Numbers(value=0.1, low=0.05, high=0.15)
@@ -47,7 +47,7 @@ class Bench:
         monkeypatch.setattr(improving, "advise", self.advise)
         monkeypatch.setattr(improving, "pack_if_missing", lambda config, console: None)
 
-    def train(self, config: Config, folder: RunFolder, console: Console) -> int:
+    def train(self, config: Config, folder: RunDir, console: Console) -> int:
         if code := self.codes.pop(f"train {folder.name}", 0):
             return code
         if folder.result is None:
@@ -68,7 +68,7 @@ class Bench:
                 self.done.append(f"{split} {request.folder.name}")
         return 0
 
-    def advise(self, folder: RunFolder) -> Advice:
+    def advise(self, folder: RunDir) -> Advice:
         lines = self.advice.get(folder.name, ())
         return Advice(folder.name, "val", "soft", "accuracy", 200, lines, (), 9, "as the test says", "d", "e")
 
@@ -103,11 +103,11 @@ def test_two_rounds_are_kept_each_on_top_of_the_one_before(bench: Bench, config:
     ]
     difference = found.test["test"][0]["difference"]
     assert difference is not None and difference["value"] == pytest.approx(0.4)
-    second = RunFolder(Path("runs/cells-augment2")).config()
+    second = RunDir(Path("runs/cells-augment2")).config()
     assert (second.augment.brightness, second.augment.rotate, second.step) == (0.4, 45, "+augment 2")
     kept = load_config("runs/cells-baseline/improved.yaml")
     assert kept == replace(config, augment=second.augment)
-    assert improved_of(RunFolder(Path("runs/cells-baseline"))) == found
+    assert improved_of(RunDir(Path("runs/cells-baseline"))) == found
 
 
 def test_what_does_not_pay_is_not_kept_and_ends_it(bench: Bench, config: Config) -> None:
@@ -134,7 +134,7 @@ def test_it_continues_where_it_was_stopped(bench: Bench, config: Config) -> None
     bench.codes = {"train cells-augment1": 75}
     with pytest.raises(Stopped, match="cells-augment1: stopped"):
         improve(config, 1, 1, QUIET)
-    assert improved_of(RunFolder(Path("runs/cells-baseline"))) is None
+    assert improved_of(RunDir(Path("runs/cells-baseline"))) is None
     before = list(bench.done)
     found = improve(config, 1, 1, QUIET)
     assert bench.done[len(before) :][0] == "train cells-augment1" and found.final == "cells-augment1"
@@ -146,7 +146,7 @@ def test_a_round_goes_on_with_the_advice_that_it_was_begun_with(bench: Bench, co
     bench.right = {"cells-baseline": 0.5, "cells-augment1": 0.7}
     bench.advice = {"cells-baseline": (line("darker", brightness=0.4),)}
     found = improve(config, 1, 1, QUIET)
-    (RunFolder(Path("runs/cells-augment1")).checkpoints / "step-9").mkdir(parents=True)  # as a training leaves it
+    (RunDir(Path("runs/cells-augment1")).checkpoints / "step-9").mkdir(parents=True)  # as a training leaves it
     finished = list(bench.done)
     for later in ((line("darker", brightness=0.6),), ()):
         bench.advice = {"cells-baseline": later}  # as a later version of the code may find

@@ -12,7 +12,7 @@ from choral.cli.workflow.improvement import improve
 from choral.config.files import load_config
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from in_process import launch_in_process
 from planted import planted
 
@@ -37,7 +37,7 @@ def test_letters_that_training_never_saw_turned(tmp_path: Path, monkeypatch: pyt
     )
     started = launch_in_process(monkeypatch)
     found = improve(load_config("letters.yaml"), 1, 1, Console(quiet=True))
-    baseline = RunFolder(Path("runs") / found.baseline)
+    baseline = RunDir(Path("runs") / found.baseline)
     advice = advice_of(baseline, baseline.config(), "val")
     assert advice is not None and advice.lines[0].family == "rotation"
     assert {one.family for one in advice.rejected} >= {"darker", "vflip", "blur"}

@@ -18,7 +18,7 @@ from choral.config import STAGES, Config
 from choral.config.files import load_config
 from choral.core.errors import ConfigError, Stopped
 from choral.inference.evaluation_request import Request
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 from choral.scoring.scoreboard.recording import record_steps
 from made_runs import predictions, write_ledger
 
@@ -51,8 +51,8 @@ class Done:
         monkeypatch.setattr(steps, "export_stage", self.export)
         monkeypatch.setattr(stages, "print_improved", lambda *arguments: None)
 
-    def train_all(self, config: Config, folder: RunFolder, console: Console) -> int:
-        assert folder == RunFolder.of(config)
+    def train_all(self, config: Config, folder: RunDir, console: Console) -> int:
+        assert folder == RunDir.of(config)
         folder.claim(config)
         write_json(folder.path / "result.json", {})
         self.log.append(f"train {config.run} rotate={config.augment.rotate:g}")
@@ -70,11 +70,11 @@ class Done:
                 record_steps(request.folder, request.folder.config(), split)
         return 0
 
-    def export(self, folder: RunFolder, config: Config, console: Console) -> Path:
+    def export(self, folder: RunDir, config: Config, console: Console) -> Path:
         self.log.append(f"export {folder.name} rotate={config.augment.rotate:g}")
         return folder.path / "bundle"
 
-    def analyze(self, folder: RunFolder) -> stages.Step:
+    def analyze(self, folder: RunDir) -> stages.Step:
         self.log.append(f"analyze {folder.name}")
         return stages.Step(
             "analyze", "val is <b>darker</b> than train", (("../cells-baseline/advice.yaml", "The advice"),)
@@ -84,10 +84,10 @@ class Done:
         assert not test, "the test split is for the end"
         self.log.append("improve")
         improved = improved_with(self.settings)
-        write_json(RunFolder.of(baseline_config(config)).path / "improved.json", improved.to_json())
+        write_json(RunDir.of(baseline_config(config)).path / "improved.json", improved.to_json())
         if self.settings:
             augmented = load_config("cells.yaml", ["run=cells-augment1", "step=+augment"])
-            RunFolder.of(augmented).claim(augmented)
+            RunDir.of(augmented).claim(augmented)
         return improved
 
     def run(self, *overrides: str) -> tuple[int, str]:
@@ -255,7 +255,7 @@ def test_stages_that_there_are_not(
 
 
 def test_links_of_the_summary_lead_to_files_that_there_are(folder: Path) -> None:
-    run = RunFolder(folder / "runs" / "cells")
+    run = RunDir(folder / "runs" / "cells")
     run.path.mkdir(parents=True)
     (run.path / "here.html").touch()
     step = summary.Step("analyze", "done", (("here.html", "The analysis"), ("../cells-baseline/gone.html", "Gone")))

@@ -17,7 +17,7 @@ from choral.data.augment.parameters import Augment, with_selections
 from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
 from choral.data.loading.device_loader import Batch, DeviceLoader
-from choral.data.loading.host_loader import HostLoader, Order
+from choral.data.loading.host_loader import BatchRequest, HostLoader
 from choral.data.loading.normalize_batch import Standardizer
 from choral.data.loading.normalize_cpu import Buffers, Normalizer
 from choral.data.loading.targets import Targets
@@ -48,7 +48,7 @@ RESAMPLED = [
 
 def host(
     index: Index,
-    orders: list[Order],
+    orders: list[BatchRequest],
     policy: BadSamples | None = None,
     crop: Crop | None = None,
     targets: Targets | None = None,
@@ -68,11 +68,11 @@ def host(
     )
 
 
-def orders_of(count: int = 6, size: int = 4) -> list[Order]:
-    return [Order((np.arange(size) + step) % 13, step // 2, step) for step in range(count)]
+def orders_of(count: int = 6, size: int = 4) -> list[BatchRequest]:
+    return [BatchRequest((np.arange(size) + step) % 13, step // 2, step) for step in range(count)]
 
 
-def uint8_images(index: Index, orders: list[Order]) -> list[NDArray[np.uint8]]:
+def uint8_images(index: Index, orders: list[BatchRequest]) -> list[NDArray[np.uint8]]:
     found = []
     with host(index, orders) as batches:
         for batch in batches:
@@ -134,7 +134,7 @@ def test_both_forms_of_the_device_stage_agree(augment: Augment | None, channels_
 
 
 def test_training_turns_pixels_exactly(index: Index) -> None:
-    orders = [Order(np.arange(13), epoch, epoch) for epoch in range(3)]
+    orders = [BatchRequest(np.arange(13), epoch, epoch) for epoch in range(3)]
     plain = uint8_images(index, orders)
     augment = augment_of(seed=1, **FLIPS)
     with DeviceLoader(host(index, orders), torch.device("cpu"), MEAN, STD, augment, True) as batches:
@@ -197,7 +197,7 @@ def test_memory_is_used_again_when_nobody_holds_it() -> None:
 
 def test_skipped_samples_are_marked(damaged: Callable[..., Index]) -> None:
     index = damaged(6)
-    orders = [Order(np.array([5, 6, 7]), 0, 0)]
+    orders = [BatchRequest(np.array([5, 6, 7]), 0, 0)]
     with DeviceLoader(
         host(index, orders, BadSamples("skip", 0.1)), torch.device("cpu"), MEAN, STD, None, True
     ) as batches:
@@ -216,14 +216,14 @@ def test_several_numbers_a_sample(index: Index, device: str) -> None:
     assert found.dtype == torch.float32 and found.tolist() == expected.tolist()
 
 
-def paired(orders: list[Order]) -> list[Order]:
+def paired(orders: list[BatchRequest]) -> list[BatchRequest]:
     """Return the same orders, each sample to be mixed with its neighbour."""
     mixed = [(*with_partners(order.rows, slice(0, len(order.rows) - 1)), order) for order in orders]
-    return [Order(rows, order.epoch, order.step, partners) for rows, partners, order in mixed]
+    return [BatchRequest(rows, order.epoch, order.step, partners) for rows, partners, order in mixed]
 
 
 def gpu_batches(
-    index: Index, orders: list[Order], augment: Augment | None, mixing: Mixing | None, wait: bool
+    index: Index, orders: list[BatchRequest], augment: Augment | None, mixing: Mixing | None, wait: bool
 ) -> list[Batch]:
     device = torch.device("cuda")
     found = []
@@ -279,7 +279,7 @@ def test_on_a_gpu_changes_wait_for_nothing_and_repeat(augment: Augment | None) -
 @pytest.mark.gpu
 def test_on_a_gpu_errors_come_with_their_batch(damaged: Callable[..., Index]) -> None:
     index = damaged(6)
-    orders = [Order(np.array([row]), 0, row) for row in range(13)]
+    orders = [BatchRequest(np.array([row]), 0, row) for row in range(13)]
     seen = []
     batches = DeviceLoader(host(index, orders), torch.device("cuda"), MEAN, STD, None, True)
     with pytest.raises(DataError, match="not an image"), batches:

@@ -18,8 +18,8 @@ from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
 from choral.data.loading.decode import decode
 from choral.data.loading.decoded_cache import DecodedCache
-from choral.data.loading.host_loader import HostBatch, HostLoader, Order
-from choral.data.loading.sample_pipeline import Recipe
+from choral.data.loading.host_loader import BatchRequest, HostBatch, HostLoader
+from choral.data.loading.sample_pipeline import SamplePipeline
 from choral.data.shards.epoch_plan import EpochPlan, exact_rows
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
@@ -27,7 +27,7 @@ from choral.data.shards.store import LocalStore
 SIZE = 32
 
 
-def loader(index: Index, orders: Iterator[Order] | list[Order], **changes: object) -> HostLoader:
+def loader(index: Index, orders: Iterator[BatchRequest] | list[BatchRequest], **changes: object) -> HostLoader:
     settings = {
         "size": SIZE,
         "crop": Crop("random", seed=5),
@@ -40,15 +40,15 @@ def loader(index: Index, orders: Iterator[Order] | list[Order], **changes: objec
     return HostLoader(index, LocalStore(index.dataset), orders, **{**settings, **changes})  # type: ignore[arg-type]
 
 
-def training(index: Index, batch: int = 4, epochs: int = 2) -> Iterator[Order]:
+def training(index: Index, batch: int = 4, epochs: int = 2) -> Iterator[BatchRequest]:
     for epoch in range(epochs):
         plan = EpochPlan(1, epoch, index.shard_sizes, batch)
         for step in range(plan.steps):
-            yield Order(plan.batch(step), epoch, step)
+            yield BatchRequest(plan.batch(step), epoch, step)
 
 
-def evaluation(index: Index, batch: int) -> list[Order]:
-    return [Order(rows, 0, step) for step, rows in enumerate(exact_rows(len(index), 0, 1, batch))]
+def evaluation(index: Index, batch: int) -> list[BatchRequest]:
+    return [BatchRequest(rows, 0, step) for step, rows in enumerate(exact_rows(len(index), 0, 1, batch))]
 
 
 def contents(batches: HostLoader) -> list[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -114,7 +114,7 @@ def test_a_rank_without_samples_gets_no_batches_and_no_workers(index: Index) -> 
 
 def test_random_crops_change_with_the_epoch_only(index: Index) -> None:
     rows = np.array([3, 7])
-    orders = [Order(rows, 0, 0), Order(rows, 1, 0), Order(rows[::-1], 0, 9)]
+    orders = [BatchRequest(rows, 0, 0), BatchRequest(rows, 1, 0), BatchRequest(rows[::-1], 0, 9)]
     first, second, third = (images for images, _ in contents(loader(index, orders)))
     assert (first != second).any()
     np.testing.assert_array_equal(first, third[::-1])
@@ -124,7 +124,8 @@ def test_evaluation_is_the_same_in_every_epoch(index: Index) -> None:
     rows = np.arange(13)
     for crop in (Crop("center", seed=1), Crop("resized", seed=1)):
         first, second = (
-            images for images, _ in contents(loader(index, [Order(rows, 0, 0), Order(rows, 5, 77)], crop=crop))
+            images
+            for images, _ in contents(loader(index, [BatchRequest(rows, 0, 0), BatchRequest(rows, 5, 77)], crop=crop))
         )
         np.testing.assert_array_equal(first, second)
 
@@ -219,11 +220,11 @@ def test_worker_threads_keep_torch_to_one_thread_and_the_callers_setting(index: 
 def test_a_defect_in_a_worker_reaches_the_consumer_with_its_cause(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Recipe, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
+    def fail(self: SamplePipeline, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
         if row == 9:
             raise ZeroDivisionError("our own mistake")
 
-    monkeypatch.setattr(Recipe, "_fill_one", fail)
+    monkeypatch.setattr(SamplePipeline, "_fill_one", fail)
     for workers in (0, 2):
         batches = loader(index, evaluation(index, 4), workers=workers)
         for _ in range(2):  # in order: the batches before it come first
@@ -235,8 +236,8 @@ def test_a_defect_in_a_worker_reaches_the_consumer_with_its_cause(
 
 
 def test_orders_that_fail_do_so_in_the_callers_thread(index: Index) -> None:
-    def orders() -> Iterator[Order]:
-        yield Order(np.arange(3), 0, 0)
+    def orders() -> Iterator[BatchRequest]:
+        yield BatchRequest(np.arange(3), 0, 0)
         raise KeyError("plan")
 
     with pytest.raises(KeyError, match="plan"), loader(index, orders()) as batches:
@@ -244,7 +245,7 @@ def test_orders_that_fail_do_so_in_the_callers_thread(index: Index) -> None:
 
 
 def test_a_later_order_may_not_be_larger(index: Index) -> None:
-    orders = [Order(np.arange(2), 0, 0), Order(np.arange(3), 0, 1)]
+    orders = [BatchRequest(np.arange(2), 0, 0), BatchRequest(np.arange(3), 0, 1)]
     with pytest.raises(ValueError, match="an order of 3 rows after a first one of 2"), loader(index, orders) as batches:
         next(batches)
 
@@ -270,7 +271,7 @@ def test_bad_samples_are_skipped_counted_and_listed(
     log = tmp_path / "bad.jsonl"
     policy = BadSamples("skip", 0.2, log)
     rows = np.array([5, 6, 11, 12])
-    orders = [Order(rows, epoch, 0) for epoch in range(3)]
+    orders = [BatchRequest(rows, epoch, 0) for epoch in range(3)]
     with loader(index, orders, kind=kind, workers=workers, policy=policy) as batches:
         for batch in batches:
             assert batch.valid.tolist() == [True, False, False, True]
@@ -335,6 +336,6 @@ def test_center_is_resize_then_crop(index: Index, store: LocalStore) -> None:
     resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     expected = resized[top : top + SIZE, left : left + SIZE].astype(int)
     ((images, _),) = contents(
-        loader(index, [Order(np.array([0]), 0, 0)], crop=Crop("center", crop_pct=0.875), resize="antialias")
+        loader(index, [BatchRequest(np.array([0]), 0, 0)], crop=Crop("center", crop_pct=0.875), resize="antialias")
     )
     assert np.abs(images[0] - expected).max() <= 1

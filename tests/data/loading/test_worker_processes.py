@@ -16,8 +16,8 @@ import pytest
 from choral.core.errors import DataError
 from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
-from choral.data.loading.host_loader import HostLoader, Order
-from choral.data.loading.worker_process import ProcessCrew, WorkerError
+from choral.data.loading.host_loader import BatchRequest, HostLoader
+from choral.data.loading.worker_process import ProcessWorkerPool, WorkerError
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
 
@@ -57,7 +57,7 @@ def wait_for_ever() -> bytes:
 
 
 def loader(index: Index, store: LocalStore, workers: int = 2, batches: int = 3) -> HostLoader:
-    orders = [Order(np.arange(13), 0, step) for step in range(batches)]
+    orders = [BatchRequest(np.arange(13), 0, step) for step in range(batches)]
     policy = BadSamples("fail")
     return HostLoader(
         index,
@@ -74,7 +74,7 @@ def loader(index: Index, store: LocalStore, workers: int = 2, batches: int = 3) 
 
 
 def pids(batches: HostLoader) -> list[int]:
-    assert isinstance(batches._crew, ProcessCrew)
+    assert isinstance(batches._crew, ProcessWorkerPool)
     return [worker.pid for worker in batches._crew._workers]
 
 

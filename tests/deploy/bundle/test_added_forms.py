@@ -22,7 +22,7 @@ from choral.deploy.bundle.read import read_bundle, update
 from choral.deploy.bundle.split_predictions import apart, losses_of
 from choral.deploy.bundle.verify import verify_bundle
 from choral.deploy.bundle.verify_split import verify_split
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from made_bundles import QUIET, made_run
 from made_ensembles import plain
 
@@ -30,7 +30,7 @@ FORMS = ["model.onnx", "model.pt2", "model-fp16.onnx", "model-int8.onnx"]
 
 
 @pytest.fixture(scope="module")
-def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run, evaluated, whose bundle has every form."""
     folder = made_run(shards, tmp_path_factory.mktemp("forms"))
     # Of one member: each takes seconds to export.
@@ -39,7 +39,7 @@ def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return folder
 
 
-def test_every_form_is_there_checked_and_measured(made: RunFolder) -> None:
+def test_every_form_is_there_checked_and_measured(made: RunDir) -> None:
     bundle = read_bundle(made.path / "bundle")
     assert list(bundle.forms) == FORMS
     for name, facts in bundle.forms.items():
@@ -57,7 +57,7 @@ def test_every_form_is_there_checked_and_measured(made: RunFolder) -> None:
     assert FORMS[3] in (bundle.path / "README.md").read_text()
 
 
-def test_what_was_not_measured_at_first_is_measured_later(made: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_not_measured_at_first_is_measured_later(made: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     path = made.path / "bundle"
     forms = {name: dict(facts) for name, facts in read_bundle(path).forms.items()}
     cost = forms[FORMS[3]].pop("measured")
@@ -68,7 +68,7 @@ def test_what_was_not_measured_at_first_is_measured_later(made: RunFolder, caplo
     assert read_bundle(path).forms[FORMS[3]]["measured"] == cost
 
 
-def test_all_forms_and_the_run_say_the_same_about_a_split(made: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_forms_and_the_run_say_the_same_about_a_split(made: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, shards = made.path / "bundle", made.config().data.shards
     words = ["verify", str(bundle), "--split", "test", "--data", shards, "--run", str(made.path)]
     assert main([*words, "--device", "cpu", "--json"]) == 0
@@ -82,7 +82,7 @@ def test_all_forms_and_the_run_say_the_same_about_a_split(made: RunFolder, capsy
 
 
 def test_without_its_run_a_bundle_is_held_against_its_own_networks(
-    made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where there are no runs
     found = verify_split(made.path / "bundle", "val")
@@ -98,7 +98,7 @@ def test_without_its_run_a_bundle_is_held_against_its_own_networks(
         verify_split(made.path / "bundle", "test", data=str(tmp_path / "nowhere"))
 
 
-def test_images_are_asked_through_a_form(made: RunFolder) -> None:
+def test_images_are_asked_through_a_form(made: RunDir) -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
     plainly = choral.load(made.path / "bundle", device="cpu").predict(image)
     for form in ("onnx", "pt2"):
@@ -108,7 +108,7 @@ def test_images_are_asked_through_a_form(made: RunFolder) -> None:
 
 
 def test_what_is_there_is_not_written_again(
-    made: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr(added, "program_of")
     before = (made.path / "bundle" / "bundle.json").read_bytes()
@@ -119,7 +119,7 @@ def test_what_is_there_is_not_written_again(
 
 
 def test_a_form_that_says_something_else_is_not_kept(
-    made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(made.path / "bundle", tmp_path / "bundle")
     path = tmp_path / "bundle"

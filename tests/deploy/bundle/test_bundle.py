@@ -30,9 +30,9 @@ from choral.deploy.bundle.predictor import Predictor
 from choral.deploy.bundle.read import FILE, SUMS, is_bundle, read_bundle, seal, update
 from choral.deploy.bundle.verify import verify_bundle
 from choral.inference.ledger import Ledger
-from choral.inference.prediction_types import ClassAnswer, LabelAnswer, NumberAnswer
-from choral.inference.trained_models import voices_of
-from choral.runs.run_dir import RunFolder
+from choral.inference.prediction_types import ClassPrediction, MultilabelPrediction, RegressionPrediction
+from choral.inference.trained_models import find_trained_models
+from choral.runs.run_dir import RunDir
 from choral.scoring.calibrate import Asked, calibrate_run
 from choral.scoring.calibration_maps import CalibrationMap
 from choral.scoring.policy import write_answer
@@ -41,19 +41,19 @@ from made_members import made_members
 
 
 @pytest.fixture(scope="module")
-def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return made_run(shards, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
-def folder(made: RunFolder, tmp_path: Path) -> RunFolder:
+def folder(made: RunDir, tmp_path: Path) -> RunDir:
     """The run's folder, for this test alone."""
     shutil.copytree(made.path, tmp_path / "cells")
-    return RunFolder(tmp_path / "cells")
+    return RunDir(tmp_path / "cells")
 
 
 @pytest.fixture
-def bundle(folder: RunFolder) -> Path:
+def bundle(folder: RunDir) -> Path:
     return folder.path / "bundle"
 
 
@@ -65,7 +65,7 @@ def images_of(config_shards: str, split: str) -> dict[str, bytes]:
     return {one.key: store.read(one.shard, one.offset, one.length) for one in records}
 
 
-def test_a_bundle_answers_as_the_ledger_says(folder: RunFolder) -> None:
+def test_a_bundle_answers_as_the_ledger_says(folder: RunDir) -> None:
     config = folder.config()
     out = folder.path / "bundle"
     predictor = choral.load(out, device="cpu")
@@ -75,22 +75,24 @@ def test_a_bundle_answers_as_the_ledger_says(folder: RunFolder) -> None:
     answers = predictor.predict([images[key] for key in ledger.keys], batch_size=4)
     stack = np.stack([ledger.predictions(name, "tta") for name in predictor.members])
     expected = predictor.answering.said(stack)
-    found = np.array([answer.probabilities for answer in answers if isinstance(answer, ClassAnswer)])
+    found = np.array([answer.probabilities for answer in answers if isinstance(answer, ClassPrediction)])
     assert np.abs(found - expected).max() <= 1e-5
-    assert [answer.label for answer in answers if isinstance(answer, ClassAnswer)] == [
+    assert [answer.label for answer in answers if isinstance(answer, ClassPrediction)] == [
         ledger.classes[number] for number in predictor.answering.decide(expected)
     ]
-    assert all(isinstance(answer, ClassAnswer) and answer.possible is not None for answer in answers), "conformal sets"
+    assert all(isinstance(answer, ClassPrediction) and answer.possible is not None for answer in answers), (
+        "conformal sets"
+    )
     score = read_bundle(out).content["scores"]["test"]
     assert score["n"] == 11 and not score["chosen_on_it"]
     right = np.mean(predictor.answering.decide(expected) == ledger.labels)
     assert score["metrics"]["accuracy"]["value"] == pytest.approx(right)
 
 
-def test_what_a_steep_calibration_makes_of_rounding_is_allowed(folder: RunFolder, tmp_path: Path) -> None:
+def test_what_a_steep_calibration_makes_of_rounding_is_allowed(folder: RunDir, tmp_path: Path) -> None:
     config = folder.config()
-    voices, _ = voices_of(folder, config)
-    answering, _ = chosen_answer(folder, config, voices, Wanted())
+    models, _ = find_trained_models(folder, config)
+    answering, _ = chosen_answer(folder, config, models, Wanted())
     assert answering.calibration.steepness == 1
     steps = ((0.0, 0.3333, 0.33331, 1.0), (0.0, 0.2, 0.202, 1.0))
     steep = CalibrationMap("isotonic", "multiclass", knots=(steps,) * 3)
@@ -101,11 +103,11 @@ def test_what_a_steep_calibration_makes_of_rounding_is_allowed(folder: RunFolder
     assert verify_bundle(tmp_path / "steep", "cpu").checks[0].tolerance == pytest.approx(2e-3)
 
 
-def test_too_few_samples_to_calibrate_on(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_samples_to_calibrate_on(folder: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("choral.deploy.bundle.policy_choice.FEWEST", 14)
     config = folder.config()
-    voices, _ = voices_of(folder, config)
-    answering, source = chosen_answer(folder, config, voices, Wanted())
+    models, _ = find_trained_models(folder, config)
+    answering, source = chosen_answer(folder, config, models, Wanted())
     assert source == "not calibrated: 'val' has 13 samples, and 14 are needed at least"
     assert answering.calibration.method == "none" and answering.conformal is None
 
@@ -212,26 +214,26 @@ def test_verify_tells_other_weights_and_other_pixels(
     assert main(["verify", str(bundle)]) == 1 and "pixels NOT as exported" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_is_wanted_is_fitted_on_validation(folder: RunFolder) -> None:
+def test_what_is_wanted_is_fitted_on_validation(folder: RunDir) -> None:
     config = folder.config()
-    voices, _ = voices_of(folder, config)
+    models, _ = find_trained_models(folder, config)
 
     def chosen(**wanted: object) -> tuple[object, str]:
-        return chosen_answer(folder, config, voices, Wanted(**wanted))  # type: ignore[arg-type]
+        return chosen_answer(folder, config, models, Wanted(**wanted))  # type: ignore[arg-type]
 
-    answering, source = chosen_answer(folder, config, voices, Wanted())
+    answering, source = chosen_answer(folder, config, models, Wanted())
     assert answering.calibration.method == "temperature" and answering.conformal is not None
     assert answering.fitted_on["split"] == "val" and "calibrated on 'val'" in source
     report = calibrate_run(folder, config, "test", Asked())
-    kept, source = chosen_answer(folder, config, voices, Wanted())
+    kept, source = chosen_answer(folder, config, models, Wanted())
     assert report["answer"] == kept.to_json() and "answer.json says" in source
     assert kept.calibration == answering.calibration and kept.conformal == answering.conformal
-    weighted, _ = chosen_answer(folder, config, voices, Wanted("weighted", ("c", "a"), "identity"))
+    weighted, _ = chosen_answer(folder, config, models, Wanted("weighted", ("c", "a"), "identity"))
     assert weighted.members == ("a", "c") and dict(weighted.views) == {"identity": 1.0}
     assert weighted.rule.rule == "weighted" and len(weighted.rule.weights) == 2
-    plain, source = chosen_answer(folder, config, voices, Wanted(calibrated=False))
+    plain, source = chosen_answer(folder, config, models, Wanted(calibrated=False))
     assert plain.calibration.method == "none" and plain.conformal is None and not plain.fitted_on
-    hard, source = chosen_answer(folder, config, voices, Wanted("hard"))
+    hard, source = chosen_answer(folder, config, models, Wanted("hard"))
     assert hard.rule.rule == "hard" and "no probabilities" in source
     with pytest.raises(ConfigError, match="no member 'd'"):
         chosen(members=("d",))
@@ -240,12 +242,12 @@ def test_what_is_wanted_is_fitted_on_validation(folder: RunFolder) -> None:
     (folder.predictions / "val.parquet").unlink()
     with pytest.raises(ConfigError, match="has to be fitted, and 'val' is not evaluated"):
         chosen(rule="greedy")
-    bare, source = chosen_answer(folder, config, voices, Wanted("geometric", ("b",), "hflip"))
+    bare, source = chosen_answer(folder, config, models, Wanted("geometric", ("b",), "hflip"))
     assert (bare.members, tuple(bare.views), bare.rule.rule) == (("b",), ("hflip",), "geometric")
     assert "'val' is not evaluated" in source
 
 
-def test_a_bundle_of_a_run_that_was_never_evaluated(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_bundle_of_a_run_that_was_never_evaluated(folder: RunDir, tmp_path: Path) -> None:
     shutil.rmtree(folder.predictions)
     config = exported_config(folder.config(), golden=0)
     out = tmp_path / "bundle"
@@ -254,7 +256,7 @@ def test_a_bundle_of_a_run_that_was_never_evaluated(folder: RunFolder, tmp_path:
     golden = read_golden(out, 2)
     assert len(golden.files) == 4 and golden.predicted.by_member.shape == (3, 4, 3)
     predictor = choral.load(out)
-    assert isinstance(predictor.predict(out / "golden" / golden.files[0]), ClassAnswer)
+    assert isinstance(predictor.predict(out / "golden" / golden.files[0]), ClassPrediction)
 
 
 def test_images_of_every_kind_are_answered_alike(bundle: Path) -> None:
@@ -263,12 +265,12 @@ def test_images_of_every_kind_are_answered_alike(bundle: Path) -> None:
     pixels = np.asarray(Image.open(path).convert("RGB"))
     kinds = [str(path), path, path.read_bytes(), pixels, Image.open(path)]
     answers = predictor.predict(kinds)
-    assert {answer.probabilities for answer in answers if isinstance(answer, ClassAnswer)} == {
+    assert {answer.probabilities for answer in answers if isinstance(answer, ClassPrediction)} == {
         answers[0].probabilities  # type: ignore[union-attr]
     }
     assert [answer.image for answer in answers] == [str(path), str(path), "", "", ""]
     grey = predictor.predict(np.full((9, 7), 80, np.uint8))
-    assert isinstance(grey, ClassAnswer) and sum(grey.probabilities) == pytest.approx(1)
+    assert isinstance(grey, ClassPrediction) and sum(grey.probabilities) == pytest.approx(1)
     turned = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -309,10 +311,10 @@ def test_other_tasks(task: str, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     assert export(folder, config, Wanted(), out, False, QUIET)["passed"]
     answer = choral.load(out).predict(out / "golden" / read_golden(out, 1).files[0])
-    assert isinstance(answer, LabelAnswer if task == "multilabel" else NumberAnswer)
+    assert isinstance(answer, MultilabelPrediction if task == "multilabel" else RegressionPrediction)
 
 
-def test_a_place_that_is_taken(folder: RunFolder, bundle: Path, tmp_path: Path) -> None:
+def test_a_place_that_is_taken(folder: RunDir, bundle: Path, tmp_path: Path) -> None:
     config = folder.config()
     with pytest.raises(ConfigError, match="--force replaces it"):
         export(folder, config, Wanted(), bundle, False, QUIET)
@@ -326,14 +328,14 @@ def test_a_place_that_is_taken(folder: RunFolder, bundle: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("cells/.bundle*")), "nothing is left beside"
 
 
-def test_a_place_that_is_a_link(folder: RunFolder, bundle: Path, tmp_path: Path) -> None:
+def test_a_place_that_is_a_link(folder: RunDir, bundle: Path, tmp_path: Path) -> None:
     link = tmp_path / "latest"
     link.symlink_to(bundle)
     export(folder, folder.config(), Wanted(members=("a",)), link, True, QUIET)
     assert link.is_symlink() and read_bundle(bundle).answering.members == ("a",)
 
 
-def test_a_full_disk_leaves_what_was_there(folder: RunFolder, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_was_there(folder: RunDir, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -346,7 +348,7 @@ def test_a_full_disk_leaves_what_was_there(folder: RunFolder, bundle: Path, monk
 
 
 def test_images_that_cannot_be_read_are_not_golden(
-    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[object] = []
 
@@ -362,7 +364,7 @@ def test_images_that_cannot_be_read_are_not_golden(
     assert report["samples"] == 3 and (tmp_path / "bundle" / "golden" / "00.png").read_bytes() == read[1]
 
 
-def test_the_stage_leaves_what_is_there(folder: RunFolder, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_leaves_what_is_there(folder: RunDir, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inode = (bundle / FILE).stat().st_ino
     assert export_stage(folder, folder.config(), QUIET) == bundle and (bundle / FILE).stat().st_ino == inode
     calibrate_run(folder, folder.config(), "test", Asked(method="none"))
@@ -380,7 +382,7 @@ def test_the_stage_leaves_what_is_there(folder: RunFolder, bundle: Path, monkeyp
 
 
 def test_networks_that_fuse_to_something_else_are_not_exported(
-    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = folder.config()
     monkeypatch.setattr("choral.deploy.bundle.write.find_foldable", lambda network, example: [])

@@ -15,7 +15,7 @@ from choral.deploy.bundle.graph import EnsembleGraph, TorchEngine
 from choral.ensembles.rules import Combiner
 from choral.metrics.per_sample import top_class
 from choral.scoring.calibration_maps import METHODS, CalibrationMap, fit_map
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 from made_ensembles import batch, members, plain
 
 COMBINERS = {
@@ -38,7 +38,7 @@ def stacks(count: int = 400) -> NDArray[np.float32]:
     return np.where(rng.random((1, count, 1)) < 0.5, quarters, smooth).astype(np.float32)
 
 
-def equal(answering: Answering, stack: NDArray[np.float32]) -> None:
+def equal(answering: PredictionPolicy, stack: NDArray[np.float32]) -> None:
     """Check that the module says what the answering says, and means the same decisions."""
     expected = answering.said(stack)
     module = Combined(answering)

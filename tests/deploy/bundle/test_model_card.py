@@ -36,8 +36,15 @@ def numbers(value: float) -> dict[str, float]:
 
 
 def member(name: str, size: int, crop: str = "resized") -> dict[str, Any]:
-    look = {"size": size, "crop": crop, "crop_pct": 0.875, "resize": "antialias", "mean": [0.5] * 3, "std": [0.5] * 3}
-    return {"name": name, "folder": f"members/{name}", "architecture": "test_vit", "look": look}
+    input_spec = {
+        "size": size,
+        "crop": crop,
+        "crop_pct": 0.875,
+        "resize": "antialias",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    return {"name": name, "folder": f"members/{name}", "architecture": "test_vit", "look": input_spec}
 
 
 def content_of(task: str = "multiclass", classes: tuple[str, ...] = ("x", "y")) -> dict[str, Any]:

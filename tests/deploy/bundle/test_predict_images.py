@@ -19,7 +19,7 @@ from choral.cli import main
 from choral.cli.workflow import prediction as answering_module
 from choral.core.errors import DataError
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.data.packing.sources.base import key_of
 from choral.deploy.bundle import ranks as ranks_module
 from choral.deploy.bundle.engine import Predicted, inputs_of
@@ -30,7 +30,7 @@ from choral.deploy.bundle.predictor import Predictor
 from choral.deploy.bundle.rank_shares import Tally, predict_as_rank
 from choral.deploy.bundle.read import read_bundle
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.apply_policy import plain_answering
 from made_bundles import made_run
 from thread_ranks import on_ranks
@@ -59,9 +59,9 @@ def engine() -> Brightness:
 
 @pytest.fixture
 def predictor(engine: Brightness) -> Predictor:
-    look = Look(Form(8, Crop("resized"), "fast"), (0.5,) * 3, (0.25,) * 3)
+    input_spec = InputSpec(ImageSpec(8, Crop("resized"), "fast"), (0.5,) * 3, (0.25,) * 3)
     return Predictor(
-        "light", plain_answering("multiclass", LIGHT, ["m"], ["identity"]), inputs_of([look]), 10**6, engine
+        "light", plain_answering("multiclass", LIGHT, ["m"], ["identity"]), inputs_of([input_spec]), 10**6, engine
     )
 
 
@@ -117,13 +117,13 @@ def test_images_are_drawn_as_answers_are(tmp_path: Path, predictor: Predictor) -
 
 
 @pytest.fixture(scope="module")
-def trio(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def trio(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run of three networks of two sizes, evaluated, with a bundle."""
     return made_run(shards, tmp_path_factory.mktemp("trio"))
 
 
 @pytest.fixture
-def folder(trio: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(trio: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of its own for a test, in which runs/trio is the run and bundle its bundle."""
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()

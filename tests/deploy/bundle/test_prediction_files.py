@@ -19,13 +19,13 @@ from choral.core.errors import ConfigError
 from choral.deploy.bundle.prediction_files import answer_format, check_suffix
 from choral.inference.prediction_types import Answer, unreadable
 from choral.scoring.apply_policy import answers_of, plain_answering
-from choral.scoring.policy import Answering, Conformal
+from choral.scoring.policy import Conformal, PredictionPolicy
 
 NASTY = ["=cmd()", "a|b", '"q", \n<b>']
 IMAGES = ["=SUM(A1).png", "tab\tand, comma.jpg", "/abs/é\n.png"]
 
 
-def answering(task: str, classes: list[str], sets: bool = True) -> Answering:
+def answering(task: str, classes: list[str], sets: bool = True) -> PredictionPolicy:
     plain = plain_answering(task, classes, ["m0", "m1"], ["identity"])
     if not sets:
         return plain
@@ -37,14 +37,14 @@ def answering(task: str, classes: list[str], sets: bool = True) -> Answering:
     return replace(plain, conformal=conformal, unsure_below=0.6 if task == "multiclass" else None)
 
 
-def answers(how: Answering, count: int = 3) -> list[Answer]:
+def answers(how: PredictionPolicy, count: int = 3) -> list[Answer]:
     """Answers of random members; the second image could not be read."""
     own = np.random.default_rng(0).dirichlet(np.ones(len(how.classes)), (2, count)).astype(np.float32)
     given = answers_of(how, IMAGES[:count], own, how.said(own))
     return [given[0], unreadable(IMAGES[1], how.task, "not an image"), *given[2:]]
 
 
-def written(path: Path, how: Answering, batches: list[list[Answer]]) -> Path:
+def written(path: Path, how: PredictionPolicy, batches: list[list[Answer]]) -> Path:
     form = answer_format(path, how)
     with path.open("wb") as file:
         form.write(file, (form.encode(batch) for batch in batches))

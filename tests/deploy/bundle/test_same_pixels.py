@@ -17,9 +17,9 @@ from choral.core.errors import DataError
 from choral.data.loading.crop import Crop
 from choral.data.loading.decode import MAX_PIXELS
 from choral.data.loading.decoded_cache import DecodedCache
-from choral.data.loading.host_loader import Order
+from choral.data.loading.host_loader import BatchRequest
 from choral.data.loading.input_pipeline import RankPlace, Split, open_dataset, shared_samples
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.data.loading.targets import Targets
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
@@ -30,12 +30,12 @@ from choral.deploy.bundle.predictor import Predictor
 from choral.scoring.apply_policy import plain_answering
 
 FORMS = [
-    Form(size, crop, resize)
+    ImageSpec(size, crop, resize)
     for size, crop, resize in itertools.product(
         (24, 37), (Crop("resized"), Crop("center", crop_pct=0.875), Crop("center", crop_pct=1.0)), ("antialias", "fast")
     )
 ]
-LOOKS = [Look(form, (0.5,) * 3, (0.25,) * 3) for form in FORMS]
+LOOKS = [InputSpec(form, (0.5,) * 3, (0.25,) * 3) for form in FORMS]
 
 
 def colours(height: int, width: int, channels: int, seed: int) -> NDArray[np.uint8]:
@@ -83,9 +83,9 @@ class Mute:
         raise AssertionError
 
 
-def predictor(looks: list[Look]) -> Predictor:
+def predictor(input_specs: list[InputSpec]) -> Predictor:
     answering = plain_answering("multiclass", ["a", "b"], ["m"], ["identity"])
-    return Predictor("made", answering, inputs_of(looks), MAX_PIXELS, Mute())
+    return Predictor("made", answering, inputs_of(input_specs), MAX_PIXELS, Mute())
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_loader_and_predictor_agree_on_every_bit(
     assert (cache is not None) == cached
     split = Split(index, store, cache, Targets("multiclass", tuple(dataset.classes), index))
     place = RankPlace(0, 1, None)  # type: ignore[arg-type] - nothing is copied to a device
-    orders = [Order(rows, 0, step) for step, rows in enumerate(np.array_split(np.arange(len(index)), 4))]
+    orders = [BatchRequest(rows, 0, step) for step, rows in enumerate(np.array_split(np.arange(len(index)), 4))]
     asked = predictor(LOOKS)
     shard, offset, length = (index.column(name) for name in ("shard", "offset", "length"))
     seen = 0
@@ -134,4 +134,4 @@ def test_loader_and_predictor_agree_on_every_bit(
 def test_an_image_that_no_memory_could_hold_once_it_is_resized_is_refused() -> None:
     ribbon = np.zeros((1, 3_000_000, 3), np.uint8)
     with pytest.raises(DataError, match="3000000 x 1 pixels, of which a central square of 224 x 224 .* too thin"):
-        predictor([Look(Form(224, Crop("center"), "fast"), (0.5,) * 3, (0.25,) * 3)]).prepare(ribbon)
+        predictor([InputSpec(ImageSpec(224, Crop("center"), "fast"), (0.5,) * 3, (0.25,) * 3)]).prepare(ribbon)

@@ -16,7 +16,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from choral.config import ModelConfig
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.data.loading.sample_pipeline import place
 from choral.deploy.bundle.fuse import find_foldable, fold
 from choral.deploy.bundle.timm_folder import write_timm_folder
@@ -26,8 +26,8 @@ from choral.models.output_spec import Outputs
 NAMES = ("rot", 'grün "hell"', "blau's")
 
 
-def look_of(size: int, kind: Literal["resized", "center"] = "resized") -> Look:
-    return Look(Form(size, Crop(kind, crop_pct=0.8), "antialias"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+def look_of(size: int, kind: Literal["resized", "center"] = "resized") -> InputSpec:
+    return InputSpec(ImageSpec(size, Crop(kind, crop_pct=0.8), "antialias"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
@@ -66,17 +66,17 @@ def test_timm_loads_folded_weights(tmp_path: Path) -> None:
 def test_timms_own_transform_prepares_the_same_pixels(
     kind: Literal["resized", "center"], height: int, tmp_path: Path
 ) -> None:
-    look = look_of(40, kind)
+    input_spec = look_of(40, kind)
     network = build_model(ModelConfig(name="test_resnet", weights="none"), 3, 40, seed=5)
-    write_timm_folder(tmp_path, network, look, Outputs("multiclass", NAMES))
+    write_timm_folder(tmp_path, network, input_spec, Outputs("multiclass", NAMES))
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     transform = create_transform(**resolve_model_data_config(loaded))
     smooth = np.random.default_rng(3).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     image = np.asarray(Image.fromarray(smooth).resize((97, height), Image.Resampling.BICUBIC))
     own = np.empty((40, 40, 3), np.uint8)
-    place(image, look.form.crop, look.form.resize, own)
-    theirs = transform(Image.fromarray(image)) * torch.tensor(look.std)[:, None, None]
-    theirs = 255 * (theirs + torch.tensor(look.mean)[:, None, None])
+    place(image, input_spec.form.crop, input_spec.form.resize, own)
+    theirs = transform(Image.fromarray(image)) * torch.tensor(input_spec.std)[:, None, None]
+    theirs = 255 * (theirs + torch.tensor(input_spec.mean)[:, None, None])
     difference = theirs.permute(1, 2, 0).numpy() - own
     assert np.abs(difference).max() <= 1.01
 

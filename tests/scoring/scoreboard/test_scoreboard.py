@@ -22,7 +22,7 @@ from choral.data.shards.index import Dataset
 from choral.ensembles.saved_combination import Asked
 from choral.metrics.intervals import paired_bootstrap
 from choral.metrics.per_sample import correct, top_class
-from choral.runs.run_dir import RunFolder, write_json
+from choral.runs.run_dir import RunDir, write_json
 from choral.scoring.calibrate import Asked as Calibration
 from choral.scoring.predictor import predictor_names, predictor_of
 from choral.scoring.scoreboard.board import Scoreboard
@@ -36,7 +36,7 @@ from made_runs import made_run, numbers, predictions, write_ledger
 SHARED = ["project=cells", "ensemble.members=[{name: a}, {name: b}, {name: c}]"]
 
 
-def run_of(tmp_path: Path, name: str, seed: int, *overrides: str, **options: Any) -> tuple[RunFolder, Config]:
+def run_of(tmp_path: Path, name: str, seed: int, *overrides: str, **options: Any) -> tuple[RunDir, Config]:
     labels, columns = predictions(80, seed=7)
     noise = np.random.default_rng(seed)
     for key, values in columns.items():  # the same samples, other predictors
@@ -268,8 +268,8 @@ def test_other_tasks(tmp_path: Path, task: str, metric: str) -> None:
     assert gains[0] is None and all(gain and gain["low"] <= gain["value"] <= gain["high"] for gain in gains[1:])
 
 
-def made_again(tmp_path: Path) -> tuple[RunFolder, Config]:
-    run = RunFolder(tmp_path / "runs" / "first")
+def made_again(tmp_path: Path) -> tuple[RunDir, Config]:
+    run = RunDir(tmp_path / "runs" / "first")
     return run, run.config()
 
 
@@ -377,7 +377,7 @@ def test_a_run_that_was_renamed_and_runs_that_were_moved_are_the_same(tmp_path: 
     record_steps(run, config, "test")
     for name in ("second", "third"):
         run.path.rename(run.path.with_name(name))
-        run = RunFolder(run.path.with_name(name))
+        run = RunDir(run.path.with_name(name))
         for _ in range(2):
             record_steps(run, config, "test")
         (table,) = tables(tmp_path)
@@ -387,7 +387,7 @@ def test_a_run_that_was_renamed_and_runs_that_were_moved_are_the_same(tmp_path: 
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = Scoreboard(tmp_path / "moved" / "scoreboard" / "cells")
     assert all(row["there"] for row in tables_of(moved, moved.entries()[0])[0]["rows"])
-    record_steps(RunFolder(tmp_path / "moved" / "third"), config, "test")
+    record_steps(RunDir(tmp_path / "moved" / "third"), config, "test")
     (table,) = tables_of(moved, moved.entries()[0])
     assert [row["name"] for row in table["rows"]] == ["third", "third +ensemble", "third +tta"]
     assert table["rows"][0]["folder"] == str(tmp_path / "moved" / "third")
@@ -397,7 +397,7 @@ def test_a_copy_of_a_run_is_a_step_of_its_own(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     record_steps(run, config, "test")
     shutil.copytree(run.path, run.path.with_name("second"))
-    record_steps(RunFolder(run.path.with_name("second")), config, "test")
+    record_steps(RunDir(run.path.with_name("second")), config, "test")
     assert [row["run"] for row in tables(tmp_path)[0]["rows"]] == ["first"] * 3 + ["second"] * 3
 
 

@@ -23,7 +23,7 @@ from choral.data.augment import colour
 from choral.data.augment.geometry import homography_of, turn, warp
 from choral.data.augment.mixing import inside
 from choral.data.augment.texture import REFERENCE_SIDE, add_noise, blur, gaussian_kernels, noise_keys, rectangles
-from choral.data.loading.input_spec import Look
+from choral.data.loading.input_spec import InputSpec
 from choral.data.shards.index import Index
 from choral.data.shards.splits import key_hashes
 
@@ -42,7 +42,7 @@ class Perturbed:
 
     index: Index
 
-    def __call__(self, images: Tensor, view: str, look: Look, rows: NDArray[np.int64]) -> Tensor:
+    def __call__(self, images: Tensor, view: str, input_spec: InputSpec, rows: NDArray[np.int64]) -> Tensor:
         """Return (B, 3, S, S) of the same type as (B, 3, S, S) normalised images, of (B,) rows of the index.
 
         Args:
@@ -54,7 +54,7 @@ class Perturbed:
         if view == IDENTITY:
             return images
         probe = probe_of(view)
-        return perturb(images, probe, draws_of(probe.family, self.index.keys(rows)), look.mean, look.std)
+        return perturb(images, probe, draws_of(probe.family, self.index.keys(rows)), input_spec.mean, input_spec.std)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from choral.data.shards.index import Dataset
 from choral.data.shards.splits import key_hashes
 from choral.inference.evaluation_plan import plan_evaluation
 from choral.inference.ledger import Ledger, LedgerMeta
-from choral.inference.trained_models import Voice
-from choral.runs.run_dir import RunFolder
+from choral.inference.trained_models import TrainedModel
+from choral.runs.run_dir import RunDir
 
 FEATURES = 64
 """Numbers that are kept of the features of an image."""
@@ -29,7 +29,7 @@ MOST_BYTES = 256 << 20
 _VERSION = "1"  # of what the changes look like
 
 
-def probe_path(folder: RunFolder, split: str) -> Path:
+def probe_path(folder: RunDir, split: str) -> Path:
     """Return where the ledger of the probes of a split lies."""
     return folder.path / "probes" / f"{split}.parquet"
 
@@ -59,7 +59,7 @@ class ProbePlan:
         is_done: whether a ledger is there that holds at least this.
     """
 
-    voices: list[Voice]
+    models: list[TrainedModel]
     families: tuple[Family, ...]
     samples: int
     path: Path
@@ -67,7 +67,7 @@ class ProbePlan:
     is_done: bool
 
 
-def plan_probes(config: Config, folder: RunFolder, dataset: Dataset, split: str, names: Sequence[str]) -> ProbePlan:
+def plan_probes(config: Config, folder: RunDir, dataset: Dataset, split: str, names: Sequence[str]) -> ProbePlan:
     """Return what probing a split of a run comes to.
 
     Families that have been probed before stay: asking about further ones asks about all of them together.
@@ -89,23 +89,23 @@ def plan_probes(config: Config, folder: RunFolder, dataset: Dataset, split: str,
     if plan.suffix:
         raise ConfigError(f"data.shards: {dataset.folder} holds other data than {folder.path} was trained on")
     path = probe_path(folder, split)
-    meta = _meta(plan.ledgers[split][1], plan.voices, wanted, config.analyze.probe_samples)
+    meta = _meta(plan.ledgers[split][1], plan.models, wanted, config.analyze.probe_samples)
     found = _found(path)
     if found is not None and found == replace(meta, views=found.views):
         have = {probe.family for probe in probes_in(found.views)}
         wanted = families_of([*have, *(family.name for family in wanted)])
         meta = replace(meta, views=_views(wanted))
     samples = _affordable(config.analyze.probe_samples, meta)
-    return ProbePlan(plan.voices, wanted, samples, path, meta, found == meta)
+    return ProbePlan(plan.models, wanted, samples, path, meta, found == meta)
 
 
-def _meta(ledger: LedgerMeta, voices: Sequence[Voice], families: Sequence[Family], samples: int) -> LedgerMeta:
+def _meta(ledger: LedgerMeta, models: Sequence[TrainedModel], families: Sequence[Family], samples: int) -> LedgerMeta:
     """Return what the ledger of probes will hold, of what an ordinary one without test-time views would."""
     mean = "mean" if ledger.task == "regression" else "soft"
     asked = hashlib.sha256(f"{_VERSION} {SEED} {samples}".encode()).hexdigest()
     return replace(
         ledger,
-        members=(mean if len(voices) > 1 else f"member/{voices[0].name}",),
+        members=(mean if len(models) > 1 else f"member/{models[0].name}",),
         views=_views(families),
         evaluation=f"{ledger.evaluation}-{asked}",
         features=FEATURES,

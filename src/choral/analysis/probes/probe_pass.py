@@ -20,16 +20,16 @@ from choral.core.process_group import Runtime
 from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split
 from choral.inference.evaluation_pass import SplitEvaluation
 from choral.inference.model_groups import check_stop
-from choral.inference.predict_chunk import Manner
-from choral.inference.prediction_tasks import Question
-from choral.runs.run_dir import RunFolder
+from choral.inference.predict_chunk import InferenceOptions
+from choral.inference.prediction_tasks import PredictionTask
+from choral.runs.run_dir import RunDir
 
 _CPU_BATCH = 16  # as fast as more, and what is finished is kept in steps of seconds to minutes, not of many minutes
 _log = logging.getLogger(__name__)
 
 
 def probe(
-    config: Config, folder: RunFolder, run: Runtime, split: str, families: Sequence[str] = (), force: bool = False
+    config: Config, folder: RunDir, run: Runtime, split: str, families: Sequence[str] = (), force: bool = False
 ) -> None:
     """Write the ledger of the probes of a split, unless it is there.
 
@@ -59,7 +59,7 @@ def probe(
     opened = open_split(config, dataset, split, place)
     index, views = opened.index, plan.meta.views
     chosen = chosen_rows(index.keys(np.arange(len(index))), plan.samples)
-    manner = Manner(
+    options = InferenceOptions(
         views,
         views,
         run.accelerator.autocast,
@@ -68,7 +68,7 @@ def probe(
         check=lambda: check_stop(run),
     )
     (column,) = plan.meta.members
-    questions = [Question(column, voice, chosen) for voice in plan.voices]
+    tasks = [PredictionTask(column, model, chosen) for model in plan.models]
     words = "%s: %d changes of %d of %d samples, %d networks"
-    _log.info(words, split, len(views) - 1, chosen.sum(), len(index), len(plan.voices))
-    SplitEvaluation(config, folder, run, place, opened, questions, manner, plan.meta, left_out="").write(plan.path)
+    _log.info(words, split, len(views) - 1, chosen.sum(), len(index), len(plan.models))
+    SplitEvaluation(config, folder, run, place, opened, tasks, options, plan.meta, left_out="").write(plan.path)

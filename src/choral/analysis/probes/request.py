@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from choral.config import Config
 from choral.config.fields import split_at_commas
 from choral.inference.evaluation_request import evaluation_config
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ProbeRequest:
         force: probe again what is there.
     """
 
-    folder: RunFolder
+    folder: RunDir
     split: str = "val"
     families: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -53,4 +53,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def request_of(options: argparse.Namespace) -> ProbeRequest:
     """Return what parsed arguments ask for; ConfigError where there is no such run."""
     families = tuple(split_at_commas(options.families))
-    return ProbeRequest(RunFolder.find(options.run), options.split, families, tuple(options.overrides), options.force)
+    return ProbeRequest(RunDir.find(options.run), options.split, families, tuple(options.overrides), options.force)

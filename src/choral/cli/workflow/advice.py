@@ -10,10 +10,10 @@ from choral.analysis.probe_curves import make_curves, probe_predictions
 from choral.analysis.probes.request import ProbeRequest
 from choral.cli.workflow.probes import probe
 from choral.core.errors import ChoralError, Stopped
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
-def advise(folder: RunFolder, processes: int = 0) -> Advice:
+def advise(folder: RunDir, processes: int = 0) -> Advice:
     """Probe the validation split of a trained run, unless that is done, and write its advice: RUN/advice.yaml and .json.
 
     Args:

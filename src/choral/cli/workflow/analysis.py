@@ -26,14 +26,14 @@ from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.evaluation_request import Request
 from choral.inference.external_data import index_of
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder, write_atomic
+from choral.runs.run_dir import RunDir, write_atomic
 from choral.scoring.policy import answer_path
 from choral.scoring.predictor import evaluated
 from choral.scoring.scoreboard.test_set_uses import is_test, looks_line
 
 
 def analyze(
-    folder: RunFolder,
+    folder: RunDir,
     split: str = "",
     of: str = "",
     out: Path | None = None,
@@ -80,7 +80,7 @@ def analyze(
     return path
 
 
-def analyzed(folder: RunFolder, split: str = "", of: str = "") -> Analysis:
+def analyzed(folder: RunDir, split: str = "", of: str = "") -> Analysis:
     """Return what `analyze` shows; arguments and errors are the same. Of test data, that is a look at them."""
     config = folder.config()
     split = split or config.data.val_split
@@ -97,12 +97,12 @@ def analyzed(folder: RunFolder, split: str = "", of: str = "") -> Analysis:
         return analysis_of(folder, config, split, of, progress=told)
 
 
-def analysis_page(folder: RunFolder, split: str) -> Path:
+def analysis_page(folder: RunDir, split: str) -> Path:
     """Return where the page of a split lies."""
     return folder.path / f"analysis-{split}.html"
 
 
-def _evaluate_if_missing(folder: RunFolder, config: Config, split: str) -> None:
+def _evaluate_if_missing(folder: RunDir, config: Config, split: str) -> None:
     """Evaluate a split that has not been, unless it holds test data: to look at these is for the user to decide.
 
     Raises:
@@ -118,7 +118,7 @@ def _evaluate_if_missing(folder: RunFolder, config: Config, split: str) -> None:
         raise ChoralError(f"{folder.path}: split {split} could not be evaluated, see above")
 
 
-def _inputs_of(folder: RunFolder, config: Config, split: str, of: str) -> str:
+def _inputs_of(folder: RunDir, config: Config, split: str, of: str) -> str:
     """Return a checksum of all that a page is made of.
 
     Ledgers are told apart by what predicted them, which they say, and other files by their contents.
@@ -136,5 +136,5 @@ def _inputs_of(folder: RunFolder, config: Config, split: str, of: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _dataset_of(folder: RunFolder, config: Config, split: str) -> Dataset:
+def _dataset_of(folder: RunDir, config: Config, split: str) -> Dataset:
     return Dataset.open(config.data.shards) if split == HELD_OUT else index_of(folder, config, split).dataset

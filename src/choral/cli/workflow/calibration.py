@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from choral.cli.workflow.scores import print_looks
-from choral.runs.run_dir import RunFolder, write_atomic, write_json
+from choral.runs.run_dir import RunDir, write_atomic, write_json
 from choral.scoring.calibrate import Asked, calibrate_run
 from choral.scoring.calibration_figure import draw_calibration
 from choral.scoring.calibration_table import render_calibration
@@ -16,7 +16,7 @@ from choral.scoring.predictor import evaluated
 from choral.scoring.scoreboard.recording import record_steps
 
 
-def calibrate(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any]:
+def calibrate(folder: RunDir, split: str | None, asked: Asked) -> dict[str, Any]:
     """Calibrate a run and keep how it answers, the report and its figure; see `calibrate_run`.
 
     Args:
@@ -34,7 +34,7 @@ def calibrate(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, A
     return report
 
 
-def print_calibration(report: dict[str, Any], folder: RunFolder, console: Console) -> None:
+def print_calibration(report: dict[str, Any], folder: RunDir, console: Console) -> None:
     """Print a report, where its figure is, and what was kept."""
     for part in render_calibration(report):
         console.print(part)
@@ -44,5 +44,5 @@ def print_calibration(report: dict[str, Any], folder: RunFolder, console: Consol
     console.print(f"Kept: {report['file']}: `choral predict` answers so", markup=False, highlight=False, soft_wrap=True)
 
 
-def _figure(folder: RunFolder, split: str) -> Path:
+def _figure(folder: RunDir, split: str) -> Path:
     return folder.path / f"calibration-{split}.svg"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from choral.cli.workflow.predictor_report import slice_masks
 from choral.core.errors import ConfigError
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.compare import Comparison, compare
 from choral.scoring.compare_table import render_comparison
 from choral.scoring.predictor import Predictor, default_split, predictor_of
@@ -16,7 +16,7 @@ from choral.scoring.scoreboard.test_set_uses import look_at, looks_line
 
 
 def compare_runs(
-    folders: tuple[RunFolder, RunFolder], split: str = "", of: Sequence[str] = (), column: str = "", shards: str = ""
+    folders: tuple[RunDir, RunDir], split: str = "", of: Sequence[str] = (), column: str = "", shards: str = ""
 ) -> tuple[Comparison, str]:
     """Return how the second run differs from the first, and the line that stands under tables of test scores.
 
@@ -44,14 +44,14 @@ def compare_runs(
     return found, looks_line(folders[1], folders[1].config(), b.ledger.meta)
 
 
-def print_comparison(found: Comparison, looks: str, console: Console) -> None:
+def print_comparison(found: Comparison, uses: str, console: Console) -> None:
     """Print a comparison, and below it how often the test split was looked at."""
     console.print(render_comparison(found, console.width))
-    if looks:
-        console.print(f"\n{looks}", style="italic", markup=False, highlight=False)
+    if uses:
+        console.print(f"\n{uses}", style="italic", markup=False, highlight=False)
 
 
-def _predictor(folder: RunFolder, split: str, name: str) -> Predictor:
+def _predictor(folder: RunDir, split: str, name: str) -> Predictor:
     try:
         return predictor_of(folder, folder.config(), split, name)
     except ConfigError as error:

@@ -20,8 +20,8 @@ from choral.inference.evaluation_plan import evaluation_of, plan_evaluation
 from choral.inference.evaluation_request import Request
 from choral.inference.external_data import index_of
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import is_assembled, member_folders, voices_of
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.inference.trained_models import find_trained_models, is_assembled, member_run_dirs
+from choral.runs.run_dir import RunDir, read_json, write_json
 from choral.scoring.policy import write_answer
 from choral.scoring.scoreboard.recording import record_steps
 
@@ -36,7 +36,7 @@ def evaluate(request: Request, processes: int) -> int:
     """
     folder, config = request.folder, request.config()
     if is_assembled(folder):
-        names = ", ".join(member_folders(folder, config))
+        names = ", ".join(member_run_dirs(folder, config))
         print(f"{folder.path}: one ensemble of {names}", file=sys.stderr)
     if request.unfinished:
         print(f"not trained, and left out: {', '.join(request.unfinished)}", file=sys.stderr)
@@ -74,12 +74,12 @@ def _answer_as_bundle(request: Request) -> None:
     bundle = bundle_of(request.folder)
     if bundle is None:
         return
-    voices, _ = voices_of(request.folder, request.folder.config())
-    evaluation = evaluation_of(voices, request.config().train.precision)
+    models, _ = find_trained_models(request.folder, request.folder.config())
+    evaluation = evaluation_of(models, request.config().train.precision)
     write_answer(request.folder, replace(read_bundle(bundle).answering, evaluation=evaluation))
 
 
-def show_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = ()) -> None:
+def show_evaluation(config: Config, folder: RunDir, splits: Sequence[str] = ()) -> None:
     """Write the images of the worst predictions into the run folder, and send them and the scores to W&B.
 
     What is there, or was sent, is left; an earlier start may have been killed before. What goes wrong is told and left.
@@ -98,7 +98,7 @@ def show_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = (
         track_evaluation(config, folder, splits)
 
 
-def track_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = ()) -> None:
+def track_evaluation(config: Config, folder: RunDir, splits: Sequence[str] = ()) -> None:
     """Send the table of scores and the images of the worst predictions to W&B; what goes wrong is told and left.
 
     RUN/wandb-evaluation.json says which ledgers were sent where, so that each is sent once, by whichever call can.
@@ -129,7 +129,7 @@ def track_evaluation(config: Config, folder: RunFolder, splits: Sequence[str] = 
             run.close(failed=True)
 
 
-def say_absent(folder: RunFolder, config: Config) -> None:
+def say_absent(folder: RunDir, config: Config) -> None:
     """Say on stderr which members are not trained, if any."""
-    if words := how_many(len(member_folders(folder, config)), absent_members(folder, config)):
+    if words := how_many(len(member_run_dirs(folder, config)), absent_members(folder, config)):
         print(words, file=sys.stderr)

@@ -20,17 +20,15 @@ from choral.deploy.bundle.output_dir import check_place
 from choral.deploy.bundle.policy_choice import Wanted, chosen_answer
 from choral.deploy.bundle.read import is_bundle, read_bundle
 from choral.deploy.bundle.verify import Verified, render, verify_bundle
-from choral.inference.trained_models import voices_of
-from choral.runs.run_dir import RunFolder
+from choral.inference.trained_models import find_trained_models
+from choral.runs.run_dir import RunDir
 from choral.scoring.apply_policy import described
 
 BUNDLE = "bundle"
 """Folder in a run's, where the stage export leaves it."""
 
 
-def export(
-    folder: RunFolder, config: Config, wanted: Wanted, out: Path, force: bool, progress: Console
-) -> dict[str, Any]:
+def export(folder: RunDir, config: Config, wanted: Wanted, out: Path, force: bool, progress: Console) -> dict[str, Any]:
     """Write the bundle of a run and say what is in it.
 
     Args:
@@ -47,14 +45,14 @@ def export(
         ConfigError, DataError, ChoralError: as `chosen_answer` and `choral.deploy.bundle.write.write_bundle`.
     """
     check_place(out, force)
-    voices, unfinished = voices_of(folder, config)
+    models, unfinished = find_trained_models(folder, config)
     if unfinished:
         _say(progress, f"{folder.path}: not trained, and left out: {', '.join(unfinished)}")
-    answering, source = chosen_answer(folder, config, voices, wanted)
+    answering, source = chosen_answer(folder, config, models, wanted)
     _say(progress, f"answers {source}: {described(answering)}")
     from choral.deploy.bundle.write import write_bundle  # torch, once all that can be wrong without it was found
 
-    written = write_bundle(folder, config, voices, answering, out, force)
+    written = write_bundle(folder, config, models, answering, out, force)
     folded = ", ".join(f"{name} {count}" for name, count in written.folded.items())
     _say(progress, f"norms folded into the layers before them: {folded}")
     for split in written.verified.bundle.content["scores"]:
@@ -69,7 +67,7 @@ def export(
     }
 
 
-def export_for_hub(folder: RunFolder, members: Sequence[str], out: Path, force: bool) -> dict[str, Path]:
+def export_for_hub(folder: RunDir, members: Sequence[str], out: Path, force: bool) -> dict[str, Path]:
     """Write networks of a run as timm and the Hugging Face Hub take them; return the folder of each.
 
     Args:
@@ -82,18 +80,18 @@ def export_for_hub(folder: RunFolder, members: Sequence[str], out: Path, force: 
         DataError, ChoralError: a checkpoint or a ledger is damaged, or nothing is trained.
     """
     config = folder.config()
-    voices, _ = voices_of(folder, config)
-    names = [voice.name for voice in voices]
+    models, _ = find_trained_models(folder, config)
+    names = [model.name for model in models]
     for name in members:
         if name not in names:
             hint = did_you_mean(name, names)
             raise ConfigError(f"--members: no network '{name}'.{hint} There are: {', '.join(names)}")
-    chosen = [voice for voice in voices if not members or voice.name in members]
+    chosen = [model for model in models if not members or model.name in members]
     from choral.deploy.bundle.hub_folder import (
         write_hub_folders,  # torch, once all that can be wrong without it was found
     )
 
-    return write_hub_folders(folder, config, voices, chosen, out, force)
+    return write_hub_folders(folder, config, models, chosen, out, force)
 
 
 def print_hub_folders(places: Mapping[str, Path], console: Console) -> None:
@@ -108,7 +106,7 @@ def print_hub_folders(places: Mapping[str, Path], console: Console) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def export_stage(folder: RunFolder, config: Config, progress: Console) -> Path:
+def export_stage(folder: RunDir, config: Config, progress: Console) -> Path:
     """Leave RUN/bundle with the forms of `export.formats`, unless it is there already; return where it is.
 
     One of other weights, answers or `export` settings is replaced, and so is a damaged one.
@@ -127,7 +125,7 @@ def export_stage(folder: RunFolder, config: Config, progress: Console) -> Path:
     return out
 
 
-def _why_not_kept(folder: RunFolder, config: Config, out: Path) -> str:
+def _why_not_kept(folder: RunDir, config: Config, out: Path) -> str:
     """Return why the stage export has to write a bundle; "": the one that is there is what it would write."""
     if not is_bundle(out):
         return "is not there"
@@ -135,8 +133,8 @@ def _why_not_kept(folder: RunFolder, config: Config, out: Path) -> str:
         there = read_bundle(out)
     except DataError as error:
         return f"cannot be kept ({error})"
-    voices, _ = voices_of(folder, config)
-    answering, _ = chosen_answer(folder, config, voices, Wanted())
+    models, _ = find_trained_models(folder, config)
+    answering, _ = chosen_answer(folder, config, models, Wanted())
     if there.answering.to_json() != answering.to_json():
         return "answers otherwise than the run does by now"
     before, now = there.content["provenance"]["config"]["export"], to_values(config)["export"]

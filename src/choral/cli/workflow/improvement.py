@@ -28,7 +28,7 @@ from choral.config.files import to_yaml, with_overrides
 from choral.core.errors import ChoralError, Stopped
 from choral.ensembles.member_jobs import solo_config
 from choral.inference.evaluation_request import Request
-from choral.runs.run_dir import RunFolder, is_run, read_json, write_atomic, write_json
+from choral.runs.run_dir import RunDir, is_run, read_json, write_atomic, write_json
 from choral.scoring.predictor import evaluated
 from choral.scoring.scoreboard.test_set_uses import is_test
 from choral.scoring.seed_comparison import SeedPair, compare_seeds, is_better
@@ -150,8 +150,8 @@ def improve(config: Config, seeds: int, rounds: int, progress: Console, *, test:
             tried.append(_nothing_advised(number, advice))
             break
         candidate = advised_config(config, current, advice, number, seeds)
-        RunFolder.of(candidate).check_same(candidate)
-        write_json(RunFolder.of(candidate).path / TRIED_JSON, advice.to_json())
+        RunDir.of(candidate).check_same(candidate)
+        write_json(RunDir.of(candidate).path / TRIED_JSON, advice.to_json())
         folder = _trained(candidate, progress)
         tried.append(_tried(number, folder, last, advice))
         if not tried[-1].kept:
@@ -173,7 +173,7 @@ def improve(config: Config, seeds: int, rounds: int, progress: Console, *, test:
     return found
 
 
-def improved_of(folder: RunFolder) -> Improved | None:
+def improved_of(folder: RunDir) -> Improved | None:
     """Return what came of trying the advice of a baseline; None: it has not been tried to the end, or the file is damaged."""
     content = read_json(folder.path / IMPROVED_JSON)
     try:
@@ -203,7 +203,7 @@ def _begun(config: Config, current: Config, number: int, seeds: int) -> Advice |
 
     A round goes on with its own advice: made anew, by a later version or of further probes, it may be another one.
     """
-    folder, before = RunFolder.of(replace(config, run=_name(config, f"augment{number}", seeds))), RunFolder.of(current)
+    folder, before = RunDir.of(replace(config, run=_name(config, f"augment{number}", seeds))), RunDir.of(current)
     content = read_json(folder.path / TRIED_JSON)
     if content is None or not is_run(folder.path):
         return None
@@ -221,15 +221,15 @@ def _name(config: Config, what: str, seeds: int) -> str:
     return f"{config.run}-{what}" + (f"-{seeds}-seeds" if seeds > 1 else "")
 
 
-def _trained(config: Config, progress: Console) -> RunFolder:
+def _trained(config: Config, progress: Console) -> RunDir:
     """Train a run and ask it about validation, whatever of it is not done yet."""
-    folder = RunFolder.of(config)
+    folder = RunDir.of(config)
     _check(train_all(config, folder, progress), folder, "trained")
     _check(evaluate(Request(folder, split=config.data.val_split), processes=0), folder, "evaluated")
     return folder
 
 
-def _check(code: int, folder: RunFolder, done: str) -> None:
+def _check(code: int, folder: RunDir, done: str) -> None:
     if code == Stopped.exit_code:
         raise Stopped(f"{folder.path}: stopped; run the same command again to continue")
     if code:
@@ -240,7 +240,7 @@ def _nothing_advised(number: int, advice: Advice) -> Round:
     return Round(number, "", (), {}, (), False, advice.note)
 
 
-def _tried(number: int, folder: RunFolder, before: RunFolder, advice: Advice) -> Round:
+def _tried(number: int, folder: RunDir, before: RunDir, advice: Advice) -> Round:
     config = folder.config()
     split = config.data.val_split
     pairs = compare_seeds(evaluated(before, before.config(), split), evaluated(folder, config, split))
@@ -254,7 +254,7 @@ def _tried(number: int, folder: RunFolder, before: RunFolder, advice: Advice) ->
     return Round(number, folder.name, families, advice.settings, tuple(pairs), kept, reason)
 
 
-def _tested(first: RunFolder, last: RunFolder, splits: list[str]) -> dict[str, tuple[SeedPair, ...]]:
+def _tested(first: RunDir, last: RunDir, splits: list[str]) -> dict[str, tuple[SeedPair, ...]]:
     """Ask the baseline and what was kept about test splits, the only time, and return how they differ."""
     for folder in (first, last) if splits and first != last else (first,) if splits else ():
         _check(evaluate(Request(folder, split=",".join(splits)), processes=0), folder, "evaluated")

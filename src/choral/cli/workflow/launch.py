@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from choral.core.errors import ConfigError, Stopped
 from choral.jobs.launcher import Machines, launch_command, run_in_foreground
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _EARLIER_START_S = 120.0  # that what a failed node was doing, or the lock of it, may outlive the node
 
 
 def launch(
-    module: str, arguments: Sequence[str], processes: int, folder: RunFolder, machines: Machines | None = None
+    module: str, arguments: Sequence[str], processes: int, folder: RunDir, machines: Machines | None = None
 ) -> int:
     """Run a module of ranks, sharing this terminal.
 
@@ -76,7 +76,7 @@ def _check_gpus(found: int) -> None:
         )
 
 
-def _stop_is_meant_for_this_start(folder: RunFolder) -> bool:
+def _stop_is_meant_for_this_start(folder: RunDir) -> bool:
     """Whether the stop file names this start of this SLURM job: its script may be told to stop before we are at work."""
     job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
     try:

@@ -10,7 +10,7 @@ from choral.core.errors import DataError
 from choral.data.shards.index import Dataset, Index
 from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import Predictor, evaluated, predictor_of
 from choral.scoring.predictor_report import CardJson, card_json
 from choral.scoring.scoreboard.test_set_uses import look_at
@@ -18,7 +18,7 @@ from choral.scoring.slice_metrics import SlicesJson, slices_json
 from choral.scoring.slices import slices_of
 
 
-def card(folder: RunFolder, split: str | None, name: str) -> CardJson:
+def card(folder: RunDir, split: str | None, name: str) -> CardJson:
     """Return all metrics of a predictor.
 
     Args:
@@ -32,7 +32,7 @@ def card(folder: RunFolder, split: str | None, name: str) -> CardJson:
     return card_json(predictor)
 
 
-def slices(folder: RunFolder, split: str | None, name: str, column: str, shards: str = "") -> SlicesJson:
+def slices(folder: RunDir, split: str | None, name: str, column: str, shards: str = "") -> SlicesJson:
     """Return the metrics of a predictor by the values of a column of the index.
 
     Args:
@@ -64,5 +64,5 @@ def slice_masks(config: Config, ledger: Ledger, column: str, shards: str = "") -
     return slices_of(Index.open(dataset, packed), ledger.keys, column)
 
 
-def _predictor(folder: RunFolder, config: Config, split: str | None, name: str) -> Predictor:
+def _predictor(folder: RunDir, config: Config, split: str | None, name: str) -> Predictor:
     return predictor_of(folder, config, evaluated(folder, config, split).path.stem, name)

@@ -14,7 +14,7 @@ from choral.analysis.probes.request import ProbeRequest
 from choral.cli.workflow.launch import gpus, launch
 from choral.data.shards.index import Dataset
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import Predictor
 from choral.scoring.scoreboard.test_set_uses import look_at, looks_line
 
@@ -37,7 +37,7 @@ def probe(request: ProbeRequest, processes: int = 0) -> int:
     return launch("choral.analysis.probes", request.words, processes, folder)
 
 
-def probed_curves(folder: RunFolder, split: str, families: tuple[str, ...] = ()) -> Curves:
+def probed_curves(folder: RunDir, split: str, families: tuple[str, ...] = ()) -> Curves:
     """Return the curves of a split that has just been probed; of a test split, that is a look at it.
 
     Args:
@@ -50,12 +50,12 @@ def probed_curves(folder: RunFolder, split: str, families: tuple[str, ...] = ())
     """
     ledger = Ledger.open(probe_path(folder, split))
     probed = Probed(ledger)
-    said = Predictor(probed.voice, ledger, probed.predictions(None), ledger.meta.task != "regression")
+    said = Predictor(probed.model, ledger, probed.predictions(None), ledger.meta.task != "regression")
     look_at(folder, folder.config(), [said])
     return make_curves(probed, folder.name).of(families)
 
 
-def print_curves(folder: RunFolder, curves: Curves, console: Console) -> None:
+def print_curves(folder: RunDir, curves: Curves, console: Console) -> None:
     """Print the table of curves, and below that of a test split how often that was looked at."""
     console.print(render_curves(curves))
     if words := looks_line(folder, folder.config(), Ledger.open(probe_path(folder, curves.split)).meta):

@@ -18,8 +18,8 @@ from choral.cli.workflow.training import pack_if_missing, train_all
 from choral.config import Config
 from choral.core.errors import ChoralError, Stopped
 from choral.inference.evaluation_request import Request
-from choral.inference.trained_models import member_folders
-from choral.runs.run_dir import RunFolder, is_run
+from choral.inference.trained_models import member_run_dirs
+from choral.runs.run_dir import RunDir, is_run
 from choral.scoring.scoreboard.recording import project_of
 
 
@@ -32,7 +32,7 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
     if "pack" in chosen:
         pack_if_missing(config, progress)
     before = before_ensemble(config, progress)
-    folder, whole = RunFolder.of(before.config), bool(before.runs)
+    folder, whole = RunDir.of(before.config), bool(before.runs)
     status = 0
     if "ensemble" in chosen:
         folder.check_same(before.config)
@@ -40,7 +40,7 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
             say_stage("ensemble", progress)
         status = train_all(before.config, folder, progress)
         if status:
-            trained = any(member.result for member in member_folders(folder, before.config).values())
+            trained = any(member.result for member in member_run_dirs(folder, before.config).values())
             if status == Stopped.exit_code or not trained:
                 return status
     if "evaluate" in chosen:
@@ -74,11 +74,11 @@ def run_all(config: Config, progress: Console, results: Console) -> int:
     return status
 
 
-def _summarize(folder: RunFolder, before: Before, results: Console) -> None:
+def _summarize(folder: RunDir, before: Before, results: Console) -> None:
     """Print what each step has brought, and write it as a page."""
     tables = board_tables((*before.runs, folder), before.config)
     print_summary(tables, folder, results)
-    names = list(member_folders(folder, before.config))
+    names = list(member_run_dirs(folder, before.config))
     said = (
         f"{folder.name}: {len(names)} networks: {', '.join(names)}" if len(names) > 1 else f"{folder.name}: one network"
     )
@@ -88,7 +88,7 @@ def _summarize(folder: RunFolder, before: Before, results: Console) -> None:
     results.print(f"What each step brought: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _write_page(folder: RunFolder, config: Config) -> None:
+def _write_page(folder: RunDir, config: Config) -> None:
     """Write the page about validation data, if these were evaluated; what goes wrong is said, and costs no evaluation."""
     if config.data.val_split not in config.evaluate.splits:
         return

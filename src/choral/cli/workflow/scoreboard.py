@@ -17,15 +17,15 @@ from choral.scoring.scoreboard.board import Entry, Scoreboard, projects_in
 from choral.scoring.scoreboard.figure import draw_board
 from choral.scoring.scoreboard.rows import BoardTable, tables_of
 from choral.scoring.scoreboard.table import notes_on, render_board, render_runs
-from choral.scoring.scoreboard.test_set_uses import Looks, looks_so_far, looks_text
+from choral.scoring.scoreboard.test_set_uses import TestSetUses, looks_so_far, looks_text
 
 
 class BoardScores(TypedDict):
-    """The tables of a project, plain JSON; `looks`, by how many runs they were, and `figures` are those of each table."""
+    """The tables of a project, plain JSON; `uses`, by how many runs they were, and `figures` are those of each table."""
 
     project: str
     tables: list[BoardTable]
-    looks: list[int]
+    uses: list[int]
     looks_by_runs: list[int]
     figures: list[str]
     damaged: int  # entries that could not be read, and are left out
@@ -46,21 +46,19 @@ def project_scores(root: Path, project: str, split: str = "", metric: str = "") 
     """
     board = Scoreboard.find(root, project)
     entries, damaged = board.entries()
-    looks = {entry.data: looks_so_far(root, entry.dataset, entry.split, entry.task) for entry in entries}
-    tables = tables_of(
-        board, _wanted(entries, split, [data for data, seen in looks.items() if seen.predictors]), metric
-    )
+    uses = {entry.data: looks_so_far(root, entry.dataset, entry.split, entry.task) for entry in entries}
+    tables = tables_of(board, _wanted(entries, split, [data for data, seen in uses.items() if seen.predictors]), metric)
     figures = []
     for table in tables:
         figure = board.path / f"progress-{table['split']}-{table['metric']}-{table['data']}.svg"
-        seen = looks_text(looks[table["data"]], table["split"]) if looks[table["data"]].predictors else ""
+        seen = looks_text(uses[table["data"]], table["split"]) if uses[table["data"]].predictors else ""
         write_atomic(figure, draw_board(table, seen))
         figures.append(str(figure))
     return BoardScores(
         project=project,
         tables=tables,
-        looks=[looks[table["data"]].predictors for table in tables],
-        looks_by_runs=[looks[table["data"]].runs for table in tables],
+        uses=[uses[table["data"]].predictors for table in tables],
+        looks_by_runs=[uses[table["data"]].runs for table in tables],
         figures=figures,
         damaged=damaged,
     )
@@ -72,13 +70,13 @@ def print_board(scores: BoardScores, console: Console, runs: bool = True) -> Non
     def say(words: str) -> None:
         console.print(words, markup=False, highlight=False)
 
-    found = [Looks(*numbers) for numbers in zip(scores["looks"], scores["looks_by_runs"], strict=True)]
-    for table, looks, figure in zip(scores["tables"], found, scores["figures"], strict=True):
+    found = [TestSetUses(*numbers) for numbers in zip(scores["uses"], scores["looks_by_runs"], strict=True)]
+    for table, uses, figure in zip(scores["tables"], found, scores["figures"], strict=True):
         console.print(render_board(table, console.width))
         for note in notes_on(table):
             say(note)
-        if looks.predictors:
-            say(looks_text(looks, table["split"]))
+        if uses.predictors:
+            say(looks_text(uses, table["split"]))
         else:
             say("no test data, so no looks to count: what was chosen or fitted on this split is flattered")
         if runs:

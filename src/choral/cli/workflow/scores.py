@@ -15,14 +15,14 @@ from choral.ensembles.fitting_data import known_of
 from choral.ensembles.missing_members import absent_from
 from choral.ensembles.saved_combination import Asked, combine_run
 from choral.ensembles.score_table import render
-from choral.inference.trained_models import member_folders
-from choral.runs.run_dir import RunFolder, write_atomic, write_json
+from choral.inference.trained_models import member_run_dirs
+from choral.runs.run_dir import RunDir, write_atomic, write_json
 from choral.scoring.predictor import evaluated
 from choral.scoring.scoreboard.recording import record_combination, record_steps
 from choral.scoring.scoreboard.test_set_uses import look_at_rows, looks_line
 
 
-def score(folder: RunFolder, split: str | None) -> scoring.Scores:
+def score(folder: RunDir, split: str | None) -> scoring.Scores:
     """Score the ledger of a split and keep the result in the run folder.
 
     Args:
@@ -41,7 +41,7 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
         ledger,
         references,
         absent,
-        configured=len(member_folders(folder, config)),
+        configured=len(member_run_dirs(folder, config)),
         known=known_of(folder, config, ledger),
     )
     look_at_rows(folder, config, ledger.meta, scores["rows"])
@@ -52,7 +52,7 @@ def score(folder: RunFolder, split: str | None) -> scoring.Scores:
     return scores
 
 
-def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any]:
+def combine(folder: RunDir, split: str | None, asked: Asked) -> dict[str, Any]:
     """Combine what the members of a run said about a split; see `combine_run`.
 
     Args:
@@ -69,7 +69,7 @@ def combine(folder: RunFolder, split: str | None, asked: Asked) -> dict[str, Any
     return found
 
 
-def print_scores(scores: scoring.Scores, folder: RunFolder, console: Console) -> None:
+def print_scores(scores: scoring.Scores, folder: RunDir, console: Console) -> None:
     """Print the table of scores, and of several members what they gain, why, and where the figure of it is."""
     console.print(render(scores))
     print_looks(folder, scores["split"], console)
@@ -80,14 +80,14 @@ def print_scores(scores: scoring.Scores, folder: RunFolder, console: Console) ->
         )
 
 
-def print_looks(folder: RunFolder, split: str, console: Console) -> None:
+def print_looks(folder: RunDir, split: str, console: Console) -> None:
     """Print below a table of test scores how often that test split was looked at."""
     config = folder.config()
     if words := looks_line(folder, config, evaluated(folder, config, split).meta):
         console.print(words, style="italic", markup=False, highlight=False)
 
 
-def diversity_figure(folder: RunFolder, split: str) -> Path:
+def diversity_figure(folder: RunDir, split: str) -> Path:
     """Return the path of the figure of what a split says about the gain and the diversity of members."""
     return folder.path / f"diversity-{split}.svg"
 

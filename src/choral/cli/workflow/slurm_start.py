@@ -13,12 +13,12 @@ from choral.ensembles.missing_members import forget_failure
 from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines
 from choral.runs.checkpoints import step_of
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 
 def train_start(
     config: Config,
-    folder: RunFolder,
+    folder: RunDir,
     arguments: Sequence[str],
     processes: int,
     machines: Machines,

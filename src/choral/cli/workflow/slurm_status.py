@@ -19,10 +19,10 @@ from choral.config import Config
 from choral.core.errors import ChoralError, Stopped
 from choral.ensembles.member_jobs import progress_columns
 from choral.ensembles.missing_members import absent_members
-from choral.inference.trained_models import member_folders
+from choral.inference.trained_models import member_run_dirs
 from choral.jobs.slurm import queue
 from choral.jobs.slurm.queue import Entry
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "pending": "blue"}
 EVALUATION = "evaluation"
@@ -67,7 +67,7 @@ class Status:
         return 1 if 1 in outcomes else Stopped.exit_code if outcomes - {0} else 0
 
 
-def status_of(folder: RunFolder) -> Status:
+def status_of(folder: RunDir) -> Status:
     """Return what the members of a run, and its evaluation, are doing."""
     config, jobs = folder.config(), Jobs.read(folder)
     entries: dict[str, Entry] = {}
@@ -80,15 +80,13 @@ def status_of(folder: RunFolder) -> Status:
     reasons = absent_members(folder, config)
     rows = [
         _member_row(name, member, folder, jobs.members.get(name, ""), entries, reasons.get(name, ""))
-        for name, member in member_folders(folder, config).items()
+        for name, member in member_run_dirs(folder, config).items()
     ]
     rows.append(_evaluation_row(folder, config, jobs.evaluation, entries))
     return Status(tuple(rows), error if any(row.outcome for row in rows) else "")
 
 
-def _member_row(
-    name: str, member: RunFolder, run: RunFolder, job: str, entries: Mapping[str, Entry], reason: str
-) -> Row:
+def _member_row(name: str, member: RunDir, run: RunDir, job: str, entries: Mapping[str, Entry], reason: str) -> Row:
     entry, status = entries.get(job), member.status
     if (result := member.result) is not None:
         found = {f"val_{key}": value for key, value in result.items()}
@@ -126,7 +124,7 @@ def _in_words(entry: Entry) -> str:
     return f"SLURM: {state}{f' ({entry.reason})' if entry.reason else ''}"
 
 
-def _evaluation_row(folder: RunFolder, config: Config, job: str, entries: Mapping[str, Entry]) -> Row:
+def _evaluation_row(folder: RunDir, config: Config, job: str, entries: Mapping[str, Entry]) -> Row:
     entry, empty = entries.get(job), progress_columns({})
     if entry is not None and entry.is_live:
         return Row(EVALUATION, job, *_in_queue(entry, empty))
@@ -169,7 +167,7 @@ def as_json(status: Status, run: str) -> dict[str, Any]:
     }
 
 
-def cancel_run(folder: RunFolder) -> Sequence[str]:
+def cancel_run(folder: RunDir) -> Sequence[str]:
     """Cancel the jobs of a run that are in the queue, and stop the process of this machine that works on it.
 
     What was running has a moment to save (SLURM: KillWait, 30 s by default); the run can be continued.
@@ -191,7 +189,7 @@ def cancel_run(folder: RunFolder) -> Sequence[str]:
             return [f"{name}: job {job} cancelled" for name, job in live]
     for place in {
         folder.path: folder,
-        **{m.path: m for m in member_folders(folder, folder.config()).values()},
+        **{m.path: m for m in member_run_dirs(folder, folder.config()).values()},
     }.values():
         if holder := place.holder():
             host, pid = holder

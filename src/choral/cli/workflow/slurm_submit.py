@@ -17,12 +17,12 @@ from choral.core.errors import ChoralError
 from choral.data.shards.index import Dataset
 from choral.ensembles.member_jobs import pending_jobs
 from choral.inference.evaluation_plan import plan_evaluation
-from choral.inference.trained_models import member_folders
+from choral.inference.trained_models import member_run_dirs
 from choral.jobs.slurm import queue
 from choral.jobs.slurm.queue import Entry
 from choral.jobs.slurm.scripts import Resources, evaluation_script, has_torch, training_script
 from choral.jobs.slurm.site import Site
-from choral.runs.run_dir import RunFolder, read_json, write_atomic, write_json
+from choral.runs.run_dir import RunDir, read_json, write_atomic, write_json
 
 _ENDING_S = 120.0  # that a cancelled job may take to save
 
@@ -39,12 +39,12 @@ class Jobs:
         return bool(self.members or self.evaluation)
 
     @classmethod
-    def read(cls, folder: RunFolder) -> Jobs:
+    def read(cls, folder: RunDir) -> Jobs:
         """Return the jobs of a run; none where it was never submitted."""
         known = read_json(slurm_folder(folder) / "jobs.json") or {}
         return cls(dict(known.get("members", {})), str(known.get("evaluation", "")))
 
-    def write(self, folder: RunFolder) -> None:
+    def write(self, folder: RunDir) -> None:
         """Keep them."""
         write_json(slurm_folder(folder) / "jobs.json", {"members": self.members, "evaluation": self.evaluation})
 
@@ -55,12 +55,12 @@ class Jobs:
         return members, evaluation if evaluation is not None and evaluation.is_live else None
 
 
-def slurm_folder(folder: RunFolder) -> Path:
+def slurm_folder(folder: RunDir) -> Path:
     """Return where a run keeps what belongs to SLURM."""
     return folder.path / "slurm"
 
 
-def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Site, console: Console) -> None:
+def submit_run(config: Config, folder: RunDir, resources: Resources, site: Site, console: Console) -> None:
     """Submit what is neither done nor in the queue, and say what that is.
 
     Raises:
@@ -70,7 +70,7 @@ def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Si
     _check(config, folder, resources)
     scripts = _scripts(config, folder, resources, site)
     queue.read_queue()  # that there is one, before a folder is made
-    with RunFolder(slurm_folder(folder)).lock():  # two calls at once would submit everything twice
+    with RunDir(slurm_folder(folder)).lock():  # two calls at once would submit everything twice
         entries = _settled_queue(folder, console)
         submission = _Submission(config, folder, resources, entries, lambda text: _say(console, text))
         if submission.new:
@@ -84,7 +84,7 @@ def submit_run(config: Config, folder: RunFolder, resources: Resources, site: Si
         submission.send()
 
 
-def _settled_queue(folder: RunFolder, console: Console) -> Mapping[str, Entry]:
+def _settled_queue(folder: RunDir, console: Console) -> Mapping[str, Entry]:
     """Return the queue once no job of the run is ending: what was cancelled a moment ago still saves, and looks alive."""
     deadline, said = time.monotonic() + _ENDING_S, False
     while True:
@@ -99,7 +99,7 @@ def _settled_queue(folder: RunFolder, console: Console) -> Mapping[str, Entry]:
         time.sleep(1)
 
 
-def show_submission(config: Config, folder: RunFolder, resources: Resources, site: Site, console: Console) -> None:
+def show_submission(config: Config, folder: RunDir, resources: Resources, site: Site, console: Console) -> None:
     """Print the scripts and commands that `submit_run` would write and run, and do nothing."""
     _check(config, folder, resources)
     entries = queue.read_queue() if queue.is_here() else {}
@@ -109,7 +109,7 @@ def show_submission(config: Config, folder: RunFolder, resources: Resources, sit
     _Submission(config, folder, resources, entries, lambda text: _say(console, text), dry=True).send()
 
 
-def _check(config: Config, folder: RunFolder, resources: Resources) -> None:
+def _check(config: Config, folder: RunDir, resources: Resources) -> None:
     folder.check_same(config)
     here = str(Path.cwd())
     check(not set(here) & set("%\\"), "submit", f"SLURM reads % and \\ in the name of this folder as patterns: {here}")
@@ -121,7 +121,7 @@ def _check(config: Config, folder: RunFolder, resources: Resources) -> None:
     check_run(config)
 
 
-def _scripts(config: Config, folder: RunFolder, resources: Resources, site: Site) -> dict[str, str]:
+def _scripts(config: Config, folder: RunDir, resources: Resources, site: Site) -> dict[str, str]:
     """Return the run's scripts by file name."""
     ranks = config.ensemble.devices_per_member
     if not resources.gpus and not resources.cpus:
@@ -141,7 +141,7 @@ class _Submission:
     def __init__(
         self,
         config: Config,
-        folder: RunFolder,
+        folder: RunDir,
         resources: Resources,
         entries: Mapping[str, Entry],
         say: Callable[[str], None],
@@ -151,14 +151,14 @@ class _Submission:
         self._jobs = Jobs.read(folder)
         self._live, self._live_evaluation = self._jobs.live(entries)
         self._shown = 0
-        self._names = list(member_folders(folder, config))
+        self._names = list(member_run_dirs(folder, config))
         self._list = slurm_folder(folder) / "members.txt"
         # Lines stay where they are, for tasks that still wait in the queue read them when they start.
         lines = self._list.read_text(encoding="utf-8").splitlines() if self._list.is_file() else []
         self._lines = [*lines, *(name for name in self._names if name not in lines)]
         self._unfinished = [
             name
-            for name, member in member_folders(folder, config).items()
+            for name, member in member_run_dirs(folder, config).items()
             if member.result is None or name in self._live
         ]
         self.new = [name for name in self._unfinished if name not in self._live]

@@ -17,7 +17,7 @@ from choral.ensembles.member_jobs import solo_config
 from choral.jobs.slurm import queue
 from choral.jobs.slurm.scripts import Resources, has_torch, tuning_script
 from choral.jobs.slurm.site import Site
-from choral.runs.run_dir import RunFolder, write_atomic
+from choral.runs.run_dir import RunDir, write_atomic
 
 
 def submit_search(config: Config, jobs: int, resources: Resources, site: Site, console: Console, dry: bool) -> None:
@@ -39,7 +39,7 @@ def submit_search(config: Config, jobs: int, resources: Resources, site: Site, c
         search_of(config)
     else:  # a login node: what needs torch is checked by the jobs
         check_run(replace(solo_config(config, config.run), augment=replace(config.augment, host=())))
-    root = RunFolder.of(config).path / "tune"
+    root = RunDir.of(config).path / "tune"
     if not resources.gpus and not resources.cpus:
         resources = replace(resources, cpus=config.ensemble.devices_per_member)
     script = tuning_script(

@@ -22,7 +22,7 @@ from choral.cli.workflow.training import train_all
 from choral.config import Config, binding_difference
 from choral.core.errors import ChoralError, ConfigError, Stopped
 from choral.inference.evaluation_request import Request
-from choral.runs.run_dir import RunFolder, is_run
+from choral.runs.run_dir import RunDir, is_run
 
 _ROUNDS = 2  # pieces of advice that are tried at most
 
@@ -38,7 +38,7 @@ class Before:
     """
 
     config: Config
-    runs: tuple[RunFolder, ...] = ()
+    runs: tuple[RunDir, ...] = ()
     steps: tuple[Step, ...] = ()
 
 
@@ -51,8 +51,8 @@ def before_ensemble(config: Config, progress: Console) -> Before:
         ChoralError: a training or an evaluation failed; the reason has been printed.
     """
     chosen, base = config.chosen_stages, baseline_config(config)
-    folder = RunFolder.of(base)
-    ensemble = RunFolder.of(config)
+    folder = RunDir.of(base)
+    ensemble = RunDir.of(config)
     for stage in ("evaluate", "export"):
         if stage in chosen and "ensemble" not in chosen and not is_run(ensemble.path):
             raise ConfigError(f"stages: {stage} is about {ensemble.path}, which is not there: choose ensemble as well")
@@ -76,10 +76,10 @@ def before_ensemble(config: Config, progress: Console) -> Before:
         return Before(config, (folder,) if steps else (), tuple(steps))
     steps.append(_told(improved))
     names = dict.fromkeys((improved.baseline, *(one.run for one in improved.rounds if one.kept)))
-    return Before(improved.config(config), tuple(RunFolder(folder.path.parent / name) for name in names), tuple(steps))
+    return Before(improved.config(config), tuple(RunDir(folder.path.parent / name) for name in names), tuple(steps))
 
 
-def evaluate_steps(folders: Sequence[RunFolder], config: Config) -> None:
+def evaluate_steps(folders: Sequence[RunDir], config: Config) -> None:
     """Ask the networks of the steps before the ensemble about the splits of `evaluate.splits`, the test split among them.
 
     Raises:
@@ -95,15 +95,15 @@ def say_stage(stage: str, progress: Console) -> None:
     progress.print(f"\n== {stage}", style="bold", markup=False, highlight=False)
 
 
-def _improved_before(config: Config, baseline: RunFolder) -> Improved | None:
+def _improved_before(config: Config, baseline: RunDir) -> Improved | None:
     """Return what an earlier call found and trained the ensemble with; this one is about what comes after."""
-    folder, improved = RunFolder.of(config), improved_of(baseline)
+    folder, improved = RunDir.of(config), improved_of(baseline)
     if improved is None or not is_run(folder.path):
         return None
     return None if binding_difference(folder.config(), improved.config(config)) else improved
 
 
-def _say_left_out(baseline: RunFolder, progress: Console) -> None:
+def _say_left_out(baseline: RunDir, progress: Console) -> None:
     """Say that the ensemble does without what an earlier call found to help, if it did."""
     improved = improved_of(baseline)
     if improved is not None and improved.settings:
@@ -117,13 +117,13 @@ def _say_left_out(baseline: RunFolder, progress: Console) -> None:
         )
 
 
-def _train_baseline(base: Config, folder: RunFolder, progress: Console) -> Step:
+def _train_baseline(base: Config, folder: RunDir, progress: Console) -> Step:
     _check(train_all(base, folder, progress), folder, "trained")
     _check(evaluate(Request(folder, split=base.data.val_split), processes=0), folder, "evaluated")
     return Step("baseline", f"{folder.name}: one network, {base.model.name}, without test-time views")
 
 
-def _analyze(folder: RunFolder) -> Step:
+def _analyze(folder: RunDir) -> Step:
     """Probe the baseline, make the advice and the page."""
     if not is_run(folder.path):
         raise ConfigError(f"stages: analyze is about {folder.path}, which is not there: choose baseline as well")
@@ -140,7 +140,7 @@ def _told(improved: Improved) -> Step:
     )
 
 
-def _check(code: int, folder: RunFolder, done: str) -> None:
+def _check(code: int, folder: RunDir, done: str) -> None:
     if code == Stopped.exit_code:
         raise Stopped(f"{folder.path}: stopped; run the same command again to continue")
     if code:

@@ -13,7 +13,7 @@ from choral.analysis.page.frame import Section, page
 from choral.analysis.page.markup import Markup, figure, joined, link, table, words
 from choral.config import Config
 from choral.ensembles.score_rows import Numbers
-from choral.runs.run_dir import RunFolder, write_atomic
+from choral.runs.run_dir import RunDir, write_atomic
 from choral.scoring.scoreboard.board import Scoreboard
 from choral.scoring.scoreboard.figure import draw_board
 from choral.scoring.scoreboard.recording import project_of
@@ -36,7 +36,7 @@ class Step:
     links: tuple[tuple[str, str], ...] = ()
 
 
-def board_tables(folders: Sequence[RunFolder], config: Config) -> list[BoardTable]:
+def board_tables(folders: Sequence[RunDir], config: Config) -> list[BoardTable]:
     """Return the tables of these runs alone, each step beside the one before: of validation data, then of test data.
 
     Args:
@@ -51,7 +51,7 @@ def board_tables(folders: Sequence[RunFolder], config: Config) -> list[BoardTabl
     return tables_of(board, [entry for entry in entries if entry.split in splits])
 
 
-def print_summary(tables: Sequence[BoardTable], folder: RunFolder, console: Console) -> None:
+def print_summary(tables: Sequence[BoardTable], folder: RunDir, console: Console) -> None:
     """Print the tables, and below those of test data how often these were looked at."""
     for one in tables:
         console.print(render_board(one, console.width))
@@ -60,7 +60,7 @@ def print_summary(tables: Sequence[BoardTable], folder: RunFolder, console: Cons
         console.print()
 
 
-def write_summary(tables: Sequence[BoardTable], steps: Sequence[Step], folder: RunFolder) -> Path:
+def write_summary(tables: Sequence[BoardTable], steps: Sequence[Step], folder: RunDir) -> Path:
     """Write RUN/summary.html: what was done, what it brought, and where more is said; return its path."""
     done = table(("stage", "what came of it"), [(step.stage, step.said) for step in steps])
     there = [link(target, text) for step in steps for target, text in step.links if (folder.path / target).is_file()]
@@ -75,15 +75,15 @@ def write_summary(tables: Sequence[BoardTable], steps: Sequence[Step], folder: R
     return path
 
 
-def _table(one: BoardTable, folder: RunFolder) -> Markup:
+def _table(one: BoardTable, folder: RunDir) -> Markup:
     metric = one["metric"]
     rows = [_row(metric, row) for row in one["rows"]]
     headings = ("step", f"{_NAMES.get(metric, metric)} [95 %]", "to the step before", "log loss", "minutes")
-    looks = _looks(one, folder)
+    uses = _looks(one, folder)
     return joined(
         table(headings, rows, numbers=(1, 2, 3, 4)),
         figure(draw_board(one)),
-        *([words(looks, "note")] if looks else []),
+        *([words(uses, "note")] if uses else []),
     )
 
 
@@ -107,6 +107,6 @@ def _interval(metric: str, numbers: Numbers, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _looks(one: BoardTable, folder: RunFolder) -> str:
-    looks = looks_so_far(scoreboard_of(folder), one["dataset"], one["split"], one["task"])
-    return looks_text(looks, one["split"]) if looks.predictors else ""
+def _looks(one: BoardTable, folder: RunDir) -> str:
+    uses = looks_so_far(scoreboard_of(folder), one["dataset"], one["split"], one["task"])
+    return looks_text(uses, one["split"]) if uses.predictors else ""

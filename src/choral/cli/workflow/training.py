@@ -20,10 +20,10 @@ from choral.data.packing.pack import pack
 from choral.data.shards.index import DATASET_FILE, Dataset, Index
 from choral.ensembles.member_jobs import member_config, pending_jobs, run_chain, run_members, slots_of
 from choral.ensembles.missing_members import absent_members, how_many
-from choral.inference.trained_models import member_folders
+from choral.inference.trained_models import member_run_dirs
 from choral.inference.views import expand
 from choral.jobs.launcher import Machines
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.training.__main__ import preflight
 
 
@@ -51,7 +51,7 @@ def pack_if_missing(config: Config, console: Console) -> None:
 
 
 def train_one(
-    config: Config, folder: RunFolder, arguments: Sequence[str], processes: int, machines: Machines | None = None
+    config: Config, folder: RunDir, arguments: Sequence[str], processes: int, machines: Machines | None = None
 ) -> int:
     """Train one network through the launcher, sharing this terminal.
 
@@ -78,7 +78,7 @@ def train_one(
     return launch("choral.training", [*arguments, "--folder", str(folder.path)], processes, folder, machines)
 
 
-def train_all(config: Config, folder: RunFolder, console: Console) -> int:
+def train_all(config: Config, folder: RunDir, console: Console) -> int:
     """Train all members that are not trained yet.
 
     Returns:
@@ -105,7 +105,7 @@ def train_all(config: Config, folder: RunFolder, console: Console) -> int:
     if any(outcome.state == "stopped" for outcome in outcomes):
         console.print("stopped; run the same command again to continue")
         return Stopped.exit_code
-    members, rounds = member_folders(folder, config), rounds_of(folder)
+    members, rounds = member_run_dirs(folder, config), rounds_of(folder)
     ended = rounds.ended if rounds is not None else ""
     if all(member.result is None for member in members.values()):
         why = failed[0].message if failed else ended
@@ -140,7 +140,7 @@ def _check_before_start(config: Config) -> None:
         ConfigError, DataError: naming the key, folder, shard or split.
     """
     check_run(config)
-    if all(member.result for member in member_folders(RunFolder.of(config), config).values()):
+    if all(member.result for member in member_run_dirs(RunDir.of(config), config).values()):
         return  # their names were right
     from choral.models.build import check_name
     from choral.training.optimizer import check_optimizer

@@ -28,7 +28,7 @@ from choral.core.errors import ChoralError, ConfigError, Stopped
 from choral.ensembles.member_jobs import shared_out, solo_config
 from choral.inference.evaluation_request import Request
 from choral.jobs import run_jobs
-from choral.runs.run_dir import RunFolder, read_json, write_atomic, write_json
+from choral.runs.run_dir import RunDir, read_json, write_atomic, write_json
 from choral.scoring.compare import Pair
 from choral.training.state import LOWER_IS_BETTER
 from choral.tuning.space import Space, changes_of, space_of
@@ -88,7 +88,7 @@ def search_of(config: Config) -> Search:
     workflow.check_run(solo)
     check_name(solo.model.name)
     check_optimizer(solo.train.optimizer)
-    root = RunFolder.of(config).path / "tune"
+    root = RunDir.of(config).path / "tune"
     search = Search(root, solo, config, space_of(solo, drop_rates_of(solo.model, solo.data.image_size)))
     before = read_json(root / "space.json")
     if before is None:
@@ -131,7 +131,7 @@ def tune(config: Config, jobs: int, progress: Console) -> int:
         slots=places,
         retries=0,  # what fails, as with a rate that is too high, fails again
         progress=columns_of,
-        progress_token=lambda job: RunFolder(job.folder).status.get("step"),
+        progress_token=lambda job: RunDir(job.folder).status.get("step"),
         grace_s=_GRACE_S,
         console=progress,
         kind="trial",
@@ -191,7 +191,7 @@ def _told(search: Search, trial: Trial) -> dict[str, Any]:
     return {**as_json(trial), "config": changes}
 
 
-def _evaluate(folder: RunFolder, split: str, step: str) -> None:
+def _evaluate(folder: RunDir, split: str, step: str) -> None:
     """Write the ledger of a trial for the validation split alone, and append it to the scoreboard as a step.
 
     Raises:

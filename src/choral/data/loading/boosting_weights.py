@@ -24,7 +24,7 @@ from choral.core.errors import ChoralError, ConfigError, DataError
 from choral.core.files import written_aside
 from choral.data.shards.index import Index
 from choral.runs.checkpoints import check_same_data
-from choral.runs.run_dir import RunFolder, read_json, write_json
+from choral.runs.run_dir import RunDir, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rounds:
         return bool(self.ended) and member not in self.alphas
 
 
-def rounds_of(folder: RunFolder) -> Rounds | None:
+def rounds_of(folder: RunDir) -> Rounds | None:
     """Return how far the boosting of a run has come; None: no round is complete, or the run has none.
 
     Args:
@@ -72,13 +72,13 @@ def rounds_of(folder: RunFolder) -> Rounds | None:
     return Rounds(rounds, str(content["ended"] or ""), str(content["dataset"]))
 
 
-def keep_rounds(folder: RunFolder, rounds: Rounds) -> None:
+def keep_rounds(folder: RunDir, rounds: Rounds) -> None:
     """Replace rounds.json; the table of the next round, if there is one, has to be there before."""
     content: dict[str, Any] = {**asdict(rounds), "ended": rounds.ended or None}
     write_json(_place(folder) / "rounds.json", content)
 
 
-def keep_weights(folder: RunFolder, number: int, index: Index, weights: NDArray[np.float64]) -> None:
+def keep_weights(folder: RunDir, number: int, index: Index, weights: NDArray[np.float64]) -> None:
     """Write the table of a round.
 
     Args:
@@ -100,7 +100,7 @@ def keep_weights(folder: RunFolder, number: int, index: Index, weights: NDArray[
         raise ChoralError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def weights_of_round(folder: RunFolder, number: int, index: Index) -> NDArray[np.float64]:
+def weights_of_round(folder: RunDir, number: int, index: Index) -> NDArray[np.float64]:
     """Return what each row of the training split weighs in a round.
 
     Args:
@@ -130,7 +130,7 @@ def weights_of_round(folder: RunFolder, number: int, index: Index) -> NDArray[np
     return np.array(weights)
 
 
-def run_folder_of(member: RunFolder) -> RunFolder:
+def run_folder_of(member: RunDir) -> RunDir:
     """Return the folder of the run that a member's folder belongs to.
 
     Raises:
@@ -142,10 +142,10 @@ def run_folder_of(member: RunFolder) -> RunFolder:
             f"data.resample.kind: boost belongs to the members of an ensemble, which lie in RUN/members/MEMBER, not to "
             f"{member.path}; set ensemble.boosting instead"
         )
-    return RunFolder(path.parent.parent)
+    return RunDir(path.parent.parent)
 
 
-def why_not_trained(resample: ResampleConfig, member: RunFolder) -> str:
+def why_not_trained(resample: ResampleConfig, member: RunDir) -> str:
     """Return why a member of a chain is not to be trained any more; "": it is.
 
     Args:
@@ -170,11 +170,11 @@ def why_not_trained(resample: ResampleConfig, member: RunFolder) -> str:
     return ""
 
 
-def _place(folder: RunFolder) -> Path:
+def _place(folder: RunDir) -> Path:
     return folder.path / "boosting"
 
 
-def _table(folder: RunFolder, number: int) -> Path:
+def _table(folder: RunDir, number: int) -> Path:
     return _place(folder) / f"round-{number + 1}.arrow"
 
 

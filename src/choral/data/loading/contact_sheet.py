@@ -21,7 +21,7 @@ from choral.core.errors import ConfigError
 from choral.data.augment.host_transforms import check_host_transforms
 from choral.data.augment.mixing import with_partners
 from choral.data.loading.device_loader import Batch, DeviceLoader
-from choral.data.loading.host_loader import Order
+from choral.data.loading.host_loader import BatchRequest
 from choral.data.loading.input_pipeline import (
     RankPlace,
     Split,
@@ -87,8 +87,8 @@ def _rows(config: Config, samples: int, epochs: int) -> list[list[_Cell]]:
     chosen = order[: count + count % 2]  # everybody has a partner
     own = slice(0, count)
     read, partners = with_partners(chosen, own) if config.augment.mixes else (chosen[own], None)
-    orders = [Order(read, epoch, 0, partners) for epoch in range(epochs)]
-    plain = plain_batches(config, split, _PLACE, _MEAN, _STD, [Order(chosen[own], 0, 0)], None)
+    orders = [BatchRequest(read, epoch, 0, partners) for epoch in range(epochs)]
+    plain = plain_batches(config, split, _PLACE, _MEAN, _STD, [BatchRequest(chosen[own], 0, 0)], None)
     changed = augmented_batches(config, split, _PLACE, _MEAN, _STD, orders, None)
     columns = [*_columns(plain, split), *_columns(changed, split)]
     return [list(row) for row in zip(*columns, strict=True)]

@@ -30,7 +30,7 @@ from torch import Tensor
 from choral.data.augment.mixing import Mixing, mix
 from choral.data.augment.parameters import Augment, with_selections
 from choral.data.loading.host_loader import HostBatch
-from choral.data.loading.input_spec import Look, forms_of
+from choral.data.loading.input_spec import InputSpec, image_specs_of
 from choral.data.loading.normalize_batch import Standardizer
 from choral.data.loading.normalize_cpu import Normalizer
 
@@ -127,7 +127,7 @@ class DeviceLoader:
         augment: Augment | None,
         channels_last: bool,
         mixing: Mixing | None = None,
-        also: Sequence[tuple[int, Look]] = (),
+        also: Sequence[tuple[int, InputSpec]] = (),
     ) -> None:
         self._host, self._device, self._mixing = host, device, mixing
         self._augment = augment if augment is not None and augment.active else None
@@ -136,10 +136,10 @@ class DeviceLoader:
         self._also = tuple(
             (
                 form,
-                Normalizer(look.mean, look.std, look.channels_last),
-                Standardizer(look.mean, look.std, device, None, look.channels_last),
+                Normalizer(input_spec.mean, input_spec.std, input_spec.channels_last),
+                Standardizer(input_spec.mean, input_spec.std, device, None, input_spec.channels_last),
             )
-            for form, look in also
+            for form, input_spec in also
         )
         self._side: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -234,11 +234,11 @@ class DeviceLoader:
         return _batch(staged.host, images, staged.small, others)
 
 
-def shown(host: HostBatches, device: torch.device, looks: Sequence[Look]) -> DeviceLoader:
-    """Return batches whose `images` and `others` are what the looks show; the forms of `host` are `forms_of(looks)`."""
-    forms = forms_of(looks)
-    first, *others = looks
-    also = [(forms.index(look.form), look) for look in others]
+def preprocess(host: HostBatches, device: torch.device, input_specs: Sequence[InputSpec]) -> DeviceLoader:
+    """Return batches whose `images` and `others` are what the looks show; the forms of `host` are `image_specs_of(looks)`."""
+    forms = image_specs_of(input_specs)
+    first, *others = input_specs
+    also = [(forms.index(input_spec.form), input_spec) for input_spec in others]
     return DeviceLoader(host, device, first.mean, first.std, None, first.channels_last, also=also)
 
 

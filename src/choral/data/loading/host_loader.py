@@ -22,12 +22,12 @@ from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
 from choral.data.loading.decode import MAX_PIXELS
 from choral.data.loading.decoded_cache import DecodedCache
-from choral.data.loading.input_spec import Form
+from choral.data.loading.input_spec import ImageSpec
 from choral.data.loading.resize import Resize
-from choral.data.loading.sample_pipeline import Recipe, Unreadable
+from choral.data.loading.sample_pipeline import SamplePipeline, Unreadable
 from choral.data.loading.slot_ring import Ring, RingShape
 from choral.data.loading.targets import Targets
-from choral.data.loading.worker_pool import Crew, InlineCrew, Task, ThreadCrew
+from choral.data.loading.worker_pool import InlineWorkerPool, Task, ThreadWorkerPool, WorkerPool
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
 
@@ -35,7 +35,7 @@ _PARTS_A_WORKER = 4  # of a batch: small enough that workers end at about the sa
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchRequest:
     """A batch to be made: rows of the index, and where in training it belongs."""
 
     rows: NDArray[np.int64]
@@ -64,7 +64,7 @@ class HostBatch:
     """(b,) int64 class ids, or (b, T) float32 labels or numbers; see `Targets.of`."""
     valid: NDArray[np.bool_]
     """(b,) False: the sample could not be read, its image is zero."""
-    order: Order
+    order: BatchRequest
     _release: Callable[[], None]
     others: tuple[NDArray[np.uint8], ...] = ()
     """The same samples in further forms, (b, S', S', 3) each."""
@@ -96,10 +96,10 @@ def _nothing() -> None:
 
 
 @dataclass
-class _Ticket:
+class _PendingBatch:
     """A batch on its way."""
 
-    order: Order
+    order: BatchRequest
     slot: int
     pending: int
     bad: list[Unreadable] = field(default_factory=list)
@@ -135,7 +135,7 @@ class HostLoader:
         self,
         index: Index,
         store: LocalStore,
-        orders: Iterable[Order],
+        orders: Iterable[BatchRequest],
         *,
         size: int,
         crop: Crop,
@@ -148,19 +148,19 @@ class HostLoader:
         max_pixels: int = MAX_PIXELS,
         targets: Targets | None = None,
         host: HostTransforms | None = None,
-        also: Sequence[Form] = (),
+        also: Sequence[ImageSpec] = (),
     ) -> None:
         self._index, self._policy, self._workers = index, policy, workers
         self._targets = targets or Targets("multiclass", index.dataset.classes, index)
-        self._tickets: dict[int, _Ticket] = {}
+        self._tickets: dict[int, _PendingBatch] = {}
         self._line: deque[int] = deque()  # numbers of the tickets, oldest first
         self._next_ticket = 0
-        self._crew: Crew | None = None
+        self._crew: WorkerPool | None = None
         self._orders = iter(orders)
         self._following = next(self._orders, None)
         self._free: deque[int] = deque(range(slots))
-        forms = (Form(size, crop, resize), *also)
-        recipe = Recipe(index, store, cache, forms, max_pixels, host)
+        forms = (ImageSpec(size, crop, resize), *also)
+        recipe = SamplePipeline(index, store, cache, forms, max_pixels, host)
         if self._following is not None:  # a rank without samples needs no workers
             sizes = tuple(form.size for form in forms)
             shape = RingShape(slots, len(self._following.rows), sizes, workers)
@@ -221,7 +221,7 @@ class HostLoader:
             self._ring.rows[slot, :count] = order.rows
             length = max(1, -(-count // (_PARTS_A_WORKER * self._workers))) if self._workers else max(1, count)
             starts = range(0, count, length)
-            self._tickets[number] = _Ticket(order, slot, len(starts))
+            self._tickets[number] = _PendingBatch(order, slot, len(starts))
             self._line.append(number)
             self._next_ticket += 1
             for start in starts:
@@ -242,7 +242,7 @@ class HostLoader:
         ticket.error = ticket.error or done.error
         return True
 
-    def _batch_of(self, ticket: _Ticket) -> HostBatch:
+    def _batch_of(self, ticket: _PendingBatch) -> HostBatch:
         order, count = ticket.order, len(ticket.order.rows)
         if ticket.error is not None:
             self.close()
@@ -269,11 +269,13 @@ class HostLoader:
             raise
 
 
-def _hire(recipe: Recipe, shape: RingShape, kind: Literal["thread", "process"], index: Index) -> tuple[Crew, Ring]:
+def _hire(
+    recipe: SamplePipeline, shape: RingShape, kind: Literal["thread", "process"], index: Index
+) -> tuple[WorkerPool, Ring]:
     if shape.workers and kind == "process":
-        from choral.data.loading.worker_process import ProcessCrew  # needs POSIX, which threads do not
+        from choral.data.loading.worker_process import ProcessWorkerPool  # needs POSIX, which threads do not
 
-        crew = ProcessCrew(recipe, shape, index)
+        crew = ProcessWorkerPool(recipe, shape, index)
         return crew, crew.ring
     ring = Ring(shape)
-    return (ThreadCrew(recipe, ring, shape.workers) if shape.workers else InlineCrew(recipe, ring)), ring
+    return (ThreadWorkerPool(recipe, ring, shape.workers) if shape.workers else InlineWorkerPool(recipe, ring)), ring

@@ -25,8 +25,8 @@ from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
 from choral.data.loading.decoded_cache import DecodedCache
 from choral.data.loading.device_loader import DeviceLoader
-from choral.data.loading.host_loader import HostLoader, Order
-from choral.data.loading.input_spec import Form, Look, forms_of
+from choral.data.loading.host_loader import BatchRequest, HostLoader
+from choral.data.loading.input_spec import ImageSpec, InputSpec, image_specs_of
 from choral.data.loading.label_probabilities import LabelProbabilities
 from choral.data.loading.resampling import Selection, select
 from choral.data.loading.targets import Targets
@@ -162,7 +162,7 @@ def augmented_batches(
     place: RankPlace,
     mean: Sequence[float],
     std: Sequence[float],
-    orders: Iterable[Order],
+    orders: Iterable[BatchRequest],
     bad_log: Path | None,
 ) -> DeviceLoader:
     """Return the batches of any orders, changed as in training; mixed where an order names partners."""
@@ -218,7 +218,7 @@ def feature_batches(
             training would, but mix none, since a mixed image has no features that belong to one sample.
         config, split, place, mean, std, bad_log: as for the other batches.
     """
-    orders = (Order(rows=rows, epoch=number, step=step) for step, rows in enumerate(batches))
+    orders = (BatchRequest(rows=rows, epoch=number, step=step) for step, rows in enumerate(batches))
     if number:
         return augmented_batches(config, split, place, mean, std, orders, bad_log)
     return plain_batches(config, split, place, mean, std, orders, bad_log)
@@ -229,7 +229,7 @@ def evaluation_batches(
 ) -> DeviceLoader:
     """Return this rank's share of a split, never augmented; over all ranks each sample comes exactly once."""
     rows = exact_rows(len(split), place.rank, place.world_size, config.evaluate.plain_batch_size)
-    orders = (Order(rows=part, epoch=0, step=number) for number, part in enumerate(rows))
+    orders = (BatchRequest(rows=part, epoch=0, step=number) for number, part in enumerate(rows))
     return plain_batches(config, split, place, mean, std, orders, bad_log)
 
 
@@ -239,7 +239,7 @@ def plain_batches(
     place: RankPlace,
     mean: Sequence[float],
     std: Sequence[float],
-    orders: Iterable[Order],
+    orders: Iterable[BatchRequest],
     bad_log: Path | None,
 ) -> DeviceLoader:
     """Return the batches of any orders as in evaluation, never augmented."""
@@ -251,12 +251,12 @@ def shared_samples(
     config: DataConfig,
     split: Split,
     place: RankPlace,
-    looks: Sequence[Look],
-    orders: Iterable[Order],
+    input_specs: Sequence[InputSpec],
+    orders: Iterable[BatchRequest],
     bad_log: Path | None,
 ) -> HostLoader:
-    """Return the batches of any orders on the host, each image decoded once and made into all `forms_of(looks)`."""
-    first, *others = forms_of(looks)
+    """Return the batches of any orders on the host, each image decoded once and made into all `image_specs_of(looks)`."""
+    first, *others = image_specs_of(input_specs)
     data = replace(config, image_size=first.size, resize=first.resize)
     return _host_loader(data, split, place, first.crop, orders, bad_log, also=others)
 
@@ -274,7 +274,7 @@ def _plan(config: Config, split: Split, epoch: int) -> EpochPlan | BalancedPlan 
     return plan if split.selection is None else SelectedPlan(plan, split.selection.rows, len(split))
 
 
-def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[Order]:
+def _training_orders(config: Config, split: Split, place: RankPlace, steps: range) -> Iterator[BatchRequest]:
     micro_steps = config.train.micro_batches
     micro_batch = config.train.batch_size // micro_steps
     part = slice_of(micro_batch, place.rank, place.world_size)
@@ -289,7 +289,7 @@ def _training_orders(config: Config, split: Split, place: RankPlace, steps: rang
         for micro in range(micro_steps):
             rows = batch[:, micro].reshape(-1)
             mine, partners = with_partners(rows, part) if config.augment.mixes else (rows[part], None)
-            yield Order(mine, epoch, step, partners)
+            yield BatchRequest(mine, epoch, step, partners)
 
 
 def _eval_crop(config: DataConfig) -> Crop:
@@ -301,10 +301,10 @@ def _host_loader(
     split: Split,
     place: RankPlace,
     crop: Crop,
-    orders: Iterable[Order],
+    orders: Iterable[BatchRequest],
     bad_log: Path | None,
     host: HostTransforms | None = None,
-    also: Sequence[Form] = (),
+    also: Sequence[ImageSpec] = (),
 ) -> HostLoader:
     return HostLoader(
         split.index,

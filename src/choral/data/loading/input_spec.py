@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Form:
+class ImageSpec:
     """How a decoded image becomes a square of pixels."""
 
     size: int
@@ -26,10 +26,10 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Look:
+class InputSpec:
     """What a network is shown."""
 
-    form: Form
+    form: ImageSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of the three channels, for values from 0 to 1."""
@@ -37,6 +37,6 @@ class Look:
     """Memory format of the batches."""
 
 
-def forms_of(looks: Sequence[Look]) -> tuple[Form, ...]:
+def image_specs_of(input_specs: Sequence[InputSpec]) -> tuple[ImageSpec, ...]:
     """Return the different forms that looks need, in the order in which they come."""
-    return tuple(dict.fromkeys(look.form for look in looks))
+    return tuple(dict.fromkeys(input_spec.form for input_spec in input_specs))

@@ -14,7 +14,7 @@ from choral.data.augment.host_transforms import HostTransforms
 from choral.data.loading.crop import Box, Crop
 from choral.data.loading.decode import MAX_PIXELS, decode, full_size, grey_to_rgb
 from choral.data.loading.decoded_cache import DecodedCache
-from choral.data.loading.input_spec import Form
+from choral.data.loading.input_spec import ImageSpec
 from choral.data.loading.resize import Resize, resize_into
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
@@ -27,7 +27,7 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class Recipe:
+class SamplePipeline:
     """How the rows of an index become images; may be used by several threads, and be pickled.
 
     Each row is read and decoded once for all forms.
@@ -41,7 +41,7 @@ class Recipe:
         index: Index,
         store: LocalStore,
         cache: DecodedCache | None,
-        forms: Sequence[Form],
+        forms: Sequence[ImageSpec],
         max_pixels: int,
         host: HostTransforms | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class Recipe:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of, each of which opens its files again."""
-        return (Recipe, self._arguments)
+        return (SamplePipeline, self._arguments)
 
     def fill(
         self,

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import cv2
 
-from choral.data.loading.sample_pipeline import Recipe, Unreadable
+from choral.data.loading.sample_pipeline import SamplePipeline, Unreadable
 from choral.data.loading.slot_ring import Ring
 
 
@@ -37,7 +37,7 @@ class Done(NamedTuple):
     error: BaseException | None
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """What the loader needs of its workers."""
 
     def submit(self, task: Task) -> None:
@@ -54,7 +54,7 @@ class Crew(Protocol):
         """End all workers; may be called more than once."""
 
 
-def perform(recipe: Recipe, ring: Ring, task: Task, starting: Callable[[int], None]) -> list[Unreadable]:
+def perform(recipe: SamplePipeline, ring: Ring, task: Task, starting: Callable[[int], None]) -> list[Unreadable]:
     """Make the images of one task; `starting` is called with each position in the batch."""
     rows = ring.rows[task.slot, task.start : task.stop]
     images = [own[task.slot, task.start : task.stop] for own in ring.images]
@@ -62,20 +62,20 @@ def perform(recipe: Recipe, ring: Ring, task: Task, starting: Callable[[int], No
     return [Unreadable(task.start + position, reason) for position, reason in bad]
 
 
-class InlineCrew:
+class InlineWorkerPool:
     """No workers: a task is done when somebody waits for it."""
 
-    def __init__(self, recipe: Recipe, ring: Ring) -> None:
+    def __init__(self, recipe: SamplePipeline, ring: Ring) -> None:
         cv2.setNumThreads(0)
         self._recipe, self._ring = recipe, ring
         self._tasks: deque[Task] = deque()
 
     def submit(self, task: Task) -> None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         self._tasks.append(task)
 
     def collect(self, block: bool) -> Done | None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         if not block:
             return None
         task = self._tasks.popleft()
@@ -85,7 +85,7 @@ class InlineCrew:
             return Done(task, [], error)
 
     def close(self) -> None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         self._tasks.clear()
 
 
@@ -93,10 +93,10 @@ class _ClosedError(Exception):
     """Ends a task whose loader was closed."""
 
 
-class ThreadCrew:
+class ThreadWorkerPool:
     """Threads of this process: decoding and resizing release the GIL."""
 
-    def __init__(self, recipe: Recipe, ring: Ring, workers: int) -> None:
+    def __init__(self, recipe: SamplePipeline, ring: Ring, workers: int) -> None:
         # One setting for the whole process, and the only one that OpenCV has: its own threads would fight ours.
         cv2.setNumThreads(0)
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
@@ -113,18 +113,18 @@ class ThreadCrew:
         self._finalizer = weakref.finalize(self, _end, threads, self._tasks, closing)
 
     def submit(self, task: Task) -> None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         self._tasks.put(task)
 
     def collect(self, block: bool) -> Done | None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         try:
             return self._done.get(block)
         except Empty:
             return None
 
     def close(self) -> None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         self._finalizer()
 
 
@@ -149,7 +149,7 @@ def _start(threads: list[threading.Thread], ready: threading.Barrier, uses_torch
 
 
 def _serve(
-    recipe: Recipe,
+    recipe: SamplePipeline,
     ring: Ring,
     tasks: SimpleQueue[Task | None],
     done: SimpleQueue[Done],

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.data.loading.sample_pipeline import Recipe
+from choral.data.loading.sample_pipeline import SamplePipeline
 from choral.data.loading.slot_ring import Ring, RingShape, anonymous_memory
 from choral.data.loading.worker_pool import Done, Task, perform
 from choral.data.shards.index import Index
@@ -57,10 +57,10 @@ class WorkerError(Exception):
         return f"in a decoding process:\n{self.args[0]}"
 
 
-class ProcessCrew:
+class ProcessWorkerPool:
     """Worker processes on one ring, which is in `ring`."""
 
-    def __init__(self, recipe: Recipe, shape: RingShape, index: Index) -> None:
+    def __init__(self, recipe: SamplePipeline, shape: RingShape, index: Index) -> None:
         self._index = index
         descriptor, memory = anonymous_memory(Ring.bytes_of(shape))
         self.ring = Ring(shape, memory)
@@ -183,7 +183,9 @@ def _next_task(tasks: int, waiting: select.poll, parent: int) -> Task | None:
         return Task(*_TASK.unpack(data)) if data else None
 
 
-def _attempt(recipe: Recipe, ring: Ring, task: Task, busy: NDArray[np.int64]) -> tuple[Task, object, str | None]:
+def _attempt(
+    recipe: SamplePipeline, ring: Ring, task: Task, busy: NDArray[np.int64]
+) -> tuple[Task, object, str | None]:
     def starting(position: int) -> None:
         busy[:] = task.slot, position, task.stop
 

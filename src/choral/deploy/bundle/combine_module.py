@@ -1,4 +1,4 @@
-"""What `Answering.said` computes in NumPy, as a module whose constants are buffers, so that it exports with the networks.
+"""What `PredictionPolicy.said` computes in NumPy, as a module whose constants are buffers, so that it exports with the networks.
 
 Sums over members are taken in double precision, as in NumPy: what is tied there is tied here, and is told apart alike.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from choral.ensembles.rules import SAME_VOTES, SMALLEST, Combiner
 from choral.scoring.calibration_maps import CalibrationMap
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 _NEXT = 1 + 0.7 * 2.0**-23  # times this, a float32 rounds to the next one: ONNX has no nextafter
 
@@ -21,7 +21,7 @@ _NEXT = 1 + 0.7 * 2.0**-23  # times this, a float32 rounds to the next one: ONNX
 class Combined(nn.Module):
     """The rule, its temperature, and the calibration map of an answering."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: PredictionPolicy) -> None:
         super().__init__()
         self.rule = Rule(answering.rule)
         self.map = Map(answering.calibration)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.data.loading.input_spec import Form, Look, forms_of
+from choral.data.loading.input_spec import ImageSpec, InputSpec, image_specs_of
 from choral.models.output_spec import Outputs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Input:
 
     name: str
     """In graphs: "images", or where members want different forms "images_128" and so on."""
-    form: Form
+    form: ImageSpec
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Member:
 
     name: str
     network: nn.Module
-    look: Look
+    input_spec: InputSpec
     outputs: Outputs
 
 
@@ -66,9 +66,9 @@ class Engine(Protocol):
         """
 
 
-def inputs_of(looks: Sequence[Look]) -> tuple[Input, ...]:
+def inputs_of(input_specs: Sequence[InputSpec]) -> tuple[Input, ...]:
     """Return the inputs that members of these looks need together, in the order in which their forms come."""
-    forms = forms_of(looks)
+    forms = image_specs_of(input_specs)
     if len(forms) == 1:
         return (Input("images", forms[0]),)
     sizes = [form.size for form in forms]

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from choral.data.loading.input_spec import Look, forms_of
+from choral.data.loading.input_spec import InputSpec, image_specs_of
 from choral.data.loading.normalize_batch import Standardizer
 from choral.data.loading.normalize_cpu import Normalizer
 from choral.deploy.bundle.combine_module import Combined, register
 from choral.deploy.bundle.engine import Member, Predicted
-from choral.inference.predict_chunk import Manner, ViewMean, predictions_of
+from choral.inference.predict_chunk import InferenceOptions, ViewMean, predictions_of
 from choral.inference.views.grammar import view_of
 from choral.inference.views.transforms import Shown
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 
 class TorchEngine:
@@ -43,21 +43,21 @@ class TorchEngine:
         ValueError: other members than are heard.
     """
 
-    def __init__(self, members: Sequence[Member], answering: Answering, device: torch.device | str) -> None:
+    def __init__(self, members: Sequence[Member], answering: PredictionPolicy, device: torch.device | str) -> None:
         check_heard(members, answering)
         self._answering, self._device = answering, torch.device(device)
-        self._forms = forms_of([member.look for member in members])
+        self._forms = image_specs_of([member.input_spec for member in members])
         self._members = [(member.network.to(self._device).eval(), member.outputs) for member in members]
         self._groups = by_look(members)
-        self._normalizers = {look: _Normalizing(look, self._device) for look, _ in self._groups}
+        self._normalizers = {input_spec: _Normalizing(input_spec, self._device) for input_spec, _ in self._groups}
         self._manner = manner_of(answering)
 
     def ask(self, images: Sequence[NDArray[np.uint8]]) -> Predicted:
         """Return what is said about a batch; see `Engine.ask`."""
         own: list[NDArray[np.float32] | None] = [None] * len(self._members)
-        for look, places in self._groups:
-            batch = self._normalizers[look](images[self._forms.index(look.form)])
-            found = predictions_of([self._members[place] for place in places], look, batch, self._manner)
+        for input_spec, places in self._groups:
+            batch = self._normalizers[input_spec](images[self._forms.index(input_spec.form)])
+            found = predictions_of([self._members[place] for place in places], input_spec, batch, self._manner)
             for place, columns in zip(places, found, strict=True):
                 own[place] = columns["tta"].cpu().numpy()
         by_member = np.stack([values for values in own if values is not None])
@@ -80,14 +80,14 @@ class EnsembleGraph(nn.Module):
         ValueError: other members than are heard.
     """
 
-    def __init__(self, members: Sequence[Member], answering: Answering, half: bool = False) -> None:
+    def __init__(self, members: Sequence[Member], answering: PredictionPolicy, half: bool = False) -> None:
         super().__init__()
         check_heard(members, answering)
-        self._forms = forms_of([member.look for member in members])
+        self._forms = image_specs_of([member.input_spec for member in members])
         self._groups = by_look(members)
         self._manner = manner_of(answering)
         self._outputs = [replace(member.outputs, target_mean=(), target_std=()) for member in members]
-        self.shows = nn.ModuleList(_Shows(look, self._manner.views) for look, _ in self._groups)
+        self.shows = nn.ModuleList(_Shows(input_spec, self._manner.views) for input_spec, _ in self._groups)
         self.networks = nn.ModuleList(_Member(member, half) for member in members)
         self.combined = Combined(answering)
         self.eval()
@@ -103,8 +103,8 @@ class EnsembleGraph(nn.Module):
         """
         means = [ViewMean(outputs, self._manner) for outputs in self._outputs]
         views = self._manner.views
-        for shows, (look, places) in zip(self.shows, self._groups, strict=True):
-            seen = shows(images[self._forms.index(look.form)])
+        for shows, (input_spec, places) in zip(self.shows, self._groups, strict=True):
+            seen = shows(images[self._forms.index(input_spec.form)])
             for place in places:
                 logits = self.networks[place](seen).unflatten(0, (len(views), -1))
                 for number, view in enumerate(views):
@@ -119,13 +119,13 @@ class _Shows(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, look: Look, views: Sequence[str]) -> None:
+    def __init__(self, input_spec: InputSpec, views: Sequence[str]) -> None:
         super().__init__()
-        size = look.form.size
-        self.register_buffer("mean", torch.tensor(look.mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(look.std, dtype=torch.float32).view(3, 1, 1))
-        self.views = nn.ModuleList(Shown(view_of(view), size, size, look.mean, look.std) for view in views)
-        self._format = torch.channels_last if look.channels_last else torch.contiguous_format
+        size = input_spec.form.size
+        self.register_buffer("mean", torch.tensor(input_spec.mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(input_spec.std, dtype=torch.float32).view(3, 1, 1))
+        self.views = nn.ModuleList(Shown(view_of(view), size, size, input_spec.mean, input_spec.std) for view in views)
+        self._format = torch.channels_last if input_spec.channels_last else torch.contiguous_format
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (views x B, 3, S, S) float32, all images under the first view first, of (B, S, S, 3) uint8."""
@@ -158,34 +158,38 @@ class _Member(nn.Module):
         return values * self.std + self.mean if self._standardised else values
 
 
-def check_heard(members: Sequence[Member], answering: Answering) -> None:
+def check_heard(members: Sequence[Member], answering: PredictionPolicy) -> None:
     """Raise ValueError unless these are the members that are heard, in the order of the rule's weights."""
     names = tuple(member.name for member in members)
     if names != answering.members:
         raise ValueError(f"members {', '.join(names)}, expected {', '.join(answering.members)}")
 
 
-def by_look(members: Sequence[Member]) -> list[tuple[Look, list[int]]]:
+def by_look(members: Sequence[Member]) -> list[tuple[InputSpec, list[int]]]:
     """Return the different looks of members, and the places of those that share each."""
-    looks = [member.look for member in members]
-    places = sorted(range(len(members)), key=lambda place: repr(looks[place]))
-    return [(look, list(own)) for look, own in groupby(places, looks.__getitem__)]
+    input_specs = [member.input_spec for member in members]
+    places = sorted(range(len(members)), key=lambda place: repr(input_specs[place]))
+    return [(input_spec, list(own)) for input_spec, own in groupby(places, input_specs.__getitem__)]
 
 
-def manner_of(answering: Answering) -> Manner:
+def manner_of(answering: PredictionPolicy) -> InferenceOptions:
     """Return how networks are asked for what each says by itself."""
     weights = tuple(answering.views.values())
     uneven = len(set(weights)) > 1
-    return Manner(tuple(answering.views), ("tta",), nullcontext, answering.average, weights=weights if uneven else ())
+    return InferenceOptions(
+        tuple(answering.views), ("tta",), nullcontext, answering.average, weights=weights if uneven else ()
+    )
 
 
 class _Normalizing:
     """From prepared bytes to what networks are shown, by the arithmetic of an evaluation on the same device."""
 
-    def __init__(self, look: Look, device: torch.device) -> None:
+    def __init__(self, input_spec: InputSpec, device: torch.device) -> None:
         self._device, self._lock = device, Lock()
-        self._on_device = Standardizer(look.mean, look.std, device, None, look.channels_last)
-        self._on_host = Normalizer(look.mean, look.std, look.channels_last) if device.type == "cpu" else None
+        self._on_device = Standardizer(input_spec.mean, input_spec.std, device, None, input_spec.channels_last)
+        self._on_host = (
+            Normalizer(input_spec.mean, input_spec.std, input_spec.channels_last) if device.type == "cpu" else None
+        )
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
         """Return (B, 3, S, S) float32 on the device, of (B, S, S, 3)."""

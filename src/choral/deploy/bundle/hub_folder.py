@@ -16,10 +16,10 @@ from choral.deploy.bundle.output_dir import new_folder
 from choral.deploy.bundle.provenance import licences_of, provenance_of
 from choral.deploy.bundle.scores import scores_of
 from choral.deploy.bundle.timm_folder import CONFIG, WEIGHTS, write_timm_folder
-from choral.inference.bundled_models import BundledVoice
+from choral.inference.bundled_models import BundledModel
 from choral.inference.evaluation_plan import evaluation_of
-from choral.inference.trained_models import SINGLE, Voice
-from choral.runs.run_dir import RunFolder, write_atomic
+from choral.inference.trained_models import SINGLE, TrainedModel
+from choral.runs.run_dir import RunDir, write_atomic
 from choral.scoring.apply_policy import plain_answering
 
 CARD = "README.md"
@@ -27,7 +27,12 @@ _FILES = {CARD, CONFIG, WEIGHTS}
 
 
 def write_hub_folders(
-    folder: RunFolder, config: Config, voices: Sequence[Voice], chosen: Sequence[Voice], out: Path, force: bool = False
+    folder: RunDir,
+    config: Config,
+    models: Sequence[TrainedModel],
+    chosen: Sequence[TrainedModel],
+    out: Path,
+    force: bool = False,
 ) -> dict[str, Path]:
     """Write networks, each with a card of what it scores by itself; its BatchNorms are as they were trained.
 
@@ -45,40 +50,40 @@ def write_hub_folders(
         ConfigError: `out` holds something else, or is there without `force`; a network of a bundle.
         DataError, ChoralError: a checkpoint or a ledger is damaged, or the disk does not take it.
     """
-    places = {voice.name: out if len(chosen) == 1 else out / voice.name for voice in chosen}
-    for voice in chosen:
-        if isinstance(voice, BundledVoice):
+    places = {model.name: out if len(chosen) == 1 else out / model.name for model in chosen}
+    for model in chosen:
+        if isinstance(model, BundledModel):
             raise ConfigError(
-                f"{voice.name}: comes from a bundle, {voice.checkpoint.parent.parent}, whose norms are folded: such weights "
+                f"{model.name}: comes from a bundle, {model.checkpoint.parent.parent}, whose norms are folded: such weights "
                 "must not be trained further; write the folder from the run that it was exported from"
             )
-        _check_place(places[voice.name], force)
-    evaluation = evaluation_of(voices, config.train.precision)
-    for voice in chosen:
-        content = _content_of(folder, config, voice, evaluation)
-        with new_folder(places[voice.name]) as aside:
-            write_timm_folder(aside, voice.load(torch.device("cpu")), voice.look, voice.outputs)
+        _check_place(places[model.name], force)
+    evaluation = evaluation_of(models, config.train.precision)
+    for model in chosen:
+        content = _content_of(folder, config, model, evaluation)
+        with new_folder(places[model.name]) as aside:
+            write_timm_folder(aside, model.load(torch.device("cpu")), model.input_spec, model.outputs)
             write_atomic(aside / CARD, hub_card_of(content))
             for path in aside.iterdir():
                 path.chmod(0o644)  # safetensors writes for the owner alone
     return places
 
 
-def _content_of(folder: RunFolder, config: Config, voice: Voice, evaluation: str) -> dict[str, Any]:
+def _content_of(folder: RunDir, config: Config, model: TrainedModel, evaluation: str) -> dict[str, Any]:
     """Return what is known of one network, under the keys that a bundle has."""
-    outputs = voice.outputs
+    outputs = model.outputs
     alone = replace(
-        plain_answering(outputs.task, outputs.names, [voice.name], ("identity",)), of=voice.name, evaluation=evaluation
+        plain_answering(outputs.task, outputs.names, [model.name], ("identity",)), of=model.name, evaluation=evaluation
     )
     return {
-        "name": folder.name if voice.name == SINGLE else f"{folder.name}-{voice.name}",
+        "name": folder.name if model.name == SINGLE else f"{folder.name}-{model.name}",
         "task": outputs.task,
         "classes": list(outputs.names),
         "answer": alone.to_json(),
-        "members": [{"name": voice.name, "architecture": voice.config.model.name, "outputs": outputs.meta()}],
-        "licences": licences_of(config, [voice]),
+        "members": [{"name": model.name, "architecture": model.config.model.name, "outputs": outputs.meta()}],
+        "licences": licences_of(config, [model]),
         "scores": scores_of(folder, config, alone),
-        "provenance": provenance_of(folder, config, [voice]),
+        "provenance": provenance_of(folder, config, [model]),
     }
 
 

@@ -152,9 +152,13 @@ def _views(views: Mapping[str, float]) -> list[str]:
     return [name if even else f"{name} ({weight:.2f})" for name, weight in views.items()]
 
 
-def _look(look: Mapping[str, Any]) -> str:
-    whole = "the whole image" if look["crop"] == "resized" else f"the central {100 * look['crop_pct']:.3g} % of it"
-    return f"{whole} at {look['size']} x {look['size']} pixels"
+def _look(input_spec: Mapping[str, Any]) -> str:
+    whole = (
+        "the whole image"
+        if input_spec["crop"] == "resized"
+        else f"the central {100 * input_spec['crop_pct']:.3g} % of it"
+    )
+    return f"{whole} at {input_spec['size']} x {input_spec['size']} pixels"
 
 
 def _rule(answer: Mapping[str, Any]) -> str:

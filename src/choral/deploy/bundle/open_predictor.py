@@ -12,18 +12,18 @@ from choral.deploy.bundle.read import is_bundle
 from choral.ensembles.missing_members import absent_members, how_many
 from choral.inference.assembled_run import run_named
 from choral.inference.evaluation_plan import evaluation_of
-from choral.inference.trained_models import Voice, member_folders, voices_of
+from choral.inference.trained_models import TrainedModel, find_trained_models, member_run_dirs
 from choral.inference.views import expand
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.apply_policy import described, plain_answering
-from choral.scoring.policy import Answering, answer_path, check_answer, read_answer
+from choral.scoring.policy import PredictionPolicy, answer_path, check_answer, read_answer
 
 
 def open_predictor(target: str, device: str, form: Form, say: Callable[[str], None]) -> Predictor:
     """Return what a bundle or a run answers.
 
     Args:
-        target: folder of a bundle, or what `RunFolder.find` takes.
+        target: folder of a bundle, or what `RunDir.find` takes.
         device: as `Predictor.load` takes it.
         form: of a bundle; of a run there are its networks alone.
         say: is told in a line each how a run answers, and who is absent.
@@ -44,16 +44,16 @@ def open_predictor(target: str, device: str, form: Form, say: Callable[[str], No
             f"--form {form}: {folder.path} is a run; `choral export` makes a bundle, which can have that form"
         )
     config = folder.config()
-    voices, _ = voices_of(folder, config)
-    if words := how_many(len(member_folders(folder, config)), absent_members(folder, config)):
+    models, _ = find_trained_models(folder, config)
+    if words := how_many(len(member_run_dirs(folder, config)), absent_members(folder, config)):
         say(words)
-    answering = run_answering(folder, config, voices)
+    answering = run_answering(folder, config, models)
     if answering.fitted_on:
         say(f"as {answer_path(folder)} says: {described(answering)}")
-    return Predictor.of_voices(folder.name, voices, answering, config.data.max_pixels, device)
+    return Predictor.of_voices(folder.name, models, answering, config.data.max_pixels, device)
 
 
-def run_answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> Answering:
+def run_answering(folder: RunDir, config: Config, models: Sequence[TrainedModel]) -> PredictionPolicy:
     """Return how a run answers: as RUN/answer.json says, else by the mean over members and views.
 
     Raises:
@@ -61,11 +61,11 @@ def run_answering(folder: RunFolder, config: Config, voices: Sequence[Voice]) ->
     """
     answering = read_answer(folder)
     if answering is None:
-        outputs, names = voices[0].outputs, [voice.name for voice in voices]
+        outputs, names = models[0].outputs, [model.name for model in models]
         views = expand(config.test_views)
         return plain_answering(outputs.task, outputs.names, names, views, config.evaluate.average)
-    check_answer(folder, answering, evaluation_of(voices, config.train.precision))
-    unknown = sorted(set(answering.members) - {voice.name for voice in voices})
+    check_answer(folder, answering, evaluation_of(models, config.train.precision))
+    unknown = sorted(set(answering.members) - {model.name for model in models})
     if unknown:
         raise DataError(
             f"{answer_path(folder)}: is damaged (no member {', '.join(unknown)}); run `choral calibrate` again"

@@ -14,15 +14,15 @@ from choral.ensembles.fitting_data import known_of
 from choral.ensembles.rules import mean_rule
 from choral.inference.evaluation_plan import evaluation_of
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import Voice
+from choral.inference.trained_models import TrainedModel
 from choral.inference.views import expand
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.apply_policy import plain_answering
 from choral.scoring.calibrate import Asked, fitted_answer
 from choral.scoring.calibration_maps import FEWEST
-from choral.scoring.policy import Answering, answer_path, check_answer, read_answer
+from choral.scoring.policy import PredictionPolicy, answer_path, check_answer, read_answer
 from choral.scoring.predictor import Predictor
-from choral.scoring.scored_predictor import Recipe
+from choral.scoring.scored_predictor import ScoredPredictor
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Wanted:
         return bool(self.rule or self.members or self.views)
 
 
-def chosen_answer(folder: RunFolder, config: Config, voices: Sequence[Voice], wanted: Wanted) -> tuple[Answering, str]:
+def chosen_answer(
+    folder: RunDir, config: Config, models: Sequence[TrainedModel], wanted: Wanted
+) -> tuple[PredictionPolicy, str]:
     """Return how a bundle of a run is to answer, and in a sentence where that comes from.
 
     What `choral calibrate` left in answer.json, where nothing else is wanted. Else rule, temperature and conformal sets of
@@ -58,14 +60,14 @@ def chosen_answer(folder: RunFolder, config: Config, voices: Sequence[Voice], wa
         ConfigError: no such member, rule or view, or nothing to fit a rule on.
         DataError: answer.json or a ledger is damaged, or of other weights.
     """
-    evaluation = evaluation_of(voices, config.train.precision)
+    evaluation = evaluation_of(models, config.train.precision)
     if wanted.calibrated and not wanted.is_something and (kept := read_answer(folder)) is not None:
         check_answer(folder, kept, evaluation)
         return kept, f"as {answer_path(folder)} says"
     path = folder.predictions / f"{config.data.val_split}.parquet"
     if not path.is_file():
         why = f"'{config.data.val_split}' is not evaluated (`choral evaluate {folder.name}`)"
-        return _plain(config, voices, wanted, evaluation, why), f"not calibrated: {why}"
+        return _plain(config, models, wanted, evaluation, why), f"not calibrated: {why}"
     ledger = Ledger.open(path)
     if ledger.meta.evaluation != evaluation:
         raise DataError(f"{path}: is of other weights than there are now; run `choral evaluate {folder.name}` again")
@@ -80,7 +82,7 @@ def chosen_answer(folder: RunFolder, config: Config, voices: Sequence[Voice], wa
     return answering, f"calibrated on '{ledger.meta.split}' as `choral calibrate` does; {folder.path} is as it was"
 
 
-def _recipe(folder: RunFolder, config: Config, ledger: Ledger, wanted: Wanted) -> Recipe:
+def _recipe(folder: RunDir, config: Config, ledger: Ledger, wanted: Wanted) -> ScoredPredictor:
     """Return what is wanted as a recipe over the validation ledger, on which all of it is fitted."""
     known = replace(known_of(folder, config, ledger), validation=ledger)
     rule = wanted.rule or mean_rule(ledger.meta.task)
@@ -90,7 +92,7 @@ def _recipe(folder: RunFolder, config: Config, ledger: Ledger, wanted: Wanted) -
     said = np.concatenate([found(stack).predictions for _, stack in panel.blocks()])
     name = f"{found.rule}{'+tta' if panel.views != ('identity',) else ''}"
     predictor = Predictor(name, ledger, said, found.gives_probabilities)
-    return Recipe(predictor, known, panel.own, panel.views, found, panel.view_weights)
+    return ScoredPredictor(predictor, known, panel.own, panel.views, found, panel.view_weights)
 
 
 def _columns(ledger: Ledger, views: str) -> tuple[str, ...]:
@@ -115,15 +117,17 @@ def _columns(ledger: Ledger, views: str) -> tuple[str, ...]:
     return names
 
 
-def _uncalibrated(recipe: Recipe, evaluation: str) -> Answering:
+def _uncalibrated(recipe: ScoredPredictor, evaluation: str) -> PredictionPolicy:
     meta = recipe.predictor.ledger.meta
     plain = plain_answering(meta.task, meta.classes, recipe.members, ("identity",), recipe.average)
     return replace(plain, of=recipe.predictor.name, views=recipe.views, rule=recipe.rule, evaluation=evaluation)
 
 
-def _plain(config: Config, voices: Sequence[Voice], wanted: Wanted, evaluation: str, why: str) -> Answering:
+def _plain(
+    config: Config, models: Sequence[TrainedModel], wanted: Wanted, evaluation: str, why: str
+) -> PredictionPolicy:
     """Return an answer of which nothing is fitted, without any ledger."""
-    outputs, names = voices[0].outputs, [voice.name for voice in voices]
+    outputs, names = models[0].outputs, [model.name for model in models]
     for name in wanted.members:
         if name not in names:
             raise ConfigError(

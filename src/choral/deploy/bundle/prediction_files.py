@@ -30,8 +30,8 @@ import numpy as np
 import pyarrow as pa
 
 from choral.core.errors import ConfigError
-from choral.inference.prediction_types import Answer, ClassAnswer, LabelAnswer, NumberAnswer
-from choral.scoring.policy import Answering
+from choral.inference.prediction_types import Answer, ClassPrediction, MultilabelPrediction, RegressionPrediction
+from choral.scoring.policy import PredictionPolicy
 
 _ROWS_A_GROUP = 8192
 _FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -50,7 +50,7 @@ class AnswerFormat(Protocol):
         """Write a file of what `encode` returned, in order."""
 
 
-def answer_format(path: Path, answering: Answering) -> AnswerFormat:
+def answer_format(path: Path, answering: PredictionPolicy) -> AnswerFormat:
     """Return the kind of file that a path's suffix means, for the answers of a predictor; ConfigError as `check_suffix`."""
     check_suffix(path)
     return FORMATS[path.suffix.lower()](answering)
@@ -73,7 +73,7 @@ def check_suffix(path: Path) -> None:
 class JsonLines:
     """One JSON object an image, as `choral predict --json` prints."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: PredictionPolicy) -> None:
         pass
 
     def encode(self, answers: Sequence[Answer]) -> bytes:
@@ -90,7 +90,7 @@ class JsonLines:
 class Csv:
     """Comma-separated values: UTF-8, a header, text in double quotes, lines that end with a line feed."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: PredictionPolicy) -> None:
         self._schema = _schema_of(answering)
         text = any(_BETWEEN in name for name in answering.classes)
         self._joined = (lambda names: json.dumps(names, ensure_ascii=False)) if text else _BETWEEN.join
@@ -121,7 +121,7 @@ class Csv:
 class Parquet:
     """A Parquet file."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: PredictionPolicy) -> None:
         self._schema = _schema_of(answering)
 
     def encode(self, answers: Sequence[Answer]) -> bytes:
@@ -154,7 +154,7 @@ FORMATS: Mapping[str, type[JsonLines] | type[Csv] | type[Parquet]] = {
 }
 
 
-def _schema_of(answering: Answering) -> pa.Schema:
+def _schema_of(answering: PredictionPolicy) -> pa.Schema:
     text, number, names = pa.string(), pa.float32(), pa.list_(pa.string())
     sets = answering.conformal is not None
     fields: list[tuple[str, pa.DataType]] = [("image", text)]
@@ -174,12 +174,12 @@ def _table(answers: Sequence[Answer], schema: pa.Schema) -> pa.Table:
     """Return the rows of answers of one kind."""
     read = [answer for answer in answers if not answer.error]
     columns: dict[str, Any] = {}
-    if read and isinstance(read[0], ClassAnswer):
-        columns = _class_columns(cast("list[ClassAnswer]", read), schema)
-    elif read and isinstance(read[0], LabelAnswer):
-        columns = _label_columns(cast("list[LabelAnswer]", read))
+    if read and isinstance(read[0], ClassPrediction):
+        columns = _class_columns(cast("list[ClassPrediction]", read), schema)
+    elif read and isinstance(read[0], MultilabelPrediction):
+        columns = _label_columns(cast("list[MultilabelPrediction]", read))
     elif read:
-        columns = _number_columns(cast("list[NumberAnswer]", read))
+        columns = _number_columns(cast("list[RegressionPrediction]", read))
     # A row that could not be read takes none of these: -1 takes nothing.
     places = np.full(len(answers), -1)
     places[[not answer.error for answer in answers]] = np.arange(len(read))
@@ -192,7 +192,7 @@ def _table(answers: Sequence[Answer], schema: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _class_columns(answers: Sequence[ClassAnswer], schema: pa.Schema) -> dict[str, Any]:
+def _class_columns(answers: Sequence[ClassPrediction], schema: pa.Schema) -> dict[str, Any]:
     shares = np.array([answer.probabilities for answer in answers], np.float32)
     names = [name for name in schema.names if name.startswith(_SHARE)]
     return {
@@ -204,7 +204,7 @@ def _class_columns(answers: Sequence[ClassAnswer], schema: pa.Schema) -> dict[st
     }
 
 
-def _label_columns(answers: Sequence[LabelAnswer]) -> dict[str, Any]:
+def _label_columns(answers: Sequence[MultilabelPrediction]) -> dict[str, Any]:
     names = answers[0].probabilities or {}
     return {
         "labels": [list(answer.labels or {}) for answer in answers],
@@ -213,7 +213,7 @@ def _label_columns(answers: Sequence[LabelAnswer]) -> dict[str, Any]:
     }
 
 
-def _number_columns(answers: Sequence[NumberAnswer]) -> dict[str, Any]:
+def _number_columns(answers: Sequence[RegressionPrediction]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name in answers[0].values or {}:
         ends = [(answer.intervals or {}).get(name) or (None, None) for answer in answers]

@@ -18,13 +18,13 @@ from choral.deploy.bundle.engine import Engine, Input, Member, Predicted, inputs
 from choral.deploy.bundle.read import WEIGHTS, Bundle, BundledMember, read_bundle
 from choral.inference.prediction_types import Answer
 from choral.scoring.apply_policy import answers_of
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image as PillowImage
 
-    from choral.inference.trained_models import Voice
+    from choral.inference.trained_models import TrainedModel
 
     Image = str | Path | bytes | PillowImage | NDArray[np.uint8]
     Images = list[Image] | tuple[Image, ...]
@@ -51,7 +51,7 @@ class Predictor:
     """
 
     def __init__(
-        self, name: str, answering: Answering, inputs: Sequence[Input], max_pixels: int, engine: Engine
+        self, name: str, answering: PredictionPolicy, inputs: Sequence[Input], max_pixels: int, engine: Engine
     ) -> None:
         self.name, self.answering, self.inputs = name, answering, tuple(inputs)
         self.max_pixels, self.engine = max_pixels, engine
@@ -85,7 +85,12 @@ class Predictor:
 
     @classmethod
     def of_voices(
-        cls, name: str, voices: Sequence[Voice], answering: Answering, max_pixels: int, device: str = "auto"
+        cls,
+        name: str,
+        models: Sequence[TrainedModel],
+        answering: PredictionPolicy,
+        max_pixels: int,
+        device: str = "auto",
     ) -> Predictor:
         """Return what trained networks of a run answer, as they are: nothing is fused.
 
@@ -101,10 +106,10 @@ class Predictor:
         """
         from choral.deploy.bundle.graph import TorchEngine
 
-        on, by_name = torch_device(device), {voice.name: voice for voice in voices}
+        on, by_name = torch_device(device), {model.name: model for model in models}
         heard = [by_name[member] for member in answering.members]
-        members = [Member(voice.name, voice.load(on), voice.look, voice.outputs) for voice in heard]
-        inputs = inputs_of([member.look for member in members])
+        members = [Member(model.name, model.load(on), model.input_spec, model.outputs) for model in heard]
+        inputs = inputs_of([member.input_spec for member in members])
         return cls(name, answering, inputs, max_pixels, TorchEngine(members, answering, on))
 
     @property
@@ -135,7 +140,7 @@ class Predictor:
             batch_size: images at a time.
 
         Returns:
-            A `ClassAnswer`, `LabelAnswer` or `NumberAnswer`, by the task.
+            A `ClassPrediction`, `MultilabelPrediction` or `RegressionPrediction`, by the task.
 
         Raises:
             ConfigError: a batch of less than one image.
@@ -237,15 +242,15 @@ def load_member(member: BundledMember, device: torch.device) -> Member:
     from choral.deploy.bundle.fuse import strip
     from choral.models.build import restore_model
 
-    config = ModelConfig(name=member.architecture, weights="none", channels_last=member.look.channels_last)
+    config = ModelConfig(name=member.architecture, weights="none", channels_last=member.input_spec.channels_last)
     tensors = load_file(member.folder / WEIGHTS)
     with _BUILDING:
         try:
-            network = restore_model(config, len(member.outputs.names), member.look.form.size, tensors).eval()
+            network = restore_model(config, len(member.outputs.names), member.input_spec.form.size, tensors).eval()
         except RuntimeError as error:
             raise DataError(f"{member.folder / WEIGHTS}: does not fit {member.architecture}: {error}") from error
     strip(network, member.folded)
-    return Member(member.name, network.to(device).eval(), member.look, member.outputs)
+    return Member(member.name, network.to(device).eval(), member.input_spec, member.outputs)
 
 
 def _form_engine(bundle: Bundle, form: str) -> Engine:

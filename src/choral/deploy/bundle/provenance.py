@@ -14,16 +14,16 @@ from choral.config import Config
 from choral.config.files import to_values
 from choral.core.errors import DataError
 from choral.data.shards.index import Dataset
-from choral.inference.trained_models import Voice
+from choral.inference.trained_models import TrainedModel
 from choral.models.pretrained_weights import LICENCES
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
 _SOFTWARE = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 _PACKAGE = "package:"
 
 
-def licences_of(config: Config, voices: Sequence[Voice]) -> dict[str, str]:
+def licences_of(config: Config, models: Sequence[TrainedModel]) -> dict[str, str]:
     """Return the licences of data and of the weights that training began with; "": nobody has stated one.
 
     The config's `export` section counts first, then what packed data and Python packages say of themselves.
@@ -36,15 +36,15 @@ def licences_of(config: Config, voices: Sequence[Voice]) -> dict[str, str]:
             data = ""
     weights = config.export.weights_licence
     if not weights:
-        sources = dict.fromkeys(voice.config.model.weights for voice in voices)
+        sources = dict.fromkeys(model.config.model.weights for model in models)
         packages = [source.removeprefix(_PACKAGE) for source in sources if source.startswith(_PACKAGE)]
         weights = ", ".join(filter(None, map(_licence_of_package, packages)))
     return {"data": data, "weights": weights}
 
 
-def provenance_of(folder: RunFolder, config: Config, voices: Sequence[Voice]) -> dict[str, Any]:
+def provenance_of(folder: RunDir, config: Config, models: Sequence[TrainedModel]) -> dict[str, Any]:
     """Return as plain JSON what was trained, on which data, by which software, and when it was exported."""
-    data: dict[str, Any] = {"fingerprints": {voice.name: voice.dataset for voice in voices}}
+    data: dict[str, Any] = {"fingerprints": {model.name: model.dataset for model in models}}
     try:
         dataset = Dataset.open(config.data.shards)
     except DataError as error:
@@ -57,7 +57,7 @@ def provenance_of(folder: RunFolder, config: Config, voices: Sequence[Voice]) ->
         "run": folder.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": to_values(config),
-        "members": {voice.name: to_values(voice.config) for voice in voices},
+        "members": {model.name: to_values(model.config) for model in models},
         "data": data,
         "software": {
             "choral": __version__,

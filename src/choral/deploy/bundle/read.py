@@ -26,7 +26,7 @@ from choral.core.checksums import check_sums, leaves
 from choral.core.checksums import seal as seal
 from choral.core.errors import ConfigError, DataError
 from choral.data.loading.crop import Crop
-from choral.data.loading.input_spec import Form, Look
+from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.data.loading.resize import Resize
 from choral.deploy.bundle.engine import Input, inputs_of
 from choral.deploy.bundle.model_card import card_of
@@ -35,7 +35,7 @@ from choral.inference.bundled_models import WEIGHTS as WEIGHTS
 from choral.inference.bundled_models import is_bundle as is_bundle
 from choral.models.output_spec import Outputs
 from choral.runs.run_dir import json_text
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 FORMAT = "choral-bundle-1"
 CARD = "README.md"
@@ -59,7 +59,7 @@ class BundledMember:
     name: str
     folder: Path
     architecture: str
-    look: Look
+    input_spec: InputSpec
     outputs: Outputs
     folded: tuple[tuple[str, str], ...]
     weights_sha256: str
@@ -81,7 +81,7 @@ class Bundle:
 
     path: Path
     name: str
-    answering: Answering
+    answering: PredictionPolicy
     members: tuple[BundledMember, ...]
     max_pixels: int
     forms: Mapping[str, Mapping[str, Any]]
@@ -100,7 +100,7 @@ class Bundle:
     @property
     def inputs(self) -> tuple[Input, ...]:
         """What images are prepared for its members."""
-        return inputs_of([member.look for member in self.members])
+        return inputs_of([member.input_spec for member in self.members])
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -135,20 +135,20 @@ def update(path: Path, changes: Mapping[str, Any]) -> None:
 
 def member_json(member: BundledMember) -> dict[str, Any]:
     """Return what bundle.json says of a member."""
-    look = member.look
+    input_spec = member.input_spec
     return {
         "name": member.name,
         "folder": f"members/{member.folder.name}",
         "architecture": member.architecture,
         "weights_sha256": member.weights_sha256,
         "look": {
-            "size": look.form.size,
-            "crop": look.form.crop.kind,
-            "crop_pct": look.form.crop.crop_pct,
-            "resize": look.form.resize,
-            "mean": list(look.mean),
-            "std": list(look.std),
-            "channels_last": look.channels_last,
+            "size": input_spec.form.size,
+            "crop": input_spec.form.crop.kind,
+            "crop_pct": input_spec.form.crop.crop_pct,
+            "resize": input_spec.form.resize,
+            "mean": list(input_spec.mean),
+            "std": list(input_spec.std),
+            "channels_last": input_spec.channels_last,
         },
         "outputs": member.outputs.meta(),
         "folded": [list(pair) for pair in member.folded],
@@ -156,7 +156,7 @@ def member_json(member: BundledMember) -> dict[str, Any]:
 
 
 def _bundle_of(path: Path, content: Mapping[str, Any]) -> Bundle:
-    answering = Answering.from_json(content["answer"])
+    answering = PredictionPolicy.from_json(content["answer"])
     members = tuple(_member_of(path, entry) for entry in content["members"])
     if [member.name for member in members] != list(answering.members):
         raise ValueError("members that are not those that are heard")
@@ -168,18 +168,22 @@ def _bundle_of(path: Path, content: Mapping[str, Any]) -> Bundle:
 
 
 def _member_of(path: Path, entry: Mapping[str, Any]) -> BundledMember:
-    look, folder = entry["look"], str(entry["folder"])
+    input_spec, folder = entry["look"], str(entry["folder"])
     if leaves(folder):
         raise ValueError(f"a member's folder {folder!r}")
-    if look["resize"] not in ("antialias", "fast"):
-        raise ValueError(f"resize {look['resize']!r}")
-    form = Form(int(look["size"]), Crop(look["crop"], crop_pct=float(look["crop_pct"])), cast(Resize, look["resize"]))
-    mean, std = tuple(map(float, look["mean"])), tuple(map(float, look["std"]))
+    if input_spec["resize"] not in ("antialias", "fast"):
+        raise ValueError(f"resize {input_spec['resize']!r}")
+    form = ImageSpec(
+        int(input_spec["size"]),
+        Crop(input_spec["crop"], crop_pct=float(input_spec["crop_pct"])),
+        cast(Resize, input_spec["resize"]),
+    )
+    mean, std = tuple(map(float, input_spec["mean"])), tuple(map(float, input_spec["std"]))
     return BundledMember(
         name=str(entry["name"]),
         folder=path / folder,
         architecture=str(entry["architecture"]),
-        look=Look(form, mean, std, bool(look["channels_last"])),
+        input_spec=InputSpec(form, mean, std, bool(input_spec["channels_last"])),
         outputs=Outputs.from_meta(entry["outputs"]),
         folded=tuple((str(norm), str(layer)) for norm, layer in entry["folded"]),
         weights_sha256=str(entry["weights_sha256"]),

@@ -12,8 +12,8 @@ from choral.core.errors import ChoralError
 from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.external_data import index_of
 from choral.inference.ledger import Ledger
-from choral.runs.run_dir import RunFolder
-from choral.scoring.policy import Answering, answer_panel
+from choral.runs.run_dir import RunDir
+from choral.scoring.policy import PredictionPolicy, answer_panel
 from choral.scoring.policy_evaluation import judged_sets
 from choral.scoring.predictor import Predictor
 from choral.scoring.predictor_report import card_json
@@ -26,7 +26,7 @@ _NO_SLICES = ("ext", "length", "group", "label")
 _MOST_SLICES = 8
 
 
-def scores_of(folder: RunFolder, config: Config, answering: Answering) -> dict[str, Any]:
+def scores_of(folder: RunDir, config: Config, answering: PredictionPolicy) -> dict[str, Any]:
     """Return, by evaluated split, the number of samples and each metric with its 95 % interval.
 
     Splits without the members and views that are heard are left out. Figures of test data count as a look at them.
@@ -44,14 +44,14 @@ def scores_of(folder: RunFolder, config: Config, answering: Answering) -> dict[s
     return found
 
 
-def _sets(answering: Answering, predictor: Predictor) -> dict[str, Any]:
+def _sets(answering: PredictionPolicy, predictor: Predictor) -> dict[str, Any]:
     """Return under `sets` how often conformal sets or intervals hold the truth; nothing where there are none."""
     if answering.conformal is None:
         return {}
     return {"sets": judged_sets(answering, predictor.ledger.labels, predictor.predictions)}
 
 
-def slices_by_column(folder: RunFolder, config: Config, answering: Answering) -> dict[str, Any]:
+def slices_by_column(folder: RunDir, config: Config, answering: PredictionPolicy) -> dict[str, Any]:
     """Return, of the split that is scored, the metrics of slices by each column of its metadata that has a few values."""
     predictors = {one.ledger.meta.split: one for one in _predictors(folder, config, answering)}
     usual = [name for name in ("test", *reversed(config.evaluate.splits)) if name in predictors]
@@ -71,7 +71,7 @@ def slices_by_column(folder: RunFolder, config: Config, answering: Answering) ->
     return {"split": usual[0], "columns": tables}
 
 
-def _predictors(folder: RunFolder, config: Config, answering: Answering) -> Iterator[Predictor]:
+def _predictors(folder: RunDir, config: Config, answering: PredictionPolicy) -> Iterator[Predictor]:
     """Yield what is answered about each evaluated split of these weights."""
     for path in sorted(folder.predictions.glob("*.parquet")):
         if path.stem in (HELD_OUT, config.data.train_split):

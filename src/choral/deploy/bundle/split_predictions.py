@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from choral.config.files import from_values
 from choral.core.errors import DataError
-from choral.data.loading.host_loader import Order
+from choral.data.loading.host_loader import BatchRequest
 from choral.data.loading.input_pipeline import RankPlace, Split, open_dataset, open_split, shared_samples
 from choral.data.loading.progress import SplitProgress
 from choral.deploy.bundle.engine import Engine, Predicted
 from choral.deploy.bundle.read import Bundle
 from choral.inference.ledger import Ledger
 from choral.metrics.per_sample import log_losses
-from choral.scoring.policy import Answering, answer_panel
+from choral.scoring.policy import PredictionPolicy, answer_panel
 from choral.scoring.stored_predictor import LESS_IS_BETTER, METRICS, Record, estimates_of
 
 _BATCH = 32
@@ -100,8 +100,8 @@ def hear(bundle: Bundle, engines: Mapping[str, Engine], split: str = "", data: s
             f"{own.shards}: is about {', '.join(opened.targets.names)}, the bundle about {', '.join(bundle.classes)}"
         )
     rows = np.arange(len(opened))
-    orders = (Order(rows[at : at + _BATCH], 0, at // _BATCH) for at in range(0, len(rows), _BATCH))
-    host = shared_samples(own, opened, place, [member.look for member in bundle.members], orders, None)
+    orders = (BatchRequest(rows[at : at + _BATCH], 0, at // _BATCH) for at in range(0, len(rows), _BATCH))
+    host = shared_samples(own, opened, place, [member.input_spec for member in bundle.members], orders, None)
     said: dict[str, list[Predicted]] = {name: [] for name in engines}
     heard = []
     with host, SplitProgress(f"asking about {split}", len(rows), shown=True) as progress:
@@ -129,7 +129,7 @@ def _gathered(name: str, split: Split, rows: NDArray[np.int64], said: Mapping[st
     return Heard(name, list(split.index.keys(rows)), split.targets.of(rows), whole)
 
 
-def of_ledger(answering: Answering, ledger: Ledger, keys: Sequence[str]) -> Predicted:
+def of_ledger(answering: PredictionPolicy, ledger: Ledger, keys: Sequence[str]) -> Predicted:
     """Return what a run's ledger says about samples, answered as a bundle answers.
 
     Args:
@@ -154,7 +154,7 @@ def of_ledger(answering: Answering, ledger: Ledger, keys: Sequence[str]) -> Pred
 
 
 def losses_of(
-    answering: Answering, labels: NDArray[Any], said: Mapping[str, Predicted], reference: Predicted
+    answering: PredictionPolicy, labels: NDArray[Any], said: Mapping[str, Predicted], reference: Predicted
 ) -> Iterator[tuple[str, Loss]]:
     """Yield how each of several ways to answer differs from a reference.
 
@@ -184,7 +184,7 @@ def losses_of(
         )
 
 
-def apart(answering: Answering, found: Predicted, reference: Predicted) -> tuple[float, int | None]:
+def apart(answering: PredictionPolicy, found: Predicted, reference: Predicted) -> tuple[float, int | None]:
     """Return the largest difference of a probability, and how many samples are decided alike; see `Loss`."""
     pairs = ((found.combined, reference.combined), (found.by_member, reference.by_member))
     largest = max(float(np.abs(one.astype(np.float64) - other).max()) for one, other in pairs)
@@ -194,7 +194,7 @@ def apart(answering: Answering, found: Predicted, reference: Predicted) -> tuple
     return largest, int(alike.reshape(len(alike), -1).all(axis=1).sum())
 
 
-def _record(answering: Answering, labels: NDArray[Any], said: Predicted) -> Record:
+def _record(answering: PredictionPolicy, labels: NDArray[Any], said: Predicted) -> Record:
     if answering.task != "multiclass":
         return Record(said.combined)
     losses = log_losses(labels, said.combined) if answering.gives_probabilities else None

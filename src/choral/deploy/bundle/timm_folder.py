@@ -13,14 +13,14 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from choral.data.loading.input_spec import Look
+from choral.data.loading.input_spec import InputSpec
 from choral.models.output_spec import Outputs
 from choral.runs.run_dir import write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def write_timm_folder(folder: Path, network: nn.Module, look: Look, outputs: Outputs) -> None:
+def write_timm_folder(folder: Path, network: nn.Module, input_spec: InputSpec, outputs: Outputs) -> None:
     """Write a network as timm's `save_for_hf` does, without pickles.
 
     timm's own evaluation transform, made from config.json, prepares images as choral does, to within a level of 255 a
@@ -37,7 +37,7 @@ def write_timm_folder(folder: Path, network: nn.Module, look: Look, outputs: Out
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     of_timm: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     fixed = bool(of_timm.get("fixed_input_size"))
-    size = look.form.size
+    size = input_spec.form.size
     content = {
         "architecture": of_timm["architecture"],
         "num_classes": len(outputs.names),
@@ -50,31 +50,31 @@ def write_timm_folder(folder: Path, network: nn.Module, look: Look, outputs: Out
             "input_size": [3, size, size],
             "fixed_input_size": fixed,
             "pool_size": None,
-            **_preparation(look),
+            **_preparation(input_spec),
             "first_conv": of_timm.get("first_conv"),
             "classifier": of_timm.get("classifier"),
         },
-        "choral": _how_to_read(look, outputs),
+        "choral": _how_to_read(input_spec, outputs),
     }
     write_json(folder / CONFIG, content)
 
 
-def _preparation(look: Look) -> dict[str, Any]:
+def _preparation(input_spec: InputSpec) -> dict[str, Any]:
     """Return how images are prepared, in the words of `timm.data.create_transform`."""
-    crop = look.form.crop
+    crop = input_spec.form.crop
     whole = crop.kind == "resized"
     return {
         "interpolation": "bilinear",
         "crop_pct": 1.0 if whole else crop.crop_pct,
         "crop_mode": "squash" if whole else "center",
-        "mean": list(look.mean),
-        "std": list(look.std),
+        "mean": list(input_spec.mean),
+        "std": list(input_spec.std),
     }
 
 
-def _how_to_read(look: Look, outputs: Outputs) -> dict[str, Any]:
+def _how_to_read(input_spec: InputSpec, outputs: Outputs) -> dict[str, Any]:
     """Return what timm has no words for: how logits become predictions, and how pixels were resized."""
-    facts: dict[str, Any] = {"task": outputs.task, "resize": look.form.resize, "predictions": "softmax(logits)"}
+    facts: dict[str, Any] = {"task": outputs.task, "resize": input_spec.form.resize, "predictions": "softmax(logits)"}
     if outputs.task == "regression":
         facts |= {"predictions": "outputs * target_std + target_mean"}
         facts |= {"target_mean": list(outputs.target_mean), "target_std": list(outputs.target_std)}

@@ -48,7 +48,7 @@ def usage_of(content: Mapping[str, Any]) -> Iterator[str]:
 def _onnx(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the ONNX file is asked without choral and torch."""
     output = "values" if content["task"] == "regression" else "probabilities"
-    looks = _looks(content)
+    input_specs = _looks(content)
     yield (
         "Without choral or torch: `model.onnx` takes uint8 images, RGB, upright, cut out and resized as the networks expect "
         "them; all that follows is inside, calibration included. Thresholds, costs and sets are not: see `answer` in "
@@ -70,11 +70,14 @@ def _onnx(content: Mapping[str, Any]) -> Iterator[str]:
         'session = onnxruntime.InferenceSession("BUNDLE/model.onnx")',
         'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
         "images = {",
-        *(f'    "{name}": prepared(image, {look["size"]}, {_share(look)}),' for name, look in looks.items()),
+        *(
+            f'    "{name}": prepared(image, {input_spec["size"]}, {_share(input_spec)}),'
+            for name, input_spec in input_specs.items()
+        ),
         "}",
         f'({output},) = session.run(["{output}"], images)    # a row an image, its columns in the order of `classes`',
     )
-    fast = any(look["resize"] == "fast" for look in looks.values())
+    fast = any(input_spec["resize"] == "fast" for input_spec in input_specs.values())
     yield (
         "Pillow resizes to within a level of 255 of what choral does"
         + (", but for networks with `resize: fast`, which see OpenCV's plain linear" if fast else "")
@@ -89,5 +92,5 @@ def _looks(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return dict(zip((item["name"] for item in content["inputs"]), forms.values(), strict=True))
 
 
-def _share(look: Mapping[str, Any]) -> float | None:
-    return look["crop_pct"] if look["crop"] == "center" else None
+def _share(input_spec: Mapping[str, Any]) -> float | None:
+    return input_spec["crop_pct"] if input_spec["crop"] == "center" else None

@@ -14,7 +14,7 @@ from choral.deploy.bundle.engine import Engine, Predicted
 from choral.deploy.bundle.golden import FOLDER, read_golden
 from choral.deploy.bundle.predictor import Predictor, torch_device
 from choral.deploy.bundle.read import Bundle, read_bundle
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 TOLERANCE, GPU_TOLERANCE = 1e-5, 2e-3
 """Of probabilities. A GPU multiplies in TF32, whose mantissa has 10 bits; forms of lower precision are held to what they
@@ -113,7 +113,7 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
     return Verified(bundle, len(golden.files), pixels, tuple(checks))
 
 
-def check_of(form: str, found: Predicted, expected: Predicted, answering: Answering, tolerance: float) -> Check:
+def check_of(form: str, found: Predicted, expected: Predicted, answering: PredictionPolicy, tolerance: float) -> Check:
     """Compare what is said about some samples with what should be."""
     decided, should = (_decided(answering, said.combined) for said in (found, expected))
     difference = max(
@@ -123,7 +123,7 @@ def check_of(form: str, found: Predicted, expected: Predicted, answering: Answer
     return Check(form, difference, bool(np.array_equal(decided, should)), tolerance)
 
 
-def _decided(answering: Answering, said: NDArray[np.float32]) -> NDArray[Any]:
+def _decided(answering: PredictionPolicy, said: NDArray[np.float32]) -> NDArray[Any]:
     """Return the decisions; numbers are none, and equal where the differences are within the tolerance."""
     return np.zeros(0) if answering.task == "regression" else answering.decide(said)
 

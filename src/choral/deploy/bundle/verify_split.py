@@ -14,8 +14,8 @@ from choral.deploy.bundle.read import Bundle, read_bundle
 from choral.deploy.bundle.split_predictions import apart, hear, of_ledger
 from choral.deploy.bundle.verify import GPU_TOLERANCE, TOLERANCE
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import voices_of
-from choral.runs.run_dir import RunFolder
+from choral.inference.trained_models import find_trained_models
+from choral.runs.run_dir import RunDir
 
 LEDGER, UNFUSED, TORCH = "ledger", "unfused", "torch"
 
@@ -88,9 +88,9 @@ def verify_split(
     engines: dict[str, Engine] = {}
     folder, why = _run_of(bundle, run)
     if folder is not None:
-        voices, _ = voices_of(folder, folder.config())
+        models, _ = find_trained_models(folder, folder.config())
         engines[UNFUSED] = Predictor.of_voices(
-            bundle.name, voices, bundle.answering, bundle.max_pixels, device=device
+            bundle.name, models, bundle.answering, bundle.max_pixels, device=device
         ).engine
     engines[TORCH] = Predictor.of_bundle(bundle, device).engine
     engines |= {name: open_form(path / name) for name in bundle.forms}
@@ -110,22 +110,22 @@ def verify_split(
     return SplitCheck(heard.split, len(heard.keys), name, why, usual if tolerance is None else tolerance, tuple(rows))
 
 
-def _run_of(bundle: Bundle, run: str) -> tuple[RunFolder | None, str]:
+def _run_of(bundle: Bundle, run: str) -> tuple[RunDir | None, str]:
     """Return the run whose networks a bundle has; or None and why not."""
     try:
-        folder = RunFolder.find(run or bundle.name)
-        voices, _ = voices_of(folder, folder.config())
+        folder = RunDir.find(run or bundle.name)
+        models, _ = find_trained_models(folder, folder.config())
     except ChoralError as error:
         if run:
             raise
         return None, str(error)
-    own = {voice.name: voice.weights_hash for voice in voices}
+    own = {model.name: model.weights_hash for model in models}
     if any(own.get(member.name) != member.weights_sha256 for member in bundle.members):
         return None, f"{folder.path} has other weights by now"
     return folder, ""
 
 
-def _ledger_of(bundle: Bundle, folder: RunFolder, split: str, keys: list[str]) -> tuple[Predicted | None, str]:
+def _ledger_of(bundle: Bundle, folder: RunDir, split: str, keys: list[str]) -> tuple[Predicted | None, str]:
     ledger = folder.predictions / f"{split}.parquet"
     if not ledger.is_file():
         return None, f"{folder.path} has not been evaluated on '{split}'"

@@ -25,9 +25,9 @@ from choral.deploy.bundle.read import CARD, FILE, FORMAT, BundledMember, member_
 from choral.deploy.bundle.scores import scores_of, slices_by_column
 from choral.deploy.bundle.timm_folder import write_timm_folder
 from choral.deploy.bundle.verify import Verified, verify_bundle
-from choral.inference.trained_models import Voice
-from choral.runs.run_dir import RunFolder, json_text
-from choral.scoring.policy import Answering
+from choral.inference.trained_models import TrainedModel
+from choral.runs.run_dir import RunDir, json_text
+from choral.scoring.policy import PredictionPolicy
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class Written:
 
 
 def write_bundle(
-    folder: RunFolder, config: Config, voices: Sequence[Voice], answering: Answering, out: Path, force: bool = False
+    folder: RunDir,
+    config: Config,
+    models: Sequence[TrainedModel],
+    answering: PredictionPolicy,
+    out: Path,
+    force: bool = False,
 ) -> Written:
     """Write a bundle, and check that it answers as the networks do that it was made of.
 
@@ -63,12 +68,12 @@ def write_bundle(
         ChoralError: what was written answers otherwise than the run, or the disk does not take it; nothing is left.
     """
     check_place(out, force)
-    by_name = {voice.name: voice for voice in voices}
+    by_name = {model.name: model for model in models}
     heard = [by_name[name] for name in answering.members]
     max_pixels = config.data.max_pixels
     plain = Predictor.of_voices(folder.name, heard, answering, max_pixels, device="cpu")
     with new_folder(out) as aside:
-        members = [_write_member(voice, aside) for voice in heard]
+        members = [_write_member(model, aside) for model in heard]
         images = _golden_images(config, members, plain)
         pixels = [np.stack(parts) for parts in zip(*(plain.prepare(plain.decode(one)) for one in images), strict=True)]
         write_golden(aside, images, pixels, plain.engine.ask(pixels))
@@ -86,7 +91,7 @@ def write_bundle(
                     "dtype": "uint8",
                     "order": "RGB",
                 }
-                for item in inputs_of([member.look for member in members])
+                for item in inputs_of([member.input_spec for member in members])
             ],
             "max_pixels": max_pixels,
             "forms": {},
@@ -110,23 +115,23 @@ def write_bundle(
     return Written(verified, {member.name: len(member.folded) for member in members}, size)
 
 
-def _write_member(voice: Voice, bundle: Path) -> BundledMember:
+def _write_member(model: TrainedModel, bundle: Path) -> BundledMember:
     """Fold the norms of a network, and write it as a timm folder."""
-    size = voice.config.data.image_size
-    network = voice.load(torch.device("cpu"))
+    size = model.config.data.image_size
+    network = model.load(torch.device("cpu"))
     pairs = find_foldable(network, torch.zeros(1, 3, size, size))
     fold(network, pairs)
-    folder = bundle / "members" / voice.name
+    folder = bundle / "members" / model.name
     member = BundledMember(
-        voice.name, folder, voice.config.model.name, voice.look, voice.outputs, tuple(pairs), voice.weights_hash
+        model.name, folder, model.config.model.name, model.input_spec, model.outputs, tuple(pairs), model.weights_hash
     )
-    write_timm_folder(folder, network, voice.look, voice.outputs)
+    write_timm_folder(folder, network, model.input_spec, model.outputs)
     return member
 
 
 def _golden_images(config: Config, members: Sequence[BundledMember], plain: Predictor) -> list[bytes]:
     """Return encoded images of the validation split that can be read, or made ones."""
-    count, size = config.export.golden, max(member.look.form.size for member in members)
+    count, size = config.export.golden, max(member.input_spec.form.size for member in members)
     if not count:
         return made_images(size)
     try:

@@ -19,7 +19,7 @@ from choral.inference.prediction_types import Answer
 
 if TYPE_CHECKING:
     from choral.deploy.bundle.engine import Predicted
-    from choral.scoring.policy import Answering
+    from choral.scoring.policy import PredictionPolicy
 
 Prepared = tuple[NDArray[np.uint8], ...]
 """An image in each form that the members want, (S, S, 3) uint8 RGB."""
@@ -31,7 +31,7 @@ class Predicting(Protocol):
     """What a service needs of a predictor; `choral.deploy.bundle.predictor.Predictor` is one."""
 
     name: str
-    answering: Answering
+    answering: PredictionPolicy
 
     @property
     def task(self) -> str:

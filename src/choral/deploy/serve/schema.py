@@ -13,7 +13,7 @@ class _Described(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class ClassAnswer(_Described):
+class ClassPrediction(_Described):
     """One class for an image."""
 
     image: str
@@ -32,7 +32,7 @@ class ClassAnswer(_Described):
     """Whether the probability is below what was chosen; absent where nothing was."""
 
 
-class LabelAnswer(_Described):
+class MultilabelPrediction(_Described):
     """The labels that apply to an image, perhaps none."""
 
     image: str
@@ -47,7 +47,7 @@ class LabelAnswer(_Described):
     """Labels that cannot be left out at the stated coverage; absent without a calibration that has sets."""
 
 
-class NumberAnswer(_Described):
+class RegressionPrediction(_Described):
     """Numbers for an image, in the targets' own units."""
 
     image: str
@@ -86,12 +86,12 @@ class ProblemDetails(_Described):
     """Name to value of the limit that was exceeded; absent where none was."""
 
 
-_BY_TASK: dict[str, type[_Described]] = {"multilabel": LabelAnswer, "regression": NumberAnswer}
+_BY_TASK: dict[str, type[_Described]] = {"multilabel": MultilabelPrediction, "regression": RegressionPrediction}
 
 
 def answers_model(task: str) -> type[BaseModel]:
     """Return what /predict answers with in a task."""
-    each: Any = _BY_TASK.get(task, ClassAnswer) | NoAnswer
+    each: Any = _BY_TASK.get(task, ClassPrediction) | NoAnswer
     return create_model(
         "Answers",
         __base__=_Described,

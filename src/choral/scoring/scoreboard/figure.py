@@ -12,7 +12,7 @@ _LETTER = 6.6  # pixels of a letter at size 12
 _LONGEST = 28  # letters of a name
 
 
-def draw_board(table: BoardTable, looks: str = "") -> str:
+def draw_board(table: BoardTable, uses: str = "") -> str:
     """Return an SVG image: a point with its interval a step, those of a run beside each other, the best one marked.
 
     Args:
@@ -49,7 +49,7 @@ def draw_board(table: BoardTable, looks: str = "") -> str:
             QUIET,
         )
     )
-    parts.append(text(_LEFT, 71, looks, QUIET, size=12))
+    parts.append(text(_LEFT, 71, uses, QUIET, size=12))
     for tick in ticks:
         place = y(tick / factor)
         parts += [line(_LEFT, place, _LEFT + wide, place, GRID)]

@@ -17,12 +17,12 @@ from choral.config import Config, config_hash, held_out_groups
 from choral.core.errors import ChoralError, DataError
 from choral.data.shards.index import Dataset
 from choral.ensembles.fitting_data import known_of
-from choral.ensembles.member_predictions import Panel
+from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.score_rows import numbers, scored_views
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import member_folders
+from choral.inference.trained_models import member_run_dirs
 from choral.metrics.per_sample import label_log_losses, log_losses
-from choral.runs.run_dir import RunFolder
+from choral.runs.run_dir import RunDir
 from choral.scoring.predictor import COMBINED, evaluated, predictor_names, predictor_of
 from choral.scoring.scoreboard.board import Entry, Scoreboard, digest_of
 from choral.scoring.scoreboard.test_set_uses import look_at, run_of, scoreboard_of
@@ -32,7 +32,7 @@ _ANSWER = "answer"  # what `choral calibrate` made of others
 _FITTED = {"soft+learned": "+learned", "mean+learned": "+learned", _ANSWER: "+calibrated"}
 
 
-def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -> None:
+def record_steps(folder: RunDir, config: Config, split: str, *further: str) -> None:
     """Append what a run was evaluated to on a split to the scoreboard of its project, and count the look at it.
 
     Of several members these are one of them, which validation likes best, their vote, and that over test-time views; of one
@@ -55,7 +55,7 @@ def record_steps(folder: RunFolder, config: Config, split: str, *further: str) -
             _append(folder, config, ledger, names)
 
 
-def record_combination(folder: RunFolder, config: Config, split: str, name: str) -> None:
+def record_combination(folder: RunDir, config: Config, split: str, name: str) -> None:
     """Append a combination alone, called `name`: of large ledgers it costs one column, where all steps cost all.
 
     What goes wrong is said on stderr, as in `record_steps`.
@@ -65,7 +65,7 @@ def record_combination(folder: RunFolder, config: Config, split: str, name: str)
 
 
 @contextlib.contextmanager
-def _told(folder: RunFolder, split: str) -> Iterator[None]:
+def _told(folder: RunDir, split: str) -> Iterator[None]:
     try:
         yield
     except (ChoralError, OSError) as error:
@@ -83,7 +83,7 @@ def project_of(config: Config) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "data"
 
 
-def steps_of(folder: RunFolder, config: Config, ledger: Ledger) -> list[str]:
+def steps_of(folder: RunDir, config: Config, ledger: Ledger) -> list[str]:
     """Return the names of the predictors that stand for the steps of an evaluated run, each adding to the one before."""
     suffixes = [suffix for _, suffix in scored_views(ledger)]
     first = f"member/{_likeliest(folder, config, ledger)}"
@@ -111,14 +111,14 @@ def part_of(predictor: str, first: str) -> str:
     return f"+{view}" if name == first.partition("+")[0] else f"+{predictor.removeprefix('member/')}"
 
 
-def _likeliest(folder: RunFolder, config: Config, ledger: Ledger) -> str:
+def _likeliest(folder: RunDir, config: Config, ledger: Ledger) -> str:
     """Return the member of the lowest loss on validation; without that, the first: none is chosen by what is scored."""
     validation = known_of(folder, config, ledger).validation
     view = scored_views(ledger)[0][0]
     if len(ledger.members) == 1 or validation is None or view not in validation.views:
         return ledger.members[0]
     sums = np.zeros(len(ledger.members))
-    for labels, stack in Panel(validation, ledger.members, (view,)).blocks():
+    for labels, stack in MemberPredictions(validation, ledger.members, (view,)).blocks():
         sums += [_losses(ledger.meta.task, labels, said).sum() for said in stack]
     return ledger.members[int(sums.argmin())]
 
@@ -132,7 +132,7 @@ def _losses(task: str, labels: NDArray[np.float32], said: NDArray[np.float32]) -
     return errors
 
 
-def _append(folder: RunFolder, config: Config, ledger: Ledger, names: Sequence[str]) -> None:
+def _append(folder: RunDir, config: Config, ledger: Ledger, names: Sequence[str]) -> None:
     """Append those that are not there yet; predictions are held one predictor at a time."""
     meta, samples = ledger.meta, Samples.of(ledger)
     data = samples.digest(meta.dataset, meta.split, meta.task, meta.classes)
@@ -191,9 +191,9 @@ def _source(ledger: Ledger, name: str) -> str:
     return json.dumps([meta.evaluation, meta.members, meta.tta_views, meta.average])
 
 
-def _minutes(folder: RunFolder, config: Config, predictor: str) -> float | None:
+def _minutes(folder: RunDir, config: Config, predictor: str) -> float | None:
     """Return the minutes of training of all members, or of the one that a predictor is; None: one is not known."""
-    members = member_folders(folder, config)
+    members = member_run_dirs(folder, config)
     if predictor.startswith("member/"):
         own = predictor.removeprefix("member/").partition("+")[0]
         # A group of folds or bags has answered for held-out samples; MEMBER.2 is a snapshot of a member.

@@ -27,7 +27,7 @@ from choral.ensembles.score_rows import Row
 from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.ledger import LedgerMeta
 from choral.metrics.per_sample import correct, label_log_losses, log_losses
-from choral.runs.run_dir import RunFolder, is_run
+from choral.runs.run_dir import RunDir, is_run
 from choral.scoring.predictor import Predictor
 
 Figures = Sequence[float]
@@ -36,7 +36,7 @@ none, the accuracy alone), of multilabel the log loss (where thresholds decide a
 the mean absolute error of each target."""
 
 
-class Looks(NamedTuple):
+class TestSetUses(NamedTuple):
     """How often a split was looked at."""
 
     predictors: int
@@ -50,19 +50,19 @@ def is_test(config: Config, split: str) -> bool:
     return split not in (config.data.train_split, config.data.val_split, HELD_OUT)
 
 
-def scoreboard_of(folder: RunFolder) -> Path:
+def scoreboard_of(folder: RunDir) -> Path:
     """Return where the scoreboards of the runs beside this one are: runs/scoreboard; of a member, beside its ensemble, of a
     trial of `choral tune` beside the run that it is of."""
     return _runs(folder) / "scoreboard"
 
 
-def run_of(folder: RunFolder) -> str:
+def run_of(folder: RunDir) -> str:
     """Return what a run is called on the scoreboard: its name, of a member ENSEMBLE/members/NAME, of a trial of `choral tune`
     RUN/tune/trials/NUMBER."""
     return folder.path.resolve().relative_to(_runs(folder)).as_posix()
 
 
-def look_at(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) -> None:
+def look_at(folder: RunDir, config: Config, predictors: Sequence[Predictor]) -> None:
     """Count the predictors, all of one split, whose figures are about to be shown or kept, if they are of test data.
 
     A count that cannot be written is said on stderr, and costs nothing else.
@@ -72,18 +72,18 @@ def look_at(folder: RunFolder, config: Config, predictors: Sequence[Predictor]) 
         _note(folder, config, predictors[0].ledger.meta, seen)
 
 
-def look_at_rows(folder: RunFolder, config: Config, meta: LedgerMeta, rows: Sequence[Row]) -> None:
+def look_at_rows(folder: RunDir, config: Config, meta: LedgerMeta, rows: Sequence[Row]) -> None:
     """Like `look_at`, of the rows of a table of scores of a ledger."""
     _note(folder, config, meta, _figures_of_rows(meta.task, rows))
 
 
-def looks_so_far(scoreboard: Path, dataset: str, split: str, task: str) -> Looks:
+def looks_so_far(scoreboard: Path, dataset: str, split: str, task: str) -> TestSetUses:
     """Return how many looks there have been at a split, by the runs beside the scoreboards; none at what is no test split."""
     lines = _journal(scoreboard, dataset, split, task).read()[0]
-    return Looks(len(lines), len({(line["run"], line.get("config")) for line in lines}))
+    return TestSetUses(len(lines), len({(line["run"], line.get("config")) for line in lines}))
 
 
-def looks_line(folder: RunFolder, config: Config, meta: LedgerMeta) -> str:
+def looks_line(folder: RunDir, config: Config, meta: LedgerMeta) -> str:
     """Return what stands under every table of test scores; "" under those of a split that is none.
 
     It is the same for the same table, however often that is printed.
@@ -96,9 +96,9 @@ def looks_line(folder: RunFolder, config: Config, meta: LedgerMeta) -> str:
         return f"how often this test split was looked at is not known: {error}"
 
 
-def looks_text(looks: Looks, split: str) -> str:
+def looks_text(uses: TestSetUses, split: str) -> str:
     """Return the line for so many looks."""
-    count, runs = looks
+    count, runs = uses
     ending = {1: "st", 2: "nd", 3: "rd"}.get(count % 10 if count % 100 not in (11, 12, 13) else 0, "th")
     line = f"{count}{ending} look at this test split ({split})"
     if count < 2:
@@ -107,15 +107,15 @@ def looks_text(looks: Looks, split: str) -> str:
     return f"{line}, by {by}: figures of {count} predictors have been seen so far, which flatters the best of them"
 
 
-def _runs(folder: RunFolder) -> Path:
+def _runs(folder: RunDir) -> Path:
     path = folder.path.resolve()
     if path.parent.parts[-2:] == ("tune", "trials") and (path.parent.parent / "space.json").is_file():
         return path.parents[3]
     ensemble = path.parent.parent
-    return ensemble.parent if path == RunFolder(ensemble).member(path.name).path and is_run(ensemble) else path.parent
+    return ensemble.parent if path == RunDir(ensemble).member(path.name).path and is_run(ensemble) else path.parent
 
 
-def _note(folder: RunFolder, config: Config, meta: LedgerMeta, seen: Mapping[str, Figures]) -> None:
+def _note(folder: RunDir, config: Config, meta: LedgerMeta, seen: Mapping[str, Figures]) -> None:
     if not is_test(config, meta.split):
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from choral import __version__
 from choral.deploy.bundle.engine import Input, Predicted
 from choral.deploy.bundle.graph import EnsembleGraph
-from choral.scoring.policy import Answering
+from choral.scoring.policy import PredictionPolicy
 
 MOST_AT_ONCE = 64
 """Images times views that an engine asks about at once: memory stays bounded, whatever batches it is given."""
@@ -37,7 +37,7 @@ def program_of(graph: EnsembleGraph, inputs: Sequence[Input]) -> ExportedProgram
         return torch.export.export(graph, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
 
 
-def facts_of(name: str, answering: Answering, inputs: Sequence[Input]) -> dict[str, str]:
+def facts_of(name: str, answering: PredictionPolicy, inputs: Sequence[Input]) -> dict[str, str]:
     """Return what a file says of itself, as text: names of classes and members, the task, and how images are prepared."""
     prepared = [
         {
