@@ -1,4 +1,7 @@
-"""Write ledgers on the ranks that `accelerate launch launch/evaluate.py RUN|CHECKPOINT... [key=value ...]` starts."""
+"""Evaluate a run or checkpoints and write prediction ledgers, as one rank of Accelerate.
+
+    accelerate launch launch/evaluate.py RUN|CHECKPOINT... [key=value ...]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Answer for images on the ranks that `accelerate launch launch/predict.py BUNDLE|RUN IMAGES... -o FILE` starts."""
+"""Predict images with a bundle or run, as one rank of Accelerate.
+
+    accelerate launch launch/predict.py BUNDLE|RUN IMAGES... -o FILE
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Train one network on the ranks that `accelerate launch launch/train.py CONFIG [key=value ...]` starts."""
+"""Train one model, as one rank of Accelerate.
+
+    accelerate launch launch/train.py CONFIG [key=value ...]
+"""
 
 import sys
 

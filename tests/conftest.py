@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from toys import CLASSES, COUNTS, Choral, colour_image
+from toy_data import CLASSES, COUNTS, Choral, colour_image
 
 if TYPE_CHECKING:
     from choral.core.process_group import Runtime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,46 @@ def test_importing_the_network_part_makes_no_connection() -> None:
         "import choral.training.loop, choral.deploy.bundle.predictor"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def modules_after(*arguments: str, folder: Path | None = None) -> set[str]:
+    """Return the top-level modules that `choral ARGUMENTS` has imported by the time it ends."""
+    code = (
+        "import sys\nfrom choral.cli import main\n"
+        "try: status = main(sys.argv[1:])\nexcept SystemExit as end: status = end.code\n"
+        "print(status, *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    status, *found = result.stderr.splitlines()[-1].split()
+    assert status == "0", result.stderr
+    return set(found)
+
+
+def test_version_and_help_import_nothing_heavy() -> None:
+    heavy = {"numpy", "torch", "pyarrow", "rich", "pydantic", "yaml", "matplotlib", "jinja2"}
+    for arguments in (["--version"], ["--help"]):
+        assert not modules_after(*arguments) & heavy
+
+
+def test_config_imports_neither_numpy_nor_torch() -> None:
+    config = SOURCE.parents[1] / "configs" / "elpv-demo.yaml"
+    for arguments in (["config", str(config)], ["config", "--schema"], ["train", "--help"]):
+        assert not modules_after(*arguments) & {"torch", "matplotlib"}
+    assert not modules_after("config", str(config)) & {"numpy", "torch", "pyarrow", "rich", "matplotlib", "jinja2"}
+
+
+def test_tables_import_no_torch(tmp_path: Path) -> None:
+    """`ls`, `score` and `scores` read files: no torch; and `score` no web page."""
+    shutil.copytree(SOURCE.parents[1] / "tests" / "fixtures" / "run_before_rooms", tmp_path, dirs_exist_ok=True)
+    for arguments in (["ls", "shards"], ["score", "pair"], ["scores", "colours"], ["status", "pair"]):
+        assert not modules_after(*arguments, folder=tmp_path) & {"torch", "timm", "accelerate"}, arguments
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["ensemble"], ["run"]])
+def test_processes_that_wait_for_training_hold_no_torch(arguments: list[str], config_file: Path) -> None:
+    """The process that starts ranks or members, here to the end of a training of two steps."""
+    folder = config_file.parent
+    members = [] if arguments == ["train"] else ["ensemble.members=[{name: a}, {name: b, set: {seed: 1}}]"]
+    found = modules_after(*arguments, str(config_file), "train.steps=2", *members, folder=folder)
+    assert not found & {"torch", "timm", "accelerate"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from toys import CLASSES, REPOSITORY
+from toy_data import CLASSES, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = [re.sub(r"\s{2,}#.*", "", block).splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
@@ -145,7 +145,7 @@ def test_the_demo_runs_and_is_not_done_twice(tmp_path: Path) -> None:
             [*command, *more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400, check=False
         )
         assert result.returncode == 0, result.stderr
-        return result.stdout.split("Run folder")[0]
+        return result.stdout.split("Run directory")[0]
 
     table = call()
     for name in ("member/first", "member/third+tta", "soft+tta", "hard+tta", "82.44", "88.42", "656 samples"):

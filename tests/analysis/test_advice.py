@@ -1,4 +1,4 @@
-"""Advice as it is written and read."""
+"""Advice is written, read and rejected when stale."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from choral.analysis.advice import Advice, Line, Rejected, advice_of, write_advice
+from choral.analysis.advice import Advice, AdviceLine, RejectedFamily, read_advice, write_advice
 from choral.config.files import load_config
 from choral.core.errors import DataError
-from choral.ensembles.score_rows import Numbers
+from choral.ensembles.score_rows import IntervalDict
 from choral.runs.run_dir import RunDir
 from made_runs import made_run, predictions
 
 
-def numbers(value: float) -> Numbers:
-    return Numbers(value=value, low=value - 0.02, high=value + 0.02)
+def numbers(value: float) -> IntervalDict:
+    return IntervalDict(value=value, low=value - 0.02, high=value + 0.02)
 
 
-def made(run: RunDir, *lines: Line, evaluation: str = "e") -> Advice:
+def made(run: RunDir, *lines: AdviceLine, evaluation: str = "e") -> Advice:
     return Advice(
         run=run.name,
         split="val",
@@ -26,7 +26,9 @@ def made(run: RunDir, *lines: Line, evaluation: str = "e") -> Advice:
         metric="accuracy",
         n=40,
         lines=lines,
-        rejected=(Rejected("vflip", "costs 40 points, and undoing it mends nothing: it changes what the images show"),),
+        rejected=(
+            RejectedFamily("vflip", "costs 40 points, and undoing it mends nothing: it changes what the images show"),
+        ),
         comparisons=9,
         note="One family is advised.",
         dataset="d",
@@ -34,7 +36,7 @@ def made(run: RunDir, *lines: Line, evaluation: str = "e") -> Advice:
     )
 
 
-DARK = Line(
+DARK = AdviceLine(
     family="darker",
     key="brightness",
     value=0.5,
@@ -56,7 +58,7 @@ def test_advice_is_read_as_it_was_written_and_is_a_config(tmp_path: Path) -> Non
     run, config = made_run(tmp_path / "runs" / "made", {"val": predictions(40)})
     advice = made(run, DARK)
     path = write_advice(run, advice)
-    assert advice_of(run, config, "val") == advice
+    assert read_advice(run, config, "val") == advice
     read = load_config(path)
     assert (read.augment.brightness, read.augment.zoom) == (0.5, (0.5, 1.25))
     assert (read.run, read.step, read.augment.hflip) == ("made-advised", "+augment", config.augment.hflip)
@@ -70,15 +72,15 @@ def test_no_advice_is_a_config_that_changes_nothing(tmp_path: Path) -> None:
 
 def test_advice_of_other_weights_or_another_split_is_none(tmp_path: Path) -> None:
     run, config = made_run(tmp_path / "runs" / "made", {"val": predictions(40), "test": predictions(30)})
-    assert advice_of(run, config, "val") is None
+    assert read_advice(run, config, "val") is None
     write_advice(run, made(run, DARK, evaluation="other weights"))
-    assert advice_of(run, config, "val") is None
+    assert read_advice(run, config, "val") is None
     write_advice(run, made(run, DARK))
-    assert advice_of(run, config, "test") is None
+    assert read_advice(run, config, "test") is None
 
 
 def test_damaged_advice_is_named(tmp_path: Path) -> None:
     run, config = made_run(tmp_path / "runs" / "made", {"val": predictions(40)})
     (run.path / "advice.json").write_text('{"format": "choral-advice-1"}')
     with pytest.raises(DataError, match="advice.json: damaged"):
-        advice_of(run, config, "val")
+        read_advice(run, config, "val")

@@ -1,4 +1,4 @@
-"""From made probes to advice: what is planted is advised, at its strength, and nothing else."""
+"""Advice from made-up probes: a planted variation is advised at its strength, and nothing else is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from choral.analysis.advice import Advice
-from choral.analysis.advice_from_probes import UNDONE_BY, make_advice, other_class_share, strength_shown
-from choral.analysis.probe_curves import Probed, make_curves
-from choral.analysis.probes.families import BY_NAME, Family, Probe, families_of
+from choral.analysis.advice_from_probes import make_advice
+from choral.analysis.probe_curves import ProbePredictions, compute_curves
+from choral.analysis.probe_evidence import UNDONE_BY, compute_other_class_share, find_shown_strength
+from choral.analysis.probes.families import FAMILY_BY_NAME, Family, Probe, parse_families
 from choral.config import AugmentConfig
-from choral.inference.ledger import Ledger, LedgerMeta, features_of, ledger_table, merge_parts, write_part
+from choral.inference.ledger import Ledger, LedgerMeta, build_ledger_table, feature_column_name, merge_parts, write_part
 
 N, CLASSES = 300, ("x", "y", "z")
 NONE = AugmentConfig(preset="none", crop_scale=(1.0, 1.0), hflip=0.0)
@@ -36,9 +37,9 @@ def probed(
     shown: Mapping[Probe, float],
     turned: Probe | None = None,
     alike: Probe | None = None,
-    families: tuple[Family, ...] = families_of(NAMES),
+    families: tuple[Family, ...] = parse_families(NAMES),
     right: float = 0.4,
-) -> Probed:
+) -> ProbePredictions:
     """Return probes of images of which half show something, so that 40 % of these are right.
 
     Args:
@@ -63,7 +64,7 @@ def probed(
     near = rng.normal(0, 0.1, (N, 64))
     columns = {
         ("soft", "identity"): plain,
-        ("soft", features_of("identity")): (centres[labels] + near).astype(np.float32),
+        ("soft", feature_column_name("identity")): (centres[labels] + near).astype(np.float32),
     }
     for probe in probes:
         values = said(labels, rng.random(N) < 0.4, 0.5, rng)
@@ -72,15 +73,15 @@ def probed(
         columns["soft", probe.name] = values
         at = (labels + 1) % 3 if probe == turned else labels
         away = 0 if probe in (turned, alike) else 0.5
-        columns["soft", features_of(probe.name)] = (centres[at] + away + near).astype(np.float32)
+        columns["soft", feature_column_name(probe.name)] = (centres[at] + away + near).astype(np.float32)
     keys = [f"val{number:05d}" for number in range(N)]
-    write_part(folder / "parts", 0, 1, ledger_table(meta, keys, labels, columns))
+    write_part(folder / "parts", 0, 1, build_ledger_table(meta, keys, labels, columns))
     merge_parts(folder / "parts", 1, keys, folder / "val.parquet", meta)
-    return Probed(Ledger.open(folder / "val.parquet"))
+    return ProbePredictions(Ledger.open(folder / "val.parquet"))
 
 
-def advised(found: Probed, augment: AugmentConfig = NONE) -> Advice:
-    return make_advice(found, make_curves(found, "made"), augment)
+def advised(found: ProbePredictions, augment: AugmentConfig = NONE) -> Advice:
+    return make_advice(found, compute_curves(found, "made"), augment)
 
 
 def reasons(advice: Advice) -> dict[str, str]:
@@ -95,10 +96,10 @@ def test_what_is_planted_is_advised_with_its_strength_and_figures(tmp_path: Path
     assert 0.7 < line.plausibility <= 1 and line.score == pytest.approx(line.drop["value"] * line.plausibility)
     assert "lighter up to 0.5" in line.reason
     why = reasons(advice)
-    assert "mended by lighter" in why["low_contrast"]
+    assert "lighter corrects the same errors" in why["low_contrast"]
     assert "nothing undoes it" in why["compression"]
     assert "no key of augment" in why["sharpening"]
-    assert "undoing it mends nothing significant" in why["rotation"]
+    assert "undoing it corrects nothing significant" in why["rotation"]
     assert set(why) | {"darker"} == set(NAMES)
 
 
@@ -112,14 +113,14 @@ def test_where_nothing_is_shown_nothing_is_advised_and_changed_labels_are_told(t
     advice = advised(probed(tmp_path, {}, turned=Probe("vflip", 1)))
     assert advice.lines == () and advice.settings == {}
     assert advice.note.startswith("Nothing is advised")
-    assert "100 % look most like an image of another class (0 % unchanged)" in reasons(advice)["vflip"]
+    assert "100 % are nearest to an image of another class (0 % unchanged)" in reasons(advice)["vflip"]
     assert "another class" not in reasons(advice)["rotation"]
 
 
 def test_a_flip_that_half_of_the_images_show_costs_nothing_on_average_and_is_advised(tmp_path: Path) -> None:
     flip = Probe("vflip", 1)
     found = probed(tmp_path, {flip: 0.97})
-    assert make_curves(found, "made").curves[-1].points[0].drop < 0.1
+    assert compute_curves(found, "made").curves[-1].points[0].drop < 0.1
     (line,) = advised(found).lines
     assert (line.family, line.settings) == ("vflip", {"vflip": 0.5})
     assert line.drop == line.gain
@@ -133,8 +134,11 @@ def test_what_costs_though_it_looks_like_its_class_is_advised_where_nothing_is_u
         "host": [{"name": "ImageCompression", "arguments": {"quality_range": [30, 100], "p": 0.5}}]
     }
     assert line.gain is None and line.plausibility == 1.0 and line.score == pytest.approx(line.drop["value"])
-    assert "nearest neighbour of the other kind" in line.reason
-    assert "0 % have their nearest neighbour of the other kind" in reasons(advised(found))["rotation"]
+    assert "nearest neighbour is of the other kind" in line.reason
+    assert (
+        "for 0 % of the perturbed images the nearest neighbour is of the other kind"
+        in reasons(advised(found))["rotation"]
+    )
 
 
 def test_what_validation_shows_comes_before_what_it_might(tmp_path: Path) -> None:
@@ -157,7 +161,7 @@ def test_what_the_run_was_trained_with_is_not_advised_again(tmp_path: Path) -> N
 
 
 def test_lines_of_one_key_are_one_value(tmp_path: Path) -> None:
-    families = families_of(("smaller", "larger"))
+    families = parse_families(("smaller", "larger"))
     found = probed(tmp_path, {Probe("larger", 1.0): 0.97, Probe("smaller", 0.2): 0.0}, families=families)
     (line,) = advised(found, AugmentConfig(crop_scale=(1, 1), zoom=(0.9, 1.5))).lines
     assert (line.family, line.settings) == ("smaller", {"zoom": [0.5, 1.5]})
@@ -178,15 +182,15 @@ def test_lines_of_one_key_are_one_value(tmp_path: Path) -> None:
     ],
 )
 def test_the_strength_that_images_show(family: str, undone: float, shown: float) -> None:
-    assert strength_shown(family, undone) == shown
+    assert find_shown_strength(family, undone) == shown
 
 
 def test_what_undoes_a_family_is_one() -> None:
-    assert set(UNDONE_BY) | set(UNDONE_BY.values()) <= set(BY_NAME)
+    assert set(UNDONE_BY) | set(UNDONE_BY.values()) <= set(FAMILY_BY_NAME)
     assert len(set(UNDONE_BY.values())) == len(UNDONE_BY)
 
 
 def test_the_share_next_to_another_class(tmp_path: Path) -> None:
     found = probed(tmp_path, {}, turned=Probe("vflip", 1))
-    assert other_class_share(found, None) == 0
-    assert other_class_share(found, Probe("vflip", 1)) == 1
+    assert compute_other_class_share(found, None) == 0
+    assert compute_other_class_share(found, Probe("vflip", 1)) == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from choral.analysis.results import Analysis
-from choral.analysis.run_analysis import analysis_of
+from choral.analysis.run_analysis import run_analysis
 from choral.core.errors import DataError
 from choral.runs.run_dir import RunDir
 from made_data import VARIANTS, packed, picture, run_about, saved
@@ -34,12 +34,12 @@ def analysis(place: Path) -> Analysis:
     files["val/x/flat.png"] = saved(np.full((40, 60, 3), 90, np.uint8))
     files["train/z/wide.png"] = saved(picture(500, 96)[:12])
     run, config = run_about(folder / "run", packed(folder, files))
-    return analysis_of(run, config, "val", processes=1)
+    return run_analysis(run, config, "val", processes=1)
 
 
 def test_every_planted_duplicate_is_found_and_nothing_else(analysis: Analysis) -> None:
     found = analysis.duplicates
-    pairs = {tuple(place.key for place in twins.places) for twins in found.twins}
+    pairs = {tuple(sample.key for sample in group.samples) for group in found.groups}
     for number, variant in enumerate(VARIANTS):
         assert any(
             any(f"{9 * number:03d}" in key for key in pair) and any(variant in key for key in pair) for pair in pairs
@@ -79,7 +79,7 @@ def test_slices_by_what_was_measured_part_the_samples(analysis: Analysis) -> Non
 def test_the_second_time_no_image_is_opened(analysis: Analysis, place: Path) -> None:
     opened: list[str] = []
     folder = RunDir(place / "run")
-    again = analysis_of(folder, folder.config(), "val", progress=lambda what, done, total: opened.append(what))
+    again = run_analysis(folder, folder.config(), "val", progress=lambda what, done, total: opened.append(what))
     assert not opened
     assert again.duplicates == analysis.duplicates
     assert {**again.to_json(), "date": ""} == {**analysis.to_json(), "date": ""}
@@ -93,13 +93,13 @@ def test_other_data_than_were_evaluated_are_refused(analysis: Analysis, place: P
     try:
         path.write_text(text.replace(config.data.shards, str(shards)))
         with pytest.raises(DataError, match="other data"):
-            analysis_of(folder, folder.config(), "val")
+            run_analysis(folder, folder.config(), "val")
     finally:
         path.write_text(text)
 
 
-def test_a_look_at_test_data_is_counted(analysis: Analysis, place: Path) -> None:
+def test_a_use_of_test_data_is_counted(analysis: Analysis, place: Path) -> None:
     folder = RunDir(place / "run")
-    found = analysis_of(folder, folder.config(), "test")
+    found = run_analysis(folder, folder.config(), "test")
     assert found.label_errors.sources[0].split == "test"
-    assert list((place / "scoreboard" / "_looks").glob("test-*.jsonl"))
+    assert list((place / "scoreboard" / "_test_set_uses").glob("test-*.jsonl"))

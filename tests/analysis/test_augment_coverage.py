@@ -1,11 +1,11 @@
-"""What an augment section shows already, and how it is widened."""
+"""What an augment section covers, and how settings widen it."""
 
 from __future__ import annotations
 
 import pytest
 
-from choral.analysis.augment_coverage import covering, widened
-from choral.analysis.probes.families import FAMILIES, augment_of
+from choral.analysis.augment_coverage import find_covering_setting, widen_settings
+from choral.analysis.probes.families import FAMILIES, augment_settings
 from choral.config import AugmentConfig, Config, DataConfig
 from choral.config.augment import HostTransform
 from choral.config.files import with_overrides
@@ -25,9 +25,9 @@ def compressing(**arguments: object) -> AugmentConfig:
 @pytest.mark.parametrize("family", [one.name for one in FAMILIES if one.key])
 def test_what_is_advised_is_covered_afterwards_and_not_before(family: str) -> None:
     for strength in next(one for one in FAMILIES if one.name == family).strengths:
-        assert not covering(NONE, family, strength)
-        settings = widened(NONE, augment_of(family, strength))
-        assert covering(changed(NONE, settings), family, strength).startswith("augment.")
+        assert not find_covering_setting(NONE, family, strength)
+        settings = widen_settings(NONE, augment_settings(family, strength))
+        assert find_covering_setting(changed(NONE, settings), family, strength).startswith("augment.")
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,16 @@ def test_what_is_advised_is_covered_afterwards_and_not_before(family: str) -> No
     ],
 )
 def test_what_covers_a_family(augment: AugmentConfig, family: str, strength: float, by: str) -> None:
-    assert covering(augment, family, strength) == by
+    assert find_covering_setting(augment, family, strength) == by
 
 
 def test_nothing_that_was_shown_is_lost() -> None:
     there = AugmentConfig(rotate=20, zoom=(0.9, 1.5), noise=0.8, noise_std=(0.1, 0.2), geometry_prob=0.75)
-    assert widened(there, augment_of("rotation", 10)) == {"rotate": 20}
-    assert widened(there, augment_of("smaller", 0.5)) == {"zoom": [0.5, 1.5]}
-    assert widened(there, augment_of("noise", 0.05)) == {"noise": 0.8, "noise_std": [0.0, 0.2]}
-    assert widened(AugmentConfig(geometry_prob=0), augment_of("rotation", 10)) == {"rotate": 10, "geometry_prob": 1.0}
-    assert widened(there, augment_of("blur", 3)) == {"blur": 0.5, "blur_sigma": [0.1, 3]}
+    assert widen_settings(there, augment_settings("rotation", 10)) == {"rotate": 20}
+    assert widen_settings(there, augment_settings("smaller", 0.5)) == {"zoom": [0.5, 1.5]}
+    assert widen_settings(there, augment_settings("noise", 0.05)) == {"noise": 0.8, "noise_std": [0.0, 0.2]}
+    assert widen_settings(AugmentConfig(geometry_prob=0), augment_settings("rotation", 10)) == {
+        "rotate": 10,
+        "geometry_prob": 1.0,
+    }
+    assert widen_settings(there, augment_settings("blur", 3)) == {"blur": 0.5, "blur_sigma": [0.1, 3]}

@@ -1,4 +1,4 @@
-"""Near duplicates among images that all look alike, and what an unreadable image does."""
+"""Near-duplicates among similar images, unreadable images, and stored results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from choral.analysis.data_health import health_of
-from choral.analysis.duplicates import duplicates_of
-from choral.analysis.image_survey import FOLDER, survey
+from choral.analysis.data_health import compute_data_health
+from choral.analysis.duplicates import find_duplicates
+from choral.analysis.image_survey import SURVEY_DIR, survey_images
 from choral.data.shards.index import Dataset
 from made_data import VARIANTS, packed, picture, saved
 
@@ -30,12 +30,12 @@ def test_what_all_images_share_makes_no_duplicates(tmp_path: Path) -> None:
     }
     for number, name in enumerate(("jpeg", "half", "cut", "dark")):
         files[f"test/x/{name}.png"] = VARIANTS[name](stripes(10 * number + len("train")))
-    found = duplicates_of(survey(packed(tmp_path, files), processes=1), train="train", processes=1)
+    found = find_duplicates(survey_images(packed(tmp_path, files), processes=1), train="train", processes=1)
     assert found.found == found.across == 4
     for number, name in enumerate(("jpeg", "half", "cut", "dark")):
-        assert any(f"_{number}-" in own.places[0].key and f"_{name}-" in own.places[1].key for own in found.twins), (
+        assert any(f"_{number}-" in own.samples[0].key and f"_{name}-" in own.samples[1].key for own in found.groups), (
             name,
-            found.twins,
+            found.groups,
         )
 
 
@@ -53,11 +53,11 @@ def test_an_image_that_became_unreadable_is_named_and_skipped(tmp_path: Path) ->
     start = data.index(b"IDAT") + 40
     data[start : start + 400] = bytes(400)
     shard.write_bytes(data)
-    found = survey(dataset, processes=1)
-    health = health_of(found, train="train")
+    found = survey_images(dataset, processes=1)
+    health = compute_data_health(found, train="train")
     assert health.unreadable_found == 1 and health.unreadable[0].split == "val" and health.unreadable[0].reason
     assert "1 of 6 images cannot be decoded." in health.notes
-    assert duplicates_of(found, train="train", processes=1).compared == 5
+    assert find_duplicates(found, train="train", processes=1).compared == 5
 
 
 def test_what_is_kept_of_other_data_or_damaged_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -65,18 +65,18 @@ def test_what_is_kept_of_other_data_or_damaged_is_made_again(tmp_path: Path, cap
         tmp_path,
         {f"{split}/{name}/{n}.png": saved(picture(n)) for split in ("train", "val") for n, name in enumerate("xyx")},
     )
-    first = survey(dataset, processes=1)
-    kept = next((dataset.folder / FOLDER).glob("train-*.arrow"))
+    first = survey_images(dataset, processes=1)
+    kept = next((dataset.folder / SURVEY_DIR).glob("train-*.arrow"))
     content = kept.read_bytes()
     kept.write_bytes(content[: len(content) // 2])
-    again = survey(Dataset.open(dataset.folder), processes=1)
+    again = survey_images(Dataset.open(dataset.folder), processes=1)
     assert "damaged" in caplog.text and kept.read_bytes() == content
     for name, values in first["train"].measures.items():
         assert np.array_equal(values, again["train"].measures[name])
-    found = duplicates_of(again, train="train", processes=1)
-    twins = next((dataset.folder / FOLDER).glob("twins-*.json"))
-    right = twins.read_text(encoding="utf-8")
+    found = find_duplicates(again, train="train", processes=1)
+    stored = next((dataset.folder / SURVEY_DIR).glob("near-duplicates-*.json"))
+    right = stored.read_text(encoding="utf-8")
     for wrong in (right[:-9], right.replace('"pairs"', '"pears"'), right.replace("[", "[7, ", 1), "\udcff\udcfe"):
-        twins.write_text(wrong, encoding="utf-8", errors="surrogateescape")
-        assert duplicates_of(again, train="train", processes=1) == found
-        assert twins.read_text(encoding="utf-8") == right, wrong
+        stored.write_text(wrong, encoding="utf-8", errors="surrogateescape")
+        assert find_duplicates(again, train="train", processes=1) == found
+        assert stored.read_text(encoding="utf-8") == right, wrong

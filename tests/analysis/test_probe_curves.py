@@ -1,4 +1,4 @@
-"""Curves of what was said about changed images."""
+"""Curves of predictions on perturbed images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from choral.analysis.probe_curves import Probed, curves_of, make_curves, probe_predictions
-from choral.analysis.probes.families import BY_NAME, FAMILIES, IDENTITY, Family, Probe, augment_of, families_of
+from choral.analysis.probe_curves import ProbePredictions, compute_curves, read_curves, read_probe_predictions
+from choral.analysis.probes.families import (
+    FAMILIES,
+    FAMILY_BY_NAME,
+    IDENTITY,
+    Family,
+    Probe,
+    augment_settings,
+    parse_families,
+)
 from choral.config import AugmentConfig
 from choral.config.files import load_config
 from choral.core.errors import ConfigError
-from choral.inference.ledger import Ledger, LedgerMeta, features_of, ledger_table, merge_parts, write_part
+from choral.inference.ledger import Ledger, LedgerMeta, build_ledger_table, feature_column_name, merge_parts, write_part
 from choral.metrics.multiple_comparisons import holm
 from made_probes import made_probes
 from made_runs import made_run, predictions
@@ -23,9 +31,9 @@ from made_runs import made_run, predictions
 def test_curves(tmp_path: Path) -> None:
     labels, columns = predictions(400)
     run, config = made_run(tmp_path / "run", {"val": (labels, columns)})
-    assert curves_of(run, config, "val") is None and probe_predictions(run, config, "val") is None
+    assert read_curves(run, config, "val") is None and read_probe_predictions(run, config, "val") is None
     made_probes(run, "val", labels, {IDENTITY: 0.1, "rotation@30": 0.2, "rotation@-30": 0.4, "rotation@60": 0.5})
-    curves = curves_of(run, config, "val")
+    curves = read_curves(run, config, "val")
     assert curves is not None
     assert (curves.predictor, curves.metric, curves.n, curves.total) == ("soft", "accuracy", 400, 400)
     assert curves.evaluation == "e" and curves.higher_is_better and len(curves.curves) == len(FAMILIES)
@@ -59,9 +67,9 @@ def test_p_values_are_those_of_the_exact_test(tmp_path: Path) -> None:
     run, _ = made_run(tmp_path / "run", {"val": predictions(100)})
     hardness = np.sort(np.random.default_rng(0).random(100))
     ledger = made_probes(
-        run, "val", labels, {IDENTITY: hardness[10], "noise@0.1": hardness[16]}, families_of(["noise"])
+        run, "val", labels, {IDENTITY: hardness[10], "noise@0.1": hardness[16]}, parse_families(["noise"])
     )
-    (curve,) = make_curves(Probed(ledger), "run").curves
+    (curve,) = compute_curves(ProbePredictions(ledger), "run").curves
     at = curve.points[1]
     assert at.drop == pytest.approx(0.06) and at.p == pytest.approx(binomtest(0, 6).pvalue)
     assert at.p_adjusted == pytest.approx(3 * at.p) and curve.points[0].p_adjusted == 1
@@ -70,21 +78,21 @@ def test_p_values_are_those_of_the_exact_test(tmp_path: Path) -> None:
 def test_probes_of_other_networks_are_none(tmp_path: Path) -> None:
     labels, columns = predictions(30)
     run, config = made_run(tmp_path / "run", {"val": (labels, columns)})
-    made_probes(run, "val", labels, {IDENTITY: 0.1}, families_of(["hflip"]), evaluation="other")
-    assert curves_of(run, config, "val") is None
-    made_probes(run, "val", labels, {IDENTITY: 0.1}, families_of(["hflip"]))
-    assert curves_of(run, config, "val") is not None
+    made_probes(run, "val", labels, {IDENTITY: 0.1}, parse_families(["hflip"]), evaluation="other")
+    assert read_curves(run, config, "val") is None
+    made_probes(run, "val", labels, {IDENTITY: 0.1}, parse_families(["hflip"]))
+    assert read_curves(run, config, "val") is not None
     path = run.path / "probes" / "val.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    assert curves_of(run, config, "val") is None
+    assert read_curves(run, config, "val") is None
 
 
 def test_features_and_predictions_are_read_by_probe(tmp_path: Path) -> None:
     labels, columns = predictions(20)
     run, config = made_run(tmp_path / "run", {"val": (labels, columns)})
     turned = np.random.default_rng(5).normal(size=(20, 64)).astype(np.float32)
-    made_probes(run, "val", labels, {IDENTITY: 0, "hflip": 1}, families_of(["hflip"]), features={"hflip@1": turned})
-    probed = probe_predictions(run, config, "val")
+    made_probes(run, "val", labels, {IDENTITY: 0, "hflip": 1}, parse_families(["hflip"]), features={"hflip@1": turned})
+    probed = read_probe_predictions(run, config, "val")
     assert probed is not None and probed.probes == (Probe("hflip", 1),) == probed.of("hflip")
     assert np.array_equal(probed.features(probed.probes[0]), turned.astype(np.float16).astype(np.float32))
     assert not np.array_equal(probed.features(None), probed.features(probed.probes[0]))
@@ -98,18 +106,18 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random((80, 2)) < 0.4).astype(np.float32) if task == "multilabel" else rng.normal(size=(80, 2))
     run, _ = made_run(tmp_path / "run", {"val": predictions(80)})
-    names = [IDENTITY, *(probe.name for probe in BY_NAME["rotation"].probes)]
+    names = [IDENTITY, *(probe.name for probe in FAMILY_BY_NAME["rotation"].probes)]
     spread = {"identity": 0.2, "rotation@30": 0.5, "rotation@-30": 0.9}
     said = {}
     for name in names:
         values = labels + np.random.default_rng(2).normal(0, spread.get(name, 0.2), labels.shape)
         said["soft", name] = (np.clip(values, 0, 1) if task == "multilabel" else values).astype(np.float32)
-        said["soft", features_of(name)] = np.zeros((80, 3), np.float32)
+        said["soft", feature_column_name(name)] = np.zeros((80, 3), np.float32)
     meta = LedgerMeta(("p", "q"), ("soft",), tuple(names), "val", "d", "e-p", task=task, features=3)
     keys = [f"{number:02d}" for number in range(80)]
-    write_part(tmp_path / "parts", 0, 1, ledger_table(meta, keys, labels.astype(np.float32), said))
+    write_part(tmp_path / "parts", 0, 1, build_ledger_table(meta, keys, labels.astype(np.float32), said))
     merge_parts(tmp_path / "parts", 1, keys, run.path / "probes" / "val.parquet", meta)
-    curves = make_curves(Probed(Ledger.open(run.path / "probes" / "val.parquet")), "run")
+    curves = compute_curves(ProbePredictions(Ledger.open(run.path / "probes" / "val.parquet")), "run")
     assert curves.metric == {"multilabel": "mean_ap", "regression": "rmse"}[task]
     assert curves.higher_is_better == (task == "multilabel")
     points = curves.curves[0].points
@@ -125,11 +133,11 @@ def test_a_single_sample_is_no_evidence(tmp_path: Path) -> None:
     run, _ = made_run(tmp_path / "run", {"val": predictions(1)})
     names = (IDENTITY, "blur@1", "blur@2", "blur@3", "blur@5")
     said = {("mean", name): np.full((1, 1), place, np.float32) for place, name in enumerate(names)}
-    said |= {("mean", features_of(name)): np.zeros((1, 3), np.float32) for name in names}
+    said |= {("mean", feature_column_name(name)): np.zeros((1, 3), np.float32) for name in names}
     meta = LedgerMeta(("size",), ("mean",), names, "val", "d", "e-p", task="regression", features=3)
-    write_part(tmp_path / "parts", 0, 1, ledger_table(meta, ["a"], np.zeros((1, 1), np.float32), said))
+    write_part(tmp_path / "parts", 0, 1, build_ledger_table(meta, ["a"], np.zeros((1, 1), np.float32), said))
     merge_parts(tmp_path / "parts", 1, ["a"], run.path / "probes" / "val.parquet", meta)
-    points = make_curves(Probed(Ledger.open(run.path / "probes" / "val.parquet")), "run").curves[0].points
+    points = compute_curves(ProbePredictions(Ledger.open(run.path / "probes" / "val.parquet")), "run").curves[0].points
     assert [point.drop for point in points] == [1, 2, 3, 4]
     assert {point.p_adjusted for point in points} == {1.0}
 
@@ -141,9 +149,9 @@ def test_holm() -> None:
 
 def test_names() -> None:
     assert Probe("rotation", 30, -1).name == "rotation@-30" and Probe("smaller", 0.35).name == "smaller@0.35"
-    assert [family.name for family in families_of(["hflip", "smaller"])] == ["smaller", "hflip"]
-    with pytest.raises(ConfigError, match=r"no family 'rotated'. Did you mean rotation\? There are: smaller, "):
-        families_of(["rotated"])
+    assert [family.name for family in parse_families(["hflip", "smaller"])] == ["smaller", "hflip"]
+    with pytest.raises(ConfigError, match=r"no family 'rotated'. Did you mean rotation\? Families: smaller, "):
+        parse_families(["rotated"])
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     assert all(tuple(sorted(family.strengths)) == family.strengths for family in FAMILIES)
 
@@ -153,7 +161,7 @@ def test_every_strength_is_one_of_augment(family: Family, tmp_path: Path) -> Non
     """What a curve translates into is a config that is valid, and changes something."""
     (tmp_path / "base.yaml").write_text("data: {shards: nowhere}\naugment: {preset: none}\n")
     for strength in family.strengths:
-        keys = augment_of(family.name, strength)
+        keys = augment_settings(family.name, strength)
         assert bool(keys) == bool(family.key) and (not keys or family.key in keys)
         config = load_config(
             tmp_path / "base.yaml", [f"augment.{key}={json.dumps(value)}" for key, value in keys.items()]

@@ -1,9 +1,9 @@
-"""Planted duplicates among the solar cells of the demo: how many are found, kind by kind.
+"""Measures the recall of near-duplicate search on duplicates planted among the demo's solar cells, kind by kind.
 
     python tests/bench/bench_duplicates.py data/elpv        # minutes: 2,624 images and 260 planted ones
 
-Of images of train, copies are planted in test: saved again, resized, cut, lit otherwise, mirrored. The cells of one module
-look much alike, and some were cut from neighbouring wafers: those twins are found, too, and are counted apart.
+Copies of training images are planted in the test split: saved again, resized, cropped, relit, mirrored. The cells of one
+module are very similar, and some were cut from neighbouring wafers; such pairs are found too, and counted separately.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 
 def main() -> int:
-    """Print a row a kind of copy."""
+    """Print one row per kind of copy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards")
-    parser.add_argument("--each", type=int, default=20, help="copies of a kind")
-    parser.add_argument("--images", type=int, default=None, help="of the data; all")
+    parser.add_argument("--each", type=int, default=20, help="copies per kind")
+    parser.add_argument("--images", type=int, default=None, help="images per split (default: all)")
     options = parser.parse_args()
-    from choral.analysis.duplicates import duplicates_of
-    from choral.analysis.image_survey import survey
+    from choral.analysis.duplicates import find_duplicates
+    from choral.analysis.image_survey import survey_images
     from choral.data.loading.decode import decode
     from choral.data.shards.index import Dataset, Index
     from choral.data.shards.store import LocalStore
@@ -40,7 +40,7 @@ def main() -> int:
         for row in range(len(index))[: options.images]:
             record = index.row(row)
             data = store.read(record.shard, record.offset, record.length)
-            name = f"{split}/{dataset.classes[record.label]}/own{len(files):05d}.{record.ext}"
+            name = f"{split}/{dataset.classes[record.label]}/original{len(files):05d}.{record.ext}"
             files[name] = data
             if split == "train":
                 originals.append(name)
@@ -55,15 +55,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         packed_data = packed(Path(name), files)
         started = time.perf_counter()
-        found = duplicates_of(survey(packed_data), train="train")
+        found = find_duplicates(survey_images(packed_data), train="train")
         seconds = time.perf_counter() - started
-    groups = [" ".join(place.key for place in twins.places) for twins in found.twins]
+    groups = [" ".join(sample.key for sample in group.samples) for group in found.groups]
     print("copies     planted  found")
     for kind, pairs in planted.items():
         hits = sum(any(f"{one}-" in text and f"{other}-" in text for text in groups) for one, other in pairs)
         print(f"{kind:10} {len(pairs):7}  {hits:5}")
-    own = sum("copy-" not in text for text in groups)
-    print(f"{found.compared} images in {seconds:.0f} s; {own} groups of the data's own, {found.found} in all")
+    original = sum("copy-" not in text for text in groups)
+    print(f"{found.compared} images in {seconds:.0f} s; {original} groups without a planted copy, {found.found} in all")
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Training a head from cached features beside training it through the frozen network, on this machine, in one go.
+"""Compares training a head on cached features with training it through the frozen network.
 
     python tests/bench/bench_features.py               # a minute or two on two cores
     python tests/bench/bench_features.py --images 128 --epochs 2 --rounds 1
 
-EfficientNet-Lite0 at 224 pixels, weights random (they take as long), photographs of noise from the decoded cache. Both
-ways make the same optimizer steps (SGD, the same batches of 32 in the same order) on the same head: one reads images and
-passes each through the frozen network, without gradients, in every epoch; the other computes features once and reads
-batches of those. The time of the second includes computing the features. The frozen network takes the same time in
-every epoch, so of its epochs some are measured, in turn with all of the others', and counted as often as there would be.
+EfficientNet-Lite0 at 224 pixels with random weights, which are as fast as trained ones, on noise images from the decoded
+cache. Both methods make the same optimizer steps (SGD, the same batches of 32 in the same order) on the same head. One
+passes the images through the frozen network in every epoch, without gradients; the other computes the features once and
+reads batches of them. The time of the second includes computing the features. The frozen network takes the same time in
+every epoch, so only `--measured` of its epochs are timed and the result is extrapolated to all epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZE, BATCH, LR = 224, 32, 0.01
 
 
 def prepare(folder: Path, count: int) -> Path:
-    """Write and pack photographs of noise, of two classes."""
+    """Write and pack noise images of two classes; return the packed directory."""
     import cv2
     import numpy as np
 
@@ -44,8 +44,8 @@ def prepare(folder: Path, count: int) -> Path:
     return folder / "packed"
 
 
-def steps(head: Any, batches: Iterable[tuple[Any, Any]]) -> None:
-    """Train the head by plain SGD over (features, labels)."""
+def train_head(head: Any, batches: Iterable[tuple[Any, Any]]) -> None:
+    """Train the head with SGD on batches of (features, labels)."""
     import torch
 
     optimizer = torch.optim.SGD(head.parameters(), lr=LR, momentum=0.9)
@@ -56,20 +56,20 @@ def steps(head: Any, batches: Iterable[tuple[Any, Any]]) -> None:
         optimizer.step()
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that `work` takes, and what it returns."""
+def measure_time(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the duration of `work` in seconds, and its result."""
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
 
 
 def main() -> int:
-    """Measure both ways in turn, and print the ratio of each round."""
+    """Time both methods in turn and print the ratios of their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measured", type=int, default=1, help="epochs through the frozen network that are measured")
+    parser.add_argument("--measured", type=int, default=1, help="epochs through the frozen network that are timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -78,11 +78,13 @@ def main() -> int:
 
     from choral.config.files import load_config
     from choral.core.process_group import Runtime
-    from choral.data.loading.input_pipeline import RankPlace, feature_batches, open_dataset, open_split
+    from choral.data.loading.input_pipeline import InputPipeline
+    from choral.data.loading.rank_place import RankPlace
+    from choral.data.loading.split import open_dataset, open_split
     from choral.data.shards.epoch_plan import EpochPlan
-    from choral.models.build import build_model, normalization_of
-    from choral.models.features.classifier import Classifier
-    from choral.models.features.extract import FeatureSource
+    from choral.models.build import build_model, get_normalization
+    from choral.models.features.classifier import ClassifierLayer
+    from choral.models.features.extract import FeatureExtractor
 
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as place:
@@ -93,40 +95,42 @@ def main() -> int:
         rank = RankPlace(0, 1, run.device)
         split = open_split(config, open_dataset(config.data), "train", rank)
         network = build_model(config.model, 2, SIZE, 0).to(run.device).eval()
-        classifier, norm, bad_log = Classifier(network), normalization_of(network), Path(place) / "bad.jsonl"
+        classifier, norm, bad_log = ClassifierLayer(network), get_normalization(network), Path(place) / "bad.jsonl"
 
-        def rows_of(epoch: int) -> list[Any]:
+        def epoch_rows(epoch: int) -> list[Any]:
             plan = EpochPlan(0, epoch, split.index.shard_sizes, BATCH)
             return [plan.batch(step) for step in range(plan.steps)]
 
         def through_network(head: Any, epochs: int) -> None:
             for epoch in range(epochs):
-                with feature_batches(config, split, rank, norm.mean, norm.std, rows_of(epoch), 0, bad_log) as loader:
-                    steps(head, ((classifier.features(batch.images).clone(), batch.labels) for batch in loader))
+                with InputPipeline(config, split, rank, norm, bad_log).feature_batches(epoch_rows(epoch), 0) as loader:
+                    train_head(
+                        head, ((classifier.compute_features(batch.images).clone(), batch.labels) for batch in loader)
+                    )
 
         def from_cache(head: Any, number: int) -> float:
-            source = FeatureSource(config, run, rank, network, norm, bad_log)
-            with torch.no_grad():  # another key: computed anew in every round
+            source = FeatureExtractor(config, run, rank, network, norm, bad_log)
+            with torch.no_grad():  # changes the cache key: features are computed in every round
                 network.conv_stem.weight[0, 0, 0, 0] = number
-            seconds, features = timed(lambda: source.features(split))
+            seconds, features = measure_time(lambda: source.extract(split))
             assert features is not None
             values, labels = torch.from_numpy(np.array(features.values)), torch.from_numpy(split.index.labels.copy())
             for epoch in range(options.epochs):
-                steps(head, ((values[rows], labels[rows]) for rows in rows_of(epoch)))
+                train_head(head, ((values[rows], labels[rows]) for rows in epoch_rows(epoch)))
             return float(seconds)
 
         def new_head() -> Any:
             torch.manual_seed(0)
             return torch.nn.Linear(classifier.width, 2)
 
-        all_in, training = [], []
+        total_ratios, training_ratios = [], []
         for number in range(options.rounds):
             first, second = new_head(), new_head()
-            slow, _ = timed(lambda head=first: through_network(head, options.measured))
+            slow, _ = measure_time(lambda head=first: through_network(head, options.measured))
             slow *= options.epochs / options.measured
-            fast, computing = timed(lambda head=second, number=number: from_cache(head, number))
-            all_in.append(slow / fast)
-            training.append(slow / (fast - computing))
+            fast, computing = measure_time(lambda head=second, number=number: from_cache(head, number))
+            total_ratios.append(slow / fast)
+            training_ratios.append(slow / (fast - computing))
             print(
                 f"round {number + 1}: through the network {slow:.1f} s, features {computing:.1f} s + head "
                 f"{fast - computing:.2f} s",
@@ -134,7 +138,7 @@ def main() -> int:
             )
         run.end()
     print(f"{options.epochs} epochs of head training, {options.images} images, {options.threads} threads\n")
-    for name, ratios in (("cached features", training), ("and computing them", all_in)):
+    for name, ratios in (("cached features", training_ratios), ("and computing them", total_ratios)):
         low, high = min(ratios), max(ratios)
         print(f"{name:20} {statistics.median(ratios):8.1f} times as fast ({low:.1f} to {high:.1f})")
     return 0

@@ -1,13 +1,13 @@
-"""A linear head, full fine-tuning, and one after the other (lp_ft), at an equal budget of optimizer steps on elpv.
+"""Compares a linear head, full fine-tuning and lp_ft (one after the other) on elpv at equal training cost.
 
     python tests/bench/bench_lp_ft.py                  # a quarter of an hour on one core
 
-EfficientNet-Lite0 from ImageNet weights, several seeds (of the head, the order and the augmentation), the same schedule
-for both kinds of fine-tuning; each gets the learning rate that the validation split (log loss) likes best with the first
-seed, since a good head wants smaller steps than a random one. `lp_ft` pays for its linear part: computing the features
-is a forward pass over the training data, about a third of the work of an epoch, so it gets a third of an epoch's steps
-less than `full`. `linear` makes no step and has no seed to speak of. Figures are those of the last step on the test
-split, without views.
+EfficientNet-Lite0 with ImageNet weights, several seeds (of head, sample order and augmentation), the same schedule for
+`full` and `lp_ft`. Each uses the learning rate with the lowest validation log loss for the first seed, because a fitted
+head needs smaller steps than a random one. `lp_ft` pays for its linear part: computing the features is a forward pass
+over the training data, about a third of the work of an epoch, so it makes a third of an epoch fewer steps than `full`.
+`linear` makes no optimizer steps and does not depend on the seed. Results are those of the last step on the test split,
+without test-time augmentation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def overrides(strategy: str, seed: int, rate: float, options: argparse.Namespace, folder: Path) -> list[str]:
-    """Return what the demo's config becomes."""
+    """Return the overrides of the demo config for one run."""
     third = round(options.epoch_steps / 3)
     return [
         f"finetune.strategy={strategy}",
@@ -49,7 +49,7 @@ def overrides(strategy: str, seed: int, rate: float, options: argparse.Namespace
 def run_one(
     strategy: str, seed: int, rate: float, options: argparse.Namespace, place: Path
 ) -> tuple[float, float, float]:
-    """Train, evaluate, and return the log loss on validation, and the accuracy and log loss on the test split."""
+    """Train and evaluate; return the validation log loss and the test accuracy and log loss."""
     import numpy as np
 
     from choral.config.files import load_config
@@ -62,7 +62,7 @@ def run_one(
     config = load_config(REPOSITORY / "configs" / "elpv-demo.yaml", overrides(strategy, seed, rate, options, folder))
     run_folder = RunDir(folder)
     run_folder.path.mkdir(parents=True)
-    run_folder.claim(config)
+    run_folder.store_config(config)
     train(config, run_folder, options.run)
     evaluate(config, run_folder, options.run)
     ledger = Ledger.open(run_folder.predictions / "test.parquet")
@@ -73,8 +73,8 @@ def run_one(
     return float(validation), float(accuracy), float(loss)
 
 
-def verdict(accuracies: dict[str, list[float]]) -> str:
-    """Say in a line whether lp_ft beat the others: in the mean, on how many seeds, and whether by more than chance."""
+def summarize(accuracies: dict[str, list[float]]) -> str:
+    """Return one line: by how much lp_ft beats the others on average, on how many seeds, and whether that is significant."""
     parts = []
     for other in ("linear", "full"):
         differences = [100 * (a - b) for a, b in zip(accuracies["lp_ft"], accuracies[other], strict=True)]
@@ -90,11 +90,11 @@ def verdict(accuracies: dict[str, list[float]]) -> str:
 
 
 def main() -> int:
-    """Train all of them and print the table."""
+    """Train all strategies and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", default="data/elpv", help="what `choral pack elpv` wrote")
+    parser.add_argument("--shards", default="data/elpv", help="output of `choral pack elpv`")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=212, help="of batches of 32; 53 are an epoch")
+    parser.add_argument("--steps", type=int, default=212, help="with batches of 32; 53 are an epoch")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 5e-4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -112,10 +112,10 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         options.run = Runtime("no", 1, 60, Path(place) / "stop")
-        chosen = {"linear": options.lr[0]}  # which it does not use
+        chosen = {"linear": options.lr[0]}  # linear does not use it
         for seed in range(options.seeds):
             for name in accuracies:
-                if name == "linear" and seed:  # the same again
+                if name == "linear" and seed:  # the same for every seed
                     accuracy, loss = accuracies[name][0], losses[name][0]
                 else:
                     rates = [chosen[name]] if name in chosen else options.lr
@@ -135,7 +135,7 @@ def main() -> int:
             f"{name:8} {100 * statistics.mean(values):12.2f} {spread:8.2f} {statistics.mean(losses[name]):10.4f}"
             + ("" if name == "linear" else f" {chosen[name]:8.0e}")
         )
-    print(f"\n{verdict(accuracies)}")
+    print(f"\n{summarize(accuracies)}")
     return 0
 
 

@@ -71,25 +71,25 @@ def made_predictor(options: argparse.Namespace) -> Any:
     from choral.config import ModelConfig
     from choral.data.loading.crop import Crop
     from choral.data.loading.input_spec import ImageSpec, InputSpec
-    from choral.deploy.bundle.engine import Member, inputs_of
+    from choral.deploy.bundle.engine import LoadedMember, build_engine_inputs
     from choral.deploy.bundle.fuse import find_foldable, fold, strip
     from choral.deploy.bundle.graph import TorchEngine
-    from choral.deploy.bundle.predictor import torch_device
+    from choral.deploy.bundle.predictor import resolve_device
     from choral.models.build import build_model
-    from choral.models.output_spec import Outputs
-    from choral.scoring.apply_policy import plain_answering
+    from choral.models.output_spec import OutputSpec
+    from choral.scoring.apply_policy import build_default_policy
 
     import torch  # isort: skip
 
-    device = torch_device(options.device)
+    device = resolve_device(options.device)
     network = build_model(ModelConfig(name=options.model, weights="none"), 2, options.size, seed=0).eval()
     pairs = find_foldable(network, torch.zeros(1, 3, options.size, options.size))
     fold(network, pairs)
     strip(network, pairs)
     input_spec = InputSpec(ImageSpec(options.size, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
-    answering = plain_answering("multiclass", ("no", "yes"), ("model",), ("identity",))
-    member = Member("model", network, input_spec, Outputs("multiclass", ("no", "yes"), (), ()))
-    return Predictor(options.model, answering, inputs_of([input_spec]), 10**7, TorchEngine([member], answering, device))
+    policy = build_default_policy("multiclass", ("no", "yes"), ("model",), ("identity",))
+    member = LoadedMember("model", network, input_spec, OutputSpec("multiclass", ("no", "yes"), (), ()))
+    return Predictor(options.model, policy, build_engine_inputs([input_spec]), 10**7, TorchEngine([member], policy, device))
 
 
 def batches_of(service: Any) -> tuple[float, float]:
@@ -118,12 +118,12 @@ def main() -> int:
 
     import torch  # isort: skip
 
-    from choral.runs.memory import keep_freed
+    from choral.runs.memory import retain_freed_memory
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.threads:
         torch.set_num_threads(options.threads)
-    keep_freed()  # as `choral serve` does
+    retain_freed_memory()  # as `choral serve` does
     predictor, arms = made_predictor(options), {"together": 32, "alone": 1}
     bodies, rounds = images(options.requests), []
     with ExitStack() as stack:

@@ -1,13 +1,13 @@
-"""How fast images become batches: choral beside torchvision's ImageFolder + DataLoader, on this machine, in one go.
+"""Throughput of the input pipeline: choral against torchvision's ImageFolder and DataLoader, on this machine.
 
     python tests/bench/bench_stream.py                 # about three minutes on two cores
     python tests/bench/bench_stream.py --images 300 --rounds 1
 
-JPEGs of 500 x 400 pixels (about 64 kB) are made, packed, and read by each pipeline in turn, several rounds, each time
-in a fresh process. All do random resized crop and flip with two workers and end in normalised float batches of 64 x 3 x
-224 x 224; the rate counts from the first batch on. What other programs take meanwhile hits all pipelines of a round
-alike, so the ratios mean more than the rates. CPU and memory include child processes; memory is the peak of the
-proportional set size, which counts shared pages once.
+The benchmark makes and packs JPEGs of 500 x 400 pixels (about 64 kB). In each round, every pipeline reads them in a new
+process. All apply random resized crops and flips with two workers, and produce normalized float batches of 64 x 3 x 224
+x 224. The rate is measured from the first batch on. Other programs slow down all pipelines of a round alike, so ratios
+are more reliable than rates. CPU and memory include child processes; memory is the peak proportional set size, which
+counts shared pages once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Write textured JPEGs of two classes: noise at several scales, so that they compress as photographs do."""
+    """Write textured JPEGs of two classes: noise at several scales, so that they compress like photographs."""
     import cv2
     import numpy as np
 
@@ -52,7 +52,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def imagefolder(data: Path, epochs: int) -> Iterator[Any]:
-    """torchvision, as its documentation shows it."""
+    """torchvision, as in its documentation."""
     import torch
     from torchvision import datasets, transforms
 
@@ -72,9 +72,9 @@ def imagefolder(data: Path, epochs: int) -> Iterator[Any]:
 
 
 def choral(
-    data: Path, epochs: int, resize: str = "antialias", kind: str = "thread", cached: bool = False
+    data: Path, epochs: int, resize: str = "antialias", worker_kind: str = "thread", cached: bool = False
 ) -> Iterator[Any]:
-    """choral's two stages."""
+    """The host and device stages of choral."""
     import torch
 
     from choral.config import AugmentConfig
@@ -84,6 +84,8 @@ def choral(
     from choral.data.loading.decoded_cache import DecodedCache
     from choral.data.loading.device_loader import DeviceLoader
     from choral.data.loading.host_loader import BatchRequest, HostLoader
+    from choral.data.loading.input_spec import ImageSpec, InputSpec
+    from choral.data.loading.sample_pipeline import SamplePipeline
     from choral.data.shards.epoch_plan import EpochPlan
     from choral.data.shards.index import Dataset, Index
     from choral.data.shards.store import LocalStore
@@ -92,25 +94,18 @@ def choral(
     index, store = Index.open(dataset, "train"), LocalStore(dataset)
     cache = DecodedCache.open_or_build(index, store, data / "cache", 64.0, WORKERS) if cached else None
 
-    def orders() -> Iterable[BatchRequest]:
+    def requests() -> Iterable[BatchRequest]:
         for epoch in range(epochs):
             plan = EpochPlan(0, epoch, index.shard_sizes, BATCH)
             for step in range(plan.steps):
                 yield BatchRequest(plan.batch(step), epoch, step)
 
-    host = HostLoader(
-        index,
-        store,
-        orders(),
-        size=SIZE,
-        crop=Crop("random"),
-        resize=resize,  # type: ignore[arg-type]
-        workers=WORKERS,
-        kind=kind,  # type: ignore[arg-type]
-        cache=cache,
-        policy=BadSamples("fail"),
-    )
-    with DeviceLoader(host, torch.device("cpu"), MEAN, STD, Augment(AugmentConfig()), channels_last=True) as loader:
+    image_spec = ImageSpec(SIZE, Crop("random"), resize)  # type: ignore[arg-type]
+    samples = SamplePipeline(index, store, [image_spec], cache=cache)
+    policy = BadSamples("fail")
+    host = HostLoader(samples, requests(), workers=WORKERS, worker_kind=worker_kind, policy=policy)  # type: ignore[arg-type]
+    augment = Augment(AugmentConfig())
+    with DeviceLoader(host, torch.device("cpu"), [InputSpec(image_spec, MEAN, STD)], augment) as loader:
         for batch in loader:
             yield batch.images
 
@@ -120,28 +115,28 @@ PIPELINES: dict[str, Callable[[Path, int], Iterator[Any]]] = {
     "choral, antialias": choral,
     "choral, fast": lambda data, epochs: choral(data, epochs, "fast"),
     "choral, cached": lambda data, epochs: choral(data, epochs, cached=True),
-    "choral, antialias, processes": lambda data, epochs: choral(data, epochs, kind="process"),
+    "choral, antialias, processes": lambda data, epochs: choral(data, epochs, worker_kind="process"),
 }
 
 
-def family() -> list[int]:
-    """Return this process and its descendants."""
+def process_tree() -> list[int]:
+    """Return the process ids of this process and its descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found, frontier = [os.getpid()], {os.getpid()}
+    pids, frontier = [os.getpid()], {os.getpid()}
     while frontier := {pid for pid, parent in parents.items() if parent in frontier}:
-        found += frontier
-    return found
+        pids += frontier
+    return pids
 
 
 def cpu_s() -> float:
     """Return the CPU time of this process and its living descendants."""
     ticks = 0
-    for pid in family():
+    for pid in process_tree():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -150,7 +145,7 @@ def cpu_s() -> float:
 def memory_mib() -> float:
     """Return the proportional set size of this process and its descendants."""
     total = 0
-    for pid in family():
+    for pid in process_tree():
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
@@ -162,10 +157,10 @@ def memory_mib() -> float:
 def run_one(name: str, data: Path, epochs: int) -> dict[str, float]:
     """Read all epochs through one pipeline and measure it."""
     peak = [0.0]
-    over = threading.Event()
+    finished = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not finished.wait(0.5):
             peak[0] = max(peak[0], memory_mib())
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -182,13 +177,13 @@ def run_one(name: str, data: Path, epochs: int) -> dict[str, float]:
         images += BATCH
         if images == epochs * (count_images(data) // BATCH) * BATCH:
             elapsed, cpu = time.perf_counter() - begin, cpu_s() - cpu_at_first
-    over.set()
+    finished.set()
     counted = images - BATCH
     return {"rate": counted / elapsed, "cpu_ms": 1000 * cpu / counted, "first_s": first_s, "memory_mib": peak[0]}
 
 
 def count_images(data: Path) -> int:
-    """Return the number of images, as it was noted when they were made."""
+    """Return the number of images, as recorded when they were made."""
     return int((data / "count").read_text())
 
 
@@ -203,9 +198,9 @@ def prepare(data: Path, count: int) -> None:
         break
 
 
-def show(name: str, results: list[dict[str, float]], peers: list[dict[str, float]]) -> None:
+def print_row(name: str, results: list[dict[str, float]], peers: list[dict[str, float]]) -> None:
     """Print one row: ratios within each round, medians of the rest."""
-    ratios = [own["rate"] / peer["rate"] for own, peer in zip(results, peers, strict=True)]
+    ratios = [result["rate"] / peer["rate"] for result, peer in zip(results, peers, strict=True)]
     median = {key: statistics.median(result[key] for result in results) for key in results[0]}
     print(
         f"{name:30} {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f}) {median['rate']:9.0f}"
@@ -214,12 +209,12 @@ def show(name: str, results: list[dict[str, float]], peers: list[dict[str, float
 
 
 def main() -> int:
-    """Compare the pipelines, or be one of them."""
+    """Compare the pipelines, or run one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=PIPELINES, help="pipelines beside ImageFolder")
+    parser.add_argument("--only", nargs="+", choices=PIPELINES, help="pipelines to compare with ImageFolder")
     parser.add_argument("--run", choices=PIPELINES, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -234,14 +229,14 @@ def main() -> int:
         for number in range(options.rounds):
             for name in names:
                 command = [sys.executable, __file__, "--run", name, "--data", folder, "--epochs", str(options.epochs)]
-                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                results[name].append(json.loads(answer.stdout.splitlines()[-1]))
+                completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                results[name].append(json.loads(completed.stdout.splitlines()[-1]))
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     scope = f"{options.images} images, {options.epochs} epochs, {options.rounds} rounds"
     print(f"{scope}, {WORKERS} workers, {os.cpu_count()} cores\n")
     print(f"{'':30} {'to ImageFolder':>22} {'images/s':>9} {'CPU ms':>9} {'MiB':>9} {'first s':>8}")
     for name in names:
-        show(name, results[name], results[PEER])
+        print_row(name, results[name], results[PEER])
     return 0
 
 

@@ -1,12 +1,12 @@
-"""One pass over the data for five members x eight views, beside forty passes of one member and one view each.
+"""One pass over the data with five members and eight views, compared with forty passes of one member and one view each.
 
     python tests/bench/bench_tta.py                              # some minutes on two cores
-    python tests/bench/bench_tta.py --model resnet18 --size 128  # where networks, not images, take the time
+    python tests/bench/bench_tta.py --model resnet18 --size 128  # networks, not images, take most of the time
 
-JPEGs of 500 x 400, the members' weights random, three of them at one size of input and two at another; no decoded cache,
-since a cache would hide what is measured. "input" is bytes to ready float batches without any network, "all" is the
-evaluation as `choral evaluate` does it in each process, the ledger included. Both arms run in turn, so that the ratios hold
-on a busy machine; CPU seconds are those of all threads. The probabilities of both must agree to 1e-6.
+JPEGs of 500 x 400; members with random weights, three with one input size and two with another. The decoded cache is off,
+because it would hide what is measured. "input" is bytes to float batches without a network; "all" is the evaluation as
+`choral evaluate` does it in each process, including the ledger. The two variants alternate, so that ratios hold on a busy
+machine; CPU seconds are those of all threads. The probabilities of both must agree to 1e-6.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ VIEWS = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose",
 
 
 def made_run(place: Path, options: argparse.Namespace) -> Any:
-    """Pack images, and return the folder of a run of five members that are trained, as far as can be seen."""
+    """Pack images, and return the run directory of five members with random weights."""
     from bench_stream import make_images
 
     from choral.config.files import load_config
@@ -48,7 +47,7 @@ def made_run(place: Path, options: argparse.Namespace) -> Any:
 
 
 Seconds = tuple[float, float]
-"""By the clock, and of the CPU."""
+"""Wall-clock and CPU seconds."""
 
 
 def now() -> Seconds:
@@ -60,13 +59,16 @@ def since(started: Seconds) -> Seconds:
     return clock - started[0], cpu - started[1]
 
 
-def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, place: Path) -> Seconds:
-    """Return how long it takes to make the batches of one pass for each group of looks."""
+def measure_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, place: Path) -> Seconds:
+    """Return how long the batches of one pass take for each group of input specs."""
     import numpy as np
 
-    from choral.data.loading.device_loader import preprocess
+    from choral.data.loading.device_loader import DeviceLoader
     from choral.data.loading.host_loader import BatchRequest
-    from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split, shared_samples
+    from choral.data.loading.host_stage import HostStage
+    from choral.data.loading.input_spec import distinct_image_specs
+    from choral.data.loading.rank_place import RankPlace
+    from choral.data.loading.split import open_dataset, open_split
     from choral.inference.chunks import Chunks
 
     where = RankPlace(0, 1, run.device)
@@ -74,36 +76,35 @@ def seconds_of_input(config: Any, groups: Sequence[Sequence[Any]], run: Any, pla
     chunks = Chunks(np.arange(len(split)), 64)
     started = now()
     for input_specs in groups:
-        orders = (BatchRequest(chunks.rows_of(chunk), 0, chunk) for chunk in range(len(chunks)))
-        host = shared_samples(config.data, split, where, input_specs, orders, place / "bad.jsonl")
-        with preprocess(host, run.device, input_specs) as loader:
+        requests = (BatchRequest(chunks.rows_in(chunk), 0, chunk) for chunk in range(len(chunks)))
+        stage = HostStage(config.data, split, where, place / "bad.jsonl")
+        host = stage.load(requests, distinct_image_specs(input_specs))
+        with DeviceLoader(host, run.device, input_specs) as loader:
             for _ in loader:
                 pass
     return since(started)
 
 
-def measure_once(folder: Any, run: Any) -> None:
-    """Evaluate without taking the time."""
+def warm_up(folder: Any, run: Any) -> None:
+    """Evaluate without measuring the time."""
     from choral.inference.evaluation_pass import evaluate
 
     evaluate(folder.config(), folder, run, force=True)
 
 
 def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], float]:
-    """Run both arms once and return seconds, and the largest difference of probabilities."""
+    """Run both variants once; return seconds, and the largest difference of probabilities."""
     import numpy as np
 
     from choral.inference.evaluation_pass import evaluate
     from choral.inference.ledger import Ledger
-    from choral.inference.trained_models import find_trained_models
+    from choral.inference.run_models import find_trained_models
 
     config = folder.config()
     models, _ = find_trained_models(folder, config)
     input_specs = list(dict.fromkeys(model.input_spec for model in models))
-    found = {"input, one": seconds_of_input(config, [input_specs], run, place)}
-    found["input, forty"] = seconds_of_input(
-        config, [[model.input_spec] for model in models for _ in VIEWS], run, place
-    )
+    found = {"input, one": measure_input(config, [input_specs], run, place)}
+    found["input, forty"] = measure_input(config, [[model.input_spec] for model in models for _ in VIEWS], run, place)
     started = now()
     evaluate(config, folder, run, force=True)
     found["all, one"] = since(started)
@@ -112,7 +113,7 @@ def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], flo
     for model in models:
         alone = folder.member(model.name)
         for view in VIEWS:
-            own = replace(alone.config(), evaluate=replace(config.evaluate, views=(view,)))
+            own = alone.config().replace(evaluate=config.evaluate.replace(views=(view,)))
             started = now()
             evaluate(own, alone, run, force=True)
             clock, cpu = since(started)
@@ -127,9 +128,16 @@ def measure(place: Path, folder: Any, run: Any) -> tuple[dict[str, Seconds], flo
 def main() -> int:
     """Measure in rounds and print ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200, help="of which eight in ten are evaluated")
-    parser.add_argument("--model", default="test_efficientnet", help="of timm (default: %(default)s, a tiny one)")
-    parser.add_argument("--size", type=int, default=96, help="of three members' input; the others' is 32 more")
+    parser.add_argument(
+        "--images", type=int, default=200, help="number of images, of which 80 %% are evaluated (default: %(default)s)"
+    )
+    parser.add_argument("--model", default="test_efficientnet", help="timm model (default: %(default)s, a tiny one)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=96,
+        help="input size of three members; that of the others is 32 larger (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -139,7 +147,7 @@ def main() -> int:
         place = Path(text)
         folder = made_run(place, options)
         run = Runtime("no", 1, 600, place / "stop")
-        measure_once(folder, run)  # imports, page cache
+        warm_up(folder, run)  # imports, page cache
         rounds = [measure(place, folder, run) for _ in range(options.rounds)]
     print(
         f"5 members of {options.model} x 8 views, {options.size} and {options.size + 32} pixels, {options.rounds} rounds\n"

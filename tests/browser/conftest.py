@@ -1,4 +1,4 @@
-"""One browser for all tests that need one: the Chromium of the system, driven by Playwright."""
+"""One browser for all tests: the system's Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Open pages from disk; at the end none of them may have complained, asked for anything, or run what data say."""
+    """Open pages from disk; at the end, none may have logged a message, made a request, or executed data."""
     opened: list[Opened] = []
 
     def open_page(html: str, **options: Any) -> Opened:

@@ -1,4 +1,4 @@
-"""A page that is open in a browser, with what it said, and what it asked the network for."""
+"""A page opened in a browser, with its console messages and network requests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Opened:
     Attributes:
         path: of its file.
         tab: Playwright's page.
-        requests: addresses that were asked for, but for `data:`.
-        complaints: messages on the console, errors of scripts, and dialogs such as `alert` makes.
+        requests: requested URLs, except `data:`.
+        complaints: console messages, script errors, and dialogs such as those of `alert`.
     """
 
     def __init__(self, browser: Any, path: Path, width: int = 1440, height: int = 900, scheme: str = "light") -> None:
@@ -34,24 +34,24 @@ class Opened:
         dialog.dismiss()
 
     def found(self) -> str:
-        """What the list of samples says about how many it shows."""
+        """The text of the list of samples on how many it shows."""
         return str(self.tab.inner_text("#found"))
 
     def keys(self) -> list[str]:
-        """Keys of the samples that the list shows."""
+        """Keys of the displayed samples."""
         names = self.tab.eval_on_selector_all("#worst .card img", "images => images.map(image => image.alt)")
         return [str(name) for name in names]
 
     def choose(self, label: str, option: str) -> None:
-        """Choose in one of the filters."""
+        """Select an option of a filter."""
         self.tab.locator("#worst").get_by_label(label, exact=True).select_option(label=option)
 
     def overflow(self) -> tuple[int, int]:
-        """Width of what is on the page, and of the window."""
+        """Width of the content and of the window."""
         wide, window = self.tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         return int(wide), int(window)
 
     def close(self) -> None:
-        """Close it; requests that came late are counted."""
+        """Close the page; late requests are counted."""
         self.requests = [address for address in self.requests if not address.startswith("data:")]
         self._context.close()

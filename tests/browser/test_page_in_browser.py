@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 from opened import Opened
 
-from choral.analysis.page import markup
-from choral.analysis.page.frame import Section, page
-from choral.analysis.page.report import report
+from choral.analysis.page.report import render_report
+from choral.core.pages.page import Page, Section, render_page
+from choral.core.pages.templates import template_environment
 from made_analysis import HOSTILE, image_finder, made_advice, made_analysis, made_curves, made_image
 
 Show = Callable[..., Opened]
 WIDTHS = (390, 1440)
+TABLE_PAGE = """{% extends "core/pages/page.html" %}
+{% from "core/pages/macros.html" import table %}
+{% block section_body %}<p>It is *better*.</p>{{ table(["step", "accuracy"], [["baseline", "87.2"]], [1]) }}{% endblock %}"""
 
 
 def html_of(analysis: Any) -> str:
-    return report(analysis, image_finder(), 10**8)
+    return render_report(analysis, image_finder(), 10**8)
 
 
 def complete(task: str = "multiclass", **options: Any) -> Any:
@@ -50,22 +53,22 @@ def test_filters_show_what_they_say(show: Show) -> None:
     opened.choose("Slice by", "type")
     opened.choose("Slice", "poly")
     shown(samples.slices["type"].codes == 1)
-    opened.choose("Answer", "wrong")
+    opened.choose("Result", "wrong")
     shown((samples.slices["type"].codes == 1) & ~samples.right)
     opened.tab.get_by_role("button", name="Clear filters").click()
     wrong = (samples.votes != samples.labels[:, None]).sum(axis=1)
     for option, mask in [
-        ("wrong, as is every member", ~samples.right & (wrong == 3)),
-        ("wrong, though a member is right", ~samples.right & (wrong < 3)),
-        ("right, though a member is wrong", samples.right & (wrong > 0)),
+        ("wrong, and so is every member", ~samples.right & (wrong == 3)),
+        ("wrong, though a member is correct", ~samples.right & (wrong < 3)),
+        ("correct, though a member is wrong", samples.right & (wrong > 0)),
     ]:
-        opened.choose("Answer", option)
+        opened.choose("Result", option)
         shown(mask)
-    opened.choose("Answer", "any")
+    opened.choose("Result", "any")
     opened.tab.get_by_placeholder("part of a key").fill("PHOTO 0001")
     shown(np.array(["photo 0001" in key for key in samples.keys]))
     opened.tab.get_by_placeholder("part of a key").fill("nowhere")
-    assert "No sample is left" in opened.found()
+    assert "No sample matches" in opened.found()
 
 
 def test_orders_and_pages(show: Show) -> None:
@@ -81,7 +84,7 @@ def test_orders_and_pages(show: Show) -> None:
     opened.tab.get_by_role("button", name="Members disagree").click()
     torn = (samples.votes != samples.votes[:, :1]).any(axis=1)
     assert opened.found() == f"{torn.sum()} samples of 300"
-    opened.tab.get_by_role("button", name="Least sure").click()
+    opened.tab.get_by_role("button", name="Least confident").click()
     assert opened.keys()[0] == samples.keys[int(samples.confidence.argmin())]
 
 
@@ -89,7 +92,7 @@ def test_other_sections_lead_to_the_samples_they_are_about(show: Show) -> None:
     analysis = complete()
     samples = analysis.samples
     opened = show(html_of(analysis))
-    opened.tab.get_by_role("button", name=re.compile("of cat said to be dog")).click()
+    opened.tab.get_by_role("button", name=re.compile("of cat predicted as dog")).click()
     count = int(((samples.labels == 0) & (samples.predicted == 1)).sum())
     assert opened.found().startswith(f"{count} sample")
     opened.tab.locator("#groups").get_by_role("button", name="mono").click()
@@ -101,10 +104,10 @@ def test_other_sections_lead_to_the_samples_they_are_about(show: Show) -> None:
     assert opened.tab.locator(names).all_inner_texts()[0] == analysis.classes[int(np.argmin(counts))]
     heads.click()
     assert opened.tab.locator(names).all_inner_texts()[0] == analysis.classes[int(np.argmax(counts))]
-    opened.tab.locator("#twins").get_by_role("button", name="Across splits").click()
-    assert opened.tab.locator("#twins .pair").count() == 2
+    opened.tab.locator("#duplicates").get_by_role("button", name="Across splits").click()
+    assert opened.tab.locator("#duplicates .pair").count() == 2
     opened.tab.get_by_text("Leakage: 1 of val").click()
-    assert opened.tab.evaluate("location.hash") == "#twins"
+    assert opened.tab.evaluate("location.hash") == "#duplicates"
 
 
 def test_the_sheet_of_a_sample_and_the_keyboard(show: Show) -> None:
@@ -179,8 +182,8 @@ def test_contents_on_a_phone_open_lead_and_close(show: Show) -> None:
 
 def test_requests_are_refused_even_if_a_script_made_them(show: Show) -> None:
     opened = show(html_of(complete(n=10)))
-    asked = "fetch('https://example.org/').then(() => 'sent', () => 'refused')"
-    assert opened.tab.evaluate(asked) == "refused"
+    request = "fetch('https://example.org/').then(() => 'sent', () => 'refused')"
+    assert opened.tab.evaluate(request) == "refused"
     assert opened.complaints and all("Content Security Policy" in line for line in opened.complaints)
     opened.complaints.clear()
 
@@ -190,7 +193,7 @@ def test_a_page_of_50000_samples_is_small_and_opens_at_once(show: Show, browser:
     classes = [f"class number {number}" for number in range(1000)]
     members = [f"member {number}" for number in range(10)]
     analysis = complete(n=50_000, classes=classes, members=members, values=[f"place {number}" for number in range(20)])
-    html = report(analysis, lambda places: lambda split, key: data, 10**8)
+    html = render_report(analysis, lambda places: lambda split, key: data, 10**8)
     assert len(html.encode()) < 20_000_000
     opened = show("<!doctype html><title>warm</title>")
     session = opened.tab.context.new_cdp_session(opened.tab)
@@ -216,10 +219,11 @@ def test_a_page_of_50000_samples_is_small_and_opens_at_once(show: Show, browser:
 
 
 def test_a_page_without_scripts(show: Show) -> None:
-    body = markup.joined(
-        markup.words("It is *better*."), markup.table(["step", "accuracy"], [["baseline", "87.2"]], [1])
+    template = template_environment().from_string(TABLE_PAGE)
+    page = Page(
+        "What each step brought", [Section("steps", "Steps")], subtitle="elpv", foot="choral", template=template
     )
-    html = page("What each step brought", [Section("steps", "Steps", body=body)], subtitle="elpv", foot="choral")
+    html = render_page(page)
     for width in WIDTHS:
         opened = show(html, width=width)
         assert "baseline" in opened.tab.inner_text("#steps") and opened.overflow()[0] <= width

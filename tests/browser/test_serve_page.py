@@ -1,4 +1,4 @@
-"""The page of a service in a real browser: images in, answers out, of every task, on a desk and in a hand."""
+"""The page of a service in a real browser: images in, predictions out, for every task, on a desktop and a phone."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def file(name: str, data: bytes) -> dict[str, Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visit]:
-    """Open the page of a new service; at the end it has not complained, nor asked anybody else for anything."""
+    """Open the page of a new service; at the end it must have logged no message and requested no other host."""
     with ExitStack() as stack:
         complaints: list[str] = []
-        asked: list[tuple[str, str]] = []
+        requests: list[tuple[str, str]] = []
 
         def open_page(predictor: MadePredictor, *, touch: bool = False, **options: Any) -> Any:
             limits = {name: options.pop(name) for name in ("max_bytes", "queue", "max_files") if name in options}
@@ -55,26 +55,26 @@ def visit(browser: Any) -> Iterator[Visit]:
             tab.on("console", lambda message: complaints.append(message.text))
             tab.on("pageerror", lambda error: complaints.append(str(error)))
             tab.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-            tab.on("request", lambda request: asked.append((request.url, service.address)))
+            tab.on("request", lambda request: requests.append((request.url, service.address)))
             tab.goto(service.address)
             return tab
 
         yield open_page
         expected = "Failed to load resource: the server responded with a status of"  # refusals, which tests provoke
         assert [one for one in complaints if not one.startswith(expected)] == []
-        assert asked
-        for url, address in asked:
+        assert requests
+        for url, address in requests:
             assert url.startswith((f"{address}/", f"blob:{address}/", "data:image/svg+xml,"))
 
 
 def test_an_image_is_dropped_and_answered(visit: Visit) -> None:
     tab = visit(MadePredictor(), viewport={"width": 1440, "height": 900})
     tab.evaluate(DROP, [HOSTILE, sent(RED)])
-    card = tab.locator(".card-answer")
+    card = tab.locator(".card-prediction")
     card.locator(".verdict").wait_for()
     assert card.locator(".verdict").inner_text().split() == ["red", "93.8", "%"]
     assert card.locator(".file").inner_text() == HOSTILE
-    assert "The set of 90 % coverage holds this class alone." in card.inner_text()
+    assert "The prediction set (90 % coverage) contains only this class." in card.inner_text()
     probabilities = card.locator(".tally").first.locator("li")
     assert [one.split("\n")[0] for one in probabilities.all_inner_texts()] == ["red", "green", "<b>blue</b>"]
     assert "Members: 3 of 3 agree" in card.inner_text()
@@ -93,24 +93,24 @@ def test_an_image_is_dropped_and_answered(visit: Visit) -> None:
     newest = card.first.locator(".verdict")
     newest.wait_for()
     assert newest.inner_text().startswith("green")
-    assert tab.locator("#told").inner_text() == "2 answers"
+    assert tab.locator("#status").inner_text() == "2 predictions"
     tab.get_by_role("button", name="Clear").click()
-    assert card.count() == 0 and tab.locator("#answers").is_hidden()
+    assert card.count() == 0 and tab.locator("#predictions").is_hidden()
 
 
-def test_what_is_said_of_an_image_that_is_torn_between_classes(visit: Visit) -> None:
+def test_an_unsure_prediction(visit: Visit) -> None:
     tab = visit(MadePredictor())
     tab.set_input_files("#files", [file("a.png", picture((100, 97, 90)))])
     tab.locator(".verdict").wait_for()
-    text = tab.locator(".said").inner_text()
-    assert "unsure" in text and "counts as sure" in text
-    assert "The set of 90 % coverage holds “red”, “green” and “<b>blue</b>”." in text
+    text = tab.locator(".result").inner_text()
+    assert "unsure" in text and "Below the confidence threshold" in text
+    assert "The prediction set (90 % coverage) contains “red”, “green” and “<b>blue</b>”." in text
 
 
 def test_long_names_are_read_whole_and_tall_images_seen_whole(visit: Visit) -> None:
     predictor = MadePredictor()
     names = [f"{'a name of which the end alone tells one from another ' * 2}{number}" for number in range(3)]
-    predictor.answering = replace(predictor.answering, classes=tuple(names))
+    predictor.policy = replace(predictor.policy, classes=tuple(names))
     tab = visit(predictor, viewport={"width": 1440, "height": 900})
     tall = io.BytesIO()
     Image.new("RGB", (30, 120), (200, 40, 30)).save(tall, "PNG")
@@ -119,7 +119,7 @@ def test_long_names_are_read_whole_and_tall_images_seen_whole(visit: Visit) -> N
     cut = (
         "found => found.filter(one => one.scrollHeight > one.clientHeight || one.scrollWidth > one.clientWidth).length"
     )
-    for kind in (".of", ".says"):
+    for kind in (".of", ".vote"):
         assert tab.locator(kind).count() > 0 and tab.locator(kind).evaluate_all(cut) == 0
     frame, image = (tab.locator(kind).bounding_box() for kind in (".frame", ".frame img"))
     assert frame["height"] == image["height"] < 400
@@ -129,27 +129,27 @@ def test_several_files_in_order_with_one_that_is_refused(visit: Visit) -> None:
     tab = visit(MadePredictor(), max_bytes=100_000)
     files = [file("1.png", RED), file("2.png", b"no image"), file("3.png", GREEN), file("4.png", bytes(100_001))]
     tab.set_input_files("#files", files)
-    tab.get_by_text("2 answers, 2 without").wait_for()
+    tab.get_by_text("2 predictions, 2 failed").wait_for()
     verdicts = [text.split()[0] for text in tab.locator(".verdict").all_inner_texts()]
     assert verdicts == ["red", "No", "green", "No"]
-    assert "not an image" in tab.locator(".said").nth(1).inner_text().lower()
-    assert "more than the limit of 0.1 MB" in tab.locator(".said").nth(3).inner_text()
+    assert "not an image" in tab.locator(".result").nth(1).inner_text().lower()
+    assert "more than the limit of 0.1 MB" in tab.locator(".result").nth(3).inner_text()
     assert "cannot show it" in tab.locator(".frame").nth(1).inner_text()
 
 
-def test_a_busy_service_is_asked_again(visit: Visit) -> None:
+def test_a_busy_service_is_retried(visit: Visit) -> None:
     predictor = MadePredictor()
     tab = visit(predictor, queue=1, max_files=1)
     predictor.pause_s = 0.4
     tab.set_input_files("#files", [file(f"{number}.png", RED) for number in range(3)])
-    tab.get_by_text("3 answers").wait_for()
+    tab.get_by_text("3 predictions").wait_for()
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_other_tasks(visit: Visit, task: str) -> None:
     tab = visit(MadePredictor(task))
     tab.set_input_files("#files", [file("a.png", RED)])
-    card = tab.locator(".said")
+    card = tab.locator(".result")
     card.get_by_text("Members").wait_for()
     text = card.inner_text()
     if task == "multilabel":
@@ -162,11 +162,11 @@ def test_other_tasks(visit: Visit, task: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_hand(visit: Visit, scheme: str) -> None:
+def test_on_a_phone(visit: Visit, scheme: str) -> None:
     tab = visit(MadePredictor(), touch=True, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     assert tab.get_by_role("button", name="Take a photo").is_visible()
     assert tab.locator("#camera").get_attribute("capture") == "environment"
-    assert tab.locator(".invite").inner_text() == "Ask about an image"
+    assert tab.locator(".invite").inner_text() == "Predict an image"
     tab.set_input_files("#camera", [file(f"{'long name ' * 20}.png", RED)])
     tab.locator(".verdict").wait_for()
     wide, window = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")

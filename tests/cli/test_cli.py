@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from choral.cli import _parsers, main
-from toys import CLASSES, Choral, colour_image
+from choral.cli import VERBS, main, verb_parser
+from toy_data import CLASSES, Choral, colour_image
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def run_of_another_config(here: Path) -> list[str]:
         (shards_that_are_not_there, ["nowhere", "choral pack"], {1}),
         (run_of_another_config, ["runs/c", "train.lr: 0.5 -> 0.001", "run=NAME"], {2}),
         (lambda here: ["score", "nothing"], ["nothing: no such run"], {2}),
-        (lambda here: ["pakc", "a", "b"], ["'pakc' is no verb. Did you mean pack?"], {2}),
+        (lambda here: ["pakc", "a", "b"], ["'pakc' is not a verb. Did you mean pack?"], {2}),
     ],
 )
 def test_a_mistake_gets_one_or_two_lines(
@@ -139,7 +139,7 @@ def test_a_misspelt_model_is_told_the_nearest(config_file: Path, choral: Choral)
     assert mended.returncode == 0, mended.stderr
 
 
-@pytest.mark.parametrize("verb", list(_parsers()))
+@pytest.mark.parametrize("verb", list(VERBS))
 def test_help_of_each_verb_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([verb, "--help"])
@@ -147,7 +147,7 @@ def test_help_of_each_verb_opens_with_an_example(verb: str, capsys: pytest.Captu
     first, example = capsys.readouterr().out.splitlines()[:2]
     assert first == "Example:"
     assert example.strip().startswith(f"choral {verb} ")
-    _parsers()[verb].parse_intermixed_args(example.split()[2:])  # what stands there is accepted
+    verb_parser(verb).parse_intermixed_args(example.split()[2:])  # what stands there is accepted
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == status
         printed = capsys.readouterr().out
         assert printed.startswith("Example")
-        assert all(f"\n  {verb} " in printed for verb in _parsers())
+        assert all(f"\n  {verb} " in printed for verb in VERBS)
 
 
 def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Generators of members: their names, what they set, and what belongs together."""
+"""Generators of members: names, overrides, and groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from choral.config import Config, ResampleConfig, held_out_groups, members_of
+from choral.config import Config, ResampleConfig, held_out_groups, resolve_members
 from choral.config.files import load_config
 from choral.core.errors import ConfigError
 from choral.ensembles.member_jobs import member_config
@@ -18,21 +18,21 @@ def config_of(config_file: Path, **ensemble: str) -> Config:
 
 
 def sets_of(config: Config) -> dict[str, dict[str, Any]]:
-    return {member.name: dict(member.set) for member in members_of(config)}
+    return {member.name: dict(member.set) for member in resolve_members(config)}
 
 
 def resampling_of(config: Config) -> dict[str, tuple[int, ResampleConfig]]:
-    """Return the seed of each member and what it is trained on, as its own config has them."""
-    configs = {member.name: member_config(config, member.name) for member in members_of(config)}
+    """Return seed and resampling of each member, from its own config."""
+    configs = {member.name: member_config(config, member.name) for member in resolve_members(config)}
     return {name: (own.seed, own.data.resample) for name, own in configs.items()}
 
 
-def test_no_generator_means_one_network(config_file: Path) -> None:
+def test_no_generator_means_a_single_model(config_file: Path) -> None:
     config = config_of(config_file)
-    assert members_of(config) == () and held_out_groups(config) == {}
+    assert resolve_members(config) == () and held_out_groups(config) == {}
 
 
-def test_values_of_keys_become_names(config_file: Path) -> None:
+def test_names_are_built_from_values(config_file: Path) -> None:
     config = config_of(config_file, architectures="[test_resnet, hf-hub:timm/x]", resolutions="[32, 48]")
     assert sets_of(config) == {
         "test_resnet-32": {"model.name": "test_resnet", "data.image_size": 32},
@@ -46,7 +46,7 @@ def test_values_of_keys_become_names(config_file: Path) -> None:
     assert held_out_groups(config) == {}
 
 
-def test_seeds_count_on_from_that_of_the_run_or_the_member(config_file: Path) -> None:
+def test_seeds_are_consecutive_from_the_seed_of_the_run_or_the_member(config_file: Path) -> None:
     config = config_of(config_file, seeds="2", members="[{name: a}, {name: b, set: {seed: 10}}]")
     assert {name: own["seed"] for name, own in sets_of(config).items()} == {
         "a-seed1": 0,
@@ -56,7 +56,7 @@ def test_seeds_count_on_from_that_of_the_run_or_the_member(config_file: Path) ->
     }
 
 
-def test_folds_have_seeds_of_their_own_and_share_one_division(config_file: Path) -> None:
+def test_folds_have_different_seeds_and_the_same_split(config_file: Path) -> None:
     config = load_config(config_file, ["seed=7", "ensemble.folds=3", "ensemble.seeds=2"])
     found = resampling_of(config)
     assert list(found) == [f"seed{seed}-fold{fold}" for seed in (1, 2) for fold in (1, 2, 3)]
@@ -70,7 +70,7 @@ def test_folds_have_seeds_of_their_own_and_share_one_division(config_file: Path)
     }
 
 
-def test_bags_are_the_same_for_each_architecture_and_others_for_each_seed(config_file: Path) -> None:
+def test_bags_are_equal_for_each_architecture_and_differ_for_each_seed(config_file: Path) -> None:
     config = config_of(config_file, bagging="2", bootstrap="exact", seeds="2", architectures="[a, b]")
     found = resampling_of(config)
     assert [own.number for _, own in found.values()] == [0, 1, 2, 3] * 2
@@ -104,21 +104,20 @@ def test_rounds_and_snapshots(config_file: Path) -> None:
     ({"snapshots": "1"}, "ensemble.snapshots: expected 2 or more"),
     ({"bagging": "-1"}, "ensemble.bagging: expected 1 or more"),
     ({"folds": "2", "bagging": "2"}, "ensemble.bagging: not together with folds"),
-    ({"boosting": "2", "seeds": "2"}, "ensemble.boosting: is one chain of members, and goes with no other generator; "
-                                      "remove seeds"),
+    ({"boosting": "2", "seeds": "2"}, "ensemble.boosting: cannot be combined with other generators; remove seeds"),
     ({"boosting": "2", "folds": "2"}, "ensemble.boosting: .* remove folds"),
     ({"grid": "{train.lr: 1e-3}"}, "ensemble.grid.train.lr: expected a list of values"),
     ({"grid": "{evaluate.views: [[d4]]}"}, "a member may set seed, data"),
-    ({"architectures": "[a, a]"}, "ensemble.architectures: a value stands twice"),
+    ({"architectures": "[a, a]"}, "ensemble.architectures: a value is listed twice"),
     ({"architectures": "['a/b', a_b]"}, "two members are called 'a_b': names must differ"),
     ({"grid": "{train.lr: [0.1, 0.1]}", "seeds": "2"}, None),
     ({"grid": "{seed: [1, 2]}", "seeds": "2"}, "ensemble.grid.seed: not together with seeds"),
     ({"grid": "{data.image_size: [32, 48]}", "resolutions": "[32, 64]"}, "data.image_size of '32-image_size32' is set by "
                                                                          "two of its generators: choose one"),
     ({"members": "[{name: a, set: {model.name: x}}]", "architectures": "[y]"}, "model.name of 'a-y' is set by two"),
-    ({"architectures": f"[{'x' * 60}]", "seeds": "2"}, "is no member name, or longer than 64 letters"),
+    ({"architectures": f"[{'x' * 60}]", "seeds": "2"}, "is not a member name, or is longer than 64 characters"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(config_file: Path, ensemble: dict[str, str], message: str | None) -> None:
+def test_generators_that_are_rejected(config_file: Path, ensemble: dict[str, str], message: str | None) -> None:
     if message is None:  # equal values are numbered
         assert list(sets_of(config_of(config_file, **ensemble)))[::2] == ["lr1-seed1", "lr2-seed1"]
         return
@@ -132,6 +131,6 @@ def test_what_does_not_fit_is_refused(config_file: Path, ensemble: dict[str, str
     ("{kind: bag, number: -1}", "data.resample.number: expected 0 or more"),
     ("{kind: boost}", "data.sampling: balanced and boosting both say how often a sample counts"),
 ])  # fmt: skip
-def test_resampling_that_does_not_fit_is_refused(config_file: Path, resample: str, message: str) -> None:
+def test_resampling_that_is_rejected(config_file: Path, resample: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(config_file, [f"data.resample={resample}", "data.sampling=balanced"])

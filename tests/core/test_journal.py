@@ -1,4 +1,4 @@
-"""A journal of JSON lines: several writers, a line that was cut off, a damaged one, a disk that is full."""
+"""The journal: concurrent writers, incomplete and damaged lines, a full disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def append(journal: Journal, *names: str) -> list[str]:
     return [str(line["id"]) for line in journal.append(lambda lines: [{"id": name} for name in names])]
 
 
-def test_lines_stay_in_order_and_the_last_of_an_id_counts(tmp_path: Path) -> None:
+def test_the_last_line_with_an_id_overrides_the_ones_before(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "deep" / "lines.jsonl")
     assert journal.read() == ([], 0)
     journal.append(lambda lines: [{"id": "a", "step": "old"}, {"id": "b"}])
@@ -26,7 +26,7 @@ def test_lines_stay_in_order_and_the_last_of_an_id_counts(tmp_path: Path) -> Non
     assert journal.read() == (there, 0)
 
 
-def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
+def test_an_incomplete_line_does_not_affect_other_lines(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "lines.jsonl")
     append(journal, "a", "b")
     whole = journal.path.read_bytes()
@@ -42,7 +42,7 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[1, 2]", b"{}", b'{"id"', b"null"])
-def test_a_damaged_line_is_counted_and_left_out(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_line_is_counted_and_skipped(tmp_path: Path, damage: bytes) -> None:
     journal = Journal(tmp_path / "lines.jsonl")
     append(journal, "a", "b", "c")
     lines = journal.path.read_bytes().splitlines()
@@ -51,7 +51,7 @@ def test_a_damaged_line_is_counted_and_left_out(tmp_path: Path, damage: bytes) -
     assert journal.read() == ([{"id": "a"}, {"id": "c"}], 1)
 
 
-def test_writers_at_the_same_time_lose_nothing_and_add_nothing_twice(tmp_path: Path) -> None:
+def test_concurrent_appends_lose_and_duplicate_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "lines.jsonl")
 
     def write(writer: int) -> None:
@@ -69,7 +69,7 @@ def test_writers_at_the_same_time_lose_nothing_and_add_nothing_twice(tmp_path: P
     assert len(names) == len(set(names)) == 4 * 20 + 20
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "lines.jsonl")
     append(journal, "a")
     before = journal.path.read_bytes()

@@ -1,4 +1,4 @@
-"""A split of 13 awkward images, for everything that reads samples."""
+"""A split of 13 images of different kinds, for tests that read samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _image(number: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder: 13 images in shards of at most 5; colour and grey JPEGs, PNGs, turned photos."""
+    """A packed folder of 13 images, at most 5 per shard: colour and grey JPEGs, PNGs, photos with EXIF orientation."""
     root = tmp_path_factory.mktemp("inputs")
     for number in range(SAMPLES):
         path = root / "images" / f"class {number % 3}" / f"sample{number:02}.img"

@@ -1,8 +1,8 @@
-"""Fit linear heads on several numbers of ranks: import everything once, then fork each rank, as a launcher would start it.
+"""Fits linear heads on several numbers of ranks. Imports everything once, then forks the ranks as a launcher would.
 
-fit_head.py FOLDER...: the folder's name is the number of ranks; it holds toy.yaml, and gets the run and the rows whose
-features each rank computed. Two ranks do it twice: the second time another process computes the same features, which are
-there once both ranks wait for them.
+Usage: fit_head.py FOLDER... The name of a folder is the number of ranks. It contains toy.yaml; the script writes the run
+and the rows whose features each rank computed into it. Two ranks fit twice: the second time another process holds the
+lock and provides the features while both ranks wait.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ def fit(folder: Path) -> None:
     written: list[list[int]] = []
     write_part = FeatureCache.write_part
 
-    def watched(self, part, values, valid):
-        written.append(self.rows_of(part).tolist())
+    def record_part(self, part, values, valid):
+        written.append(self.rows_in_part(part).tolist())
         write_part(self, part, values, valid)
 
-    FeatureCache.write_part = watched
+    FeatureCache.write_part = record_part
     train(config, RunDir(folder), run)
     (folder / f"rows-{run.rank}.json").write_text(json.dumps(written))
     if run.world_size == 2:
-        fit_as_another_computes(config, folder / "waiting", run)
+        fit_while_another_process_computes(config, folder / "waiting", run)
     run.end()
 
 
-def fit_as_another_computes(config: Config, folder: Path, run: Runtime) -> None:
+def fit_while_another_process_computes(config: Config, folder: Path, run: Runtime) -> None:
     folder.mkdir(exist_ok=True)
-    ours, theirs = sorted((Path(config.data.shards) / ".features").glob("*/meta.json"))[0].parent, folder / "theirs"
+    features, moved = sorted((Path(config.data.shards) / ".features").glob("*/meta.json"))[0].parent, folder / "moved"
     run.barrier()
     lock = None
     if run.is_main:
-        lock = ours.with_suffix(".lock").open("a")
+        lock = features.with_suffix(".lock").open("a")
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ours.rename(theirs)
+        features.rename(moved)
     waits = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
-        if len(waits) == 3 and lock is not None:  # the other process has done
-            theirs.rename(ours)
+        if len(waits) == 3 and lock is not None:  # the other process has finished
+            moved.rename(features)
             lock.close()
 
     extract.time = SimpleNamespace(sleep=wait)
@@ -67,8 +67,8 @@ def fit_as_another_computes(config: Config, folder: Path, run: Runtime) -> None:
     (folder / f"waits-{run.rank}.json").write_text(json.dumps(waits))
 
 
-def on_ranks(folder: Path) -> bool:
-    """Return whether all ranks ended well."""
+def run_ranks(folder: Path) -> bool:
+    """Return whether all ranks succeeded."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,4 +87,4 @@ def on_ranks(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not all(on_ranks(Path(folder)) for folder in sys.argv[1:]))
+    sys.exit(not all(run_ranks(Path(folder)) for folder in sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""Start trainings in milliseconds: import everything once, then fork a process for each line of JSON arguments on stdin.
+"""Starts trainings in milliseconds: imports everything once, then forks a process for each line of JSON arguments on stdin.
 
-Answers with two lines a training: its pid, and, when it has ended, its exit status. Nothing that matters is shared: the
+Prints two lines per training: its pid, and its exit status when it has ended. The processes share nothing that matters: the
 parent has opened no data, built no network and started no thread.
 """
 

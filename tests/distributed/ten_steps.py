@@ -1,4 +1,4 @@
-"""Run under the launcher: take ten SGD steps, and leave what each rank saw and what the network became.
+"""Started by the launcher: makes ten SGD steps, and writes the batches of each rank and the resulting network.
 
 accelerate launch ten_steps.py CONFIG OUT
 """
@@ -18,9 +18,12 @@ from choral.runs.run_dir import RunDir
 from choral.training.trainer import Trainer
 
 
-def smooth(network: nn.Module) -> None:
-    """Take out the kinks: rounding of 1e-6 between ranks turns a ReLU that is near 0 on or off, and the networks part by some
-    1e-3, on which step depends on the processor."""
+def replace_non_smooth_layers(network: nn.Module) -> None:
+    """Replace ReLU and max pooling, so that rounding differences between ranks stay small.
+
+    Differences of 1e-6 can switch a ReLU near 0, after which the networks differ by about 1e-3; the step at which that
+    happens depends on the processor.
+    """
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -33,19 +36,19 @@ def main() -> None:
     config, out = load_config(sys.argv[1]), Path(sys.argv[2])
     run = Runtime("no", config.train.accumulate_steps, 120, out / "stop")
     trainer = Trainer(config, RunDir(out), run)
-    smooth(trainer.network)
-    seen = []
+    replace_non_smooth_layers(trainer.network)
+    batches_seen = []
     with trainer.batches_from(0) as loader:
 
-        def watched():
+        def recorded():
             for batch in loader:
-                seen.append([batch.step, trainer.train_split.index.keys(batch.rows), float(batch.images.sum())])
+                batches_seen.append([batch.step, trainer.train_split.index.keys(batch.rows), float(batch.images.sum())])
                 yield batch
 
-        batches = watched()
+        batches = recorded()
         for step in range(10):
             trainer.train_step(batches, step)
-    (out / f"seen-{run.rank}.json").write_text(json.dumps(seen))
+    (out / f"batches-{run.rank}.json").write_text(json.dumps(batches_seen))
     if run.is_main:
         save_file(
             {name: value.contiguous() for name, value in trainer.network.state_dict().items()},

@@ -1,4 +1,4 @@
-"""A run is a function of its config: not of the number of ranks, nor of having been killed."""
+"""A run is a function of its config: not of the number of ranks, nor of interruptions."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from two_ranks import train_chain
 
 from choral.config.files import load_config
 from choral.core.process_group import Runtime
-from choral.data.loading.boosting_weights import rounds_of, weights_of_round
+from choral.data.loading.boosting_weights import read_round_weights, read_rounds
 from choral.data.shards.index import Dataset, Index
 from choral.inference.ledger import Ledger
-from choral.jobs.launcher import launch_command
-from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of
+from choral.jobs.launcher import build_launch_command
+from choral.runs.checkpoints import EMA_FILE, MODEL_FILE, SOUP_FILE, find_checkpoint
 from choral.runs.run_dir import RunDir
 from choral.training import range_test
 from choral.training.loop import train
 from choral.training.trainer import Trainer
-from toys import Choral, new_folder
+from toy_data import Choral, make_run_dir
 
 HERE = Path(__file__).parent
+KINDS = ("alone", "whole")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -45,18 +46,18 @@ def assert_equal_tensors(first: dict[str, torch.Tensor], second: dict[str, torch
 
 
 def ten_steps(config: Path, out: Path, processes: int) -> tuple[list[list[str]], dict[str, torch.Tensor]]:
-    """Return the keys of each micro-batch, over all ranks in order, and the network after ten steps."""
+    """Return the keys of each micro-batch over all ranks, in order, and the network after ten steps."""
     out.mkdir()
-    command, env = launch_command("choral.training", [], processes, on_gpus=False)
+    command, env = build_launch_command("choral.training", [], processes, on_gpus=False)
     command = [*command[:-2], str(HERE / "ten_steps.py"), str(config), str(out)]
     subprocess.run(command, env={**ENV, **env}, check=True, timeout=200)
-    ranks = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in range(processes)]
+    ranks = [json.loads((out / f"batches-{rank}.json").read_text()) for rank in range(processes)]
     keys = [[key for rank in ranks for key in rank[number][1]] for number in range(len(ranks[0]))]
     return keys, load_file(out / "network.safetensors")
 
 
 def test_one_two_and_three_ranks_train_the_same_model(config_file: Path, tmp_path: Path) -> None:
-    """Batches of 11 do not divide by 2 or 3; steps accumulate over micro-batches; SyncBatchNorm is on; images are mixed."""
+    """Batches of 11 are not divisible by 2 or 3; steps accumulate micro-batches; SyncBatchNorm is on; images are mixed."""
     text = config_file.read_text().replace("batch_size: 12", "batch_size: 22, accumulate_steps: 2")
     text = text.replace("brightness: 0.2", "brightness: 0.2, mixup: 0.4, cutmix: 1")
     config_file.write_text(text)
@@ -69,43 +70,42 @@ def test_one_two_and_three_ranks_train_the_same_model(config_file: Path, tmp_pat
 
 
 def test_two_ranks_agree(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runtime) -> None:
-    """Phases with a stop, averages, rates, what is not finite, options of DDP: on two ranks, some against one."""
+    """Phases with a stop, averages, rates, non-finite losses, options of DDP: on two ranks, partly compared with one."""
     more = "finetune: {strategy: gradual, trained_stages: 1}\n"
     text = config_file.read_text().replace("steps: 10,", "steps: 8, ema_decay: 0.6, soup: uniform, soup_epochs: 2,")
     config_file.write_text(text + more)
-    command, env = launch_command("choral.training", [], 2, on_gpus=False)
+    command, env = build_launch_command("choral.training", [], 2, on_gpus=False)
     command = [*command[:-2], str(HERE / "two_ranks.py"), str(config_file), str(tmp_path)]
     subprocess.run(command, env={**ENV, **env}, check=True, timeout=300)
     rates = [json.loads((tmp_path / f"rate-{rank}.json").read_text()) for rank in range(2)]
     assert rates[0] == rates[1] == json.loads((tmp_path / "rates" / "lr_range.json").read_text())["lr"]
-    train(load_config(config_file), new_folder(tmp_path / "alone"), run)
-    for name in (MODEL, EMA, SOUP):
-        alone, together = (load_file(checkpoint_of(tmp_path / f"{kind}/checkpoints", "last") / name) for kind in KINDS)
+    train(load_config(config_file), make_run_dir(tmp_path / "alone"), run)
+    for name in (MODEL_FILE, EMA_FILE, SOUP_FILE):
+        alone, together = (
+            load_file(find_checkpoint(tmp_path / f"{kind}/checkpoints", "last") / name) for kind in KINDS
+        )
         assert_equal_tensors(alone, together, 1e-4)
     chains = [RunDir(tmp_path / name) for name in ("chain", "chain-alone")]
     train_chain(str(config_file), chains[1], run)
-    together, alone = (rounds_of(chain) for chain in chains)
+    together, alone = (read_rounds(chain) for chain in chains)
     assert together == alone and alone is not None and len(alone.rounds) == 2 and 0 < alone.rounds[0].error < 0.6
     index = Index.open(Dataset.open(load_config(config_file).data.shards), "train")
     for number in (1, 2):
-        tables = [weights_of_round(chain, number, index) for chain in chains]
+        tables = [read_round_weights(chain, number, index) for chain in chains]
         assert (tables[0] == tables[1]).all() and len(set(tables[0])) > 1
-    # After more steps than the two of a report, rounding of sums over ranks may turn a unit of this tiny network on or off.
+    # Only the first report (two steps): later, rounding of sums over ranks may switch a unit of this tiny network.
     reports = [(chain.member("round2").path / "metrics.jsonl").read_text().splitlines()[0] for chain in chains]
     losses = [json.loads(report)["loss"] for report in reports]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     monkeypatch.setattr(range_test, "STEPS", 30)
     overrides = ["train.lr=auto", "finetune.strategy=full"]
-    curve = range_test.run_test(Trainer(load_config(config_file, overrides), RunDir(tmp_path / "one"), run))
+    curve = range_test.run_range_test(Trainer(load_config(config_file, overrides), RunDir(tmp_path / "one"), run))
     kept = json.loads((tmp_path / "rates" / "lr_range.json").read_text())
     assert kept["losses"][:15] == pytest.approx(curve.losses[:15], rel=1e-3)
 
 
-KINDS = ("alone", "whole")
-
-
 class Trainings:
-    """Runs trainings of one process each through the fork server, to the end or to a sudden death."""
+    """Runs trainings of one process each through the fork server, to the end or until they are killed."""
 
     def __init__(self) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -113,7 +113,7 @@ class Trainings:
         self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
 
     def run(self, config: Path, folder: Path, kill_at: tuple[int, float] | None = None) -> None:
-        """Train; with `kill_at`, kill -9 so many seconds after a step was reported."""
+        """Train; with `kill_at` (step, seconds), kill -9 this long after the step was reported."""
         assert self.server.stdin and self.server.stdout
         self.server.stdin.write(json.dumps([str(config), "--folder", str(folder)]) + "\n")
         self.server.stdin.flush()
@@ -145,11 +145,13 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_of(folder / "checkpoints", "last") / MODEL)
+    return load_file(find_checkpoint(folder / "checkpoints", "last") / MODEL_FILE)
 
 
-def test_killed_and_continued_ends_with_the_same_bits(config_file: Path, tmp_path: Path, trainings: Trainings) -> None:
-    """CHORAL_KILL_POINTS=20 tries more points than CI has time for."""
+def test_killed_and_resumed_run_ends_with_the_same_bits(
+    config_file: Path, tmp_path: Path, trainings: Trainings
+) -> None:
+    """CHORAL_KILL_POINTS=20 tests more points than CI has time for."""
     text = (
         config_file.read_text()
         .replace("sgd", "adamw")
@@ -168,10 +170,10 @@ def test_killed_and_continued_ends_with_the_same_bits(config_file: Path, tmp_pat
         assert_equal_tensors(expected, final_weights(folder), 0.0)
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(steps)
-        assert (folder / "metrics.jsonl").read_text().count('"loss"') == 20  # no report twice, none lost
+        assert (folder / "metrics.jsonl").read_text().count('"loss"') == 20  # no report is duplicated or lost
 
 
-def test_continued_on_another_number_of_ranks(config_file: Path, tmp_path: Path, trainings: Trainings) -> None:
+def test_run_resumes_on_another_number_of_ranks(config_file: Path, tmp_path: Path, trainings: Trainings) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "moved"
     trainings.run(config_file, whole)
     trainings.run(config_file, folder, kill_at=(4, 0.0))
@@ -182,7 +184,7 @@ def test_continued_on_another_number_of_ranks(config_file: Path, tmp_path: Path,
 
 
 def test_evaluation_is_the_same_on_any_number_of_ranks(config_file: Path, tmp_path: Path, choral: Choral) -> None:
-    """11 samples, batches of 4; three ranks; and more ranks than a split of one sample has work for."""
+    """11 samples in batches of 4, on one to three ranks."""
     assert choral("train", config_file, "--processes", 1).returncode == 0
     ledger = tmp_path / "runs" / "toy" / "predictions" / "test.parquet"
     found = {}
@@ -214,5 +216,5 @@ def test_a_signal_saves_and_stops(config_file: Path, tmp_path: Path, number: sig
     assert process.wait(timeout=60) == 75
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "stopped"
-    assert checkpoint_of(folder / "checkpoints", "last")
+    assert find_checkpoint(folder / "checkpoints", "last")
     assert not (folder / "stop").exists()

@@ -1,4 +1,4 @@
-"""Run under the launcher: what ranks have to agree on, one thing after the other; any assertion fails the launch.
+"""Started by the launcher: checks, one after the other, what ranks must agree on; a failed assertion fails the launch.
 
 accelerate launch two_ranks.py CONFIG OUT
 """
@@ -19,7 +19,7 @@ from choral.config.files import load_config
 from choral.core.errors import Stopped
 from choral.core.process_group import Runtime
 from choral.models.checkpoint_tensors import load_model_tensors
-from choral.runs.checkpoints import EMA, MODEL, SOUP, checkpoint_of
+from choral.runs.checkpoints import EMA_FILE, MODEL_FILE, SOUP_FILE, find_checkpoint
 from choral.runs.run_dir import RunDir
 from choral.training import range_test
 from choral.training.finite_checks import NotFinite
@@ -36,18 +36,18 @@ def main() -> None:
     out = Path(sys.argv[2])
     run = Runtime("no", 1, 120, out / "stop")
     assert run.world_size == 2
-    stopped_and_whole(run, out, load_config(sys.argv[1]))
+    check_stop_and_resume(run, out, load_config(sys.argv[1]))
     config = load_config(sys.argv[1], ["finetune.strategy=full", "train.soup=none", "train.ema_decay=0"])
-    the_old_wrapper_is_let_go(run, out, load_config(sys.argv[1]))
-    one_bad_loss_stops_all(run, out, config)
-    options_of_ddp_change_no_figure(run, out, config)
+    check_old_wrapper_is_released(run, out, load_config(sys.argv[1]))
+    check_one_bad_loss_stops_all(run, out, config)
+    check_ddp_options_change_no_loss(run, out, config)
     train_chain(sys.argv[1], RunDir(out / "chain"), run)
-    ranks_find_one_rate(run, out, load_config(sys.argv[1], ["train.lr=auto", "finetune.strategy=full"]))
+    check_ranks_find_the_same_rate(run, out, load_config(sys.argv[1], ["train.lr=auto", "finetune.strategy=full"]))
     run.end()
 
 
 def train_chain(config_file: str, chain: RunDir, run: Runtime) -> None:
-    """Two rounds of boosting, of which the second is trained with the weights that the first leaves."""
+    """Train two boosting rounds; the second uses the sample weights that the first writes."""
     for number in (0, 1):
         overrides = [*CHAIN, f"data.resample.number={number}", f"seed={number}"]
         member = chain.member(f"round{number + 1}")
@@ -55,13 +55,13 @@ def train_chain(config_file: str, chain: RunDir, run: Runtime) -> None:
         assert member.result is not None
 
 
-def stopped_and_whole(run: Runtime, out: Path, config: Config) -> None:
-    """Phases, average and soup, with a stop in the second phase: equal bits."""
+def check_stop_and_resume(run: Runtime, out: Path, config: Config) -> None:
+    """Phases, average and soup end with equal bits after a stop in the second phase."""
     whole, stopped = RunDir(out / "whole"), RunDir(out / "stopped")
     for folder in (whole, stopped):
         folder.path.mkdir(exist_ok=True)
     train(config, whole, run)
-    asked = run.should_stop
+    should_stop = run.should_stop
     answers = iter([False] * 4 + [True] + [False] * 100)
     run.should_stop = lambda: next(answers)
     try:
@@ -69,26 +69,26 @@ def stopped_and_whole(run: Runtime, out: Path, config: Config) -> None:
         raise AssertionError("it did not stop")
     except Stopped:
         train(config, stopped, run)
-    run.should_stop = asked
-    for name in (MODEL, EMA, SOUP):
+    run.should_stop = should_stop
+    for name in (MODEL_FILE, EMA_FILE, SOUP_FILE):
         first, second = (
-            load_model_tensors(checkpoint_of(folder.checkpoints, "last"), name) for folder in (whole, stopped)
+            load_model_tensors(find_checkpoint(folder.checkpoints, "last"), name) for folder in (whole, stopped)
         )
         assert all(torch.equal(value, second[key]) for key, value in first.items()), name
 
 
-def the_old_wrapper_is_let_go(run: Runtime, out: Path, config: Config) -> None:
+def check_old_wrapper_is_released(run: Runtime, out: Path, config: Config) -> None:
     trainer = Trainer(config, RunDir(out / "phases"), run)
     with trainer.batches_from(0) as loader:
         batches = iter(loader)
         trainer.train_step(batches, 0)
         old = weakref.ref(trainer.model)
         assert trainer.enter_phase(3) and old() is None
-        trainer.train_step(batches, 3)  # with a parameter that gets no gradient, DDP would raise in the next one
+        trainer.train_step(batches, 3)  # DDP would raise in the next step if a parameter got no gradient
         trainer.train_step(batches, 4)
 
 
-def one_bad_loss_stops_all(run: Runtime, out: Path, config: Config) -> None:
+def check_one_bad_loss_stops_all(run: Runtime, out: Path, config: Config) -> None:
     trainer = Trainer(config, RunDir(out / "bad"), run)
     losses = trainer.objective.losses
     trainer.objective.losses = lambda logits, batch: losses(logits, batch) * (math.inf if run.rank == 1 else 1.0)
@@ -102,7 +102,7 @@ def one_bad_loss_stops_all(run: Runtime, out: Path, config: Config) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
 
 
-def options_of_ddp_change_no_figure(run: Runtime, out: Path, config: Config) -> None:
+def check_ddp_options_change_no_loss(run: Runtime, out: Path, config: Config) -> None:
     default = run.accelerator.ddp_handler
     small = DistributedDataParallelKwargs(broadcast_buffers=False, bucket_cap_mb=0.01, static_graph=True)
     bf16 = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=DDPCommunicationHookType.BF16)
@@ -119,12 +119,12 @@ def options_of_ddp_change_no_figure(run: Runtime, out: Path, config: Config) -> 
     assert found[0][1:] != found[2][1:]  # the gradients did travel as bf16
 
 
-def ranks_find_one_rate(run: Runtime, out: Path, config: Config) -> None:
+def check_ranks_find_the_same_rate(run: Runtime, out: Path, config: Config) -> None:
     folder = RunDir(out / "rates")
     folder.path.mkdir(exist_ok=True)
     range_test.STEPS = 30
     trainer = Trainer(config, folder, run)
-    range_test.find_rate(trainer)
+    range_test.find_learning_rate(trainer)
     (out / f"rate-{run.rank}.json").write_text(json.dumps(trainer.schedule.lr))
 
 

@@ -48,7 +48,7 @@ def test_a_file_in_another_order_with_further_columns(ledger: Ledger, tmp_path: 
     assert joined.name == "theirs" and joined.predictions.dtype == np.float32
     rows = [KEYS.index(key) for key in ledger.keys]
     np.testing.assert_allclose(joined.predictions, np.array([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5], [1, 0, 0]])[rows])
-    with pytest.raises(ChoralError, match="'their model' is no member name.*NAME="):
+    with pytest.raises(ChoralError, match="'their model' is not a valid member name.*NAME="):
         read_external_predictions(str(path), ledger, ("tta",))
 
 
@@ -93,19 +93,19 @@ def test_a_ledger_of_another_run(ledger: Ledger, tmp_path: Path) -> None:
         (table(x=[0.5, "much", 1.0]), "column 'x': Row #3: .*invalid value 'much'"),
         (table(x=[0.5, "", 1.0]), "column 'x' has no value for sample 'a \"quoted\", with comma'"),
         (table(x=[0.5, "nan", 1.0]), r"has no value for sample|no probability distribution"),
-        (table(x=[0.5, 0.9, 1.0]), r"sample 'a \"quoted\", with comma': the prediction is no probability .*sum 1.7"),
+        (table(x=[0.5, 0.9, 1.0]), r"sample 'a \"quoted\", with comma': the prediction is not a probability .*sum 1.7"),
         (table(x=[0.5, -0.2, 1.0], y=[0.25, 0.7, 0]), "smallest -0.2.*; expected .*summing to 1 .*not logits"),
-        ({";".join(table()): table()["key"]}, "no column 'key' of the samples' keys. It has: key;x;y;z"),
+        ({";".join(table()): table()["key"]}, "no column 'key' with the samples' keys. It has: key;x;y;z"),
     ],
 )
-def test_files_that_do_not_fit(ledger: Ledger, tmp_path: Path, columns: dict[str, object], message: str) -> None:
+def test_invalid_files_are_rejected(ledger: Ledger, tmp_path: Path, columns: dict[str, object], message: str) -> None:
     path = tmp_path / "theirs.csv"
     path.write_text(csv_text(columns))
     with pytest.raises(DataError, match=f"theirs.csv: .*{message}"):
         read_external_predictions(str(path), ledger, ("tta",))
 
 
-def test_files_that_cannot_be_read(ledger: Ledger, tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(ledger: Ledger, tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 and nothing else")
     doubled = tmp_path / "doubled.csv"
@@ -114,14 +114,14 @@ def test_files_that_cannot_be_read(ledger: Ledger, tmp_path: Path) -> None:
     ragged.write_text("key,x,y,z\nb,1,0\n")
     texts = tmp_path / "texts.parquet"
     pq.write_table(pa.table(table(x=["a", "b", "c"])), texts)
-    for asked, message in {
+    for argument, message in {
         str(broken): "cannot be read as Parquet",
         str(doubled): "column 'x' occurs twice",
         str(ragged): "Expected 4 columns, got 3",
         str(texts): "column 'x' is string, expected numbers",
         str(tmp_path / "none.csv"): "no such file",
         str(tmp_path / "scores.npy"): "expected a .csv or .parquet file",
-        "pipe:cat.csv": "only local files are opened",
+        "pipe:cat.csv": "expected a local path",
     }.items():
         with pytest.raises(ChoralError, match=message):
-            read_external_predictions(asked, ledger, ("tta",))
+            read_external_predictions(argument, ledger, ("tta",))

@@ -1,4 +1,4 @@
-"""Three members at once, of which one is killed and then the whole call: the bits are those of one after the other."""
+"""Three members at once, one killed, then the whole command: weights equal sequential training, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from choral.config.files import load_config
 from choral.core.process_group import Runtime
 from choral.ensembles.member_jobs import member_config
 from choral.runs.run_dir import RunDir
-from toys import Choral, new_folder
+from toy_data import Choral, make_run_dir
 
-# a is long, so that it is in mid-training when it is killed, and again when the call is.
+# a trains long enough to be killed in mid-training, and again when the command is.
 OVERRIDES = [
     "ensemble.members=[{name: a, set: {train.steps: 100}}, {name: b, set: {seed: 5}}, {name: c, set: {train.lr: 1e-2}}]",
     "ensemble.max_parallel=3",
@@ -39,8 +39,8 @@ def two_cores() -> Iterator[None]:
 def wait_for(condition: Callable[[], bool], call: subprocess.Popen[bytes], timeout_s: float = 240.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert call.poll() is None, "the call ended before anybody killed it"
-        assert time.monotonic() < end, "nothing happened"
+        assert call.poll() is None, "the command ended before it was killed"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
@@ -49,18 +49,18 @@ def weights(folder: RunDir) -> bytes:
     return (max(folder.checkpoints.glob("step-*")) / "model.safetensors").read_bytes()
 
 
-def one_after_the_other(config: Config, folder: Path, run: Runtime) -> dict[str, bytes]:
+def train_sequentially(config: Config, folder: Path, run: Runtime) -> dict[str, bytes]:
     from choral.training.loop import train
 
     members = {name: RunDir(folder / name) for name in "abc"}
     for name, member in members.items():
-        new_folder(member.path)
+        make_run_dir(member.path)
         train(member_config(config, name), member, run)
     return {name: weights(member) for name, member in members.items()}
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_three_at_once_and_killed_end_as_one_after_the_other(
+def test_three_at_once_and_killed_equal_sequential_training(
     config_file: Path, tmp_path: Path, choral: Choral, run: Runtime
 ) -> None:
     config = load_config(config_file, OVERRIDES)
@@ -74,7 +74,7 @@ def test_three_at_once_and_killed_end_as_one_after_the_other(
     call = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: step() >= 12, call)
-        holder = a.holder()  # the rank that trains, not its launcher
+        holder = a.lock_holder()  # the rank that trains, not its launcher
         assert holder is not None
         os.kill(holder[1], signal.SIGKILL)
         killed_at = max(a.checkpoints.glob("step-*"), default=Path("step-0"))
@@ -83,11 +83,11 @@ def test_three_at_once_and_killed_end_as_one_after_the_other(
     finally:
         call.kill()
         call.wait()
-    assert a.result is None, "a was to be in mid-training when the call was killed"
+    assert a.result is None, "a should be in mid-training when the command is killed"
     finished = [name for name in "bc" if folder.member(name).result]
     again = choral("ensemble", config_file, *OVERRIDES, timeout=500)
     assert again.returncode == 0, again.stderr
     assert "a: done" in again.stderr and not any(f"{name}: " in again.stderr for name in finished)
-    expected = one_after_the_other(config, tmp_path, run)
+    expected = train_sequentially(config, tmp_path, run)
     assert {name: weights(folder.member(name)) == expected[name] for name in "abc"} == dict.fromkeys("abc", True)
     assert len(set(expected.values())) == 3

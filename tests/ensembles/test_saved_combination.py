@@ -1,4 +1,4 @@
-"""`choral combine` and the rules in the table of scores: what is kept, what was fitted on what, and what is refused."""
+"""`choral combine` and the rules of the score table: what is kept, what is fitted on which data, and what is rejected."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich.console import Console
 
 from choral.cli import main
 from choral.ensembles.combination_table import render_combination
-from choral.ensembles.member_weights import least_log_loss
-from choral.ensembles.rules import soft, tempered, weighted
-from choral.ensembles.saved_combination import Asked, combine_run
+from choral.ensembles.member_weights import min_log_loss_weights
+from choral.ensembles.rules import apply_temperature, soft_vote, weighted_mean
+from choral.ensembles.saved_combination import CombinationRequest, combine_run
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir
 from made_runs import FOLDED, FOLDS, MEMBERS, Columns, made_rounds, made_run, numbers, predictions, write_ledger
@@ -44,11 +44,11 @@ def combine(run: RunDir, capsys: pytest.CaptureFixture[str], *arguments: str) ->
     return found
 
 
-def kept(run: RunDir, name: str, split: str = "test") -> np.ndarray:
+def kept_predictions(run: RunDir, name: str, split: str = "test") -> np.ndarray:
     ledger = Ledger.open(run.path / "combined" / name / f"{split}.parquet")
     assert ledger.members == (name,)
-    own = Ledger.open(run.predictions / f"{split}.parquet")
-    assert ledger.keys == own.keys and np.array_equal(ledger.labels, own.labels)
+    evaluated = Ledger.open(run.predictions / f"{split}.parquet")
+    assert ledger.keys == evaluated.keys and np.array_equal(ledger.labels, evaluated.labels)
     return ledger.predictions(name, ledger.views[0])
 
 
@@ -70,20 +70,21 @@ def test_a_combination_is_fitted_on_validation_and_scored_on_test(
 ) -> None:
     found = combine(run, capsys, "--rule", "weighted")
     truths = stack_of(VAL[1])[:, np.arange(150), VAL[0]].T.astype(float)
-    weights = least_log_loss(truths).values
+    weights = min_log_loss_weights(truths).values
     assert list(found["fit"]["weights"].values()) == pytest.approx(weights.tolist())
     assert (found["fit"]["on"], found["fit"]["samples"], found["fitted_on"]) == ("val", 150, "val")
     assert found["fit"]["calibrated"]["after"] <= found["fit"]["calibrated"]["before"]
-    expected = tempered(weighted(stack_of(TEST[1]), weights), found["fit"]["temperature"], "multiclass")
-    np.testing.assert_allclose(kept(run, "weighted"), expected, atol=1e-6)
-    mine, mean = row(found, "combined/weighted", "accuracy"), soft(stack_of(TEST[1]))
-    assert mine["value"] == pytest.approx(accuracy(expected, TEST[0])) and mine["low"] < mine["value"] < mine["high"]
-    gain = mine["to_baseline"]
-    assert gain["to"] == "soft" and gain["value"] == pytest.approx(mine["value"] - accuracy(mean, TEST[0]))
+    expected = apply_temperature(weighted_mean(stack_of(TEST[1]), weights), found["fit"]["temperature"], "multiclass")
+    np.testing.assert_allclose(kept_predictions(run, "weighted"), expected, atol=1e-6)
+    combined, mean = row(found, "combined/weighted", "accuracy"), soft_vote(stack_of(TEST[1]))
+    assert combined["value"] == pytest.approx(accuracy(expected, TEST[0]))
+    assert combined["low"] < combined["value"] < combined["high"]
+    gain = combined["to_baseline"]
+    assert gain["to"] == "soft" and gain["value"] == pytest.approx(combined["value"] - accuracy(mean, TEST[0]))
     loss = -np.log(expected[np.arange(260), TEST[0]].astype(float)).mean()
     assert row(found, "combined/weighted", "log_loss")["value"] == pytest.approx(loss, rel=1e-5)
     best = max(MEMBERS, key=lambda member: accuracy(TEST[1][member, "tta"], TEST[0]))
-    assert mine["difference"]["to"] == f"member/{best}"
+    assert combined["difference"]["to"] == f"member/{best}"
     rule = json.loads((run.path / "combined" / "weighted" / "rule.json").read_text())
     assert rule["fit"] == found["fit"] and set(rule["splits"]["test"]["sources"]) == {
         str(run.predictions / "test.parquet"),
@@ -104,7 +105,7 @@ def test_a_second_call_does_nothing_until_a_file_changes(
         assert combine(run, capsys, "--rule", "greedy", "--by", "accuracy") == {**first, "again": True}
         assert main(["combine", str(run.path), "--rule", "greedy", "--by", "accuracy"]) == 0
     assert out.stat().st_mtime_ns == before
-    assert "there already, from the same files" in capsys.readouterr().err
+    assert "up to date" in capsys.readouterr().err
     out.write_bytes(b"broken")
     assert combine(run, capsys, "--rule", "greedy", "--by", "accuracy") == first
     write_ledger(run.predictions / "val.parquet", *predictions(150, seed=9))
@@ -112,24 +113,24 @@ def test_a_second_call_does_nothing_until_a_file_changes(
     assert not changed["again"] and changed["fit"] != first["fit"]
 
 
-def test_splits_of_one_rule_stand_together_and_those_of_another_go(
+def test_splits_of_one_rule_are_kept_and_those_of_another_removed(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split in ("test", "val"):
         combine(run, capsys, "--rule", "hard", "--name", "mine", "--split", split)
-    place = run.path / "combined" / "mine"
-    assert set(json.loads((place / "rule.json").read_text())["splits"]) == {"test", "val"}
+    folder = run.path / "combined" / "mine"
+    assert set(json.loads((folder / "rule.json").read_text())["splits"]) == {"test", "val"}
     combine(run, capsys, "--rule", "soft", "--name", "mine", "--temperature", "none")
-    assert {path.name for path in place.iterdir()} == {"test.parquet", "rule.json"}
-    np.testing.assert_array_equal(kept(run, "mine"), soft(stack_of(TEST[1])))
+    assert {path.name for path in folder.iterdir()} == {"test.parquet", "rule.json"}
+    np.testing.assert_array_equal(kept_predictions(run, "mine"), soft_vote(stack_of(TEST[1])))
 
 
-def test_hard_votes_say_their_ties(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hard_votes_report_their_ties(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     found = combine(run, capsys, "--rule", "hard", "--views", "identity")
     ballots = stack_of(TEST[1], "identity").argmax(2)
     ties = sum(len(set(column)) == 3 for column in ballots.T)
     assert ties and row(found, "combined/hard", "accuracy")["ties"] == ties
-    np.testing.assert_allclose(kept(run, "hard"), np.eye(3)[ballots].mean(0), atol=1e-6)
+    np.testing.assert_allclose(kept_predictions(run, "hard"), np.eye(3)[ballots].mean(0), atol=1e-6)
     assert main(["combine", str(run.path), "--rule", "hard", "--views", "identity"]) == 0
     assert f"tied votes, decided by mean probability: {ties}" in capsys.readouterr().out
 
@@ -140,7 +141,7 @@ def test_members_and_views_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
     columns = predictions(50, seed=4, views=views)[1]
     found = combine(run, capsys, "--rule", "mean", "--members", "c,a", "--views", "identity,hflip")
     parts = [columns[member, view].astype(float) for member in ("a", "c") for view in ("identity", "hflip")]
-    np.testing.assert_allclose(kept(run, "soft"), np.mean(parts, axis=0), atol=1e-6)
+    np.testing.assert_allclose(kept_predictions(run, "soft"), np.mean(parts, axis=0), atol=1e-6)
     assert (found["members"], found["views"], found["fit"]["temperature"]) == (["a", "c"], ["identity", "hflip"], 1.0)
     assert Ledger.open(run.path / "combined" / "soft" / "test.parquet").meta.tta_views == ("identity", "hflip")
     alone = combine(run, capsys, "--rule", "hard", "--members", "b", "--name", "b")
@@ -151,9 +152,13 @@ def test_given_weights_and_temperatures(run: RunDir, capsys: pytest.CaptureFixtu
     combine(
         run, capsys, "--rule", "weighted", "--weights", "a=0.7,b=0.3,c=0", "--temperature", "none", "--split", "val"
     )
-    np.testing.assert_allclose(kept(run, "weighted", "val"), weighted(stack_of(VAL[1]), (0.7, 0.3, 0)), atol=1e-7)
+    np.testing.assert_allclose(
+        kept_predictions(run, "weighted", "val"), weighted_mean(stack_of(VAL[1]), (0.7, 0.3, 0)), atol=1e-7
+    )
     combine(run, capsys, "--rule", "soft", "--temperature", "2")
-    np.testing.assert_allclose(kept(run, "soft"), tempered(soft(stack_of(TEST[1])), 2.0, "multiclass"), atol=1e-7)
+    np.testing.assert_allclose(
+        kept_predictions(run, "soft"), apply_temperature(soft_vote(stack_of(TEST[1])), 2.0, "multiclass"), atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,20 +166,20 @@ def test_given_weights_and_temperatures(run: RunDir, capsys: pytest.CaptureFixtu
     [
         (["--rule", "weightd"], "no rule 'weightd' for task multiclass. Did you mean weighted"),
         (["--rule", "median"], "no rule 'median' for task multiclass"),
-        (["--rule", "weighted", "--split", "val"], "'val' is what rules are fitted on.*or give --weights"),
-        (["--rule", "greedy", "--split", "val"], "'val' is what rules are fitted on"),
+        (["--rule", "weighted", "--split", "val"], "rules are fitted on 'val'.*or give --weights"),
+        (["--rule", "greedy", "--split", "val"], "rules are fitted on 'val'"),
         (
             ["--rule", "soft", "--split", "val", "--temperature", "fit"],
-            "--temperature fit: nothing to fit it on: 'val' is",
+            "--temperature fit: nothing to fit it on: rules are fitted on 'val'",
         ),
         (["--rule", "soft", "--temperature", "0"], "expected fit, none or a number"),
         (["--rule", "soft", "--temperature", "warm"], "got 'warm'"),
         (["--rule", "hard", "--temperature", "fit"], "hard gives no probabilities"),
-        (["--rule", "stack"], "no member of this run has left samples out.*ensemble.folds"),
-        (["--rule", "boosting"], "no rounds of boosting"),
+        (["--rule", "stack"], "no member of this run left samples out.*ensemble.folds"),
+        (["--rule", "boosting"], "no boosting rounds"),
         (["--rule", "weighted", "--weights", "a=1,b=0"], "none for c"),
-        (["--rule", "weighted", "--weights", "a=1,b=1,c=0"], "1 in all, not 2"),
-        (["--rule", "weighted", "--weights", "a=2,b=-1,c=0"], "0 or more each"),
+        (["--rule", "weighted", "--weights", "a=1,b=1,c=0"], "sum to 1, got a=1, b=1, c=0"),
+        (["--rule", "weighted", "--weights", "a=2,b=-1,c=0"], "0 or more that sum to 1, got a=2, b=-1, c=0"),
         (["--rule", "weighted", "--weights", "a=1,b=0,d=0"], "no member 'd'"),
         (["--rule", "weighted", "--weights", "a"], "expected MEMBER=NUMBER, got 'a'"),
         (["--rule", "soft", "--weights", "a=1,b=0,c=0"], "belong to --rule weighted"),
@@ -183,11 +188,11 @@ def test_given_weights_and_temperatures(run: RunDir, capsys: pytest.CaptureFixtu
         (["--rule", "greedy", "--picks", "0"], "--picks: expected 1 or more"),
         (["--rule", "soft", "--members", "a,B"], "no member 'B'"),
         (["--rule", "soft", "--views", "hflip"], "holds no view 'hflip'.*keep_views"),
-        (["--rule", "soft", "--views", "identity,tta"], "tta is a mean over views already"),
-        (["--rule", "soft", "--name", "../up"], "'../up' is no name"),
+        (["--rule", "soft", "--views", "identity,tta"], "tta is already a mean over views"),
+        (["--rule", "soft", "--name", "../up"], "'../up' is not a valid name"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_options_are_rejected(
     run: RunDir, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["combine", str(run.path), *arguments]) == 2
@@ -196,7 +201,7 @@ def test_what_cannot_be_is_refused(
     assert not (run.path / "combined").exists()
 
 
-def test_what_is_not_evaluated_or_stale_is_refused(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_or_stale_predictions_are_rejected(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["combine", str(run.path), "--rule", "soft", "--split", "train"]) == 1
     assert "split 'train' has not been evaluated (evaluated: test, val)" in " ".join(capsys.readouterr().err.split())
     write_ledger(run.predictions / "val.parquet", *VAL, evaluation="of other weights")
@@ -214,26 +219,28 @@ def test_stacking_is_fitted_on_out_of_fold_predictions(folded: RunDir, capsys: p
     assert (fit["on"], fit["samples"], list(fit["weights"])) == ("held-out", 400, ["net", "other"])
     assert fit["groups"] == {"net": [0, 1, 2], "other": [3, 4, 5]}
     test = predictions(130, FOLDED, seed=2)[1]
-    logs = [np.log(soft(stack_of(test, "tta", FOLDED[3 * group : 3 * group + 3])).astype(float)) for group in (0, 1)]
+    logs = [
+        np.log(soft_vote(stack_of(test, "tta", FOLDED[3 * group : 3 * group + 3])).astype(float)) for group in (0, 1)
+    ]
     scores = sum(weight * log for weight, log in zip(fit["weights"].values(), logs, strict=True)) + fit["biases"]
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    np.testing.assert_allclose(kept(folded, "stack"), expected, atol=1e-5)
+    np.testing.assert_allclose(kept_predictions(folded, "stack"), expected, atol=1e-5)
     some = combine(folded, capsys, "--rule", "stack", "--members", "net-fold1,net-fold3", "--name", "some")
     assert some["fit"]["groups"] == {"net": [0, 1]}
     assert main(["combine", str(folded.path), "--rule", "stack", "--split", "held-out"]) == 2
-    assert "what is scored must be another" in " ".join(capsys.readouterr().err.split())
+    assert "so it must be scored on another" in " ".join(capsys.readouterr().err.split())
     assert main(["score", str(folded.path), "--split", "held-out"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     assert (
-        "greedy or temperature: 'held-out' has a column a group" in said
-        and "no stack: stack is fitted on out-of" in said
+        "greedy or temperature: 'held-out' has a column for each group" in text
+        and "no stack: stack is fitted on out-of" in text
     )
     (folded.predictions / "held-out.parquet").unlink()
     assert main(["combine", str(folded.path), "--rule", "stack"]) == 2
-    assert "held-out.parquet, which is not there: `choral evaluate folded`" in " ".join(capsys.readouterr().err.split())
+    assert "held-out.parquet does not exist: `choral evaluate folded`" in " ".join(capsys.readouterr().err.split())
 
 
-def test_stacking_takes_a_sample_of_very_many(
+def test_stacking_is_fitted_to_a_subset_of_very_many_samples(
     folded: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("choral.ensembles.rule_fitting.LARGEST", 100 * 2 * 3)
@@ -241,7 +248,7 @@ def test_stacking_takes_a_sample_of_very_many(
     assert combine(folded, capsys, "--rule", "stack")["fit"]["samples"] == 100
 
 
-def test_boosting_counts_votes_by_their_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boosting_weights_votes_by_their_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("round1", "round2", "round3")
     ledgers = {"val": predictions(60, names, seed=1), "test": predictions(80, names, seed=2)}
     run, _ = made_run(tmp_path / "run", ledgers, ["ensemble.boosting=3"])
@@ -249,13 +256,15 @@ def test_boosting_counts_votes_by_their_rounds(tmp_path: Path, capsys: pytest.Ca
     found = combine(run, capsys, "--rule", "boosting", "--temperature", "none")
     assert found["fit"]["weights"] == {"round1": 2.0, "round2": 1.5, "round3": 0.2}
     votes = np.einsum("m,mnc->nc", (2.0, 1.5, 0.2), np.eye(3)[stack_of(ledgers["test"][1], "tta", names).argmax(2)])
-    np.testing.assert_array_equal(kept(run, "boosting").argmax(1), votes.argmax(1))
+    np.testing.assert_array_equal(kept_predictions(run, "boosting").argmax(1), votes.argmax(1))
     assert main(["score", str(run.path)]) == 0
     text = capsys.readouterr().out
-    assert "boosting+tta" in text and "each vote counted as much as its round is worth" in text
+    assert "boosting+tta" in text and "votes weighted by the alphas of their rounds" in text
 
 
-def test_other_tools_join(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_other_tools_are_combined(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split, (labels, _) in (("val", VAL), ("test", TEST)):
         keys = Ledger.open(run.predictions / f"{split}.parquet").keys
         sure = np.full((len(labels), 3), 0.05)
@@ -269,7 +278,7 @@ def test_other_tools_join(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFix
     alone = combine(run, capsys, "--rule", "soft", "--with", test)
     assert alone["fit"]["calibrated"] is None and len(alone["members"]) == 4
     for arguments, message in (
-        (["--rule", "greedy", "--with", test], "needs its predictions about 'val' as well: --with-val oracle=FILE"),
+        (["--rule", "greedy", "--with", test], "needs its predictions on 'val' too: --with-val oracle=FILE"),
         (["--rule", "stack", "--with", test], "stack needs out-of-fold"),
         (["--rule", "soft", "--with", test, "--with", test], "two members are called 'oracle'"),
     ):
@@ -278,7 +287,7 @@ def test_other_tools_join(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_labels_and_numbers(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_multilabel_and_regression(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     rng, ledgers = np.random.default_rng(0), {}
     for split, count in (("val", 90), ("test", 110)):
         labels = (
@@ -295,16 +304,16 @@ def test_labels_and_numbers(tmp_path: Path, task: str, capsys: pytest.CaptureFix
         assert main(["combine", str(run.path), "--rule", rule]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     if task == "regression":
-        np.testing.assert_allclose(kept(run, "median"), np.median(stack, axis=0), atol=1e-6)
+        np.testing.assert_allclose(kept_predictions(run, "median"), np.median(stack, axis=0), atol=1e-6)
         labels, val = ledgers["val"][0], stack_of(ledgers["val"][1], "identity")
         weights = json.loads((run.path / "combined" / "weighted" / "rule.json").read_text())["fit"]["weights"]
         errors = ((val - labels) / labels.std(0)).reshape(3, -1)
 
-        def squared(own: np.ndarray) -> float:
-            return float(((own @ errors) ** 2).mean())
+        def squared(weights: np.ndarray) -> float:
+            return float(((weights @ errors) ** 2).mean())
 
-        mine = squared(np.array(list(weights.values())))
-        assert all(mine <= squared(other) + 1e-6 for other in np.random.default_rng(0).dirichlet(np.ones(3), 200))
+        fitted = squared(np.array(list(weights.values())))
+        assert all(fitted <= squared(other) + 1e-6 for other in np.random.default_rng(0).dirichlet(np.ones(3), 200))
         assert main(["combine", str(run.path), "--rule", "hard"]) == 2
     assert main(["score", str(run.path), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
@@ -326,57 +335,61 @@ def test_the_table_of_scores_has_a_row_for_each_rule_that_can_be_fitted(
     (greedy,) = (row for row in scores["rows"] if row["name"] == "greedy+tta")
     assert greedy["value"] == row(combined, "combined/greedy", "accuracy")["value"]
     assert greedy["log_loss"]["value"] == row(combined, "combined/greedy", "log_loss")["value"]
-    warm = combine(run, capsys, "--rule", "soft")
-    (cooled,) = (item for item in scores["temperatures"] if item["name"] == "soft+tta")
-    assert cooled["value"] == pytest.approx(warm["fit"]["temperature"]) and cooled["on"] == "val"
-    assert cooled["tempered"]["value"] == pytest.approx(row(warm, "combined/soft", "log_loss")["value"])
-    assert cooled["difference"]["value"] == pytest.approx(cooled["tempered"]["value"] - cooled["log_loss"]["value"])
+    with_temperature = combine(run, capsys, "--rule", "soft")
+    (temperature,) = (item for item in scores["temperatures"] if item["name"] == "soft+tta")
+    assert temperature["value"] == pytest.approx(with_temperature["fit"]["temperature"]) and temperature["on"] == "val"
+    assert temperature["tempered"]["value"] == pytest.approx(
+        row(with_temperature, "combined/soft", "log_loss")["value"]
+    )
+    assert temperature["difference"]["value"] == pytest.approx(
+        temperature["tempered"]["value"] - temperature["log_loss"]["value"]
+    )
     assert main(["score", str(folded.path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert " stack " in text and " stack+tta " in text
     assert "stack: logistic regression on out-of-fold predictions (400 samples)" in text
-    assert "best on val (120 samples)" in text and "temperature on val, not in the table: soft" in text
+    assert "on val (120 samples)" in text and "temperature fitted on val, not applied in the table: soft" in text
 
 
-def test_scores_of_what_rules_are_fitted_on_have_none(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_split_that_rules_are_fitted_on_has_no_fitted_rules(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["score", str(run.path), "--split", "val", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert not scores["rules"] and not scores["temperatures"]
     assert not any("greedy" in row["name"] for row in scores["rows"])
     assert main(["score", str(run.path), "--split", "val"]) == 0
-    assert "no weighted, greedy or temperature: 'val' is what rules are fitted on" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "no weighted, greedy or temperature: rules are fitted on 'val'" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
     "change", [{"evaluation": "of other weights"}, {"views": ("identity",)}], ids=["weights", "views"]
 )
-def test_a_stack_is_not_fitted_on_what_other_weights_or_views_said(
+def test_a_stack_is_not_fitted_on_predictions_of_other_weights_or_views(
     folded: RunDir, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     views = {"views": change.get("views", ("identity", "tta"))}
     held_out = predictions(400, ("net", "other"), seed=3, **views)
     write_ledger(folded.predictions / "held-out.parquet", *held_out, evaluation=change.get("evaluation", "e"))
     assert main(["combine", str(folded.path), "--rule", "stack", "--views", "identity"]) == 2
-    assert "of other weights or views than 'test': run `choral evaluate folded`" in " ".join(
+    assert "with other weights or views than 'test': run `choral evaluate folded`" in " ".join(
         capsys.readouterr().err.split()
     )
     assert main(["score", str(folded.path)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     assert (
-        "no stack: " in said
-        and "of other weights or views than 'test'" in said
-        and " stack " not in said.split("no st")[0]
+        "no stack: " in text
+        and "with other weights or views than 'test'" in text
+        and " stack " not in text.split("no st")[0]
     )
 
 
-def test_the_table_of_numbers_has_its_names_in_80_columns(tmp_path: Path) -> None:
+def test_the_regression_table_fits_80_columns_with_all_names(tmp_path: Path) -> None:
     labels = np.random.default_rng(5).normal(size=(60, 2)).astype(np.float32)
     ledgers = {"test": (labels, numbers(labels, "regression"))}
     folder, config = made_run(tmp_path / "run", ledgers, task="regression", classes=("height", "width"))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(render_combination(combine_run(folder, config, "test", Asked(rule="median"))))
+    console.print(render_combination(combine_run(folder, config, "test", CombinationRequest(rule="median"))))
     text = console.export_text()
     for target in ("height", "width"):
         for name in ("member/a", "plain mean", "median", "less member/a", "less plain mean"):
@@ -384,6 +397,6 @@ def test_the_table_of_numbers_has_its_names_in_80_columns(tmp_path: Path) -> Non
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_predictions_about_validation_alone_are_refused(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_predictions_alone_are_rejected(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["combine", str(run.path), "--rule", "soft", "--with-val", "theirs.csv"]) == 2
-    assert "--with-val: belongs to --with" in capsys.readouterr().err
+    assert "--with-val: requires --with" in capsys.readouterr().err

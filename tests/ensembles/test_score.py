@@ -1,4 +1,4 @@
-"""The table of scores: right numbers, the right one to compare with, the same digits every time, good to read."""
+"""The score table: numbers against NumPy, the best member, identical digits at every call, and the layout."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from choral.core.errors import DataError
 from choral.ensembles.score_run import Scores, score_run, to_json
-from choral.ensembles.score_table import render
-from choral.inference.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
+from choral.ensembles.score_table import render_scores
+from choral.inference.ledger import Ledger, LedgerMeta, build_ledger_table, merge_parts, write_part
 from choral.metrics import bootstrap, paired_bootstrap
 
 MEMBERS = ("a", "b [bold]", "c")
@@ -47,18 +47,18 @@ def ledger(
 ) -> Ledger:
     meta = LedgerMeta(("x", "y", "z"), members, views, "test", "d", "e", ("identity", "hflip"))
     keys = [f"k{number:05d}" for number in range(len(labels))]
-    write_part(folder / "parts", 0, 1, ledger_table(meta, keys, labels, columns))
+    write_part(folder / "parts", 0, 1, build_ledger_table(meta, keys, labels, columns))
     merge_parts(folder / "parts", 1, keys, folder / "test.parquet", meta)
     return Ledger.open(folder / "test.parquet")
 
 
-def shown(scores: Scores, width: int = 100) -> list[str]:
+def rendered_lines(scores: Scores, width: int = 100) -> list[str]:
     output = io.StringIO()
-    Console(file=output, width=width).print(render(scores))
+    Console(file=output, width=width).print(render_scores(scores))
     return output.getvalue().splitlines()
 
 
-def test_rows_are_what_plain_numpy_says(tmp_path: Path) -> None:
+def test_rows_match_numpy(tmp_path: Path) -> None:
     labels, columns = predictions(400)
     scores = score_run(ledger(tmp_path, labels, columns))
     rows = {row["name"]: row for row in scores["rows"]}
@@ -100,11 +100,11 @@ def test_the_same_ledger_gives_the_same_text(tmp_path: Path) -> None:
     first = score_run(ledger(tmp_path / "1", labels, columns), REFERENCES)
     again = score_run(ledger(tmp_path / "2", labels, columns), REFERENCES)
     assert to_json(first) == to_json(again)
-    assert shown(first) == shown(again)
+    assert rendered_lines(first) == rendered_lines(again)
     assert json.loads(to_json(first)) == first
 
 
-def test_the_best_member_among_equals(tmp_path: Path) -> None:
+def test_the_best_member_among_ties(tmp_path: Path) -> None:
     labels = np.array([0, 1, 2, 0])
     sure, unsure = np.full((4, 3), 0.05, np.float32), np.full((4, 3), 0.3, np.float32)
     sure[np.arange(4), labels], unsure[np.arange(4), labels] = 0.9, 0.4
@@ -121,10 +121,10 @@ def test_one_member_without_views(tmp_path: Path) -> None:
     scores = score_run(ledger(tmp_path, labels, columns, ("a",), ("identity",)))
     assert [row["name"] for row in scores["rows"]] == ["member/a", "soft", "hard"]
     assert len({(row["value"], row["low"], row["high"]) for row in scores["rows"]}) == 1
-    assert not any("tta" in line for line in shown(scores))
+    assert not any("tta" in line for line in rendered_lines(scores))
 
 
-def test_no_table_is_certain_where_all_are_right(tmp_path: Path) -> None:
+def test_the_interval_has_a_width_if_every_prediction_is_correct(tmp_path: Path) -> None:
     labels = np.arange(180) % 3
     right = np.full((180, 3), 0.05, np.float32)
     right[np.arange(180), labels] = 0.9
@@ -144,7 +144,7 @@ def test_a_ledger_without_the_identity(tmp_path: Path, view: str) -> None:
 def test_table_at_100_columns(tmp_path: Path) -> None:
     labels, columns = predictions(400)
     scores = score_run(ledger(tmp_path, labels, columns), REFERENCES)
-    lines = shown(scores)
+    lines = rendered_lines(scores)
     assert lines[0].strip() == "test: 400 samples"
     for row in scores["rows"]:
         (line,) = (line for line in lines if line.startswith(f"  {row['name']}  "))  # whole, on one line
@@ -161,18 +161,18 @@ def test_table_at_100_columns(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 100
 
 
-def test_skipped_samples_are_said(tmp_path: Path) -> None:
+def test_skipped_samples_are_reported(tmp_path: Path) -> None:
     labels, columns = predictions(5)
     meta = LedgerMeta(("x", "y", "z"), MEMBERS, ("identity",), "val", "d")
     keys = list("abcde")
-    write_part(tmp_path / "parts", 0, 1, ledger_table(meta, keys, labels, columns), skipped=["f"])
+    write_part(tmp_path / "parts", 0, 1, build_ledger_table(meta, keys, labels, columns), skipped=["f"])
     merge_parts(tmp_path / "parts", 1, [*keys, "f"], tmp_path / "val.parquet", meta)
     scores = score_run(Ledger.open(tmp_path / "val.parquet"))
     assert scores["skipped"] == 1
-    assert shown(scores)[0].strip() == "val: 5 samples, 1 unreadable and left out"
+    assert rendered_lines(scores)[0].strip() == "val: 5 samples, 1 unreadable and left out"
 
 
 def test_a_ledger_without_a_sample(tmp_path: Path) -> None:
     labels, columns = predictions(0)
-    with pytest.raises(DataError, match=r"test\.parquet: holds no sample"):
+    with pytest.raises(DataError, match=r"test\.parquet: holds no samples"):
         score_run(ledger(tmp_path, labels, columns))

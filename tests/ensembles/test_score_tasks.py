@@ -1,4 +1,4 @@
-"""Scores of several labels and of numbers: what scikit-learn says, paired with the best member, in 80 columns."""
+"""Scores of multilabel and regression against scikit-learn, with paired differences, in 80 columns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from sklearn import metrics
 
 from choral.ensembles.score_run import Scores, score_run, to_json
-from choral.ensembles.score_table import render
-from choral.inference.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
-from choral.metrics.intervals import resampled_counts
+from choral.ensembles.score_table import render_scores
+from choral.inference.ledger import Ledger, LedgerMeta, build_ledger_table, merge_parts, write_part
+from choral.metrics.intervals import bootstrap_counts
 
 MEMBERS = ("first", "second", "third")
 COUNT = 240
@@ -25,7 +25,7 @@ Predictions = dict[tuple[str, str], np.ndarray]
 def ledger(folder: Path, task: str, names: tuple[str, ...], labels: np.ndarray, columns: Predictions) -> Ledger:
     meta = LedgerMeta(names, MEMBERS, ("identity", "tta"), "test", "d", "e", ("identity", "hflip"), task)
     keys = [f"k{number:05d}" for number in range(len(labels))]
-    write_part(folder / "parts", 0, 1, ledger_table(meta, keys, labels, columns))
+    write_part(folder / "parts", 0, 1, build_ledger_table(meta, keys, labels, columns))
     merge_parts(folder / "parts", 1, keys, folder / "test.parquet", meta)
     return Ledger.open(folder / "test.parquet")
 
@@ -42,7 +42,7 @@ def noisy(labels: np.ndarray, scales: tuple[float, ...], squash: bool) -> Predic
 
 def table(scores: Scores) -> list[str]:
     output = io.StringIO()
-    Console(file=output, width=80).print(render(scores))
+    Console(file=output, width=80).print(render_scores(scores))
     return output.getvalue().splitlines()
 
 
@@ -53,7 +53,7 @@ def row_of(scores: Scores, name: str, metric: str, target: str | None = None) ->
     return dict(row)
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_multilabel(tmp_path: Path) -> None:
     labels = (np.random.default_rng(0).random((COUNT, 3)) < (0.5, 0.2, 0.1)).astype(np.float32)
     columns = noisy(labels, (0.9, 0.5, 1.1), squash=True)
     opened = ledger(tmp_path, "multilabel", ("sun", "rain", "fog"), labels, columns)
@@ -82,7 +82,7 @@ def test_labels(tmp_path: Path) -> None:
     assert any(line.split() == ["theirs", "mAP", "%", "75.0", "published"] for line in lines)
 
 
-def test_numbers(tmp_path: Path) -> None:
+def test_regression(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).normal((3.0, 1e4), (2.0, 3e3), (COUNT, 2)).astype(np.float32)
     columns = {key: values * (1, 1000) for key, values in noisy(labels / (1, 1000), (0.9, 0.5, 0.6), False).items()}
     columns = {key: values.astype(np.float32) for key, values in columns.items()}
@@ -93,24 +93,26 @@ def test_numbers(tmp_path: Path) -> None:
         rules = {f"mean{suffix}": stack.mean(0), f"median{suffix}": np.median(stack, axis=0)}
         for name, values in {**members, **rules}.items():
             for number, target in enumerate(("kg", "dollars")):
-                truth, own = labels[:, number].astype(float), values[:, number].astype(float)
+                truth, predicted = labels[:, number].astype(float), values[:, number].astype(float)
                 found = {metric: row_of(scores, name, metric, target) for metric in ("mae", "rmse", "r2")}
-                assert found["mae"]["value"] == pytest.approx(metrics.mean_absolute_error(truth, own), rel=1e-5)
-                assert found["rmse"]["value"] == pytest.approx(metrics.root_mean_squared_error(truth, own), rel=1e-5)
-                assert found["r2"]["value"] == pytest.approx(metrics.r2_score(truth, own), rel=1e-5)
+                assert found["mae"]["value"] == pytest.approx(metrics.mean_absolute_error(truth, predicted), rel=1e-5)
+                assert found["rmse"]["value"] == pytest.approx(
+                    metrics.root_mean_squared_error(truth, predicted), rel=1e-5
+                )
+                assert found["r2"]["value"] == pytest.approx(metrics.r2_score(truth, predicted), rel=1e-5)
                 assert all(row["low"] < row["value"] < row["high"] for row in found.values())
     assert scores["best_member"] == "member/second"
     assert max(map(len, table(scores))) <= 80
     assert json.loads(to_json(scores)) == json.loads(to_json(score_run(Ledger.open(tmp_path / "test.parquet"))))
 
 
-def test_intervals_of_numbers_are_those_of_repeated_samples(tmp_path: Path) -> None:
+def test_regression_intervals_match_repeated_samples(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).normal(5, 2, (40, 1)).astype(np.float32)
     columns = noisy(labels, (0.9, 0.5, 0.6), squash=False)
     scores = score_run(ledger(tmp_path, "regression", ("kg",), labels, columns))
     first, second = (columns[name, "identity"][:, 0].astype(float) for name in ("first", "second"))
     r2, gain = [], []
-    for draw in np.concatenate(list(resampled_counts(40))):
+    for draw in np.concatenate(list(bootstrap_counts(40))):
         rows = np.repeat(np.arange(40), draw)
         r2.append(metrics.r2_score(labels[rows, 0], first[rows]))
         rmse = [metrics.root_mean_squared_error(labels[rows, 0], values[rows]) for values in (first, second)]

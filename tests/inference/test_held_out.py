@@ -1,4 +1,4 @@
-"""Predictions of training samples by members that have not seen them."""
+"""Out-of-fold and out-of-bag predictions: training samples predicted by members not trained on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from choral.cli import main
-from choral.config import Config, held_out_groups, members_of
+from choral.config import Config, held_out_groups, resolve_members
 from choral.config.files import load_config
 from choral.core.process_group import Runtime
 from choral.data.loading.host_loader import BatchRequest
-from choral.data.loading.input_pipeline import RankPlace, Split, open_dataset, open_split, plain_batches
-from choral.data.loading.resampling import select
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.resampling import select_rows
+from choral.data.loading.split import Split, open_dataset, open_split
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset
@@ -30,13 +32,14 @@ from choral.ensembles.member_jobs import member_config
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.evaluation_plan import HELD_OUT, plan_evaluation
 from choral.inference.ledger import Ledger
-from choral.inference.predict_chunk import InferenceOptions, predictions_of
-from choral.inference.trained_models import TrainedModel, find_trained_models
-from choral.inference.views import expand
+from choral.inference.predict_chunk import InferenceOptions, predict_batch
+from choral.inference.run_models import find_trained_models
+from choral.inference.trained_model import TrainedModel
+from choral.inference.views import expand_views
 from choral.runs.run_dir import RunDir
 from choral.training.loop import train
 from thread_ranks import evaluate_on_ranks
-from toys import Choral
+from toy_data import Choral
 
 CPU = torch.device("cpu")
 PLACE = RankPlace(0, 1, CPU)
@@ -45,16 +48,16 @@ ONE_STEP = ["train.steps=1", "evaluate.views=[identity, hflip]", "evaluate.split
 
 
 def trained(config: Config, path: Path, run: Runtime, without: tuple[str, ...] = ()) -> RunDir:
-    """Train the members but for some, one after the other in this process, and return the run's folder."""
+    """Train the members, except `without`, one after the other in this process, and return the run directory."""
     path.mkdir()
     folder = RunDir(path)
-    folder.claim(config)
-    for member in members_of(config):
+    folder.store_config(config)
+    for member in resolve_members(config):
         if member.name not in without:
             own = member_config(config, member.name)
             place = folder.member(member.name)
             place.path.mkdir(parents=True)
-            place.claim(own)
+            place.store_config(own)
             train(own, place, run)
     return folder
 
@@ -64,27 +67,29 @@ def held_out_of(folder: RunDir) -> Ledger:
 
 
 def unseen_by(model: TrainedModel, split: Split) -> NDArray[np.int64]:
-    selection = select(model.config.data.resample, split.index)
+    selection = select_rows(model.config.data.resample, split.index)
     assert selection is not None
     return selection.held_out
 
 
 def by_hand(config: Config, folder: RunDir, split: Split, tmp_path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return by group and view what each sample's mean is over the members that have not seen it, by key."""
+    """Return group to view to key to the mean prediction of the members that were not trained on the sample."""
     models, _ = find_trained_models(folder, config)
-    views = expand(config.evaluate.views)
+    views = expand_views(config.evaluate.views)
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for group, members in held_out_groups(config).items():
         answers: dict[str, dict[str, list[NDArray[np.float32]]]] = {"identity": {}, "hflip": {}, "tta": {}}
         for model in (model for model in models if model.member in members):
-            inputs = replace(config, data=model.config.data)
+            inputs = config.replace(data=model.config.data)
             orders = [BatchRequest(np.array([row]), 0, 0) for row in unseen_by(model, split)]
             network = model.load(CPU)
-            with plain_batches(inputs, split, PLACE, model.mean, model.std, orders, tmp_path / "bad") as batches:
+            normalization = Normalization(model.mean, model.std)
+            pipeline = InputPipeline(inputs, split, PLACE, normalization, tmp_path / "bad")
+            with pipeline.unaugmented_batches(orders) as batches:
                 for batch in batches:
                     key = split.index.keys(batch.rows)[0]
                     options = InferenceOptions(views, (*views, "tta"), nullcontext)
-                    (found,) = predictions_of([(network, model.outputs)], model.input_spec, batch.images, options)
+                    (found,) = predict_batch([(network, model.outputs)], model.input_spec, batch.images, options)
                     for view, values in found.items():
                         answers[view].setdefault(key, []).append(values.numpy()[0])
         result[group] = {
@@ -94,7 +99,7 @@ def by_hand(config: Config, folder: RunDir, split: Split, tmp_path: Path) -> dic
 
 
 def assert_by_hand(config: Config, folder: RunDir, tmp_path: Path) -> Ledger:
-    """Compare the ledger, column by column, with what each member says one image at a time; return it."""
+    """Compare the ledger with predictions of each member, one image at a time, and return it."""
     split = open_split(config, open_dataset(config.data), "train", PLACE)
     ledger = held_out_of(folder)
     expected = by_hand(config, folder, split, tmp_path)
@@ -106,19 +111,19 @@ def assert_by_hand(config: Config, folder: RunDir, tmp_path: Path) -> Ledger:
             wanted = np.stack([answers[key] for key in ledger.keys])
             assert np.abs(ledger.predictions(group, view) - wanted).max() <= 2e-6, (group, view)
     rows = {key: row for row, key in enumerate(split.index.keys(np.arange(len(split))))}
-    truth = split.targets.of(np.array([rows[key] for key in ledger.keys]))
+    truth = split.targets.take(np.array([rows[key] for key in ledger.keys]))
     assert np.array_equal(ledger.labels, truth)
     return ledger
 
 
-def on_ranks(config: Config, folder: RunDir, ranks: int) -> Ledger:
-    """Evaluate with several ranks, each a thread that meets the others at every barrier; return the held-out ledger."""
+def evaluate_and_open(config: Config, folder: RunDir, ranks: int) -> Ledger:
+    """Evaluate on several ranks, each a thread, and open the held-out ledger."""
     evaluate_on_ranks(config, folder, ranks)
     return held_out_of(folder)
 
 
-def test_each_sample_is_judged_by_the_fold_that_left_it_out(config_file: Path, tmp_path: Path, run: Runtime) -> None:
-    """Two resolutions, so that images are read twice; the same on any number of ranks; nothing to do a second time."""
+def test_each_sample_is_predicted_by_the_fold_that_left_it_out(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    """Two resolutions, so each image is prepared twice; equal on any number of ranks; the second call has nothing to do."""
     config = load_config(config_file, [*ONE_STEP, FOLDS, "ensemble.resolutions=[32, 40]"])
     folder = trained(config, tmp_path / "folds", run)
     evaluate(config, folder, run)
@@ -128,7 +133,7 @@ def test_each_sample_is_judged_by_the_fold_that_left_it_out(config_file: Path, t
         f"{size}-fold{number}" for size in (32, 40) for number in (1, 2)
     )
     for ranks in (2, 3):
-        other = on_ranks(config, folder, ranks)
+        other = evaluate_and_open(config, folder, ranks)
         assert other.keys == ledger.keys and np.array_equal(other.labels, ledger.labels)
         for group in ledger.members:
             assert np.array_equal(other.predictions(group, "tta"), ledger.predictions(group, "tta"))
@@ -137,14 +142,14 @@ def test_each_sample_is_judged_by_the_fold_that_left_it_out(config_file: Path, t
     path = folder.member("40-fold2").path / "config.yaml"  # trained on other samples: the ledger is out of date
     path.write_text(path.read_text().replace("number: 1", "number: 0"))
     assert plan_evaluation(config, folder, dataset).missing() == [HELD_OUT]
-    off = replace(config, evaluate=replace(config.evaluate, held_out=False))
+    off = config.replace(evaluate=config.evaluate.replace(held_out=False))
     assert plan_evaluation(off, folder, dataset).missing() == []
 
 
-def test_out_of_bag_samples_are_judged_by_those_who_have_not_seen_them(
+def test_out_of_bag_samples_are_predicted_by_models_not_trained_on_them(
     config_file: Path, tmp_path: Path, run: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What all bags of a seed hold nobody of that seed can judge; one image cannot be read; one member is not trained."""
+    """Samples in all bags of a seed have no prediction; one image cannot be read; one member is not trained."""
     packed = tmp_path / "packed"
     source = Path(load_config(config_file).data.shards)
     shutil.copytree(source, packed, ignore=shutil.ignore_patterns(".decoded", ".features"))
@@ -173,7 +178,7 @@ def test_out_of_bag_samples_are_judged_by_those_who_have_not_seen_them(
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """45 images of noise with up to two labels and a number each."""
+    """45 random images, each with up to two labels and a number."""
     root = tmp_path_factory.mktemp("held-out")
     lines = ["image,label,number"]
     for number in range(45):
@@ -186,7 +191,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_labels_and_numbers(config_file: Path, tmp_path: Path, run: Runtime, shapes: Path, task: str) -> None:
+def test_multilabel_and_regression(config_file: Path, tmp_path: Path, run: Runtime, shapes: Path, task: str) -> None:
     targets = ["data.targets=[number]"] if task == "regression" else []
     overrides = [f"task={task}", f"data.shards={shapes}", "ensemble.folds=2", *targets]
     config = load_config(config_file, [*ONE_STEP, *overrides])
@@ -196,7 +201,7 @@ def test_labels_and_numbers(config_file: Path, tmp_path: Path, run: Runtime, sha
     assert ledger.meta.task == task and ledger.members == ("folds",) and len(ledger) == 36
 
 
-def test_all_voices_of_a_member_with_snapshots_answer(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+def test_all_snapshots_of_a_member_predict(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     overrides = ["ensemble.folds=2", "ensemble.snapshots=2", "train.steps=2", "train.warmup_epochs=0"]
     config = load_config(config_file, [*ONE_STEP, *overrides])
     folder = trained(config, tmp_path / "run", run)
@@ -206,7 +211,7 @@ def test_all_voices_of_a_member_with_snapshots_answer(config_file: Path, tmp_pat
     assert_by_hand(config, folder, tmp_path)
 
 
-def test_no_folds_no_held_out_ledger(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+def test_no_held_out_ledger_without_folds(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     config = load_config(config_file, [*ONE_STEP, "ensemble.seeds=1"])
     folder = trained(config, tmp_path / "run", run)
     evaluate(config, folder, run)

@@ -1,4 +1,4 @@
-"""The ledger: any number of ranks gives the same bytes; what is missing, double, foreign or stale is named."""
+"""The ledger: equal bytes on any number of ranks; missing, duplicate, unexpected and stale rows are named."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.data.shards.epoch_plan import slice_of
+from choral.data.shards.epoch_plan import rank_slice
 from choral.inference import ledger as ledger_module
-from choral.inference.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
-from choral.inference.ledger_parts import part_path, written_aside
+from choral.inference.ledger import Ledger, LedgerMeta, build_ledger_table, merge_parts, write_part
+from choral.inference.ledger_parts import atomic_writer, part_path
 
 META = LedgerMeta(
     classes=("fine", "cracked <b>", "größe"),
@@ -48,13 +48,13 @@ def data(
 
 def rank_table(rows: slice, keys: Sequence[str] = KEYS, meta: LedgerMeta = META) -> pa.Table:
     labels, columns = data(len(keys), meta)
-    return ledger_table(meta, keys[rows], labels[rows], {name: values[rows] for name, values in columns.items()})
+    return build_ledger_table(meta, keys[rows], labels[rows], {name: values[rows] for name, values in columns.items()})
 
 
 def write_parts(folder: Path, world_size: int, keys: Sequence[str] = KEYS, meta: LedgerMeta = META) -> None:
-    """Write so many parts of a chunk each."""
+    """Write parts of one chunk each."""
     for rank in range(world_size):
-        write_part(folder, rank, rank + 1, rank_table(slice_of(len(keys), rank, world_size), keys, meta))
+        write_part(folder, rank, rank + 1, rank_table(rank_slice(len(keys), rank, world_size), keys, meta))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["test.parquet"]
 
 
-def test_file_is_plain_parquet_as_promised(tmp_path: Path) -> None:
+def test_file_is_plain_parquet(tmp_path: Path) -> None:
     write_parts(tmp_path / "parts", 1)
     merge_parts(tmp_path / "parts", 1, KEYS, tmp_path / "test.parquet", META)
     schema = pq.read_schema(tmp_path / "test.parquet")
@@ -118,7 +118,7 @@ def test_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_array_equal(ledger.predictions("lite0", "tta"), expected[1])
 
 
-def test_reading_a_column_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_reading_a_column_does_not_read_the_others(tmp_path: Path) -> None:
     write_parts(tmp_path / "parts", 1)
     out = tmp_path / "test.parquet"
     merge_parts(tmp_path / "parts", 1, KEYS, out, META)
@@ -156,7 +156,7 @@ def drop_last_part(folder: Path) -> None:
     part_path(folder, 2, 3).unlink()
 
 
-def double_part(folder: Path) -> None:
+def duplicate_part(folder: Path) -> None:
     write_part(folder, 0, 2, rank_table(slice(0, 8)))
 
 
@@ -164,11 +164,11 @@ def drop_rows(folder: Path) -> None:
     write_part(folder, 1, 2, rank_table(slice(4, 4)))
 
 
-def double_rows(folder: Path) -> None:
+def duplicate_rows(folder: Path) -> None:
     write_part(folder, 1, 2, rank_table(slice(3, 8)))
 
 
-def foreign_rows(folder: Path) -> None:
+def rows_of_another_split(folder: Path) -> None:
     write_part(folder, 2, 3, rank_table(slice(8, 13), [*KEYS[:12], "stranger"]))
 
 
@@ -177,7 +177,7 @@ def stale_rows(folder: Path) -> None:
     write_part(folder, 2, 3, rank_table(slice(8, 13), meta=meta))
 
 
-def torn_part(folder: Path) -> None:
+def truncated_part(folder: Path) -> None:
     path = part_path(folder, 1, 2)
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -187,18 +187,18 @@ def torn_part(folder: Path) -> None:
     [
         (drop_part, r"parts: the predictions of chunks 1 to 1 of 3 are missing"),
         (drop_last_part, r"parts: the predictions of chunks 2 to 2 of 3 are missing"),
-        (double_part, r"part-000000000-000000002.arrow: more than one prediction for chunk 0 of 3"),
+        (duplicate_part, r"part-000000000-000000002.arrow: more than one prediction for chunk 0 of 3"),
         (drop_rows, r"no prediction for 'b1', 'A1', 'ü2' and 1 more"),
         (
-            double_rows,
+            duplicate_rows,
             r"part-000000000-000000001.arrow and part-000000001-000000002.arrow: more than one prediction for 'ü1'",
         ),
-        (foreign_rows, r"part-000000002-000000003.arrow: predictions for 'stranger', not in this split"),
-        (stale_rows, r"-000000003.arrow: holds no predictions of this evaluation, but of an earlier one \(other eval"),
-        (torn_part, r"part-000000001-000000002\.arrow: damaged predictions"),
+        (rows_of_another_split, r"part-000000002-000000003.arrow: predictions for 'stranger', not in this split"),
+        (stale_rows, r"-000000003.arrow: holds predictions of an earlier evaluation \(different: eval"),
+        (truncated_part, r"part-000000001-000000002\.arrow: damaged predictions"),
     ],
 )
-def test_bad_parts_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
+def test_bad_parts_are_named_in_the_message(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
     write_parts(tmp_path / "parts", 3)
     harm(tmp_path / "parts")
     out = tmp_path / "test.parquet"
@@ -212,16 +212,16 @@ def test_bad_parts_are_named(tmp_path: Path, harm: Callable[[Path], None], messa
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([np.nan, 0.5, 0.5], "lite0/tta is no probability distribution"),
-        ([np.inf, -np.inf, 0.5], "no probability distribution"),
+        ([np.nan, 0.5, 0.5], "lite0/tta is not a probability distribution"),
+        ([np.inf, -np.inf, 0.5], "is not a probability distribution"),
         ([0.5, 0.5, 0.1], r"sum 1\.1"),
         ([1.5, -0.5, 0.0], r"smallest -0\.5"),
     ],
 )
-def test_bad_probabilities_name_their_sample(tmp_path: Path, row: list[float], message: str) -> None:
+def test_invalid_probabilities_name_their_sample(tmp_path: Path, row: list[float], message: str) -> None:
     labels, columns = data(13)
     columns["lite0", "tta"][4] = row
-    write_part(tmp_path / "parts", 0, 1, ledger_table(META, KEYS, labels, columns))
+    write_part(tmp_path / "parts", 0, 1, build_ledger_table(META, KEYS, labels, columns))
     with pytest.raises(DataError, match=f"sample 'b1': .*{message}"):
         merge_parts(tmp_path / "parts", 1, KEYS, tmp_path / "test.parquet", META)
     assert not (tmp_path / "test.parquet").exists()
@@ -230,12 +230,12 @@ def test_bad_probabilities_name_their_sample(tmp_path: Path, row: list[float], m
 def test_label_outside_the_classes_names_its_sample(tmp_path: Path) -> None:
     labels, columns = data(13)
     labels[5] = 3
-    write_part(tmp_path / "parts", 0, 1, ledger_table(META, KEYS, labels, columns))
+    write_part(tmp_path / "parts", 0, 1, build_ledger_table(META, KEYS, labels, columns))
     with pytest.raises(DataError, match="sample 'A1': label 3, expected 0 to 2"):
         merge_parts(tmp_path / "parts", 1, KEYS, tmp_path / "test.parquet", META)
 
 
-def test_opening_something_else(tmp_path: Path) -> None:
+def test_opening_another_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test\.parquet: no predictions here; run `choral evaluate`"):
         Ledger.open(tmp_path / "test.parquet")
     (tmp_path / "text.parquet").write_text("no")
@@ -245,7 +245,7 @@ def test_opening_something_else(tmp_path: Path) -> None:
             Ledger.open(tmp_path / name)
 
 
-def test_unknown_member_or_view_shows_the_nearest(tmp_path: Path) -> None:
+def test_unknown_member_or_view_names_the_nearest(tmp_path: Path) -> None:
     write_parts(tmp_path / "parts", 1)
     merge_parts(tmp_path / "parts", 1, KEYS, tmp_path / "test.parquet", META)
     ledger = Ledger.open(tmp_path / "test.parquet")
@@ -258,10 +258,10 @@ def test_unknown_member_or_view_shows_the_nearest(tmp_path: Path) -> None:
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_aside(path) as file:
+    with pytest.raises(KeyboardInterrupt), atomic_writer(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
-    with pytest.raises(DataError, match="file: cannot be written"), written_aside(path) as file:
+    with pytest.raises(DataError, match="file: cannot be written"), atomic_writer(path) as file:
         raise OSError(28, "No space left on device")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"

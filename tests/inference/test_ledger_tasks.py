@@ -1,4 +1,4 @@
-"""Ledgers of several labels and of numbers, and those of before there were other tasks."""
+"""Multilabel and regression ledgers, and old ledgers without a task."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from choral.core.errors import DataError
-from choral.data.shards.epoch_plan import slice_of
-from choral.inference.ledger import Ledger, LedgerMeta, ledger_table, merge_parts, write_part
+from choral.data.shards.epoch_plan import rank_slice
+from choral.inference.ledger import Ledger, LedgerMeta, build_ledger_table, merge_parts, write_part
 
 KEYS = ["c", "a", "e", "b", "d"]
 LABELS = {
@@ -28,9 +28,9 @@ def merged(folder: Path, task: str, world_size: int, values: np.ndarray, labels:
     meta = meta_of(task)
     labels = LABELS[task] if labels is None else labels
     for rank in range(world_size):
-        rows = slice_of(len(KEYS), rank, world_size)
+        rows = rank_slice(len(KEYS), rank, world_size)
         columns = {("one", "identity"): values[rows], ("two", "identity"): values[rows] / 2}
-        write_part(folder / "parts", rank, rank + 1, ledger_table(meta, KEYS[rows], labels[rows], columns))
+        write_part(folder / "parts", rank, rank + 1, build_ledger_table(meta, KEYS[rows], labels[rows], columns))
     merge_parts(folder / "parts", world_size, KEYS, folder / "test.parquet", meta)
     return Ledger.open(folder / "test.parquet")
 
@@ -53,9 +53,9 @@ def test_round_trip_on_any_number_of_ranks(tmp_path: Path, task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "bad", "message"),
     [
-        ("multilabel", 1.5, r"one/identity holds no probabilities \(smallest 0, largest 1\.5; 1 such"),
-        ("multilabel", np.nan, "one/identity holds no probabilities"),
-        ("regression", np.inf, "one/identity holds no finite numbers"),
+        ("multilabel", 1.5, r"one/identity is not probabilities \(smallest 0, largest 1\.5; 1 such"),
+        ("multilabel", np.nan, "one/identity is not probabilities"),
+        ("regression", np.inf, "one/identity is not finite numbers"),
     ],
 )
 def test_bad_predictions_name_their_sample(tmp_path: Path, task: str, bad: float, message: str) -> None:
@@ -73,10 +73,10 @@ def test_bad_labels_name_their_sample(tmp_path: Path, task: str, bad: float) -> 
         merged(tmp_path, task, 1, np.zeros((5, 2), np.float32), labels)
 
 
-def test_ledgers_of_before_there_were_tasks_are_multiclass(tmp_path: Path) -> None:
+def test_old_ledgers_without_a_task_are_multiclass(tmp_path: Path) -> None:
     meta = meta_of("multiclass")
     columns = {(member, "identity"): np.full((5, 2), 0.5, np.float32) for member in meta.members}
-    table = ledger_table(meta, sorted(KEYS), np.array([0, 1, 1, 0, 1]), columns)
+    table = build_ledger_table(meta, sorted(KEYS), np.array([0, 1, 1, 0, 1]), columns)
     content = json.loads(meta.to_json())
     del content["task"]
     pq.write_table(table.replace_schema_metadata({"choral": json.dumps(content)}), tmp_path / "old.parquet")

@@ -1,9 +1,8 @@
-"""Networks that take turns: the same bits, one decode, and as many at once as have room."""
+"""Models loaded in groups: equal bits, one decode, and as many at once as fit into memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +18,7 @@ from choral.core.process_group import Runtime
 from choral.data.loading import sample_pipeline as sample
 from choral.data.loading.decode import decode
 from choral.data.loading.host_loader import BatchRequest, HostBatch, HostLoader
-from choral.inference import model_groups as turns
+from choral.inference import model_groups
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
 from choral.inference.prediction_tasks import PredictionTask
@@ -32,10 +31,12 @@ SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=2", "evaluate.splits=[val]"
 def task(name: str, folder: Path | None = None, size: int = 0) -> PredictionTask:
     if folder is not None:
         (folder / name).write_bytes(bytes(size))
-    return cast(PredictionTask, SimpleNamespace(model=SimpleNamespace(name=name, checkpoint=folder, weights=name)))
+    return cast(PredictionTask, SimpleNamespace(model=SimpleNamespace(name=name, checkpoint=folder, weights_file=name)))
 
 
-def test_turns_change_nothing(config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grouping_changes_nothing(
+    config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[int] = []
 
     def counted(data: bytes, **options: Any) -> Any:
@@ -49,7 +50,7 @@ def test_turns_change_nothing(config_file: Path, tmp_path: Path, run: Runtime, m
     found = {}
     for at_once in ("auto", 3, 1):
         decoded.clear()
-        changed = replace(config, evaluate=replace(config.evaluate, members_at_once=at_once))  # type: ignore[arg-type]
+        changed = config.replace(evaluate=config.evaluate.replace(members_at_once=at_once))  # type: ignore[arg-type]
         evaluate(changed, folder, run, force=True)
         assert len(decoded) == 13
         found[at_once] = path.read_bytes()
@@ -57,14 +58,14 @@ def test_turns_change_nothing(config_file: Path, tmp_path: Path, run: Runtime, m
     assert len(Ledger.open(path)) == 13
 
 
-def test_a_stop_within_a_window_loses_that_window(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+def test_stop_within_a_window_loses_that_window(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     config = load_config(config_file, [*SETTINGS, "evaluate.views=[hflip]", "evaluate.members_at_once=2"])
     folder = made_members(config, tmp_path / "run")
     asked = 0
 
     class Told(Runtime):
         @property
-        def told_to_stop(
+        def stop_requested(
             self,
         ) -> bool:  # before each batch, 2 and 4 in windows of 1 and 2, and after each window
             nonlocal asked
@@ -81,27 +82,27 @@ def test_a_stop_within_a_window_loses_that_window(config_file: Path, tmp_path: P
 
 def test_groups_by_size(tmp_path: Path) -> None:
     tasks = [task(name, tmp_path, size) for name, size in (("a", 4), ("b", 3), ("c", 9), ("d", 1), ("e", 1))]
-    names = [[one.model.name for one in group] for group in turns.group_by_size(tasks, 7)]
+    names = [[one.model.name for one in group] for group in model_groups.group_by_size(tasks, 7)]
     assert names == [["a", "b"], ["c"], ["d", "e"]]
-    assert len(turns.group_by_size(tasks, 18)) == 1 and len(turns.group_by_size(tasks, 0)) == 5
+    assert len(model_groups.group_by_size(tasks, 18)) == 1 and len(model_groups.group_by_size(tasks, 0)) == 5
 
 
-def test_groups_by_trying() -> None:
+def test_groups_by_memory() -> None:
     room = {"a": 2, "b": 2, "c": 1}
 
-    def attempt(one: PredictionTask, others: turns.Networks) -> nn.Module | None:
+    def attempt(one: PredictionTask, others: model_groups.Networks) -> nn.Module | None:
         return nn.Identity() if len(others) < room[one.model.name] else None
 
-    groups, networks = turns.group_by_memory([task(name) for name in "abc"], attempt)
+    groups, networks = model_groups.group_by_memory([task(name) for name in "abc"], attempt)
     assert [[one.model.name for one in group] for group in groups] == [["a", "b"], ["c"]]
     assert [one.model.name for one, _ in networks] == ["c"]
     room["b"] = 0
     with pytest.raises(ChoralError, match="b does not fit into the memory of the device, even alone"):
-        turns.group_by_memory([task(name) for name in "abc"], attempt)
+        model_groups.group_by_memory([task(name) for name in "abc"], attempt)
 
 
 class Host:
-    """Batches of one image of four bytes."""
+    """A host loader with batches of one image of four bytes."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -119,20 +120,21 @@ def test_windows_grow_while_they_take_little_time(monkeypatch: pytest.MonkeyPatc
     def lengths(count: int) -> list[int]:
         host = Host(count)
         found = [
-            [int(batch.images[0, 0, 0, 0]) for batch in window] for window in turns._windows(cast(HostLoader, host))
+            [int(batch.images[0, 0, 0, 0]) for batch in window]
+            for window in model_groups._iterate_windows(cast(HostLoader, host))
         ]
         assert [number for window in found for number in window] == host.released == list(range(count))
         return [len(window) for window in found]
 
     assert lengths(10) == [1, 2, 4, 3] and lengths(7) == [1, 2, 4] and lengths(0) == []
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "_WINDOW_BYTES", 12)
+        patch.setattr(model_groups, "_WINDOW_BYTES", 12)
         assert lengths(9) == [1, 2, 3, 3]
-    monkeypatch.setattr(turns, "_WINDOW_S", -1.0)
+    monkeypatch.setattr(model_groups, "_WINDOW_S", -1.0)
     assert lengths(3) == [1, 1, 1]
 
 
-def test_no_member_at_once_is_refused(config_file: Path) -> None:
+def test_zero_members_at_once_is_refused(config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.members_at_once: expected 1 or more, or auto"):
         load_config(config_file, ["evaluate.members_at_once=0"])
 
@@ -141,7 +143,7 @@ def test_no_member_at_once_is_refused(config_file: Path) -> None:
 def test_networks_beyond_the_memory_of_a_gpu(
     config_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A limit that two of four networks, with their batches, stay below."""
+    """With a memory limit that fits two of four networks and their batches."""
     run = Runtime("no", 1, 60, tmp_path / "stop")
     members = "ensemble.members=[{name: a}, {name: b}, {name: c}, {name: d}]"
     config = load_config(config_file, [*SETTINGS[:-1], members, "model.name=resnet50", "evaluate.views=[hflip]"])

@@ -1,4 +1,4 @@
-"""Views: each against its definition on a tiny tensor and against torchvision, the grammar, the group laws of D4, errors."""
+"""Views, compared with their definitions on tiny tensors and with torchvision; grammar, group laws of D4, errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from choral.config.files import load_config, parse_override
 from choral.core.errors import ConfigError
-from choral.inference.views import Step, View, expand, view_of
+from choral.inference.views import Step, View, expand_views, parse_view
 from choral.inference.views import transforms as shown_module
-from choral.inference.views.transforms import Shown
+from choral.inference.views.transforms import ViewModule
 
 D4 = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "antitranspose")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -45,7 +45,7 @@ def pixels(height: int = 12, width: int = 12, count: int = 2) -> Tensor:
         ("antitranspose", [[4, 2], [3, 1]]),
     ],
 )
-def test_symmetry_is_what_it_is_called(view: str, expected: list[list[int]]) -> None:
+def test_symmetries_equal_their_definition(view: str, expected: list[list[int]]) -> None:
     images = torch.tensor([[1, 2], [3, 4]]).reshape(1, 1, 2, 2)
     assert apply_view(images, view).reshape(2, 2).tolist() == expected
 
@@ -60,14 +60,14 @@ def test_rotations_agree_with_torch_and_views_leave_batch_and_channels_alone() -
         assert torch.equal(shown.sum((-2, -1)), images.sum((-2, -1)))
 
 
-def test_d4_is_closed_and_products_have_the_name_of_what_they_are() -> None:
+def test_d4_is_closed_and_products_have_canonical_names() -> None:
     images = torch.arange(9).reshape(1, 1, 3, 3)
     shown = {tuple(apply_view(images, view).flatten().tolist()): view for view in D4}
     assert len(shown) == 8
     for first in D4:
         for second in D4:
             both = apply_view(apply_view(images, first), second)
-            assert expand(f"{first}*{second}") == (shown[tuple(both.flatten().tolist())],)
+            assert expand_views(f"{first}*{second}") == (shown[tuple(both.flatten().tolist())],)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_shift_moves_the_content_and_reflects_at_the_border(view: str, expected:
 
 @pytest.mark.parametrize("size", [(12, 12), (9, 14)])
 @pytest.mark.parametrize(("right", "down"), [(0.25, 0.0), (0.0, -0.5), (-0.1, 0.3)])
-def test_shift_is_torchvisions_reflecting_pad_and_crop(size: tuple[int, int], right: float, down: float) -> None:
+def test_shift_equals_torchvisions_reflect_pad_and_crop(size: tuple[int, int], right: float, down: float) -> None:
     images, (height, width) = pixels(*size), size
     x, y = round(right * width), round(down * height)
     padded = tv.pad(images, [abs(x), abs(y)], padding_mode="reflect")
@@ -95,7 +95,7 @@ def test_shift_is_torchvisions_reflecting_pad_and_crop(size: tuple[int, int], ri
 
 
 def scaled_by_hand(images: Tensor, factor: float) -> Tensor:
-    """Return the definition, pixel by pixel: the triangle filter around where a pixel looks, mirrored at border pixels."""
+    """Compute a scale pixel by pixel: a triangle filter around the source position, reflected at the border."""
 
     def mirrored(place: int, size: int) -> int:
         while not 0 <= place < size:
@@ -133,10 +133,10 @@ def test_scale_agrees_with_torchvision_within_the_image() -> None:
 
 
 @pytest.mark.parametrize(("size", "side"), [((12, 12), 0.75), ((13, 10), 0.6), ((16, 16), 0.875)])
-def test_crops_are_those_of_torchvision_resized(size: tuple[int, int], side: float) -> None:
+def test_crops_equal_torchvision(size: tuple[int, int], side: float) -> None:
     images, (height, width) = pixels(*size), size
     crops = tv.ten_crop(images, [round(side * height), round(side * width)])
-    views = expand(f"ten_crop[{side}]")
+    views = expand_views(f"ten_crop[{side}]")
     assert len(views) == 10
     for view, crop in zip(views, crops, strict=True):
         expected = tv.resize(crop, [height, width], antialias=True)
@@ -144,7 +144,7 @@ def test_crops_are_those_of_torchvision_resized(size: tuple[int, int], side: flo
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.3, 4.0])
-def test_brightness_and_contrast_are_those_of_torchvision_on_pixels_in_0_to_1(factor: float) -> None:
+def test_brightness_and_contrast_equal_torchvision(factor: float) -> None:
     images = pixels()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     for view, adjust in (("brightness", tv.adjust_brightness), ("contrast", tv.adjust_contrast)):
@@ -152,7 +152,7 @@ def test_brightness_and_contrast_are_those_of_torchvision_on_pixels_in_0_to_1(fa
         torch.testing.assert_close(shown, (adjust(images, factor) - mean) / std, atol=3e-6, rtol=0)
 
 
-def test_a_product_goes_from_left_to_right() -> None:
+def test_products_apply_from_left_to_right() -> None:
     images = pixels()
     for left, right in (("hflip", "crop[top_left,0.5]"), ("shift[0.25,0]", "rot90"), ("scale[0.9]", "contrast[1.5]")):
         both = apply_view(apply_view(images, left), right)
@@ -164,9 +164,9 @@ def test_a_product_goes_from_left_to_right() -> None:
 
 @pytest.mark.parametrize("other", ["scale[0.9]", "brightness[1.4]", "contrast[0.7]"])
 @pytest.mark.parametrize("symmetry", ["hflip", "rot90", "antitranspose"])
-def test_what_is_told_apart_by_order_alone_is_one_view(symmetry: str, other: str) -> None:
+def test_commuting_steps_give_one_view(symmetry: str, other: str) -> None:
     images = pixels()
-    assert expand(f"{other}*{symmetry}") == expand(f"{symmetry}*{other}") == (f"{symmetry}*{other}",)
+    assert expand_views(f"{other}*{symmetry}") == expand_views(f"{symmetry}*{other}") == (f"{symmetry}*{other}",)
     one, two = apply_view(apply_view(images, symmetry), other), apply_view(apply_view(images, other), symmetry)
     torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
 
@@ -186,58 +186,58 @@ def test_what_is_told_apart_by_order_alone_is_one_view(symmetry: str, other: str
             "brightness[0.8,1.2]*(identity,vflip)",
             ("brightness[0.8]", "vflip*brightness[0.8]", "brightness[1.2]", "vflip*brightness[1.2]"),
         ),
-        ("(identity,hflip)*five_crop", expand("ten_crop")),
+        ("(identity,hflip)*five_crop", expand_views("ten_crop")),
         ("crop[centre,1],hflip*vflip*rot180,brightness[1],shift[-0,0]", ("identity",)),
         ("crop[centre,.5]*hflip*rot90", ("crop[centre,0.5]*transpose",)),
     ],
     ids=str,
 )
-def test_what_is_written_stands_for_views(written: str | list[str], views: tuple[str, ...]) -> None:
-    assert expand(written) == views
-    assert expand(views) == views
-    assert [view_of(name).name for name in views] == list(views)
+def test_expand_views(written: str | list[str], views: tuple[str, ...]) -> None:
+    assert expand_views(written) == views
+    assert expand_views(views) == views
+    assert [parse_view(name).name for name in views] == list(views)
 
 
-def test_five_crop_and_ten_crop_are_named_in_the_order_of_torchvision() -> None:
+def test_five_crop_and_ten_crop_have_torchvisions_order() -> None:
     corners = ("top_left", "top_right", "bottom_left", "bottom_right", "centre")
     five = tuple(f"crop[{corner},0.875]" for corner in corners)
-    assert expand("five_crop") == five
-    assert expand("ten_crop") == (*five, *(f"hflip*{crop}" for crop in five))
+    assert expand_views("five_crop") == five
+    assert expand_views("ten_crop") == (*five, *(f"hflip*{crop}" for crop in five))
 
 
-def test_a_view_is_described_by_plain_values() -> None:
-    assert view_of("hflip*scale[0.9]") == View((Step("hflip"), Step("scale", (0.9,))))
-    assert view_of("identity") == View()
+def test_view_steps_are_plain_values() -> None:
+    assert parse_view("hflip*scale[0.9]") == View((Step("hflip"), Step("scale", (0.9,))))
+    assert parse_view("identity") == View()
     with pytest.raises(ConfigError, match="'d4' stands for 8 views, expected one"):
-        view_of("d4")
+        parse_view("d4")
 
 
 @pytest.mark.parametrize(
     ("written", "message"),
     [
         (["identity", "hflp"], r"unknown view 'hflp'\. Did you mean hflip\?.*d4"),
-        ([], "empty list"),
-        (" ", "empty list"),
+        ([], "the list is empty"),
+        (" ", "the list is empty"),
         ("hflip*", r"'hflip\*': expected a view after 'hflip\*'"),
         ("scales", r"expected values in brackets such as scales\[0.9,1,1.1\]"),
         ("scale[0.9,1]", r"expected values in brackets such as scale\[0.9\]"),
         ("scales[0.9", r"'\]' is missing after 'scales\[0.9'"),
-        ("scales[0.9]]", r"'\]' where nothing was expected"),
-        ("scales[small]", "'small' is no number; scales is written"),
+        ("scales[0.9]]", r"'\]' after the end of a view"),
+        ("scales[small]", "'small' is not a number; scales is written"),
         ("scales[0]", "scales takes 0.25 to 4, not 0"),
         ("brightness[1e999]", "brightness takes 0.1 to 10"),
         ("crop[top_lft,0.5]", r"no corner 'top_lft'\. Did you mean top_left\?"),
         ("(hflip,vflip", r"'\)' is missing"),
-        ("hflip vflip", "'vflip' where nothing was expected; views are joined by"),
-        ("hflip/vflip", "'/' has no meaning here"),
+        ("hflip vflip", "'vflip' after the end of a view; join views with"),
+        ("hflip/vflip", "unexpected character '/'"),
         ("d4*d4*d4*d4*d4", "stands for 32768 views"),
-        ("d4*scales[0.5,0.6,0.7,0.8]*shifts[0.1,0.2,0.3,0.4,0.5]", "640 views.*512 are the most"),
+        ("d4*scales[0.5,0.6,0.7,0.8]*shifts[0.1,0.2,0.3,0.4,0.5]", "640 views.*the maximum is 512"),
     ],
     ids=str,
 )
-def test_what_is_no_view_is_refused(written: str | list[str], message: str) -> None:
+def test_invalid_views_are_refused(written: str | list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        expand(written)
+        expand_views(written)
 
 
 def test_views_that_swap_sides_need_square_images() -> None:
@@ -261,18 +261,18 @@ def test_commas_within_brackets_survive_files_and_overrides(tmp_path: Path) -> N
     assert parse_override("evaluate.views=['hflip*scales[0.9,1]']")[1] == ["hflip*scales[0.9,1]"]
 
 
-def test_every_view_exports_and_gives_half_precision_back() -> None:
+def test_every_view_exports_and_keeps_half_precision() -> None:
     images = pixels(8, 8)
-    for view in (*expand("rot90,shifts[0.2],scales[0.7,1.3],five_crop"), "hflip*scale[0.9]*contrast[1.3]"):
-        module = Shown(view_of(view), 8, 8, MEAN, STD)
+    for view in (*expand_views("rot90,shifts[0.2],scales[0.7,1.3],five_crop"), "hflip*scale[0.9]*contrast[1.3]"):
+        module = ViewModule(parse_view(view), 8, 8, MEAN, STD)
         exported = torch.export.export(module, (images,)).module()
         assert torch.equal(exported(images), module(images))
         assert module(images.bfloat16()).dtype == torch.bfloat16
 
 
-def test_one_image_is_shown_alone_as_in_a_batch() -> None:
+def test_views_do_not_depend_on_the_batch() -> None:
     images = pixels(9, 9, count=5)
-    for view in expand("d4*scales[0.8]*contrast[1.2],shift[0.1,0.2],ten_crop[0.7]"):
+    for view in expand_views("d4*scales[0.8]*contrast[1.2],shift[0.1,0.2],ten_crop[0.7]"):
         together = shown_module.apply_view(images, view, MEAN, STD)
         alone = torch.cat([shown_module.apply_view(image[None], view, MEAN, STD) for image in images])
         assert torch.equal(together, alone)

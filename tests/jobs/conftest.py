@@ -1,4 +1,4 @@
-"""Fixtures that leave no process behind."""
+"""Fixtures that check that no process is left behind."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from job_processes import Driver, alive, pids
 
 @pytest.fixture
 def family(tmp_path: Path) -> Iterator[Path]:
-    """A folder where processes note their pids; none may be left, whatever a test does."""
+    """A folder in which processes record their pids; afterwards none of them may still run."""
     folder = tmp_path / "pids"
     folder.mkdir()
     yield folder
-    left = [pid for pid in pids(folder) if alive(pid)]
-    for pid in left:
+    remaining = [pid for pid in pids(folder) if alive(pid)]
+    for pid in remaining:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert not left
+    assert not remaining
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from choral.jobs import local as local_module
 from job_processes import python, run
 
 
-class TestEnds:
+class TestOutcomes:
     def test_done_failed_and_a_command_that_does_not_exist(self, tmp_path: Path) -> None:
         jobs = [
             Job("good", python("print('well done')"), tmp_path / "good"),
@@ -52,12 +52,12 @@ class TestEnds:
         assert [line for line in lines if line.startswith("try")] == ["try 1", "try 2", "try 3"]
         headers = [line for line in lines if line.startswith("===== attempt")]
         assert [header.split(",")[0] for header in headers] == [f"===== attempt {number}" for number in (1, 2, 3)]
-        assert "job: exit status 1, starting it again (try 1)" in output.getvalue()
+        assert "job: exit status 1, restarting it (try 1)" in output.getvalue()
         (outcome,) = run(Job("job", python("raise SystemExit(3)"), tmp_path), retries=1)
         assert (outcome.state, outcome.exit_code, outcome.attempts) == ("failed", 3, 2)
         assert "try" not in outcome.log_tail  # of its own attempt alone
 
-    def test_stopped_by_itself_starts_again_while_it_gets_further(self, tmp_path: Path) -> None:
+    def test_exit_status_75_restarts_while_there_is_progress(self, tmp_path: Path) -> None:
         code = """
             import pathlib, sys
             step = pathlib.Path(sys.argv[1])
@@ -77,7 +77,7 @@ class TestEnds:
         assert (second.state, second.exit_code, second.attempts) == ("failed", 75, 5)
         assert "stopped by itself 3 times in a row without progress" in second.message
 
-    def test_arguments_and_names_are_passed_on_untouched(self, tmp_path: Path) -> None:
+    def test_arguments_and_names_are_passed_unchanged(self, tmp_path: Path) -> None:
         awkward = ["a b", "'quoted' \"twice\"", "$(touch pwned); `id`", "größe\n[red]x", "--", ""]
         code = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(repr(sys.argv[2:]), 'utf-8')"
         folder = tmp_path / "a folder with 'quotes' [bold]"
@@ -87,7 +87,7 @@ class TestEnds:
         assert (tmp_path / "out").read_text("utf-8") == repr(awkward)
         assert "[red]job: done" in output.getvalue()
 
-    def test_no_jobs_and_bad_jobs(self, tmp_path: Path) -> None:
+    def test_no_jobs_and_invalid_jobs(self, tmp_path: Path) -> None:
         assert run() == []
         job = Job("a", ("true",), tmp_path)
         with pytest.raises(ConfigError, match="no slot"):
@@ -99,7 +99,7 @@ class TestEnds:
         with pytest.raises(ConfigError, match="b has no command"):
             run(job, Job("b", (), tmp_path / "b"))
 
-    def test_a_log_that_cannot_be_written_fails_that_job_alone(self, tmp_path: Path) -> None:
+    def test_a_log_that_cannot_be_written_fails_only_its_job(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         bad, good = run(Job("bad", ("true",), tmp_path / "file" / "x"), Job("good", ("true",), tmp_path / "good"))
         assert (bad.state, bad.exit_code, bad.attempts) == ("failed", None, 0)
@@ -120,7 +120,7 @@ class TestEnds:
 
 
 class TestSlots:
-    def test_no_more_at_once_than_slots_and_each_with_its_variables(self, tmp_path: Path) -> None:
+    def test_one_job_per_slot_with_the_variables_of_the_slot(self, tmp_path: Path) -> None:
         code = """
             import os, pathlib, sys, time
             folder = pathlib.Path(sys.argv[1])
@@ -143,8 +143,8 @@ class TestSlots:
         assert [line[1:] for line in seen] == [[str(number), "slot"] for number in range(5)]
 
 
-def test_progress_is_shown_and_its_errors_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_module, "_SHOW_S", 0.0)
+def test_progress_is_displayed_and_its_errors_do_not_stop_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_module, "_DISPLAY_S", 0.0)
 
     def progress(job: Job) -> Mapping[str, str]:
         if job.name == "odd":

@@ -1,4 +1,4 @@
-"""Jobs are stopped by signals, by kill -9 and by defects, and nothing is left behind."""
+"""Jobs that are stopped by signals, by kill -9 and by exceptions leave no process behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TestStops:
         assert (family / "saved").exists()
         assert "stopping: jobs have 5 s to save" in messages and "job2: stopped" in messages
 
-    def test_what_ignores_the_signal_is_killed_after_the_grace(
+    def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(
         self, family: Path, driver: Callable[..., Driver]
     ) -> None:
         running = driver(python(FAMILY, family, "stubborn"), grace_s=0.5)
@@ -63,7 +63,7 @@ class TestStops:
         running.process.kill()
         assert wait_for(lambda: (family / "saved").exists() and not alive(pids(family)[0]), 5.0)
 
-    def test_kill_9_of_the_guard_takes_its_job_along(self, family: Path, driver: Callable[..., Driver]) -> None:
+    def test_kill_9_of_the_guard_ends_its_job(self, family: Path, driver: Callable[..., Driver]) -> None:
         running = driver(python(FAMILY, family, "stubborn"))
         for attempt in (1, 2):
             before = set(pids(family))
@@ -75,7 +75,7 @@ class TestStops:
         assert running.output()[0] == ["failed 137 2"]
         assert not [pid for pid in pids(family) if alive(pid)]
 
-    def test_a_guard_that_is_terminated_passes_it_on(self, family: Path, driver: Callable[..., Driver]) -> None:
+    def test_a_guard_passes_sigterm_on(self, family: Path, driver: Callable[..., Driver]) -> None:
         running = driver(python(SAVES, family))
         assert wait_for(lambda: len(pids(family)) == 1)
         (guard,) = children(running.process.pid)
@@ -85,7 +85,7 @@ class TestStops:
         running.process.send_signal(signal.SIGTERM)
         assert running.output()[0] == ["stopped 75 2"]
 
-    def test_an_exception_passes_and_leaves_nothing(self, family: Path, tmp_path: Path) -> None:
+    def test_an_exception_leaves_no_process(self, family: Path, tmp_path: Path) -> None:
         def token(job: Job) -> object:
             if job.name == "second":
                 assert wait_for(lambda: len(pids(family)) == 3)
@@ -112,7 +112,7 @@ class TestEarlierRuns:
         assert outcome.state == "done"  # it found what the earlier one saved
         assert "job: waiting for processes of an earlier run" in output.getvalue()
 
-    def test_but_not_for_ever(
+    def test_it_does_not_wait_forever(
         self, family: Path, tmp_path: Path, driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         running = driver(python(SAVES, family))
@@ -120,6 +120,6 @@ class TestEarlierRuns:
         monkeypatch.setattr(local_module, "_LOG_WAIT_S", 0.2)
         (outcome,) = run(Job("job", ("true",), tmp_path / "job0"))
         assert (outcome.state, outcome.attempts) == ("failed", 0)
-        assert f"processes of another run are at work in {tmp_path}/job0" in outcome.message
+        assert f"processes of another run use {tmp_path}/job0" in outcome.message
         running.process.send_signal(signal.SIGTERM)
         assert running.output()[0] == ["stopped 75 1"]

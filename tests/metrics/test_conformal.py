@@ -1,4 +1,4 @@
-"""Conformal sets: each score by hand, the finite-sample quantile, and that sets cover what they say, by simulation."""
+"""Conformal sets: scores by hand, the finite-sample quantile, and simulated coverage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROBABILITIES = np.array([[0.2, 0.5, 0.3], [0.25, 0.25, 0.5]], np.float32)
 def test_scores_by_hand() -> None:
     lac = conformal_scores(PROBABILITIES, "lac")
     np.testing.assert_allclose(lac, [[0.8, 0.5, 0.7], [0.75, 0.75, 0.5]], atol=1e-7)
-    aps = conformal_scores(PROBABILITIES, "aps")  # what is more probable; of equals the first class comes first
+    aps = conformal_scores(PROBABILITIES, "aps")  # total of more probable classes; ties in class order
     np.testing.assert_allclose(aps, [[0.8, 0, 0.5], [0.5, 0.75, 0]], atol=1e-7)
     many = np.full((1, 8), 1 / 8, np.float32)
     tail = conformal_scores(many, "raps") - conformal_scores(many, "aps")
@@ -32,7 +32,7 @@ def test_the_quantile_counts_the_new_sample(samples: int, coverage: float, rank:
 
 
 def classes(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Labels of four classes, the last one rare, and probabilities that are too sure of themselves."""
+    """Return labels of four classes, the last one rare, and overconfident probabilities."""
     labels = rng.choice(4, size=shape, p=[0.4, 0.3, 0.2, 0.1])
     scores = rng.normal(size=(*shape, 4))
     np.put_along_axis(scores, labels[..., None], np.take_along_axis(scores, labels[..., None], -1) + 1.5, -1)
@@ -41,41 +41,41 @@ def classes(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[n
 
 
 @pytest.mark.parametrize("score", ["lac", "aps", "raps"])
-def test_sets_cover_what_they_say(score: str) -> None:
-    """400 draws of 99 samples for the quantile, and 500 to try: over all draws 90 % are covered, by the beta law."""
+def test_sets_reach_their_coverage(score: str) -> None:
+    """400 draws of 99 calibration and 500 test samples: mean coverage 90 %, spread by the beta distribution."""
     rng, covered = np.random.default_rng(1), []
     for _ in range(400):
         labels, probabilities = classes(rng, (599,))
         scores = conformal_scores(probabilities, score)
-        own = scores[np.arange(599), labels]
-        quantile = conformal_quantile(own[:99], 0.9)
-        held = prediction_sets(scores[99:], np.array([quantile]))
-        covered.append(held[np.arange(500), labels[99:]].mean())
+        of_label = scores[np.arange(599), labels]
+        quantile = conformal_quantile(of_label[:99], 0.9)
+        members = prediction_sets(scores[99:], np.array([quantile]))
+        covered.append(members[np.arange(500), labels[99:]].mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.006)
     low, high = coverage_spread(99, 0.9)
-    # 500 samples blur each draw's own coverage by 1.3 points beside 3.0 of the beta law.
+    # 500 test samples add a standard error of 1.3 points to the 3.0 of the beta distribution.
     assert 0.90 < np.mean((covered >= np.float64(low)) & (covered <= np.float64(high))) < 0.97
     assert np.std(covered) == pytest.approx(math.hypot(0.03, 0.0134), abs=0.004)
 
 
-def test_by_class_each_class_is_covered() -> None:
+def test_class_conditional_quantiles_cover_each_class() -> None:
     rng = np.random.default_rng(2)
     pooled, by_class = [], []
     for _ in range(300):
         labels, probabilities = classes(rng, (1400,))
         scores = conformal_scores(probabilities, "lac")
-        own = scores[np.arange(1400), labels]
-        one = np.array([conformal_quantile(own[:400], 0.9)])
-        each = np.array([conformal_quantile(own[:400][labels[:400] == number], 0.9) for number in range(4)])
+        of_label = scores[np.arange(1400), labels]
+        one = np.array([conformal_quantile(of_label[:400], 0.9)])
+        each = np.array([conformal_quantile(of_label[:400][labels[:400] == number], 0.9) for number in range(4)])
         for found, quantiles in ((pooled, one), (by_class, each)):
-            hit = prediction_sets(scores[400:], quantiles)[np.arange(1000), labels[400:]]
-            found.append([hit[labels[400:] == number].mean() for number in range(4)])
+            covered = prediction_sets(scores[400:], quantiles)[np.arange(1000), labels[400:]]
+            found.append([covered[labels[400:] == number].mean() for number in range(4)])
     np.testing.assert_allclose(np.mean(by_class, axis=0), 0.9, atol=0.02)
     assert (np.mean(by_class, axis=0) > 0.895).all()
-    assert np.abs(np.mean(pooled, axis=0) - 0.9).max() < 0.02  # as they are as hard as each other here
+    assert np.abs(np.mean(pooled, axis=0) - 0.9).max() < 0.02  # all classes are equally hard here
 
 
-def test_absolute_residuals_cover_numbers() -> None:
+def test_absolute_residuals_cover_regression_targets() -> None:
     rng, covered = np.random.default_rng(3), []
     for _ in range(400):
         residuals = np.abs(rng.standard_t(3, 549))

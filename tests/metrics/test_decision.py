@@ -1,4 +1,4 @@
-"""Thresholds against an exhaustive search, costs against a table, and what is called unsure."""
+"""Thresholds against an exhaustive search, expected costs worked by hand, and confidence thresholds."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from choral.core.errors import ConfigError
-from choral.metrics.decision import choose_threshold, least_cost, sure_from, with_threshold
+from choral.metrics.decision import (
+    apply_threshold,
+    choose_confidence_threshold,
+    choose_threshold,
+    minimize_expected_cost,
+)
 
 
 @pytest.fixture(name="scored")
-def made() -> tuple[np.ndarray, np.ndarray]:
+def labels_and_probabilities() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     probabilities = np.round(rng.random(200), 2).astype(np.float32)  # with ties
     return rng.random(200) < 0.2 + 0.6 * probabilities, probabilities
 
 
 @pytest.mark.parametrize("rule", ["f1", "recall>=0.9", "precision>=0.7"])
-def test_thresholds_against_all_there_are(rule: str, scored: tuple[np.ndarray, np.ndarray]) -> None:
+def test_thresholds_match_an_exhaustive_search(rule: str, scored: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = scored
     found = choose_threshold(labels, probabilities, rule)
-    given = probabilities >= found.value
-    own = [score(labels, given) for score in (precision_score, recall_score, f1_score)]
-    assert [found.precision, found.recall, found.f1] == pytest.approx(own)
+    predicted = probabilities >= found.value
+    expected = [score(labels, predicted) for score in (precision_score, recall_score, f1_score)]
+    assert [found.precision, found.recall, found.f1] == pytest.approx(expected)
     assert found.value not in probabilities
     every = probabilities[:, None] >= np.unique(probabilities)  # a column a threshold
     hits = (every & labels[:, None]).sum(axis=0)
@@ -37,41 +42,43 @@ def test_thresholds_against_all_there_are(rule: str, scored: tuple[np.ndarray, n
         assert found.precision >= 0.7 and found.recall == pytest.approx(recall[precision >= 0.7].max())
 
 
-def test_rules_that_cannot_be(scored: tuple[np.ndarray, np.ndarray]) -> None:
+def test_invalid_rules_are_rejected(scored: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = scored
-    with pytest.raises(ConfigError, match="precision>=1: no threshold reaches it on validation, where the highest"):
+    with pytest.raises(ConfigError, match="precision>=1: no threshold reaches it on validation; the highest precision"):
         choose_threshold(~labels, probabilities, "precision>=1")
-    with pytest.raises(ConfigError, match="no validation sample has the class"):
+    with pytest.raises(ConfigError, match="no validation sample has this class"):
         choose_threshold(np.zeros(200, bool), probabilities, "f1")
     for rule in ("f2", "recall>0.9", "recall>=1.5", "precision>=0", "recall>=0.9.1"):
-        with pytest.raises(ConfigError, match="is no rule: expected f1, recall>=R or precision>=P"):
+        with pytest.raises(ConfigError, match="invalid rule .*: expected f1, recall>=R or precision>=P"):
             choose_threshold(labels, probabilities, rule)
 
 
-def test_a_threshold_of_one_class() -> None:
+def test_threshold_of_one_class() -> None:
     probabilities = np.array([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.6, 0.1, 0.3]], np.float32)
-    assert with_threshold(probabilities, 0, 0.15).tolist() == [0, 2, 0]
-    assert with_threshold(probabilities, 0, 0.7).tolist() == [1, 2, 2]
+    assert apply_threshold(probabilities, 0, 0.15).tolist() == [0, 2, 0]
+    assert apply_threshold(probabilities, 0, 0.7).tolist() == [1, 2, 2]
 
 
 def test_least_expected_cost() -> None:
     probabilities = np.array([[0.95, 0.05], [0.85, 0.15], [0.5, 0.5]], np.float32)
-    plain = np.array([[0.0, 1], [1, 0]])
-    assert least_cost(probabilities, plain).tolist() == [0, 0, 0]
-    # Missing the second class costs ten: it is answered from a probability of 1/11 on.
-    assert least_cost(probabilities, np.array([[0.0, 1], [10, 0]])).tolist() == [0, 1, 1]
-    assert least_cost(probabilities, np.zeros((2, 2))).tolist() == [0, 0, 0]
+    equal_costs = np.array([[0.0, 1], [1, 0]])
+    assert minimize_expected_cost(probabilities, equal_costs).tolist() == [0, 0, 0]
+    # Missing the second class costs ten: it is predicted from a probability of 1/11 on.
+    assert minimize_expected_cost(probabilities, np.array([[0.0, 1], [10, 0]])).tolist() == [0, 1, 1]
+    assert minimize_expected_cost(probabilities, np.zeros((2, 2))).tolist() == [0, 0, 0]
 
 
 def test_unsure_below() -> None:
     confidence = np.array([0.5, 0.6, 0.7, 0.8, 0.9])
-    hit = np.array([False, True, False, True, True])
-    assert sure_from(confidence, hit, "0.77") == 0.77
-    assert sure_from(confidence, hit, "accuracy>=0.75") == pytest.approx(0.55)  # of four, three are right
-    assert sure_from(confidence, hit, "accuracy>=0.9") == pytest.approx(0.75)
-    assert sure_from(confidence, hit, "coverage>=0.6") == pytest.approx(0.65)
-    assert sure_from(confidence, hit, "coverage>=1") == pytest.approx(0.25)
-    with pytest.raises(ConfigError, match="not reached on validation, where the surest have 0.000"):
-        sure_from(confidence, ~hit[::-1] & False, "accuracy>=0.5")
+    is_correct = np.array([False, True, False, True, True])
+    assert choose_confidence_threshold(confidence, is_correct, "0.77") == 0.77
+    assert choose_confidence_threshold(confidence, is_correct, "accuracy>=0.75") == pytest.approx(
+        0.55
+    )  # three of four are correct
+    assert choose_confidence_threshold(confidence, is_correct, "accuracy>=0.9") == pytest.approx(0.75)
+    assert choose_confidence_threshold(confidence, is_correct, "coverage>=0.6") == pytest.approx(0.65)
+    assert choose_confidence_threshold(confidence, is_correct, "coverage>=1") == pytest.approx(0.25)
+    with pytest.raises(ConfigError, match="not reached on validation; the most confident predictions reach 0.000"):
+        choose_confidence_threshold(confidence, ~is_correct[::-1] & False, "accuracy>=0.5")
     with pytest.raises(ConfigError, match="expected a probability, accuracy>=A or coverage>=C, got 'most'"):
-        sure_from(confidence, hit, "most")
+        choose_confidence_threshold(confidence, is_correct, "most")

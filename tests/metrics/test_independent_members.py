@@ -1,4 +1,4 @@
-"""Majorities of independent members: exact fractions, SciPy's distribution, any number of members."""
+"""Majority votes of independent members, against exact fractions and SciPy's binomial distribution."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from choral.metrics.independent_members import independent_members, majority_error, unequal_majority_error
+from choral.metrics.independent_members import equivalent_independent_members, majority_error, unequal_majority_error
 
 
 def exact(rates: list[Fraction]) -> Fraction:
-    """Add up the probability of every outcome, ties half."""
+    """Sum the probabilities of all wrong outcomes; ties count half."""
     total = Fraction(0)
     for wrong in product((0, 1), repeat=len(rates)):
         probability = Fraction(1)
@@ -49,14 +49,14 @@ def test_unequal_members() -> None:
 
 @pytest.mark.parametrize("rate", [1e-6, 0.01, 0.3, 0.49, 0.4999])
 @pytest.mark.parametrize("members", [11, 101, 10_001])
-def test_large_numbers_are_those_of_the_binomial_distribution(members: int, rate: float) -> None:
+def test_large_numbers_match_the_binomial_distribution(members: int, rate: float) -> None:
     assert majority_error(rate, members) == pytest.approx(binom.sf(members // 2, members, rate), rel=1e-9, abs=1e-300)
     assert 0 <= majority_error(rate, members) <= rate
     assert majority_error(rate, members + 1) == majority_error(rate, members)
 
 
-def test_tails_keep_their_digits() -> None:
-    """The first term of a tail this thin is all of it: what 1 minus a distribution function would return as 0."""
+def test_small_tails_keep_their_digits() -> None:
+    """Values this small would be 0 if computed as 1 minus a distribution function."""
     terms = [
         comb(41, wrong) * Fraction(1, 10**6) ** wrong * (1 - Fraction(1, 10**6)) ** (41 - wrong)
         for wrong in range(21, 42)
@@ -65,15 +65,19 @@ def test_tails_keep_their_digits() -> None:
     assert majority_error(1e-6, 41) < 1e-110
 
 
-def test_the_number_of_members_is_the_inverse() -> None:
+def test_equivalent_members_invert_the_majority_error() -> None:
     for rate in (1e-4, 0.13, 0.45):
-        assert independent_members(rate, rate) == pytest.approx(1.0, abs=1e-6)
+        assert equivalent_independent_members(rate, rate) == pytest.approx(1.0, abs=1e-6)
         for members in (3, 5, 21):
-            assert independent_members(majority_error(rate, members), rate) == pytest.approx(members, rel=1e-7)
-        between = independent_members(float(np.mean([majority_error(rate, members) for members in (3, 5)])), rate)
+            assert equivalent_independent_members(majority_error(rate, members), rate) == pytest.approx(
+                members, rel=1e-7
+            )
+        between = equivalent_independent_members(
+            float(np.mean([majority_error(rate, members) for members in (3, 5)])), rate
+        )
         assert between is not None and 3 < between < 5
 
 
 @pytest.mark.parametrize(("error", "rate"), [(0.2, 0.1), (0.0, 0.1), (0.5, 0.5), (0.4, 0.6), (0.0, 0.0)])
-def test_where_no_number_of_members_does(error: float, rate: float) -> None:
-    assert independent_members(error, rate) is None
+def test_no_number_of_members_reaches_the_error(error: float, rate: float) -> None:
+    assert equivalent_independent_members(error, rate) is None

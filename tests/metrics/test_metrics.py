@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and by hand."""
+"""Per-sample metrics, by hand and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from choral.metrics import correct, log_losses, top_class
 def test_by_hand() -> None:
     labels = np.array([0, 1, 2, 0])
     probabilities = np.array([[0.5, 0.25, 0.25], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]], dtype=np.float32)
-    assert top_class(probabilities).tolist() == [0, 0, 0, 2]  # of equals the first
+    assert top_class(probabilities).tolist() == [0, 0, 0, 2]  # ties go to the first
     assert correct(labels, top_class(probabilities)).tolist() == [1.0, 0.0, 0.0, 0.0]
     eps = float(np.finfo(np.float32).eps)
     expected = [-math.log(0.5), -math.log(0.5), -math.log(eps), -math.log(np.float32(0.2))]

@@ -1,4 +1,4 @@
-"""Average precision as in scikit-learn, also of resampled samples, and with equal scores."""
+"""Average precision against scikit-learn, with ties and on bootstrap draws."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from choral.core.errors import DataError
-from choral.metrics.intervals import resampled_counts
-from choral.metrics.ranking import average_precision, mean_average_precision, resampled_mean_average_precisions
+from choral.metrics.intervals import bootstrap_counts
+from choral.metrics.ranking import average_precision, bootstrap_mean_average_precisions, mean_average_precision
 
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])
@@ -20,7 +20,7 @@ def test_average_precision_is_that_of_scikit_learn(levels: int) -> None:
         assert average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
 
 
-def test_labels_that_nobody_has_are_left_out() -> None:
+def test_labels_without_samples_are_left_out() -> None:
     labels = np.array([[1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
     scores = np.array([[0.9, 0.9, 0.1], [0.5, 0.5, 0.3], [0.4, 0.4, 0.2]])
     assert mean_average_precision(labels, scores) == pytest.approx((5 / 6 + 1) / 2)
@@ -28,17 +28,19 @@ def test_labels_that_nobody_has_are_left_out() -> None:
         mean_average_precision(labels[:, 1:2], scores[:, 1:2])
 
 
-def test_resampled_average_precisions_are_those_of_repeated_samples() -> None:
+def test_bootstrap_draws_match_repeated_samples() -> None:
     rng = np.random.default_rng(7)
     labels = rng.random((12, 3)) < (0.5, 0.2, 0.0)
     labels[3, 1] = True
     scores = [rng.integers(0, 6, (12, 3)) / 6, rng.random((12, 3))]
-    drawn = resampled_mean_average_precisions(labels, scores, seed=5, draws=40)
+    drawn = bootstrap_mean_average_precisions(labels, scores, seed=5, draws=40)
     assert drawn.shape == (40, 2)
-    times = np.concatenate(list(resampled_counts(12, seed=5, draws=40)))
-    for draw, expected in zip(times, drawn, strict=True):
+    counts = np.concatenate(list(bootstrap_counts(12, seed=5, draws=40)))
+    for draw, expected in zip(counts, drawn, strict=True):
         repeated = np.repeat(np.arange(12), draw)
-        there = [label for label in range(3) if labels[repeated, label].any()]
-        for own, value in zip(scores, expected, strict=True):
-            wanted = [average_precision_score(labels[repeated, label], own[repeated, label]) for label in there]
-            assert value == pytest.approx(np.mean(wanted))
+        present = [label for label in range(3) if labels[repeated, label].any()]
+        for predictor_scores, value in zip(scores, expected, strict=True):
+            precisions = [
+                average_precision_score(labels[repeated, label], predictor_scores[repeated, label]) for label in present
+            ]
+            assert value == pytest.approx(np.mean(precisions))

@@ -1,4 +1,4 @@
-"""Bins of equal mass and their intervals; the calibration error against a table and against the bins."""
+"""Reliability bins with their intervals; the calibration error by hand and against the bins."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import numpy as np
 import pytest
 
 from choral.metrics.calibration_error import expected_calibration_error
-from choral.metrics.reliability import reliability_bins, wilson
+from choral.metrics.reliability import reliability_bins, wilson_interval
 
 
 def test_bins_by_hand() -> None:
     confidence = np.array([0.9, 0.5, 0.7, 0.6, 1.0])
-    hit = np.array([True, False, True, True, True])
-    low, high = reliability_bins(confidence, hit, 2)
+    is_correct = np.array([True, False, True, True, True])
+    low, high = reliability_bins(confidence, is_correct, 2)
     assert (low.n, low.confidence, low.right) == (3, pytest.approx(0.6), pytest.approx(2 / 3))
     assert (high.n, high.confidence, high.right) == (2, pytest.approx(0.95), 1.0)
-    assert len(reliability_bins(confidence, hit, 10)) == 5
+    assert len(reliability_bins(confidence, is_correct, 10)) == 5
 
 
 def test_wilson_against_its_published_table() -> None:
     # Newcombe 1998, Statistics in Medicine 17, table I: 81/263, 15/148, 0/20, 1/29.
     for hits, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
-        assert wilson(hits / count, count) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(1.0, 20)[1] == 1.0
+        assert wilson_interval(hits / count, count) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(1.0, 20)[1] == 1.0
 
 
 def test_calibration_error_by_hand_and_by_bins() -> None:
     confidence = np.array([0.6, 0.8, 0.9, 1.0])
-    hit = np.array([False, True, True, True])
+    is_correct = np.array([False, True, True, True])
     # Bins {0.6, 0.8} and {0.9, 1.0}: |0.7 - 0.5| and |0.95 - 1|, each half of the samples.
-    assert expected_calibration_error(confidence, hit, 2) == pytest.approx(0.125)
+    assert expected_calibration_error(confidence, is_correct, 2) == pytest.approx(0.125)
     rng = np.random.default_rng(0)
     many = rng.random(600)
     right = rng.random(600) < many**2
@@ -39,9 +39,9 @@ def test_calibration_error_by_hand_and_by_bins() -> None:
     )
 
 
-def test_samples_of_equal_confidence_are_shared_out() -> None:
+def test_ties_are_split_between_bins() -> None:
     rng = np.random.default_rng(1)
-    confidence, hit = np.full(100, 0.75), np.arange(100) < 75
-    assert expected_calibration_error(confidence, hit, 10) == pytest.approx(0)
+    confidence, is_correct = np.full(100, 0.75), np.arange(100) < 75
+    assert expected_calibration_error(confidence, is_correct, 10) == pytest.approx(0)
     order = rng.permutation(100)
-    assert expected_calibration_error(confidence[order], hit[order], 10) == pytest.approx(0)
+    assert expected_calibration_error(confidence[order], is_correct[order], 10) == pytest.approx(0)

@@ -1,4 +1,4 @@
-"""What is trained, when: stages of several families of networks, and the BatchNorm of what is frozen."""
+"""Fine-tuning strategies: the stages of several families of networks, phases, and frozen BatchNorm."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import nn
 from choral.config import FinetuneConfig, ModelConfig, TrainConfig
 from choral.core.errors import ConfigError
 from choral.models.build import build_model
-from choral.models.finetuning import apply_phase, classifier_names, phases_of, stages_of, train_mode
-from choral.models.trainable_table import StageRow, drawn, plain, table_of, tell
+from choral.models.finetuning import apply_phase, build_phases, classifier_parameter_names, list_stages, train_mode
+from choral.models.trainable_table import StageRow, build_table, log_table, render_rich, render_text
 from choral.training.optimizer import build_optimizer
 
 FAMILIES = {  # stages before the head
@@ -39,27 +39,27 @@ def trained_names(model: nn.Module) -> set[str]:
 
 
 def only_phase(model: nn.Module, **finetune: object) -> frozenset[str]:
-    (phase,) = phases_of(model, FinetuneConfig(**finetune), 10, 100)  # type: ignore[arg-type]
+    (phase,) = build_phases(model, FinetuneConfig(**finetune), 10, 100)  # type: ignore[arg-type]
     assert phase.start_step == 0
     return phase.trained
 
 
 @pytest.mark.parametrize(("name", "count"), FAMILIES.items())
-def test_stages_hold_each_parameter_once_and_end_with_the_classifier(name: str, count: int) -> None:
+def test_stages_have_each_parameter_once_and_end_with_the_classifier(name: str, count: int) -> None:
     model = network(name)
-    stages = stages_of(model)
+    stages = list_stages(model)
     names = [parameter for stage in stages for parameter in stage]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert len(stages) == count + 1
-    assert all(stages) and stages[-1] == classifier_names(model)
+    assert all(stages) and stages[-1] == classifier_parameter_names(model)
     assert sum(parameter.numel() for parameter in model.get_classifier().parameters()) == sum(
         dict(model.named_parameters())[name].numel() for name in stages[-1]
     )
 
 
-def test_strategies_name_what_they_train() -> None:
+def test_trained_parameters_of_each_strategy() -> None:
     model = network()
-    stages = stages_of(model)
+    stages = list_stages(model)
     everything = {name for name, _ in model.named_parameters()}
     for strategy in ("full", "lp_ft"):
         assert only_phase(model, strategy=strategy) == everything
@@ -77,17 +77,21 @@ def test_strategies_name_what_they_train() -> None:
     [
         ({}, 100, [0, 10, 20, 30, 40, 50]),
         ({"trained_stages": 2}, 100, [0, 10, 20]),
-        ({"trained_stages": None}, 20, [0, 10]),  # nothing begins where the run ends
+        ({"trained_stages": None}, 20, [0, 10]),  # no phase starts at the end of the run
         ({"unfreeze_every_epochs": 0.25}, 100, [0, 2, 5, 8, 10, 12]),
-        ({"trained_stages": 5, "unfreeze_every_epochs": 0.01}, 100, [0, 1]),  # ten times a step: all that is due joins
+        (
+            {"trained_stages": 5, "unfreeze_every_epochs": 0.01},
+            100,
+            [0, 1],
+        ),  # several stages per step
     ],
 )
-def test_gradual_adds_a_stage_at_a_time(finetune: dict[str, float], total: int, starts: list[int]) -> None:
+def test_gradual_unfreezes_one_stage_at_a_time(finetune: dict[str, float], total: int, starts: list[int]) -> None:
     model = network()
-    stages = stages_of(model)
+    stages = list_stages(model)
     steps_per_epoch = 10 if finetune.get("unfreeze_every_epochs") != 0.01 else 20
     config = FinetuneConfig(strategy="gradual", **finetune)  # type: ignore[arg-type]
-    phases = phases_of(model, config, steps_per_epoch, total)
+    phases = build_phases(model, config, steps_per_epoch, total)
     assert [phase.start_step for phase in phases] == starts
     for before, after in itertools.pairwise(phases):
         assert before.trained < after.trained
@@ -97,11 +101,11 @@ def test_gradual_adds_a_stage_at_a_time(finetune: dict[str, float], total: int, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_frozen_does_not_change_in_a_step(name: str) -> None:
-    """Neither weights nor BatchNorm statistics, though the optimizer decays weights; and the rest does."""
+def test_frozen_tensors_do_not_change_in_a_step(name: str) -> None:
+    """Neither weights, despite weight decay, nor BatchNorm statistics; all others change."""
     model = network(name)
     trained = only_phase(model, strategy="partial", trained_stages=1)
-    apply_phase(model, phases_of(model, FinetuneConfig(strategy="partial", trained_stages=1), 1, 1)[0])
+    apply_phase(model, build_phases(model, FinetuneConfig(strategy="partial", trained_stages=1), 1, 1)[0])
     assert trained_names(model) == trained
     optimizer = build_optimizer(model, TrainConfig(weight_decay=0.5, lr=0.1))
     in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -113,10 +117,10 @@ def test_what_is_frozen_does_not_change_in_a_step(name: str) -> None:
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     modules = {key.rpartition(".")[0] for key in trained}
     assert changed and all(key in trained or key.rpartition(".")[0] in modules for key in changed)
-    assert {key for key in changed if key in trained} >= set(classifier_names(model))
+    assert {key for key in changed if key in trained} >= set(classifier_parameter_names(model))
 
 
-def test_batchnorm_without_parameters_belongs_to_its_stage() -> None:
+def test_batchnorm_without_parameters_is_frozen_with_its_stage() -> None:
     def bare(module: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -130,70 +134,70 @@ def test_batchnorm_without_parameters_belongs_to_its_stage() -> None:
         (0, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
         (2, {"conv1", "bn1", "layer1", "layer2"}),
     ):
-        apply_phase(model, phases_of(model, FinetuneConfig(strategy="partial", trained_stages=count), 1, 1)[0])
+        apply_phase(model, build_phases(model, FinetuneConfig(strategy="partial", trained_stages=count), 1, 1)[0])
         train_mode(model)
         norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
         assert {name.split(".")[0] for name, norm in norms.items() if not norm.training} == frozen
         assert all(norm.training != (name.split(".")[0] in frozen) for name, norm in norms.items())
 
 
-def test_frozen_statistics_stay_frozen_when_wrapped_and_when_synchronised() -> None:
+def test_frozen_statistics_stay_frozen_if_wrapped_and_synchronized() -> None:
     from choral.models.sync_batchnorm import CpuSyncBatchNorm, synchronize_batchnorm
 
     model = network()
-    apply_phase(model, phases_of(model, FinetuneConfig(strategy="head"), 1, 1)[0])
+    apply_phase(model, build_phases(model, FinetuneConfig(strategy="head"), 1, 1)[0])
     wrapped = nn.Sequential(synchronize_batchnorm(model, "cpu"))
     train_mode(wrapped)
     norms = [module for module in wrapped.modules() if isinstance(module, CpuSyncBatchNorm)]
     assert norms and not any(norm.training for norm in norms)
     assert model.training and model.fc.training
-    apply_phase(model, phases_of(model, FinetuneConfig(), 1, 1)[0])  # a later phase thaws them
+    apply_phase(model, build_phases(model, FinetuneConfig(), 1, 1)[0])  # a later phase unfreezes them
     train_mode(wrapped)
     assert all(norm.training for norm in norms)
 
 
-def test_after_a_linear_head_everything_is_trained_but_statistics() -> None:
-    """The head was fitted to what the network computes with them: the first training step begins there."""
+def test_lp_ft_trains_everything_but_the_statistics() -> None:
+    """The head was fitted to features computed with the pretrained statistics, so training starts from the same outputs."""
     model = network()
-    apply_phase(model, phases_of(model, FinetuneConfig(strategy="lp_ft"), 1, 1)[0])
+    apply_phase(model, build_phases(model, FinetuneConfig(strategy="lp_ft"), 1, 1)[0])
     assert trained_names(model) == {name for name, _ in model.named_parameters()}
     train_mode(model)
     images = torch.randn(4, 3, 32, 32)
     assert torch.equal(model(images), model.eval()(images))
 
 
-def test_a_network_without_a_classifier_is_refused() -> None:
+def test_a_network_without_a_classifier_is_rejected() -> None:
     with pytest.raises(ConfigError, match="has no classifier"):
-        stages_of(timm.create_model("test_resnet", num_classes=0))
+        list_stages(timm.create_model("test_resnet", num_classes=0))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"])
-def test_the_table_tells_rates_and_fits_80_columns(name: str) -> None:
+def test_the_table_has_rates_and_fits_80_columns(name: str) -> None:
     model = network(name)
-    apply_phase(model, phases_of(model, FinetuneConfig(strategy="partial", trained_stages=2), 1, 1)[0])
+    apply_phase(model, build_phases(model, FinetuneConfig(strategy="partial", trained_stages=2), 1, 1)[0])
     optimizer = build_optimizer(model, TrainConfig(lr=1e-3))
     for group in optimizer.param_groups[1:]:
         group["lr_scale"] = 0.25
-    rows = table_of(model, optimizer, 1e-3)
+    rows = build_table(model, optimizer, 1e-3)
     assert [row.trained > 0 for row in rows] == [*[False] * (len(rows) - 3), True, True, True]
     assert sum(row.parameters for row in rows) == sum(parameter.numel() for parameter in model.parameters())
     assert (rows[-1].stage, rows[-1].low_rate, rows[-1].high_rate) == ("head", 2.5e-4, 1e-3)
     assert rows[0].high_rate == 0.0
-    lines = plain(rows, "two stages of so many are trained")
+    lines = render_text(rows, "two stages of so many are trained")
     assert max(map(len, lines)) <= 80
     assert lines[2].split()[-2:] == ["frozen", "-"] and lines[-2].endswith("2.5e-4 to 1e-3")
-    drawn_on = io.StringIO()
-    Console(file=drawn_on, width=80, force_terminal=True, color_system=None).print(drawn(rows, "the same"))
-    assert "2.5e-4 to 1e-3" in drawn_on.getvalue() and "…" not in drawn_on.getvalue()
+    output = io.StringIO()
+    Console(file=output, width=80, force_terminal=True, color_system=None).print(render_rich(rows, "the same"))
+    assert "2.5e-4 to 1e-3" in output.getvalue() and "…" not in output.getvalue()
 
 
-def test_tables_are_kept_in_a_file_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_contains_each_table_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "choral.models.trainable_table.Console", lambda **options: Console(file=io.StringIO(), force_terminal=True)
     )
     row = StageRow("head", "fc", "fc", 1, 10, 10, 1e-3, 1e-3)
     file = tmp_path / "run" / "trained.txt"
-    for step in (0, 4, 0, 4):  # the run is started again; on a terminal, where nothing goes to the log
-        tell([row], f"trained from step {step} on", file)
-    first, second = (plain([row], f"trained from step {step} on") for step in (0, 4))
+    for step in (0, 4, 0, 4):  # a restarted run, on a terminal, where nothing is logged
+        log_table([row], f"trained from step {step} on", file)
+    first, second = (render_text([row], f"trained from step {step} on") for step in (0, 4))
     assert file.read_text().splitlines() == [*first, "", *second]

@@ -12,13 +12,13 @@ import pytest
 
 from choral.ensembles.rules import Combiner
 from choral.inference.prediction_types import (
-    Answer,
     ClassPrediction,
     MultilabelPrediction,
+    Prediction,
     RegressionPrediction,
-    unreadable,
+    unreadable_prediction,
 )
-from choral.scoring.apply_policy import answers_of, described, plain_answering
+from choral.scoring.apply_policy import apply_policy, build_default_policy, describe_policy
 from choral.scoring.calibration_maps import CalibrationMap
 from choral.scoring.policy import Conformal, Decision, PredictionPolicy
 
@@ -30,15 +30,15 @@ def members(*rows: list[float]) -> dict[str, np.ndarray]:
     return {f"m{number}": np.array(row, np.float32) for number, row in enumerate(rows)}
 
 
-def answer_image(answering: PredictionPolicy, image: Path, heard: dict[str, np.ndarray]) -> Answer:
+def answer_image(policy: PredictionPolicy, image: Path, heard: dict[str, np.ndarray]) -> Prediction:
     """Return the answer for one image of what each member says about it."""
-    by_member = np.stack([heard[name] for name in answering.members])[:, None]
-    (answer,) = answers_of(answering, [str(image)], by_member, answering.said(by_member))
+    by_member = np.stack([heard[name] for name in policy.members])[:, None]
+    (answer,) = apply_policy(policy, [str(image)], by_member, policy.combine(by_member))
     return answer
 
 
 def plain(task: str, classes: tuple[str, ...], count: int) -> PredictionPolicy:
-    return plain_answering(task, classes, [f"m{number}" for number in range(count)], ["identity"])
+    return build_default_policy(task, classes, [f"m{number}" for number in range(count)], ["identity"])
 
 
 def test_a_class_and_the_votes() -> None:
@@ -69,7 +69,7 @@ def test_numbers_with_the_spread_over_members() -> None:
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_an_image_that_cannot_be_read_has_an_error_alone(task: str) -> None:
-    given = unreadable("a.png", task, "no image")
+    given = unreadable_prediction("a.png", task, "no image")
     assert (given.image, given.error) == ("a.png", "no image")
     assert not any(value for key, value in given.content().items() if key not in ("image", "error"))
     assert len(given.cells()) == len(given.headings)
@@ -100,11 +100,11 @@ def test_weights_of_views_and_members_then_the_temperature_then_the_costs() -> N
     mean = 0.75 * stack[:, 0] + 0.25 * stack[:, 1]
     mixture = 0.6 * mean[0] + 0.4 * mean[1]
     rooted = np.sqrt(mixture) / np.sqrt(mixture).sum(axis=1, keepdims=True)
-    found = fitted().answer_of(stack)
+    found = fitted().predict(stack)
     np.testing.assert_allclose(found, rooted, atol=1e-6)
     expected = found @ np.array(fitted().decision.costs)
     assert fitted().decide(found).tolist() == expected.argmin(axis=1).tolist()
-    geometric = replace(fitted(), average="geometric").by_member(stack)
+    geometric = replace(fitted(), average="geometric").average_views(stack)
     product = stack[:, 0] ** 0.75 * stack[:, 1] ** 0.25
     np.testing.assert_allclose(geometric, product / product.sum(axis=2, keepdims=True), atol=1e-6)
 
@@ -119,7 +119,7 @@ def test_what_a_calibrated_answer_reads_like() -> None:
     plainly = replace(fitted(), decision=Decision("argmax"), unsure_below=0.1)
     assert answer_image(plainly, IMAGE, heard).cells()[0] == "a or b"
     assert given.content()["possible"] == ("a", "b")
-    assert described(fitted()) == (
+    assert describe_policy(fitted()) == (
         "weighted+tta; calibrated by temperature 2; least expected cost; sets of 90 % coverage (aps); unsure below 0.300; "
         "fitted on val (40 samples)"
     )
@@ -149,10 +149,10 @@ def test_json_and_back(method: str) -> None:
         "vector": CalibrationMap("vector", "multiclass", weights=(1.0, 2.0, 3.0), biases=(0.0, 0.5, -0.5)),
         "isotonic": CalibrationMap("isotonic", "multiclass", knots=(((0.0, 1.0), (0.1, 0.9)),) * 3),
     }
-    for answering in (
+    for policy in (
         replace(fitted(), calibration=maps[method]),
         replace(fitted(), conformal=Conformal("lac", 0.9, (0.5, math.inf, 0.1), (4, 5, 6)), calibration=maps[method]),
         replace(fitted(), conformal=None, unsure_below=None, decision=Decision("argmax"), calibration=maps[method]),
         replace(fitted(), decision=Decision("thresholds", {"b": 0.25}, {"b": "f1"}), calibration=maps[method]),
     ):
-        assert PredictionPolicy.from_json(json.loads(json.dumps(answering.to_json(), allow_nan=False))) == answering
+        assert PredictionPolicy.from_json(json.loads(json.dumps(policy.to_json(), allow_nan=False))) == policy

@@ -11,8 +11,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from choral.core.errors import DataError
-from choral.metrics.per_sample import label_log_losses, log_losses
-from choral.scoring.calibration_maps import METHODS, CalibrationMap, cross_fitted, fit_map
+from choral.metrics.per_sample import log_losses, multilabel_log_losses
+from choral.scoring.calibration_maps import METHODS, CalibrationMap, cross_fit, fit_calibration_map
 
 
 def distorted(count: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -30,7 +30,7 @@ def distorted(count: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.
 def test_each_map_lowers_the_loss_where_it_was_not_fitted(method: str) -> None:
     labels, predictions = distorted(3000)
     others, new = distorted(3000, seed=1)
-    found = fit_map(method, "multiclass", labels, predictions)
+    found = fit_calibration_map(method, "multiclass", labels, predictions)
     mapped = found(new)
     assert mapped.dtype == np.float32
     np.testing.assert_allclose(mapped.sum(axis=1), 1, atol=1e-6)
@@ -43,7 +43,7 @@ def test_each_map_lowers_the_loss_where_it_was_not_fitted(method: str) -> None:
 
 def test_vector_finds_what_was_done() -> None:
     labels, predictions = distorted(20000)
-    found = fit_map("vector", "multiclass", labels, predictions)
+    found = fit_calibration_map("vector", "multiclass", labels, predictions)
     # log p = (3 log t + bias) - normaliser of the sample: a common weight undoes it, and the biases, but for a common shift.
     np.testing.assert_allclose(found.weights, 1 / 3, atol=0.05)
     np.testing.assert_allclose(np.diff(found.biases), [1 / 3, 1 / 3], atol=0.1)
@@ -54,12 +54,12 @@ def test_vector_of_labels_is_a_logistic_regression_of_each() -> None:
     logits = rng.normal(size=(2000, 2)) * 2
     labels = (rng.random((2000, 2)) < 1 / (1 + np.exp(-(0.5 * logits + [1, -1])))).astype(np.float32)
     predictions = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    found = fit_map("vector", "multilabel", labels, predictions)
+    found = fit_calibration_map("vector", "multilabel", labels, predictions)
     for column in range(2):
         other = LogisticRegression(C=1e6, tol=1e-8).fit(logits[:, [column]], labels[:, column])
         assert found.weights[column] == pytest.approx(other.coef_[0, 0], abs=0.01)
         assert found.biases[column] == pytest.approx(other.intercept_[0], abs=0.01)
-    before, after = (label_log_losses(labels > 0, values).mean() for values in (predictions, found(predictions)))
+    before, after = (multilabel_log_losses(labels > 0, values).mean() for values in (predictions, found(predictions)))
     assert after < before - 0.1
 
 
@@ -67,7 +67,7 @@ def test_isotonic_of_labels_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     predictions = rng.random((300, 2)).astype(np.float32)
     labels = (rng.random((300, 2)) < predictions**2).astype(np.float32)
-    found = fit_map("isotonic", "multilabel", labels, predictions)(predictions)
+    found = fit_calibration_map("isotonic", "multilabel", labels, predictions)(predictions)
     for column in range(2):
         other = IsotonicRegression(y_min=1 / 602, y_max=1 - 1 / 602).fit(predictions[:, column], labels[:, column])
         np.testing.assert_allclose(found[:, column], other.predict(predictions[:, column]), atol=1e-6)
@@ -80,11 +80,11 @@ def test_cross_fitted_predictions_do_not_know_their_labels() -> None:
     labels = rng.integers(0, 3, 150)
     predictions = rng.dirichlet(np.ones(3), 150).astype(np.float32)
     keys = [f"k{number}" for number in range(150)]
-    own = fit_map("isotonic", "multiclass", labels, predictions)(predictions)
-    crossed = cross_fitted("isotonic", "multiclass", keys, labels, predictions)
+    own = fit_calibration_map("isotonic", "multiclass", labels, predictions)(predictions)
+    crossed = cross_fit("isotonic", "multiclass", keys, labels, predictions)
     assert log_losses(labels, own).mean() < np.log(3) - 0.02 < np.log(3) < log_losses(labels, crossed).mean()
     order = rng.permutation(150)
-    shuffled = cross_fitted("isotonic", "multiclass", [keys[i] for i in order], labels[order], predictions[order])
+    shuffled = cross_fit("isotonic", "multiclass", [keys[i] for i in order], labels[order], predictions[order])
     np.testing.assert_allclose(shuffled, crossed[order], atol=1e-6)  # keys decide, not the order
-    with pytest.raises(DataError, match="9 validation samples are too few to calibrate on: expected 10 at least"):
-        cross_fitted("vector", "multiclass", keys[:9], labels[:9], predictions[:9])
+    with pytest.raises(DataError, match="9 validation samples are too few to calibrate on: expected at least 10"):
+        cross_fit("vector", "multiclass", keys[:9], labels[:9], predictions[:9])

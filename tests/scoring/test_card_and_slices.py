@@ -18,14 +18,14 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from choral.cli import main
 from choral.config import Config
 from choral.data.shards.index import Dataset, Index
-from choral.ensembles.rules import soft
-from choral.inference.ledger import LedgerMeta, ledger_table, merge_parts, write_part
+from choral.ensembles.rules import soft_vote
+from choral.inference.ledger import LedgerMeta, build_ledger_table, merge_parts, write_part
 from choral.runs.run_dir import RunDir
 from choral.scoring import slice_metrics as by_slice
-from choral.scoring.predictor import Predictor, predictor_of
-from choral.scoring.predictor_report import card_json
-from choral.scoring.predictor_table import render_card
-from choral.scoring.slice_metrics import slices_json
+from choral.scoring.predictor import Predictor, load_predictor
+from choral.scoring.predictor_report import build_predictor_report
+from choral.scoring.predictor_table import render_predictor_report
+from choral.scoring.slice_metrics import compute_slice_metrics
 from choral.scoring.slice_table import render_slices
 from made_runs import MEMBERS, made_run, numbers, predictions, write_ledger
 
@@ -63,7 +63,7 @@ def test_the_card_says_what_the_table_says_and_more(
                 [wanted[key] for key in ("value", "low", "high")], abs=1e-9
             )
     card = called(capsys, str(run[0].path), "--of", "soft+tta")
-    said = soft(np.stack([TEST[1][name, "tta"] for name in MEMBERS]))
+    said = soft_vote(np.stack([TEST[1][name, "tta"] for name in MEMBERS]))
     assert card["metrics"]["balanced_accuracy"]["value"] == pytest.approx(
         balanced_accuracy_score(TEST[0], said.argmax(1))
     )
@@ -75,8 +75,8 @@ def test_the_card_says_what_the_table_says_and_more(
 
 
 def test_a_card_for_people(run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]) -> None:
-    card = card_json(predictor_of(*run, "test", "soft+tta"))
-    lines = shown(render_card(card))
+    card = build_predictor_report(load_predictor(*run, "test", "soft+tta"))
+    lines = shown(render_predictor_report(card))
     assert lines[0] == "soft+tta on test: 400 samples"
     accuracy = card["metrics"]["accuracy"]
     assert accuracy is not None
@@ -91,7 +91,7 @@ def test_many_classes_are_told_by_the_worst_and_by_what_they_are_taken_for(tmp_p
     classes = tuple(f"class number {number}" for number in range(30))
     labels, columns = predictions(900, classes=30)
     run = made_run(tmp_path / "many", {"test": (labels, columns)}, classes=classes)
-    lines = shown(render_card(card_json(predictor_of(*run, "test"))))
+    lines = shown(render_predictor_report(build_predictor_report(load_predictor(*run, "test"))))
     assert "the 20 of 30 classes with the lowest F1" in lines and "most frequent confusions" in lines
     assert any("top-5 %" in line for line in lines)
 
@@ -102,9 +102,9 @@ def test_cards_of_labels_and_numbers(tmp_path: Path, task: str) -> None:
     labels = rng.normal(size=(120, 2)).astype(np.float32)
     truth = (labels > 0.3).astype(np.float32) if task == "multilabel" else labels
     run = made_run(tmp_path / task, {"test": (truth, numbers(truth, task))}, classes=("w", "h"), task=task)
-    predictor = predictor_of(*run, "test")
-    card = card_json(predictor)
-    lines = shown(render_card(card))
+    predictor = load_predictor(*run, "test")
+    card = build_predictor_report(predictor)
+    lines = shown(render_predictor_report(card))
     if task == "multilabel":
         f1 = card["metrics"]["f1"]
         assert f1 is not None
@@ -115,7 +115,7 @@ def test_cards_of_labels_and_numbers(tmp_path: Path, task: str) -> None:
         assert set(card["by_class"]["w"]) == {"rmse", "mae", "r2", "spearman"}
         assert any("Spearman" in line for line in lines)
     half = np.arange(120) < 60
-    found = slices_json(predictor, {"first": half, "second": ~half}, "half")
+    found = compute_slice_metrics(predictor, {"first": half, "second": ~half}, "half")
     one = found["slices"][0]["metrics"]["f1" if task == "multilabel" else "rmse h"]
     assert one["score"] is not None and one["rest"] is not None and one["difference"] is not None
     assert one["difference"]["value"] == pytest.approx(one["score"]["value"] - one["rest"]["value"])
@@ -123,7 +123,7 @@ def test_cards_of_labels_and_numbers(tmp_path: Path, task: str) -> None:
 
 
 def sliced(run: tuple[RunDir, Config]) -> tuple[Predictor, np.ndarray]:
-    predictor = predictor_of(*run, "test", "soft+tta")
+    predictor = load_predictor(*run, "test", "soft+tta")
     return predictor, predictor.predictions.argmax(1) == predictor.ledger.labels
 
 
@@ -134,7 +134,7 @@ def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[Ru
     worse |= right & (rng.random(400) < 0.1)
     other = np.arange(400) % 2 == 0
     slices = {"worse": worse, "even": ~worse & other, "odd": ~worse & ~other}
-    found = slices_json(predictor, slices, "made")
+    found = compute_slice_metrics(predictor, slices, "made")
     assert found["comparisons"] == 3
     by_name = {one["name"]: one["metrics"]["accuracy"] for one in found["slices"]}
     score, difference = by_name["worse"]["score"], by_name["worse"]["difference"]
@@ -145,7 +145,7 @@ def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[Ru
     lines = shown(render_slices(found))
     starred = [line for line in lines if line.endswith("*")]
     assert any("worse" in line for line in starred)
-    assert any("3 comparisons a metric" in line for line in lines)
+    assert any("3 comparisons per metric" in line for line in lines)
 
 
 def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) ->
         slices = {"two": place < 2, "five": (place >= 2) & (place < 7), "ten": (place >= 7) & (place < 17)}
         ledger = write_ledger(tmp_path / "test.parquet", labels, {("net", "identity"): said}, ("no", "yes"))
         made = Predictor("member/net", ledger, said, gives_probabilities=True)
-        found = slices_json(made, {**slices, "others": place >= 17}, "made")
+        found = compute_slice_metrics(made, {**slices, "others": place >= 17}, "made")
         for one in found["slices"][:3]:
             for metric in starred:
                 cell = one["metrics"][metric]
@@ -169,7 +169,7 @@ def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) ->
         assert accuracy is not None and accuracy["high"] - accuracy["low"] > 0.5, "two samples say little"
     assert max(starred.values()) <= 2, starred
     lines = shown(render_slices(found))
-    assert any("of fewer than 20 samples" in line for line in lines)
+    assert any("slices of fewer than 20 samples" in line for line in lines)
 
 
 def test_rankings_that_would_take_minutes_are_named(
@@ -177,9 +177,9 @@ def test_rankings_that_would_take_minutes_are_named(
 ) -> None:
     predictor, _ = sliced(run)
     half = np.arange(400) < 200
-    assert slices_json(predictor, {"a": half, "b": ~half}, "made")["left_out"] == []
-    monkeypatch.setattr(by_slice, "_WORK", 1000)
-    found = slices_json(predictor, {"a": half, "b": ~half}, "made")
+    assert compute_slice_metrics(predictor, {"a": half, "b": ~half}, "made")["left_out"] == []
+    monkeypatch.setattr(by_slice, "_MAX_RANKED", 1000)
+    found = compute_slice_metrics(predictor, {"a": half, "b": ~half}, "made")
     assert found["left_out"] == ["roc_auc", "average_precision"]
     assert not set(found["left_out"]) & set(found["overall"])
     assert "left out: ROC-AUC %, average precision %" in " ".join(shown(render_slices(found)))
@@ -188,7 +188,7 @@ def test_rankings_that_would_take_minutes_are_named(
 def test_holm_orders_and_never_falls(run: tuple[RunDir, Config]) -> None:
     predictor, _ = sliced(run)
     parts = np.random.default_rng(1).integers(0, 5, 400)
-    found = slices_json(predictor, {str(part): parts == part for part in range(5)}, "made")
+    found = compute_slice_metrics(predictor, {str(part): parts == part for part in range(5)}, "made")
     cells = sorted(
         (one["metrics"]["accuracy"]["p"], one["metrics"]["accuracy"]["p_adjusted"]) for one in found["slices"]
     )  # type: ignore[type-var]
@@ -201,7 +201,7 @@ def test_holm_orders_and_never_falls(run: tuple[RunDir, Config]) -> None:
 
 
 def test_one_slice_of_all_has_no_rest(run: tuple[RunDir, Config]) -> None:
-    found = slices_json(sliced(run)[0], {"all of them": np.ones(400, dtype=np.bool_)}, "made")
+    found = compute_slice_metrics(sliced(run)[0], {"all of them": np.ones(400, dtype=np.bool_)}, "made")
     cell = found["slices"][0]["metrics"]["accuracy"]
     assert found["comparisons"] == 0 and cell["difference"] is None and cell["score"] == found["overall"]["accuracy"]
     assert shown(render_slices(found))
@@ -218,7 +218,7 @@ def test_by_a_column_of_real_shards(shards: Path, tmp_path: Path, capsys: pytest
     said = np.full((len(labels), len(dataset.classes)), 0.1, np.float32)
     said[:, 0] = 1 - 0.1 * (len(dataset.classes) - 1)
     columns = {("net", "identity"): said}
-    table = ledger_table(meta, [keys[row] for row in order], labels, columns)
+    table = build_ledger_table(meta, [keys[row] for row in order], labels, columns)
     write_part(run.predictions / "parts", 0, 1, table)
     merge_parts(run.predictions / "parts", 1, keys, run.predictions / "test.parquet", meta)
     found = called(capsys, str(run.path), "--by", "ext")
@@ -227,7 +227,9 @@ def test_by_a_column_of_real_shards(shards: Path, tmp_path: Path, capsys: pytest
     shutil.copytree(shards, tmp_path / "march")
     moved = run.predictions / "test@march.parquet"
     elsewhere = replace(meta, split="test@march")
-    write_part(run.predictions / "parts", 0, 1, ledger_table(elsewhere, [keys[row] for row in order], labels, columns))
+    write_part(
+        run.predictions / "parts", 0, 1, build_ledger_table(elsewhere, [keys[row] for row in order], labels, columns)
+    )
     merge_parts(run.predictions / "parts", 1, keys, moved, elsewhere)
     there = called(capsys, str(run.path), "--split", "test@march", "--by", "ext", "--data", str(tmp_path / "march"))
     assert there["split"] == "test@march" and there["slices"] == found["slices"]
@@ -245,4 +247,4 @@ def test_other_data_than_were_evaluated_are_refused(
     run: tuple[RunDir, Config], shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", str(run[0].path), "--by", "ext", "--data", str(shards)]) == 1
-    assert "is about other data" in " ".join(capsys.readouterr().err.split())
+    assert "was made of other data" in " ".join(capsys.readouterr().err.split())

@@ -1,4 +1,4 @@
-"""Two runs beside each other: numbers against a table by hand, sides, slices, and what is refused."""
+"""Comparing two runs: numbers against a table computed by hand, outcomes, slices, and refused comparisons."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from choral.cli import main, workflow
+from choral.cli import main
+from choral.cli.workflow.comparison import compare_runs, print_comparison
 from choral.core.errors import ConfigError, DataError
 from choral.metrics.intervals import paired_bootstrap
 from choral.runs.run_dir import RunDir
-from choral.scoring.compare import Comparison, compare
-from choral.scoring.predictor import predictor_of
-from choral.scoring.scoreboard.test_set_uses import look_at, looks_so_far, scoreboard_of
-from choral.scoring.stored_predictor import Record
+from choral.scoring.compare import Comparison, compare_predictors
+from choral.scoring.predictor import load_predictor
+from choral.scoring.scoreboard.test_set_uses import read_test_set_uses, record_test_set_uses, resolve_scoreboard_root
+from choral.scoring.stored_predictor import StoredPredictions
 from made_runs import CLASSES, Columns, made_run, numbers, predictions, write_ledger
 
 ALONE = ["ensemble.members=[]"]
@@ -49,7 +50,7 @@ def test_against_a_table_by_hand(tmp_path: Path) -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
     one, other = [0, 0, 0, 1, 1, 0, 0, 2, 2, 0], [0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
     runs = two_runs(tmp_path, labels, said(one), said(other, 0.6))
-    found, uses = workflow.compare_runs(runs)
+    found, uses = compare_runs(runs)
     assert (found["n"], found["a"], found["b"]) == (10, "first member/model", "second member/model")
     # right are 0 1 2 4 7 8 of the first, and 0 1 4 5 6 7 8 9 of the second
     sides = found["sides"]
@@ -71,45 +72,51 @@ def test_against_a_table_by_hand(tmp_path: Path) -> None:
     assert classes == {"x": (4, 1, 0), "y": (3, 0, 2), "z": (3, 0, 1)}
     recall = {part["name"]: part["b"]["value"] for part in found["classes"] if part["b"]}
     assert recall == pytest.approx({"x": 0.5, "y": 1.0, "z": 1.0})
-    assert uses.startswith("2nd look at this test split")
+    assert uses.startswith("2nd use of this test split")
 
 
 def test_the_other_way_round_and_with_itself(tmp_path: Path) -> None:
     labels, columns = predictions(60, ("model", "x"), views=("identity",))
     one, other = ({("model", "identity"): columns[name, "identity"]} for name in ("model", "x"))
     runs = two_runs(tmp_path, labels, one, other)
-    there, back = workflow.compare_runs(runs)[0], workflow.compare_runs(runs[::-1])[0]
+    there, back = compare_runs(runs)[0], compare_runs(runs[::-1])[0]
     for pair, reverse in zip(there["metrics"], back["metrics"], strict=True):
         if pair["metric"] != "ece":  # whose interval is made from ends
             mirrored = [-reverse["difference"][key] for key in ("value", "high", "low")]
             assert [pair["difference"][key] for key in ("value", "low", "high")] == pytest.approx(mirrored, abs=1e-9)
     assert there["sides"]["p_value"] == back["sides"]["p_value"]
     assert {change["key"] for change in there["changed"]} == {change["key"] for change in back["changed"]}
-    same = workflow.compare_runs((runs[0], runs[0]))[0]
+    same = compare_runs((runs[0], runs[0]))[0]
     assert same["sides"]["p_value"] == 1 and not same["changed"]
     assert metric(same, "log_loss")["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_two_predictors_of_one_run(tmp_path: Path) -> None:
     run, _ = made_run(tmp_path / "runs" / "trio", {"test": predictions(50)})
-    found, _ = workflow.compare_runs((run, run), of=["member/a", "soft+tta"])
+    found, _ = compare_runs((run, run), of=["member/a", "soft+tta"])
     assert (found["a"], found["b"]) == ("trio member/a", "trio soft+tta")
-    hard, _ = workflow.compare_runs((run, run), of=["hard", "soft"])
+    hard, _ = compare_runs((run, run), of=["hard", "soft"])
     assert "accuracy" in [pair["metric"] for pair in hard["metrics"]]
     assert "log_loss" not in [pair["metric"] for pair in hard["metrics"]], "a hard vote has none"
     with pytest.raises(ConfigError, match=r"--of: trio: no predictor 'sofd'.*soft"):
-        workflow.compare_runs((run, run), of=["sofd"])
-    with pytest.raises(ConfigError, match="--of: expected a predictor of both runs, or one of each, got a, b, c"):
-        workflow.compare_runs((run, run), of=["a", "b", "c"])
+        compare_runs((run, run), of=["sofd"])
+    with pytest.raises(ConfigError, match="--of: expected one predictor for both runs, or one for each, got a, b, c"):
+        compare_runs((run, run), of=["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset": "another"}, r"different fingerprints \(d and another\)"),
-        ({"classes": ("x", "y", "other")}, r"predict other things \(multiclass: x, y, z; multiclass: x, y, other\)"),
-        ({"keys": [f"k{number}" for number in range(10, 60)]}, "about 50 and 50 samples, of which 0 are the same"),
-        ({"labels": True}, "about 50 and 50 samples, of which 50 are the same"),
+        ({"dataset": "another"}, r"the fingerprints of their data differ \(d and another\)"),
+        (
+            {"classes": ("x", "y", "other")},
+            r"their tasks or classes differ \(multiclass: x, y, z; multiclass: x, y, other\)",
+        ),
+        (
+            {"keys": [f"k{number}" for number in range(10, 60)]},
+            "evaluated on 50 and 50 samples, of which 0 are the same",
+        ),
+        ({"labels": True}, "evaluated on 50 and 50 samples, of which 50 are the same"),
     ],
 )
 def test_other_samples_are_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -119,7 +126,7 @@ def test_other_samples_are_refused_with_the_reason(tmp_path: Path, change: dict[
         labels = (labels + 1) % 3
     write_ledger(runs[1].predictions / "test.parquet", labels, columns, **change)
     with pytest.raises(DataError, match=rf"first member/model\+tta and second .* cannot be compared: .*{message}"):
-        workflow.compare_runs(runs)
+        compare_runs(runs)
 
 
 def test_slices_by_metadata(shards: Path, tmp_path: Path) -> None:
@@ -135,7 +142,7 @@ def test_slices_by_metadata(shards: Path, tmp_path: Path) -> None:
         options = {"keys": keys, "dataset": dataset.fingerprint}
         made_run(tmp_path / "runs" / name, {"test": (labels, columns)}, overrides, **options)
     runs = (RunDir(tmp_path / "runs" / "first"), RunDir(tmp_path / "runs" / "second"))
-    found, _ = workflow.compare_runs(runs, column="label")
+    found, _ = compare_runs(runs, column="label")
     assert found["column"] == "label" and sum(part["n"] for part in found["slices"]) == len(keys)
     assert all(part["b"] and part["b"]["value"] == 1 for part in found["slices"])
     assert sum(part["gained"] for part in found["slices"]) == int((labels != 0).sum()) == found["sides"]["only_b"]
@@ -143,11 +150,11 @@ def test_slices_by_metadata(shards: Path, tmp_path: Path) -> None:
         assert part["difference"] is not None
         assert part["difference"]["value"] == pytest.approx(part["gained"] / part["n"])
     with pytest.raises(ConfigError, match="--by: no column 'labell'.*Did you mean label"):
-        workflow.compare_runs(runs, column="labell")
+        compare_runs(runs, column="labell")
     write_ledger(runs[0].predictions / "test.parquet", labels, one, keys=keys)
     write_ledger(runs[1].predictions / "test.parquet", labels, other, keys=keys)
-    with pytest.raises(DataError, match="is about other data than are in"):
-        workflow.compare_runs(runs, column="label")
+    with pytest.raises(DataError, match="was made of other data than those in"):
+        compare_runs(runs, column="label")
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
@@ -160,7 +167,7 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
             run.predictions / "test.parquet", labels, numbers(labels, task, ("model",), seed), ("u", "v"), task
         )
         runs.append(run)
-    found, _ = workflow.compare_runs((runs[0], runs[1]))
+    found, _ = compare_runs((runs[0], runs[1]))
     values = [numbers(labels, task, ("model",), seed)["model", "identity"] for seed in (1, 2)]
     sides = found["sides"]
     assert [part["name"] for part in found["classes"]] == ["u", "v"]
@@ -176,7 +183,7 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
         assert sides["test"].startswith("sign test") and sides["only_a"] + sides["only_b"] + sides["both"] == 40
         assert len(found["changed"]) == 40 and set(found["changed"][0]["label"]) == {"u", "v"}
     shown = io.StringIO()
-    workflow.print_comparison(found, "", Console(file=shown, width=80))
+    print_comparison(found, "", Console(file=shown, width=80))
     assert max(map(len, shown.getvalue().splitlines())) <= 80
 
 
@@ -189,7 +196,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["compare", "first", "second", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (
-        found["looks"].startswith("2nd look")
+        found["test_set_uses"].startswith("2nd use")
         and len(found["changed"]) == found["sides"]["only_a"] + found["sides"]["only_b"]
     )
     assert main(["compare", "first", "second"]) == 0
@@ -198,13 +205,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         "A: first member/model+tta",
         "balanced accuracy %",
         "McNemar, exact: p = ",
-        "A alone right",
-        "2nd look",
+        "only A right",
+        "2nd use",
     ):
         assert words in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert main(["compare", "first", "second", "--data", "x"]) == 2
-    assert "--data: belongs to --by" in capsys.readouterr().err
+    assert "--data: needs --by" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
@@ -216,10 +223,10 @@ def test_what_costs_or_thresholds_decide_is_what_is_compared_and_counted(tmp_pat
     write_ledger(
         run.predictions / "test.parquet", labels, columns, ("x", "y")[-columns["model", "identity"].shape[1] :], task
     )
-    plain = predictor_of(run, config, "test")
+    plain = load_predictor(run, config, "test")
     decided = np.array([0, 1, 1, 1])
     strict = dataclasses.replace(plain, name="answer", decided=decided if task == "multiclass" else decided[:, None])
-    found = compare(plain, strict, ("plain", "strict"))
+    found = compare_predictors(plain, strict, ("plain", "strict"))
     sides = found["sides"]
     assert (sides["both"], sides["only_a"], sides["only_b"], sides["neither"]) == (1, 1, 2, 0)
     changed = {change["key"]: (change["a"], change["b"], change["better"]) for change in found["changed"]}
@@ -228,7 +235,7 @@ def test_what_costs_or_thresholds_decide_is_what_is_compared_and_counted(tmp_pat
     expected = metric(found, "accuracy" if task == "multiclass" else "exact_match")
     assert (expected["a"]["value"], expected["b"]["value"]) == (0.5, 0.75)
     if task == "multiclass":
-        assert Record.of(strict).predictions.tolist() == decided.tolist()
+        assert StoredPredictions.of(strict).predictions.tolist() == decided.tolist()
     for count, predictor in ((1, plain), (2, strict), (2, plain)):
-        look_at(run, config, [predictor])
-        assert looks_so_far(scoreboard_of(run), "d", "test", task).predictors == count
+        record_test_set_uses(run, config, [predictor])
+        assert read_test_set_uses(resolve_scoreboard_root(run), "d", "test", task).predictors == count

@@ -9,13 +9,13 @@ import pytest
 
 from choral.config import Config
 from choral.core.errors import ConfigError, DataError
-from choral.ensembles.fitting_data import known_of
-from choral.ensembles.rules import soft
-from choral.ensembles.saved_combination import Asked, combine_run
+from choral.ensembles.fitting_data import load_fitting_data
+from choral.ensembles.rules import soft_vote
+from choral.ensembles.saved_combination import CombinationRequest, combine_run
 from choral.ensembles.score_run import score_run
 from choral.metrics.per_sample import correct, log_losses, top_class
 from choral.runs.run_dir import RunDir
-from choral.scoring.predictor import predictor_names, predictor_of
+from choral.scoring.predictor import list_predictors, load_predictor
 from made_runs import FOLDED, FOLDS, MEMBERS, made_rounds, made_run, numbers, predictions, write_ledger
 
 VAL, TEST = predictions(150, seed=1), predictions(200, seed=2)
@@ -31,13 +31,13 @@ def test_predictors_are_the_rows_of_the_table_and_score_the_same(tmp_path: Path)
     folder, config = made_run(tmp_path / "folded", ledgers, FOLDS)
     write_ledger(folder.predictions / "held-out.parquet", *predictions(300, ("net", "other"), seed=3))
     made_rounds(folder, dict.fromkeys(FOLDED, 1.0))
-    ledger = predictor_of(folder, config, "test", "soft").ledger
-    known = known_of(folder, config, ledger)
-    rows = score_run(ledger, known=known)["rows"]
-    assert predictor_names(folder, config, "test") == [row["name"] for row in rows]
+    ledger = load_predictor(folder, config, "test", "soft").ledger
+    known = load_fitting_data(folder, config, ledger)
+    rows = score_run(ledger, fitting_data=known)["rows"]
+    assert list_predictors(folder, config, "test") == [row["name"] for row in rows]
     assert {"weighted+tta", "greedy", "stack"} < {row["name"] for row in rows}
     for row in rows:
-        found = predictor_of(folder, config, "test", row["name"])
+        found = load_predictor(folder, config, "test", row["name"])
         assert found.name == row["name"]
         right = correct(ledger.labels, top_class(found.predictions)).mean()
         assert right == pytest.approx(row["value"], abs=1e-12), row["name"]
@@ -48,36 +48,36 @@ def test_predictors_are_the_rows_of_the_table_and_score_the_same(tmp_path: Path)
 
 
 def test_the_default_is_the_vote_of_several_and_the_only_member(tmp_path: Path, run: tuple[RunDir, Config]) -> None:
-    found = predictor_of(*run, "test")
+    found = load_predictor(*run, "test")
     assert found.name == "soft+tta"
-    np.testing.assert_array_equal(found.predictions, soft(np.stack([TEST[1][name, "tta"] for name in MEMBERS])))
+    np.testing.assert_array_equal(found.predictions, soft_vote(np.stack([TEST[1][name, "tta"] for name in MEMBERS])))
     single = predictions(20, ("a",), views=("identity",))
-    assert predictor_of(*made_run(tmp_path / "single", {"test": single}), "test").name == "member/a"
+    assert load_predictor(*made_run(tmp_path / "single", {"test": single}), "test").name == "member/a"
     truth = np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32)
     regression = made_run(
         tmp_path / "numbers", {"test": (truth, numbers(truth, "regression"))}, classes=("w",), task="regression"
     )
-    found = predictor_of(*regression, "test")
+    found = load_predictor(*regression, "test")
     assert found.name == "mean" and not found.gives_probabilities
 
 
 def test_combinations_are_predictors_until_the_predictions_change(run: tuple[RunDir, Config]) -> None:
-    combine_run(*run, "test", Asked(rule="hard", name="mine"))
-    assert predictor_names(*run, "test")[-1] == "combined/mine"
-    found = predictor_of(*run, "test", "combined/mine")
+    combine_run(*run, "test", CombinationRequest(rule="hard", name="mine"))
+    assert list_predictors(*run, "test")[-1] == "combined/mine"
+    found = load_predictor(*run, "test", "combined/mine")
     assert not found.gives_probabilities and found.ledger.members == MEMBERS
-    hard = predictor_of(*run, "test", "hard+tta")
+    hard = load_predictor(*run, "test", "hard+tta")
     np.testing.assert_array_equal(found.predictions, hard.predictions)
     write_ledger(run[0].predictions / "test.parquet", *TEST, evaluation="other weights")
     with pytest.raises(DataError, match="made of other predictions"):
-        predictor_of(*run, "test", "combined/mine")
+        load_predictor(*run, "test", "combined/mine")
 
 
 def test_what_is_not_there_is_refused_by_name(run: tuple[RunDir, Config]) -> None:
     with pytest.raises(ConfigError, match=r"no predictor 'sofft\+tta'.*soft\+tta"):
-        predictor_of(*run, "test", "sofft+tta")
+        load_predictor(*run, "test", "sofft+tta")
     with pytest.raises(DataError, match=r"split 'train' has not been evaluated \(evaluated: test, val\)"):
-        predictor_of(*run, "train")
-    assert "weighted" not in predictor_names(*run, "val")  # they are fitted on it
+        load_predictor(*run, "train")
+    assert "weighted" not in list_predictors(*run, "val")  # they are fitted on it
     with pytest.raises(ConfigError, match="no predictor 'weighted'"):
-        predictor_of(*run, "val", "weighted")
+        load_predictor(*run, "val", "weighted")

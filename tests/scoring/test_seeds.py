@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from choral.core.errors import DataError
-from choral.metrics.intervals import resampled_means
+from choral.metrics.intervals import bootstrap_means
 from choral.metrics.per_sample import correct, top_class
 from choral.scoring.seed_comparison import compare_seeds, is_better
 from made_runs import numbers, predictions, write_ledger
@@ -28,7 +28,7 @@ def test_the_figure_is_the_mean_of_the_networks_and_the_interval_is_paired(tmp_p
     hits = [
         np.mean([correct(labels, top_class(column)) for column in columns.values()], axis=0) for columns in (one, other)
     ]
-    drawn = resampled_means((hits[1] - hits[0])[:, None])[:, 0]
+    drawn = bootstrap_means((hits[1] - hits[0])[:, None])[:, 0]
     difference = accuracy["difference"]
     assert difference is not None
     assert difference["value"] == pytest.approx(18 / 80)
@@ -55,7 +55,7 @@ def test_networks_without_pairs_and_other_samples_are_refused(tmp_path: Path) ->
     labels, three = predictions(20)
     a = write_ledger(tmp_path / "a" / "val.parquet", labels, three)
     _, two = predictions(20, ("s1", "s2"))
-    with pytest.raises(DataError, match="3 and 2 networks make no pairs"):
+    with pytest.raises(DataError, match="3 and 2 models cannot be paired"):
         compare_seeds(a, write_ledger(tmp_path / "b" / "val.parquet", labels, two))
     with pytest.raises(DataError, match="cannot be compared"):
         compare_seeds(a, write_ledger(tmp_path / "c" / "val.parquet", labels, three, dataset="other"))

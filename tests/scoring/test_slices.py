@@ -10,7 +10,7 @@ import pytest
 
 from choral.core.errors import ConfigError, DataError
 from choral.data.shards.index import EXT_TYPE, Dataset, Index
-from choral.scoring.slices import MISSING, MOST, columns_of, slices_of
+from choral.scoring.slices import MAX_VALUES, MISSING, list_slice_columns, split_by_column
 
 COUNT = 100
 KEYS = [f"k{number:03d}" for number in range(COUNT)]
@@ -30,7 +30,7 @@ def index_of(task: str = "multiclass", **columns: pa.Array) -> Index:
 
 
 def sizes(index: Index, column: str) -> dict[str, int]:
-    slices = slices_of(index, KEYS, column)
+    slices = split_by_column(index, KEYS, column)
     assert (np.sum(list(slices.values()), axis=0) == 1).all()
     return {name: int(mask.sum()) for name, mask in slices.items()}
 
@@ -41,8 +41,8 @@ def test_text_and_truth_values_by_value_the_largest_first() -> None:
     assert list(sizes(index, "type").items()) == [("poly", 60), ("mono", 30), (MISSING, 10)]
     assert sizes(index, "known") == {"True": 99, MISSING: 1}
     assert sizes(index, "no") == {"False": 99, "True": 1}
-    assert slices_of(index, KEYS, "type")["poly"][:60].all()  # in the order of the keys, not of the rows
-    assert slices_of(index, KEYS[55:65], "type")["poly"].tolist() == [True] * 5 + [False] * 5
+    assert split_by_column(index, KEYS, "type")["poly"][:60].all()  # in the order of the keys, not of the rows
+    assert split_by_column(index, KEYS[55:65], "type")["poly"].tolist() == [True] * 5 + [False] * 5
     assert sizes(index, "ext") == {"jpg": 50, "png": 50}
     assert sizes(index, "label") == {"defect": 50, "ok": 50}
 
@@ -50,7 +50,7 @@ def test_text_and_truth_values_by_value_the_largest_first() -> None:
 def test_more_values_than_anyone_reads_share_a_slice() -> None:
     groups = [f"g{min(number, 29):02d}" for number in range(COUNT)]  # 29 of one sample, one of 71
     found = sizes(index_of(group=pa.array(groups)), "group")
-    assert next(iter(found)) == "g29" and len(found) == MOST + 1 and found["(10 others)"] == 10
+    assert next(iter(found)) == "g29" and len(found) == MAX_VALUES + 1 and found["(10 others)"] == 10
 
 
 def test_numbers_by_quartile_and_equal_numbers_together() -> None:
@@ -68,11 +68,11 @@ def test_numbers_by_quartile_and_equal_numbers_together() -> None:
 
 def test_columns_that_cannot_be_sliced_by_are_refused() -> None:
     index = index_of(type=pa.array(["x"] * COUNT), boxes=pa.array([[1, 2]] * COUNT))
-    assert columns_of(index) == ["length", "ext", "label", "type", "boxes"]
-    assert "label" not in columns_of(index_of("regression"))
+    assert list_slice_columns(index) == ["length", "ext", "label", "type", "boxes"]
+    assert "label" not in list_slice_columns(index_of("regression"))
     with pytest.raises(ConfigError, match=r"no column 'typ'.*Did you mean type.*length, ext, label, type, boxes"):
-        slices_of(index, KEYS, "typ")
+        split_by_column(index, KEYS, "typ")
     with pytest.raises(ConfigError, match="'boxes' holds list"):
-        slices_of(index, KEYS, "boxes")
+        split_by_column(index, KEYS, "boxes")
     with pytest.raises(DataError, match="has no sample 'k999'"):
-        slices_of(index, [*KEYS, "k999"], "type")
+        split_by_column(index, [*KEYS, "k999"], "type")

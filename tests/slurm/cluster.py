@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes on the loopback interface, from Debian's packages, in a folder that it leaves empty.
+"""A SLURM cluster of two nodes on the loopback interface, from Debian's packages, in a temporary folder.
 
 munged, slurmctld and two slurmd run below a "child subreaper" (prctl(2)), which jobs cannot leave: when the cluster is
 stopped, nothing of it is left. Each slurmd has a mount and a host name of its own, so that jobs see two machines.
@@ -58,13 +58,13 @@ SUPERVISE = "import sys; from cluster import supervise; supervise(sys.argv[1])"
 
 
 def missing() -> str:
-    """Return why there can be no cluster here, or ""."""
+    """Return why a cluster cannot be started on this machine, or ""."""
     paths = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
-    absent = [
+    not_installed = [
         name for name in ("munged", "slurmctld", "slurmd", "sbatch", "unshare") if not shutil.which(name, path=paths)
     ]
-    if absent:
-        return f"no {', '.join(absent)}: apt-get install slurm-wlm munge"
+    if not_installed:
+        return f"no {', '.join(not_installed)}: apt-get install slurm-wlm munge"
     tried = subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, text=True, check=False)
     if tried.returncode:  # not root, or root of a container without CAP_SYS_ADMIN
         return f"nodes cannot have host names of their own here: {tried.stderr.strip()}"
@@ -72,7 +72,7 @@ def missing() -> str:
 
 
 class Cluster:
-    """A context manager; `conf` is what SLURM_CONF has to be for its clients."""
+    """A context manager that runs a cluster; `conf` is the value of SLURM_CONF for its clients."""
 
     def __enter__(self) -> Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="choral-slurm-", dir="/tmp"))  # short: sockets have 107 letters
@@ -130,7 +130,7 @@ class Cluster:
 
 
 def supervise(folder: str) -> None:
-    """Run the daemons until standard input closes, then end everything that came from them."""
+    """Run the daemons until standard input closes, then end all their descendants."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     munge = ["--socket", f"{folder}/munge.socket", "--key-file", f"{folder}/key", "--seed-file", f"{folder}/seed"]
     munge += ["--pid-file", f"{folder}/munge.pid", "--log-file", f"{folder}/munge.log"]
@@ -167,7 +167,7 @@ def _start(folder: str, *command: str) -> None:
 
 
 def _descendants() -> list[int]:
-    """Return the children of this process, zombies included, and all that came from them."""
+    """Return the descendants of this process, including zombies."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -181,7 +181,7 @@ def _descendants() -> list[int]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, above those of rendezvous and below those that any socket may be given."""
+    """Return free ports, above those of the rendezvous and below the ephemeral ones."""
     ports: list[int] = []
     for port in random.sample(range(30000, 32768), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):

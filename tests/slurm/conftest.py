@@ -1,4 +1,4 @@
-"""One cluster for all tests that need one; they stand in one file."""
+"""One cluster for all tests that need one; they are in one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on a real SLURM cluster of two nodes: the same digits as here, through requeues, failures and cancellations."""
+"""Runs on a real SLURM cluster of two nodes: the same digits as on this machine, despite requeues, failures and cancels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 from cluster import Cluster
 
 from choral.cli import main
-from choral.cli.workflow.slurm_submit import Jobs
-from choral.jobs.slurm.queue import Entry, read_queue
+from choral.cli.workflow.slurm_submit import SubmittedJobs
+from choral.jobs.slurm.queue import QueueEntry, read_queue
 from choral.runs.run_dir import RunDir
-from toys import Choral
+from toy_data import Choral
 
 CONFIG = """\
 data: {{shards: '{shards}', image_size: 32, eval_crop: resized}}
@@ -33,7 +33,7 @@ ENSEMBLE = "ensemble={seeds: 3}"
 
 
 class Place:
-    """A folder with toy.yaml, where runs are submitted from; its name is a shell's nightmare."""
+    """A folder with toy.yaml from which runs are submitted; its name has characters that are special in a shell."""
 
     def __init__(self, folder: Path, shards: Path) -> None:
         self.folder = folder / 'it\'s a "folder" $(touch x); #'
@@ -48,8 +48,8 @@ class Place:
     def run(self, name: str) -> RunDir:
         return RunDir(self.folder / "runs" / name)
 
-    def entry(self, run: str, name: str) -> Entry:
-        jobs = Jobs.read(self.run(run))
+    def entry(self, run: str, name: str) -> QueueEntry:
+        jobs = SubmittedJobs.read(self.run(run))
         job = jobs.members[name] if name != "evaluation" else jobs.evaluation
         return read_queue()[job]
 
@@ -59,8 +59,8 @@ class Place:
             assert time.monotonic() < deadline, self.report()
             time.sleep(0.3)
 
-    def wait_for_end(self, run: str) -> Entry:
-        """Wait until the evaluation has ended, and return how."""
+    def wait_for_end(self, run: str) -> QueueEntry:
+        """Wait until the evaluation has ended, and return its queue entry."""
         self.wait(lambda: not self.entry(run, "evaluation").is_live)
         return self.entry(run, "evaluation")
 
@@ -81,10 +81,10 @@ def place(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def interrupted(place: Place) -> Place:
-    """Three members, of which the last, whose job has the array's id, is told to stop and the second is requeued."""
+    """Three members. The last one, whose job has the array's id, is stopped, and the second is requeued."""
     assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far", "--cpus", "1") == 0
     last, second = (place.run("far").member(name) for name in ("seed3", "seed2"))
-    jobs = Jobs.read(place.run("far")).members
+    jobs = SubmittedJobs.read(place.run("far")).members
     place.wait_for_step(last, 3)
     subprocess.run(["scancel", "--batch", "--signal=USR1", jobs["seed3"]], check=True)
     place.wait_for_step(second, 3)
@@ -92,27 +92,27 @@ def interrupted(place: Place) -> Place:
     return place
 
 
-def weights_of(member: RunDir) -> bytes:
+def read_weights(member: RunDir) -> bytes:
     return (member.checkpoints / "step-00000040" / "model.safetensors").read_bytes()
 
 
-def test_three_members_end_as_they_do_here_though_two_were_interrupted(
+def test_interrupted_members_end_with_the_same_weights_as_on_this_machine(
     interrupted: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place, far, here = interrupted, interrupted.run("far"), interrupted.run("here")
-    assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far", "--cpus", "1") == 0  # asked again: nothing is
+    place, far, local = interrupted, interrupted.run("far"), interrupted.run("local")
+    assert place.choral("submit", "toy.yaml", ENSEMBLE, "run=far", "--cpus", "1") == 0  # submitted again: no new jobs
     printed = capsys.readouterr().out
     assert printed.count("already in the queue as job") + ("already trained" in printed) >= 2
-    assert place.choral("run", "toy.yaml", ENSEMBLE, "run=here") == 0
+    assert place.choral("run", "toy.yaml", ENSEMBLE, "run=local") == 0
     assert place.wait_for_end("far").state == "COMPLETED"
     for name in ("seed1", "seed2", "seed3"):
-        assert weights_of(far.member(name)) == weights_of(here.member(name)), name
+        assert read_weights(far.member(name)) == read_weights(local.member(name)), name
     assert "stopped by request at step" in (far.member("seed3").path / "log.txt").read_text()
     for name in ("seed3", "seed2"):
         log = (far.member(name).path / "log.txt").read_text()
         assert "start 2," in log and "continuing at step" in log
-    scores = [(run.path / "scores-test.json").read_text() for run in (far, here)]
-    assert scores[0].replace("choral evaluate far", "choral evaluate here") == scores[1]  # digit for digit
+    scores = [(run.path / "scores-test.json").read_text() for run in (far, local)]
+    assert scores[0].replace("choral evaluate far", "choral evaluate local") == scores[1]  # digit for digit
     (log,) = far.path.glob("slurm/evaluate-*.log")
     assert "member/seed1" in log.read_text() and "soft" in log.read_text()
     capsys.readouterr()
@@ -125,10 +125,10 @@ def test_three_members_end_as_they_do_here_though_two_were_interrupted(
     assert "3 of 3 already trained\neverything is done: choral score far" in capsys.readouterr().out
 
 
-def test_one_member_fails_for_good_and_the_others_answer(
+def test_one_member_fails_for_good_and_the_others_are_evaluated(
     interrupted: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Continues a copy of the first run, whose third member is not trained and cannot save."""
+    """Continues a copy of the first run without its third member, which cannot save."""
     place = interrupted
     place.wait_for_end("far")
     run = place.run("sick")
@@ -168,12 +168,12 @@ def test_a_member_on_two_nodes_is_cancelled_and_continued(place: Place, capsys: 
     assert place.entry("wide", "wide").state == "CANCELLED"
     assert place.choral("status", "wide") == 75
     assert place.choral("cancel", "wide") == 0
-    assert "nothing is running or waiting" in capsys.readouterr().out
+    assert "nothing is running or queued" in capsys.readouterr().out
     assert place.choral("submit", "toy.yaml", *member, "run=wide", "--nodes", "2", "--cpus", "1") == 0
     place.wait(lambda: wide.result is not None)
-    twin = ["train", "toy.yaml", "run=twin", "--processes", "2"]
-    assert place.choral(*twin) == 0
-    assert weights_of(wide) == weights_of(place.run("twin"))
+    same = ["train", "toy.yaml", "run=same", "--processes", "2"]
+    assert place.choral(*same) == 0
+    assert read_weights(wide) == read_weights(place.run("same"))
     assert place.choral("cancel", "wide") == 0  # an evaluation of one member says nothing more
 
 
@@ -200,10 +200,10 @@ def test_rounds_of_boosting_are_a_chain(place: Place, capsys: pytest.CaptureFixt
 def test_status_and_cancel_of_a_run_of_this_machine(
     config_file: Path, choral: Choral, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Without SLURM: who works on it, and how it is stopped."""
-    words = ["train", str(config_file), "train.steps=100000"]
+    """Without SLURM: which process works on a run, and how it is stopped."""
+    arguments = ["train", str(config_file), "train.steps=100000"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "choral", *words], cwd=tmp_path, env=env)
+    process = subprocess.Popen([sys.executable, "-m", "choral", *arguments], cwd=tmp_path, env=env)
     run = RunDir(tmp_path / "runs" / "toy")
     try:
         deadline = time.monotonic() + 120
@@ -219,6 +219,6 @@ def test_status_and_cancel_of_a_run_of_this_machine(
         process.kill()
     status = choral("status", "toy", "--json")
     assert json.loads(status.stdout)["rows"][0]["state"] == "stopped"
-    assert choral("cancel", "toy").stdout == "nothing is running or waiting\n"
-    run.report(**{**run.status, "state": "running"})  # as a kill -9 leaves it
+    assert choral("cancel", "toy").stdout == "nothing is running or queued\n"
+    run.write_status(**{**run.status, "state": "running"})  # as a kill -9 leaves it
     assert "interrupted" in choral("status", "toy").stdout

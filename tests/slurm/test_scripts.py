@@ -1,4 +1,4 @@
-"""The scripts, without a cluster: as text against committed files, and as bash beside stand-ins for SLURM's commands."""
+"""The sbatch scripts without a cluster: compared with committed files, and run with stand-ins for SLURM's commands."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from rich.console import Console
 
 from choral.cli import main
-from choral.cli.workflow.slurm_submit import Jobs, _settled_queue
+from choral.cli.workflow.slurm_submit import SubmittedJobs, _wait_for_ending_jobs
 from choral.jobs.slurm import queue
-from choral.jobs.slurm.queue import Entry
-from choral.jobs.slurm.scripts import TEMPLATES
+from choral.jobs.slurm.queue import QueueEntry
+from choral.jobs.slurm.scripts import TEMPLATES_DIR
 from choral.runs.run_dir import RunDir
-from toys import REPOSITORY
+from toy_data import REPOSITORY
 
 EXPECTED = Path(__file__).parent / "expected"
 ENSEMBLE = "ensemble={architectures: [test_resnet, test_vit], seeds: 2, devices_per_member: 2}"
@@ -43,8 +43,8 @@ def no_cluster(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_dry_runs_print_what_is_committed(case: str, no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """After a change on purpose: `CHORAL_WRITE_EXPECTED=1 python -m pytest tests/slurm/test_scripts.py`."""
+def test_dry_runs_match_the_committed_files(case: str, no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To accept an intended change: `CHORAL_WRITE_EXPECTED=1 python -m pytest tests/slurm/test_scripts.py`."""
     overrides, options = CASES[case]
     assert main(["submit", "toy.yaml", *overrides, "--dry-run", *options]) == 0
     printed = capsys.readouterr().out.replace(sys.executable, "PYTHON")
@@ -55,10 +55,10 @@ def test_dry_runs_print_what_is_committed(case: str, no_cluster: Path, capsys: p
     assert not (no_cluster / "runs").exists()
 
 
-def test_a_dry_run_of_a_search_prints_what_is_committed(no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """After a change on purpose, as above."""
-    words = ["tune", "toy.yaml", "--submit", "4", "--gpus", "2", "--time", "4:00:00", "--max-parallel", "2", *SITE]
-    assert main([*words, "--dry-run"]) == 0
+def test_a_dry_run_of_a_search_matches_the_committed_file(no_cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To accept an intended change, see above."""
+    command = ["tune", "toy.yaml", "--submit", "4", "--gpus", "2", "--time", "4:00:00", "--max-parallel", "2", *SITE]
+    assert main([*command, "--dry-run"]) == 0
     printed = capsys.readouterr().out.replace(sys.executable, "PYTHON")
     path = EXPECTED / "tune.txt"
     if os.environ.get("CHORAL_WRITE_EXPECTED"):
@@ -75,14 +75,17 @@ def test_a_dry_run_of_a_search_prints_what_is_committed(no_cluster: Path, capsys
         (["--mem", "much"], "--mem: expected a size such as 32G"),
         (["--time", "soon"], "--time: expected minutes, H:M:S or D-H:M:S, got 'soon'"),
         (["--time", "2:30"], "--time: 2:30 is too short: a job saves 120 s before its limit; expected 3 minutes"),
-        (["--max-parallel", "2"], "--max-parallel: this run has no members that could run at once"),
+        (["--max-parallel", "2"], "--max-parallel: this run has no members that can run at once"),
         (["--partition", "a\nb"], "--partition: unprintable characters in 'a\\nb'"),
         (["--site", "nowhere.yaml"], "nowhere.yaml: no such config file"),
         (["data.shards=nowhere"], "nowhere"),
-        ([], "squeue: no such command: this machine is no part of a SLURM cluster; `choral run` trains on it directly"),
+        (
+            [],
+            "squeue: no such command: this machine is not part of a SLURM cluster; `choral run` trains on it directly",
+        ),
     ],
 )
-def test_nonsense_is_refused_and_nothing_is_left(
+def test_invalid_options_are_rejected_and_nothing_is_written(
     options: list[str], message: str, no_cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "toy.yaml", *options, *([] if not options else ["--dry-run"])]) in (1, 2)
@@ -94,8 +97,8 @@ def test_nonsense_is_refused_and_nothing_is_left(
     ("text", "message"),
     [
         ("acount: a", "account"),
-        ("modules: ['a; rm -rf /']", "modules: 'a; rm -rf /' is no module name"),
-        ("options: {array: 1-3}", "options.array: choral sets this one itself"),
+        ("modules: ['a; rm -rf /']", "modules: 'a; rm -rf /' is not a module name"),
+        ("options: {array: 1-3}", "options.array: choral sets this option itself"),
         ("options: {Mail: x}", "options.Mail: expected a long option of sbatch, without dashes"),
         ("container: 'run \"open'", "container: 'run \"open': No closing quotation"),
         ("partition: [a, b]", "partition: expected text"),
@@ -145,10 +148,8 @@ def test_a_login_node_needs_no_torch(no_cluster: Path) -> None:
     assert result.stdout.count("\nchoral=(choral)\n") == 2
 
 
-def test_what_an_allocation_says_of_itself_does_not_reach_the_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`choral submit` within an interactive job, for one."""
+def test_variables_of_an_allocation_are_not_passed_to_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example `choral submit` in an interactive job."""
     (tmp_path / "sbatch").write_text("#!/bin/sh\nenv > env\necho 7\n")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.chdir(tmp_path)
@@ -174,19 +175,19 @@ def test_the_site_s_time_limit_is_checked_too(no_cluster: Path, capsys: pytest.C
 
 
 def test_submit_waits_for_jobs_that_are_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`choral cancel RUN && choral submit CONFIG`: what still saves is none that is in the queue already."""
+    """`choral cancel RUN && choral submit CONFIG`: a job that is still saving does not count as queued."""
     run = RunDir(tmp_path)
-    Jobs({"first": "7_1"}, "8").write(run)
-    states = ["COMPLETING", "COMPLETING", "CANCELLED", "never asked"]
-    monkeypatch.setattr(queue, "read_queue", lambda: {"7_1": Entry(states.pop(0), "", "node1")})
+    SubmittedJobs({"first": "7_1"}, "8").write(run)
+    states = ["COMPLETING", "COMPLETING", "CANCELLED", "not reached"]
+    monkeypatch.setattr(queue, "read_queue", lambda: {"7_1": QueueEntry(states.pop(0), "", "node1")})
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with (tmp_path / "said").open("w") as said:
-        assert _settled_queue(run, Console(file=said))["7_1"].state == "CANCELLED"
-    assert (tmp_path / "said").read_text() == "waiting for jobs of this run that are ending\n"
+    with (tmp_path / "output").open("w") as output:
+        assert _wait_for_ending_jobs(run, Console(file=output))["7_1"].state == "CANCELLED"
+    assert (tmp_path / "output").read_text() == "waiting for jobs of this run that are ending\n"
 
 
 class Script:
-    """A template, run as bash in a folder of its own with stand-ins: `choral` of the given lines, and SLURM's commands."""
+    """Runs a template with bash in its own folder, with stand-ins for `choral` and SLURM's commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,9 +207,9 @@ class Script:
             path = self.folder / name
             path.write_text(f"#!/usr/bin/env bash\n{body}\n")
             path.chmod(0o755)
-        known = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "COLUMNS")}
-        variables = {**known, "PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", **env}
-        command = ["bash", str(TEMPLATES / template), *map(str, arguments)]
+        inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "COLUMNS")}
+        variables = {**inherited, "PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", **env}
+        command = ["bash", str(TEMPLATES_DIR / template), *map(str, arguments)]
         process = subprocess.Popen(
             command, env=variables, cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -220,7 +221,7 @@ class Script:
 
     @property
     def requeued(self) -> str:
-        """What was put back into the queue."""
+        """The job that was requeued, or ""."""
         log = self.folder / "scontrol.log"
         return log.read_text().removeprefix("requeue ").strip() if log.exists() else ""
 
@@ -249,13 +250,13 @@ def script(tmp_path: Path):
         (f"{GIVEN_UP}kill -9 $$", 1, ""),  # by srun, on another node than the first, which has failed for good
     ],
 )
-def test_what_is_stopped_or_killed_is_requeued(script: Script, lines: str, code: int, again: str) -> None:
+def test_stopped_and_killed_jobs_are_requeued(script: Script, lines: str, code: int, again: str) -> None:
     assert script.train(lines, SLURM_RESTART_COUNT="3").wait(timeout=20) == code
     assert script.requeued == again
 
 
-def test_a_task_that_has_the_id_of_its_array_is_requeued_alone(script: Script) -> None:
-    """SLURM gives one task of each array, the last one, the array's own id: as a job, that is all of them."""
+def test_a_task_with_the_id_of_its_array_is_requeued_without_the_others(script: Script) -> None:
+    """SLURM gives the last task of an array the id of the array, which as a job id means all tasks."""
     env = {"SLURM_JOB_ID": "42", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "1"}
     (script.run / "slurm" / "members.txt").write_text("first\n")
     (script.run / "members" / "first").mkdir(parents=True)
@@ -264,14 +265,14 @@ def test_a_task_that_has_the_id_of_its_array_is_requeued_alone(script: Script) -
     assert script.requeued == "42_1"
 
 
-def test_a_job_that_slurm_has_ended_does_not_come_back(script: Script) -> None:
+def test_a_cancelled_job_is_not_requeued(script: Script) -> None:
     assert script.train("exit 75", STATE="COMPLETING").wait(timeout=20) == 75
     assert not script.requeued
 
 
 @pytest.mark.parametrize("template", ["train.sbatch", "evaluate.sbatch"])
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_becomes_a_stop_file_and_the_saving_is_waited_for(
+def test_a_signal_writes_a_stop_file_and_the_script_waits_for_the_save(
     script: Script, template: str, number: signal.Signals
 ) -> None:
     stop = script.run / "stop"
@@ -286,12 +287,12 @@ def test_a_signal_becomes_a_stop_file_and_the_saving_is_waited_for(
     assert script.requeued == "42"
 
 
-def test_words_arrive_whole_and_each_gpu_gets_a_rank(script: Script) -> None:
-    lines = 'printf "%s\\n" "$@" > words; echo "$CUDA_VISIBLE_DEVICES $SRUN_CPUS_PER_TASK" > env'
+def test_arguments_are_passed_unchanged_with_one_rank_per_gpu(script: Script) -> None:
+    lines = 'printf "%s\\n" "$@" > arguments; echo "$CUDA_VISIBLE_DEVICES $SRUN_CPUS_PER_TASK" > env'
     gpus = {"CUDA_VISIBLE_DEVICES": "2,3", "SLURM_GPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "6"}
     assert script.train(lines, **gpus).wait(timeout=20) == 0
-    words = ["train", f"{script.run}/config.yaml", "--folder", str(script.run), "--processes", "2"]
-    assert (script.folder / "words").read_text().splitlines() == [*words, "--retries", "1", "--max-stalls", "5"]
+    expected = ["train", f"{script.run}/config.yaml", "--folder", str(script.run), "--processes", "2"]
+    assert (script.folder / "arguments").read_text().splitlines() == [*expected, "--retries", "1", "--max-stalls", "5"]
     assert (script.folder / "env").read_text() == "2,3 6\n"
 
 
@@ -299,40 +300,38 @@ def test_a_task_of_an_array_trains_its_member_on_all_its_nodes(script: Script) -
     (script.run / "slurm" / "members.txt").write_text("first\nsecond one\n")
     (script.run / "members" / "second one").mkdir(parents=True)
     (script.run / "members" / "second one" / "requested.yaml").touch()
-    lines = 'printf "%s\\n" "$@" > words; echo said'
+    lines = 'printf "%s\\n" "$@" > arguments; echo printed'
     env = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     assert script.train(lines, **env).wait(timeout=20) == 0
     member = f"{script.run}/members/second one"
-    words = (script.folder / "words").read_text().splitlines()
-    assert words[:4] == ["train", f"{member}/requested.yaml", "--folder", member]
-    assert words[-4:] == ["--machines", "2", "--rendezvous", "n1:20042"]
+    arguments = (script.folder / "arguments").read_text().splitlines()
+    assert arguments[:4] == ["train", f"{member}/requested.yaml", "--folder", member]
+    assert arguments[-4:] == ["--machines", "2", "--rendezvous", "n1:20042"]
     assert (
         "--nodes=2\n--ntasks=2\n--ntasks-per-node=1\n--kill-on-bad-exit=0\n--wait=60\n"
         in (script.folder / "srun.log").read_text()
     )
-    assert "said" in Path(member, "log.txt").read_text()
+    assert "printed" in Path(member, "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("cpus", "own", "threads"), [("6", "", "6"), ("", "", ""), ("6", "2", "2")])
-def test_threads_of_a_cpu_rank(script: Script, cpus: str, own: str, threads: str) -> None:
-    env = {key: value for key, value in {"SLURM_CPUS_PER_TASK": cpus, "OMP_NUM_THREADS": own}.items() if value}
+@pytest.mark.parametrize(("cpus", "omp_threads", "threads"), [("6", "", "6"), ("", "", ""), ("6", "2", "2")])
+def test_threads_of_a_cpu_rank(script: Script, cpus: str, omp_threads: str, threads: str) -> None:
+    env = {key: value for key, value in {"SLURM_CPUS_PER_TASK": cpus, "OMP_NUM_THREADS": omp_threads}.items() if value}
     assert script.train('echo "$OMP_NUM_THREADS" > threads', **env).wait(timeout=20) == 0
     assert (script.folder / "threads").read_text().strip() == (threads or "1")
 
 
-def test_wrong_usage_is_told(script: Script) -> None:
-    for template, words in (("train.sbatch", "[MEMBER]"), ("evaluate.sbatch", "RUN")):
+def test_wrong_usage_is_reported(script: Script) -> None:
+    for template, arguments in (("train.sbatch", "[MEMBER]"), ("evaluate.sbatch", "RUN")):
         process = script.start(template, "exit 0")
         assert process.wait(timeout=20) == 2
         assert process.stderr is not None
-        assert words in process.stderr.read()
+        assert arguments in process.stderr.read()
     process = script.train("exit 0", script.run, "nobody")
     assert process.wait(timeout=20) == 2
     assert process.stderr is not None and "members/nobody/requested.yaml: no such file" in process.stderr.read()
 
 
 @pytest.mark.parametrize(("lines", "code"), [("exit 0", 0), ('[ "$1" != status ]', 1), ('[ "$1" != evaluate ]', 1)])
-def test_the_evaluation_says_by_its_exit_status_whether_somebody_is_missing(
-    script: Script, lines: str, code: int
-) -> None:
+def test_the_evaluation_exits_with_1_if_members_are_missing(script: Script, lines: str, code: int) -> None:
     assert script.start("evaluate.sbatch", lines, script.run).wait(timeout=20) == code

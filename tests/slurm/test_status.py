@@ -1,4 +1,4 @@
-"""The table of a run, from what the queue says and what lies in its folders; the queue is a stand-in here."""
+"""The status table of a run from the queue, which is a stand-in here, and the run directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROGRESS = {"step": 4, "steps": 10, "loss": 0.5, "images_per_s": 20.0, "eta_s": 
 
 @pytest.fixture
 def run(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A run whose eight members were submitted as job 7, each with another fate."""
+    """A run whose eight members were submitted as job 7, each in another state."""
     monkeypatch.chdir(config_file.parent)
     names = ", ".join(f"{{name: {name}, set: {{seed: {seed}}}}}" for seed, name in enumerate(MEMBERS))
     run = RunDir(config_file.parent / "runs" / "toy")
@@ -28,17 +28,17 @@ def run(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     ids = {name: f"7_{number}" for number, name in enumerate(MEMBERS, 1) if name != "new"}
     write_json(run.path / "slurm" / "jobs.json", {"members": ids, "evaluation": "8"})
     write_json(run.member("done").path / "result.json", {"steps": 10})
-    run.member("done").report(state="done", **{**PROGRESS, "step": 10})
-    run.member("runs").report(state="running", **PROGRESS)
-    run.member("broke").report(state="failed", reason="NotFinite: step 4: the loss is not finite", **PROGRESS)
-    run.member("late").report(state="running", **PROGRESS)
-    run.member("gone").report(state="running", **PROGRESS)
+    run.member("done").write_status(state="done", **{**PROGRESS, "step": 10})
+    run.member("runs").write_status(state="running", **PROGRESS)
+    run.member("broke").write_status(state="failed", reason="NotFinite: step 4: the loss is not finite", **PROGRESS)
+    run.member("late").write_status(state="running", **PROGRESS)
+    run.member("gone").write_status(state="running", **PROGRESS)
     return run
 
 
 @pytest.fixture
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that puts a `squeue` on the PATH, of the given shell lines."""
+    """Return a function that puts a `squeue` with the given shell lines on the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -66,15 +66,15 @@ def states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
     return {row["name"]: (row["state"], row["note"]) for row in rows}
 
 
-def test_queue_and_folders_make_one_table(
+def test_the_table_combines_queue_and_run_directory(
     run: RunDir, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     squeue(QUEUE)
     assert main(["status", "toy", "--json"]) == 1
     found = states(capsys)
     assert found.pop("broke") == ("failed", "failed at step 4 of 10: NotFinite: step 4: the loss is not finite")
-    assert found.pop("late") == ("failed", "SLURM: timeout (TimeLimit); not finished; last heard of at step 4 of 10")
-    assert found.pop("gone") == ("interrupted", "not finished; last heard of at step 4 of 10")
+    assert found.pop("late") == ("failed", "SLURM: timeout (TimeLimit); not finished; last report at step 4 of 10")
+    assert found.pop("gone") == ("interrupted", "not finished; last report at step 4 of 10")
     assert found == {
         "done": ("done", ""),
         "runs": ("running", "node17"),
@@ -85,12 +85,12 @@ def test_queue_and_folders_make_one_table(
     }
     assert main(["status", "toy"]) == 1
     printed = capsys.readouterr().out
-    assert "7_2" in printed and "4/10" in printed and "75.0% right" in printed and "1:01" in printed
+    assert "7_2" in printed and "4/10" in printed and "75.0% accuracy" in printed and "1:01" in printed
     assert "broke: failed at step 4 of 10: NotFinite" in printed
     assert all(len(line) <= 80 for line in printed.split("broke:")[0].splitlines())
 
 
-def test_a_queue_that_does_not_answer_is_told_and_the_folders_speak(
+def test_without_a_response_of_the_queue_the_run_directory_is_used(
     run: RunDir, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     squeue("echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
@@ -98,7 +98,7 @@ def test_a_queue_that_does_not_answer_is_told_and_the_folders_speak(
     assert "queue: squeue: error: Unable to contact slurm controller" in capsys.readouterr().out
 
 
-def test_without_slurm_the_folders_say_who_works_where(
+def test_without_slurm_the_table_has_the_processes_that_hold_the_locks(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -112,12 +112,12 @@ def test_without_slurm_the_folders_say_who_works_where(
     assert main(["status", "toy"]) == 1
     assert "queue: squeue: no such command" in capsys.readouterr().out
     assert main(["cancel", "toy"]) == 1
-    assert "was submitted to a SLURM cluster, which this machine cannot reach" in " ".join(
+    assert "was submitted to a SLURM cluster that this machine cannot reach" in " ".join(
         capsys.readouterr().err.split()
     )
 
 
-def test_a_process_that_cannot_be_stopped_is_named(
+def test_a_process_that_cannot_be_stopped_is_reported(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(pid: int, number: int) -> None:
@@ -127,15 +127,15 @@ def test_a_process_that_cannot_be_stopped_is_named(
     monkeypatch.setattr(os, "kill", refuse)
     with run.lock():
         assert main(["cancel", "toy"]) == 1
-    assert f"pid {os.getpid()}, which works on it, cannot be stopped: Operation not" in " ".join(
+    assert f"pid {os.getpid()}, which uses it, cannot be stopped: Operation not" in " ".join(
         capsys.readouterr().err.split()
     )
 
 
-def test_an_evaluation_alone_is_found_in_the_queue_and_cancelled(
+def test_a_queued_evaluation_without_members_is_listed_and_cancelled(
     run: RunDir, squeue: Callable[[str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """All members were trained here; a cluster's name may stand above its jobs."""
+    """All members were trained on this machine. squeue may print a cluster's name above its jobs."""
     write_json(run.path / "slurm" / "jobs.json", {"members": {}, "evaluation": "8"})
     squeue("echo 'CLUSTER: far'; echo '8|PENDING|Priority|'")
     main(["status", "toy", "--json"])
@@ -150,7 +150,7 @@ def test_an_evaluation_alone_is_found_in_the_queue_and_cancelled(
 def test_exit_status_0_1_and_75(run: RunDir, squeue: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     squeue("echo '8|RUNNING|None|node1'")
     assert main(["status", "toy"]) == 1
-    run.member("broke").report(state="stopped", **PROGRESS)
+    run.member("broke").write_status(state="stopped", **PROGRESS)
     assert main(["status", "toy"]) == 75
     for name in MEMBERS:
         write_json(run.member(name).path / "result.json", {"steps": 10})

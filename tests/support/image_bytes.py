@@ -1,4 +1,4 @@
-"""Images and their encoded bytes for tests."""
+"""Test images and their encoded bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Return (height, width, 3) uint8: smooth colours with some noise, different in every corner."""
+    """Return (height, width, 3) uint8: smooth colours with noise, different in every corner."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(float)

@@ -1,4 +1,4 @@
-"""Ranks without processes: what the launcher would start runs here, one rank, so that a test saves the starts."""
+"""One rank without a new process: runs what the launcher would start in the test's process, which is faster."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from choral.runs.run_dir import RunDir
 
-_STARTING = ("training", "evaluation", "probing")
+_LAUNCHING_MODULES = ("training", "evaluation", "probes")
 
 
 def launch_in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let the steps of the workflow run their modules here; return the list to which each start is appended."""
+    """Make the workflow run its modules in this process; return the list to which each start is appended."""
     import torch
     from accelerate.state import AcceleratorState
 
@@ -22,13 +22,13 @@ def launch_in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def launch(module: str, arguments: Sequence[str], processes: int, folder: RunDir, machines: Any = None) -> int:
         started.append(f"{module} {folder.name}")
-        AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one for the process
+        AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one per process
         code: int = import_module(f"{module}.__main__").main(list(arguments))
         return code
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     torch.set_num_threads(1)
-    for name in _STARTING:
+    for name in _LAUNCHING_MODULES:
         monkeypatch.setattr(f"choral.cli.workflow.{name}.launch", launch)
     return started

@@ -1,4 +1,4 @@
-"""Evaluate a run of random weights in processes of their own, end them by real signals, and say what came of it.
+"""Evaluates a run with random weights in child processes, ends them by real signals, and writes outcomes.json.
 
 python interrupted.py CONFIG FOLDER
 """
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-import choral.inference.model_groups as module
 from choral.config.files import load_config
-from choral.inference import chunks
+from choral.inference import chunks, model_groups
 from choral.inference.__main__ import main
 from choral.inference.ledger_parts import open_part
 from choral.runs.run_dir import RunDir
@@ -26,49 +25,50 @@ _CHUNK_S = 0.15
 
 
 def start(folder: RunDir, log: Path, slow: bool) -> int:
-    """Evaluate in a fork, slowly, and return its pid; a line goes to `log` for each chunk that is asked about."""
+    """Start an evaluation in a fork, and return its pid; it appends a character to `log` for each predicted chunk."""
     pid = os.fork()
     if pid:
         return pid
-    ask = module.ask
+    predict_chunk = model_groups.predict_chunk
 
-    def noted(*arguments: object) -> None:
+    def logged(*arguments: object) -> None:
         with log.open("a") as file:
             file.write("x")
         time.sleep(_CHUNK_S if slow else 0)
-        ask(*arguments)  # type: ignore[arg-type]
+        predict_chunk(*arguments)  # type: ignore[arg-type]
 
-    module.ask = noted
-    chunks._WRITE_AT_LEAST_EVERY_S = 0.0
+    model_groups.predict_chunk = logged
+    chunks._MIN_WRITE_INTERVAL_S = 0.0
     os._exit(main([str(folder.path), "--force"]))
 
 
-def chunks_in(folder: RunDir) -> int:
+def count_finished_chunks(folder: RunDir) -> int:
     parts = [open_part(path) for path in folder.predictions.glob(".val.parts/*/part-*")]
     return sum(part.stop - part.first for part in parts)
 
 
-def interrupted(folder: RunDir, log: Path, number: signal.Signals) -> int:
-    """Evaluate, send a signal once there are more finished chunks on disk, and return the exit status."""
-    before = chunks_in(folder)
+def interrupt(folder: RunDir, log: Path, number: signal.Signals) -> int:
+    """Evaluate, send a signal when another chunk is finished on disk, and return the exit status."""
+    before = count_finished_chunks(folder)
     pid = start(folder, log, slow=True)
     deadline = time.monotonic() + 60
-    while chunks_in(folder) <= before and time.monotonic() < deadline:
+    while count_finished_chunks(folder) <= before and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(pid, number)
-    return ended(pid)
+    return wait_for(pid)
 
 
-def ended(pid: int) -> int:
+def wait_for(pid: int) -> int:
+    """Return the exit status of a child process, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def tell(config_file: str, place: Path) -> None:
+def run_all(config_file: str, place: Path) -> None:
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     folder = made_members(load_config(config_file), place / "run")
-    ledger, said = folder.predictions / "val.parquet", {}
-    said["whole"] = ended(start(folder, place / "log0", slow=False))
+    ledger, outcomes = folder.predictions / "val.parquet", {}
+    outcomes["whole"] = wait_for(start(folder, place / "log0", slow=False))
     whole = ledger.read_bytes()
     ledger.unlink()
     for name, number, after in (
@@ -76,13 +76,13 @@ def tell(config_file: str, place: Path) -> None:
         ("terminated", signal.SIGTERM, "after terminated"),
         ("usr1", signal.SIGUSR1, "after usr1"),
     ):
-        said[name] = interrupted(folder, place / "log1", number)
-        said[after] = chunks_in(folder)
-    said["finished"] = ended(start(folder, place / "log2", slow=False))
-    said["asked at last"] = len((place / "log2").read_text())
-    said["same bytes"] = ledger.read_bytes() == whole
-    (place / "said.json").write_text(json.dumps(said))
+        outcomes[name] = interrupt(folder, place / "log1", number)
+        outcomes[after] = count_finished_chunks(folder)
+    outcomes["finished"] = wait_for(start(folder, place / "log2", slow=False))
+    outcomes["predicted at last"] = len((place / "log2").read_text())
+    outcomes["same bytes"] = ledger.read_bytes() == whole
+    (place / "outcomes.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    tell(sys.argv[1], Path(sys.argv[2]))
+    run_all(sys.argv[1], Path(sys.argv[2]))

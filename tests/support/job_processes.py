@@ -1,4 +1,4 @@
-"""Processes to try jobs with, and what is left of them."""
+"""Commands for tests of jobs, and functions that check which of their processes are left."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def pids(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.glob("[0-9]*")]
 
 
-# A stand-in for torchrun and its workers: a child in a session of its own, a grandchild whose parent is gone at once.
-# All of them write their pid, ignore SIGTERM where asked to, and would live for ever.
+# A stand-in for torchrun and its workers: a child in its own session, and a grandchild whose parent exits at once.
+# Each process writes a file named after its pid, optionally ignores SIGTERM, and runs forever.
 FAMILY = """
     import os, pathlib, signal, sys, time
     folder, stubborn = pathlib.Path(sys.argv[1]), sys.argv[2] == "stubborn"
@@ -90,7 +90,7 @@ def children(parent: int) -> list[int]:
 
 
 class Driver:
-    """A process of its own that calls `run_jobs`, so that it can be killed."""
+    """A separate process that calls `run_jobs`, so that tests can kill it."""
 
     def __init__(self, tmp_path: Path, command: tuple[str, ...], grace_s: float, jobs: int = 1) -> None:
         code = f"""

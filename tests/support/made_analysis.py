@@ -1,4 +1,4 @@
-"""Analyses whose numbers are made up: a page is tested without a network, a ledger or a packed folder."""
+"""Analyses with made-up numbers, so that a page is tested without a model, a ledger or packed shards."""
 
 from __future__ import annotations
 
@@ -11,31 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from choral.analysis.advice import Advice, Line, Rejected
-from choral.analysis.page.stored_images import Find
-from choral.analysis.probe_curves import Curve, Curves, Point
-from choral.analysis.results import (
-    Analysis,
-    BadImage,
-    Coverage,
-    Drift,
-    Duplicates,
-    Figure,
-    Group,
-    Groups,
-    Health,
-    Histogram,
-    LabelErrors,
-    LabelSource,
-    Outlier,
-    Place,
-    Quantity,
-    SampleTable,
-    Slicing,
-    Suspect,
-    Twins,
-)
-from choral.metrics.reliability import Bin
+from choral.analysis.advice import Advice, AdviceLine, RejectedFamily
+from choral.analysis.data_health import BadImage, DataHealth, Drift, Histogram, Outlier, Quantity
+from choral.analysis.duplicates import DuplicateGroup, Duplicates, SampleRef
+from choral.analysis.groups import Group, Groups
+from choral.analysis.label_errors import LabelErrors, LabelSource, SuspectLabel
+from choral.analysis.page.stored_images import ImageFinder
+from choral.analysis.probe_curves import ProbeCurve, ProbeCurves, ProbePoint
+from choral.analysis.results import Analysis
+from choral.analysis.samples import SampleTable, SliceColumn
+from choral.analysis.summary import Coverage, SummaryMetric
+from choral.metrics.reliability import ReliabilityBin
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -43,7 +29,7 @@ HOSTILE = (
     'a "quoted" & \u2028 name',
     "../../etc",
 )
-"""Names as a data set may have them."""
+"""Hostile names of a data set."""
 
 
 def made_analysis(
@@ -60,7 +46,9 @@ def made_analysis(
     keys = list(keys or (f"photo {number:05d}.jpg" for number in range(n)))
     make = {"multiclass": _of_classes, "multilabel": _of_labels, "regression": _of_numbers}[task]
     codes = random.integers(0, len(values), n).astype(np.int16)
-    samples = replace(make(random, keys, len(classes), len(members)), slices={"type": Slicing(tuple(values), codes)})
+    samples = replace(
+        make(random, keys, len(classes), len(members)), slices={"type": SliceColumn(tuple(values), codes)}
+    )
     share = task != "regression"
     return Analysis(
         run="made",
@@ -85,8 +73,8 @@ def made_analysis(
     )
 
 
-def image_finder(size: tuple[int, int] = (48, 40), unreadable: str = "") -> Find:
-    """Return what finds a made image of every key; that of one key is no image."""
+def image_finder(size: tuple[int, int] = (48, 40), unreadable: str = "") -> ImageFinder:
+    """Return a finder that makes an image for every key, except one that is not an image."""
 
     def read(split: str, key: str) -> bytes:
         return b"no image" if key == unreadable else made_image(f"{split} {key}", size)
@@ -108,10 +96,13 @@ def made_advice(advised: bool = True) -> Advice:
     reason = (
         "Turned by 30 degrees accuracy falls by 31.0 points [25.0, 37.0]; turning back mends a third of the errors."
     )
-    line = Line(
+    line = AdviceLine(
         "rotation", "rotate", 30, {"rotate": 30}, 30.0, "degrees", drop, 1e-4, "undone", gain, 1e-3, 0.34, 0.1, reason
     )
-    rejected = (Rejected("hflip", "plausible, but accuracy does not fall"), Rejected("noise", "is not in these images"))
+    rejected = (
+        RejectedFamily("hflip", "plausible, but accuracy does not fall"),
+        RejectedFamily("noise", "is not in these images"),
+    )
     note = "One family costs accuracy and is in the images." if advised else "Nothing is significantly sensitive."
     lines = (line,) if advised else ()
     return Advice("made", "val", "soft", "accuracy", 300, lines, rejected, 14, note, "d" * 64, "e" * 64)
@@ -127,7 +118,7 @@ _FAMILIES = (
 )
 
 
-def made_curves() -> Curves:
+def made_curves() -> ProbeCurves:
     """Return curves of some families, two of which fall by more than chance."""
     curves = []
     for family, key, unit, strengths, text, most in _FAMILIES:
@@ -135,10 +126,12 @@ def made_curves() -> Curves:
         for strength in strengths:
             drop = most * strength / strengths[-1]
             value, p = 0.877 - drop, 0.0004 if drop > 0.08 else 0.6
-            points.append(Point(strength, value, value - 0.03, value + 0.03, drop, drop - 0.02, drop + 0.02, p / 9, p))
-        curves.append(Curve(family, key, unit, text, tuple(points)))
+            points.append(
+                ProbePoint(strength, value, value - 0.03, value + 0.03, drop, drop - 0.02, drop + 0.02, p / 9, p)
+            )
+        curves.append(ProbeCurve(family, key, unit, text, tuple(points)))
     unperturbed = {"value": 0.877, "low": 0.84, "high": 0.91}
-    return Curves("made", "val", "soft", "accuracy", 300, 300, unperturbed, tuple(curves), "e" * 64, 9)
+    return ProbeCurves("made", "val", "soft", "accuracy", 300, 300, unperturbed, tuple(curves), "e" * 64, 9)
 
 
 def _of_classes(random: np.random.Generator, keys: list[str], classes: int, members: int) -> SampleTable:
@@ -194,17 +187,20 @@ def _of_numbers(random: np.random.Generator, keys: list[str], targets: int, memb
     )
 
 
-def _summary(samples: SampleTable, share: bool) -> tuple[Figure, ...]:
+def _summary(samples: SampleTable, share: bool) -> tuple[SummaryMetric, ...]:
     if not share:
-        return (Figure("rmse", "RMSE", 1.52, 1.41, 1.63, False), Figure("r2", "R2", 0.86, 0.83, 0.88, False))
+        return (
+            SummaryMetric("rmse", "RMSE", 1.52, 1.41, 1.63, False),
+            SummaryMetric("r2", "R2", 0.86, 0.83, 0.88, False),
+        )
     right = float(samples.right.mean())
     return (
-        Figure("accuracy", "accuracy %", right, right - 0.03, right + 0.03, True),
-        Figure("balanced_accuracy", "balanced accuracy %", right - 0.01, right - 0.05, right + 0.02, True),
-        Figure("f1_macro", "F1, mean of classes %", right - 0.01, right - 0.05, right + 0.02, True),
-        Figure("roc_auc", "ROC AUC %", 0.942, 0.921, 0.959, True),
-        Figure("log_loss", "log loss", 0.3092, 0.2744, 0.3481, False),
-        Figure("ece", "calibration error %", 0.021, 0.0, 0.043, True),
+        SummaryMetric("accuracy", "accuracy %", right, right - 0.03, right + 0.03, True),
+        SummaryMetric("balanced_accuracy", "balanced accuracy %", right - 0.01, right - 0.05, right + 0.02, True),
+        SummaryMetric("f1_macro", "F1, mean of classes %", right - 0.01, right - 0.05, right + 0.02, True),
+        SummaryMetric("roc_auc", "ROC AUC %", 0.942, 0.921, 0.959, True),
+        SummaryMetric("log_loss", "log loss", 0.3092, 0.2744, 0.3481, False),
+        SummaryMetric("ece", "calibration error %", 0.021, 0.0, 0.043, True),
     )
 
 
@@ -241,14 +237,16 @@ def _groups(samples: SampleTable, task: str, classes: Sequence[str], values: Seq
         by_class,
         {"type": slices},
         len(by_class) + len(slices),
-        {"path": "has as many values as samples"},
+        {"path": "has too few samples per value: less than half are in slices of at least 5"},
         note,
     )
 
 
-def _bins() -> list[Bin]:
+def _bins() -> list[ReliabilityBin]:
     places = np.linspace(0.55, 0.99, 10)
-    return [Bin(30, float(x), float(x**1.2), float(x**1.2 - 0.12), float(min(1, x**1.2 + 0.1))) for x in places]
+    return [
+        ReliabilityBin(30, float(x), float(x**1.2), float(x**1.2 - 0.12), float(min(1, x**1.2 + 0.1))) for x in places
+    ]
 
 
 def _coverage(share: bool) -> Coverage:
@@ -260,7 +258,7 @@ def _coverage(share: bool) -> Coverage:
 def _label_errors(keys: Sequence[str], classes: Sequence[str]) -> LabelErrors:
     count = min(30, len(keys))
     listed = [
-        Suspect("val" if place % 2 else "train", keys[place], classes[0], classes[-1], 0.01 * place, 0.02, 0.95)
+        SuspectLabel("val" if place % 2 else "train", keys[place], classes[0], classes[-1], 0.01 * place, 0.02, 0.95)
         for place in range(count)
     ]
     held_out = LabelSource("train", "held-out", 1500, 15, 0.021, "Each was asked of a network that had not seen it.")
@@ -271,14 +269,14 @@ def _label_errors(keys: Sequence[str], classes: Sequence[str]) -> LabelErrors:
 
 
 def _duplicates(keys: Sequence[str], classes: Sequence[str]) -> Duplicates:
-    pair = lambda split, a, b: (Place("train", a, classes[0]), Place(split, b, classes[-1]))  # noqa: E731
-    twins = (
-        Twins(pair("val", keys[0], keys[1]), "near", 0.034, False, True, True),
-        Twins(pair("test", keys[2], keys[3]), "bytes", 0.0, False, True, True),
-        Twins((Place("train", keys[4], classes[0]),) * 2, "pixels", 0.0, True, False, False),
+    pair = lambda split, a, b: (SampleRef("train", a, classes[0]), SampleRef(split, b, classes[-1]))  # noqa: E731
+    groups = (
+        DuplicateGroup(pair("val", keys[0], keys[1]), "near", 0.034, False, True, True),
+        DuplicateGroup(pair("test", keys[2], keys[3]), "bytes", 0.0, False, True, True),
+        DuplicateGroup((SampleRef("train", keys[4], classes[0]),) * 2, "pixels", 0.0, True, False, False),
     )
     return Duplicates(
-        twins,
+        groups,
         3,
         2,
         2,
@@ -289,7 +287,9 @@ def _duplicates(keys: Sequence[str], classes: Sequence[str]) -> Duplicates:
     )
 
 
-def _health(random: np.random.Generator, n: int, classes: Sequence[str], share: bool, keys: Sequence[str]) -> Health:
+def _health(
+    random: np.random.Generator, n: int, classes: Sequence[str], share: bool, keys: Sequence[str]
+) -> DataHealth:
     def quantity(name: str, unit: str, low: float, high: float, drifted: bool) -> Quantity:
         edges = np.linspace(low, high, 25)
         splits = {}
@@ -304,7 +304,7 @@ def _health(random: np.random.Generator, n: int, classes: Sequence[str], share: 
         return Quantity(name, unit, edges, splits, drift)
 
     counts = tuple(random.integers(50, 400, len(classes)).tolist())
-    return Health(
+    return DataHealth(
         {"train": 1706, "val": n, "test": 656},
         dict.fromkeys(("train", "val", "test"), counts) if share else {},
         {"train": {"jpeg": 1700, "png": 6}, "val": {"jpeg": n}, "test": {"jpeg": 656}},

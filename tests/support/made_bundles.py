@@ -14,7 +14,7 @@ from choral.cli import main
 from choral.cli.workflow.export import export
 from choral.config import Config
 from choral.config.files import load_config
-from choral.deploy.bundle.policy_choice import Wanted
+from choral.deploy.bundle.policy_choice import PolicyRequest
 from choral.inference.evaluation_pass import evaluate
 from choral.runs.run_dir import RunDir
 from made_members import made_members
@@ -44,7 +44,7 @@ def made_run(shards: Path, path: Path) -> RunDir:
         patch.setattr(Runtime, "_install_handlers", lambda run: None)  # they would stay: this is no fixture of one test
         torch.set_num_threads(1)
         evaluate(config, folder, Runtime("no", 1, 60, folder.stop_file))
-    export(folder, config, Wanted(), folder.path / "bundle", False, QUIET)
+    export(folder, config, PolicyRequest(), folder.path / "bundle", False, QUIET)
     return folder
 
 

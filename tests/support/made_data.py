@@ -1,4 +1,4 @@
-"""Packed data sets with planted faults, and a run whose ledgers are about them; nothing is trained."""
+"""Packed data sets with planted faults, and a run with synthetic ledgers for them; nothing is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDE = 96
 
 
 def picture(seed: int, side: int = SIDE, common: Picture | None = None) -> Picture:
-    """Clouds of all sizes in three slightly different channels, as photographs have; no two alike."""
+    """Return random clouds of all sizes in three similar channels, like a photograph; different for each seed."""
     random = np.random.default_rng(seed)
     total = np.zeros((side, side, 3), np.float32)
     for cells in (3, 6, 12, 24, 48):
@@ -36,26 +36,26 @@ def picture(seed: int, side: int = SIDE, common: Picture | None = None) -> Pictu
 
 
 def saved(image: Picture, kind: str = "PNG", quality: int = 90) -> bytes:
-    """The encoded image."""
+    """Return the encoded image."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, kind, **({"quality": quality} if kind == "JPEG" else {}))
     return data.getvalue()
 
 
 def cropped(image: Picture, part: float, y: float = 0.3, x: float = 0.8) -> Picture:
-    """Part of the sides, from somewhere."""
+    """Return a crop with `part` of the sides."""
     size = round(len(image) * part)
     top, left = round((len(image) - size) * y), round((len(image) - size) * x)
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
 def lit(image: Picture, gain: float, offset: float = 0) -> Picture:
-    """Brighter or darker."""
+    """Return the image brighter or darker."""
     return np.clip(image.astype(np.float32) * gain + offset, 0, 255).astype(np.uint8)
 
 
 def resized(image: Picture, part: float) -> Picture:
-    """Smaller or larger."""
+    """Return the image with its sides times `part`."""
     return np.asarray(cv2.resize(image, None, fx=part, fy=part, interpolation=cv2.INTER_AREA), np.uint8)
 
 
@@ -75,7 +75,7 @@ VARIANTS: Mapping[str, Callable[[Picture], bytes]] = {
 
 
 def packed(folder: Path, files: Mapping[str, bytes]) -> Dataset:
-    """Pack files called SPLIT/CLASS/NAME."""
+    """Pack files named SPLIT/CLASS/NAME."""
     for name, data in files.items():
         path = folder / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def packed(folder: Path, files: Mapping[str, bytes]) -> Dataset:
 
 
 def run_about(folder: Path, dataset: Dataset, seed: int = 0) -> tuple[RunDir, Config]:
-    """A run with made predictions about val and test of a data set of three classes."""
+    """Make a run with synthetic predictions for val and test of a data set of three classes."""
     ledgers, keys = {}, {}
     for number, split in enumerate(("val", "test")):
         index = Index.open(dataset, split)

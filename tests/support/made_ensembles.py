@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from choral.data.loading.crop import Crop
 from choral.data.loading.input_spec import ImageSpec, InputSpec
-from choral.deploy.bundle.engine import Input, Member, inputs_of
-from choral.models.output_spec import Outputs
-from choral.scoring.apply_policy import plain_answering
+from choral.deploy.bundle.engine import EngineInput, LoadedMember, build_engine_inputs
+from choral.models.output_spec import OutputSpec
+from choral.scoring.apply_policy import build_default_policy
 from choral.scoring.policy import PredictionPolicy
 
 CLASSES = ("x", "y", "z")
@@ -31,31 +31,31 @@ class Tiny(nn.Module):
         return 3 * self.head(self.norm(self.conv(images)).relu().flatten(1))
 
 
-def members(task: str = "multiclass", sizes: tuple[int, ...] = (8, 8, 6), against_all: bool = False) -> list[Member]:
+def members(task: str = "multiclass", sizes: tuple[int, ...] = (8, 8, 6), against_all: bool = False) -> list[LoadedMember]:
     """Members a, b, c of these sizes; the second is normalised otherwise."""
-    outputs = Outputs(task, CLASSES, one_against_all=against_all)  # type: ignore[arg-type]
+    outputs = OutputSpec(task, CLASSES, one_against_all=against_all)  # type: ignore[arg-type]
     found = []
     for number, size in enumerate(sizes):
         form = ImageSpec(size, Crop("resized"), "antialias")
         mean = (0.4, 0.5, 0.6) if number == 1 else (0.5,) * 3
         if task == "regression":
-            outputs = Outputs("regression", CLASSES, (10.0, float(number), -1.0), (2.0, 1.0 + number, 0.1))
+            outputs = OutputSpec("regression", CLASSES, (10.0, float(number), -1.0), (2.0, 1.0 + number, 0.1))
         input_spec = InputSpec(form, mean, (0.25,) * 3, number != 1)
-        found.append(Member("abc"[number], Tiny(number, size).eval(), input_spec, outputs))
+        found.append(LoadedMember("abc"[number], Tiny(number, size).eval(), input_spec, outputs))
     return found
 
 
 def plain(task: str = "multiclass", views: tuple[str, ...] = ("identity", "hflip"), **options: str) -> PredictionPolicy:
     """The mean over members and views."""
-    return plain_answering(task, CLASSES, ("a", "b", "c"), views, **options)  # type: ignore[arg-type]
+    return build_default_policy(task, CLASSES, ("a", "b", "c"), views, **options)  # type: ignore[arg-type]
 
 
-def batch(own: list[Member], count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+def batch(own: list[LoadedMember], count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
     """Prepared images of each input."""
     rng = np.random.default_rng(seed)
-    sizes = [given.form.size for given in inputs(own)]
+    sizes = [given.image_spec.size for given in inputs(own)]
     return [rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8) for size in sizes]
 
 
-def inputs(own: list[Member]) -> tuple[Input, ...]:
-    return inputs_of([member.input_spec for member in own])
+def inputs(own: list[LoadedMember]) -> tuple[EngineInput, ...]:
+    return build_engine_inputs([member.input_spec for member in own])

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from choral.deploy.bundle.engine import Predicted
+from choral.deploy.bundle.engine import EnsemblePredictions
 from choral.deploy.serve.batching import Predicting, Prepared
 from choral.deploy.serve.limits import Limits
-from choral.deploy.serve.server import Server, address_of, bound_socket
-from choral.inference.prediction_types import Answer
-from choral.scoring.apply_policy import answers_of, plain_answering
+from choral.deploy.serve.server import Server, server_url, bound_socket
+from choral.inference.prediction_types import Prediction
+from choral.scoring.apply_policy import apply_policy, build_default_policy
 from choral.scoring.policy import Conformal, PredictionPolicy
 
 CLASSES = {
@@ -43,15 +43,15 @@ class MadePredictor:
 
     def __init__(self, task: str = "multiclass", members: Sequence[str] = ("first", "second", "third")) -> None:
         self.name = "colours"
-        answering = plain_answering(task, CLASSES[task], members, ["identity"])
+        policy = build_default_policy(task, CLASSES[task], members, ["identity"])
         if task == "regression":
             conformal = Conformal("absolute", 0.9, (20.0, float("inf")), (50, 50))
-            self.answering: PredictionPolicy = replace(answering, of="mean", conformal=conformal, fitted_on=_FITTED)
+            self.policy: PredictionPolicy = replace(policy, of="mean", conformal=conformal, fitted_on=_FITTED)
         else:
             score = "label" if task == "multilabel" else "lac"
             conformal = Conformal(score, 0.9, (0.75,) * (3 if task == "multilabel" else 1), (50,))
             unsure = None if task == "multilabel" else 0.6
-            self.answering = replace(answering, of="soft", conformal=conformal, unsure_below=unsure, fitted_on=_FITTED)
+            self.policy = replace(policy, of="soft", conformal=conformal, unsure_below=unsure, fitted_on=_FITTED)
         self.sizes: list[int] = []
         self.pause_s, self.error = 0.0, ""
         self.gate = threading.Event()
@@ -59,21 +59,21 @@ class MadePredictor:
 
     @property
     def task(self) -> str:
-        return self.answering.task
+        return self.policy.task
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.answering.classes
+        return self.policy.classes
 
     @property
     def members(self) -> tuple[str, ...]:
-        return self.answering.members
+        return self.policy.members
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         rows, columns = (np.linspace(0, side - 1, 8).astype(int) for side in image.shape[:2])
         return (np.ascontiguousarray(image[rows][:, columns]),)
 
-    def ask(self, prepared: Sequence[Prepared]) -> Predicted:
+    def predict_batch(self, prepared: Sequence[Prepared]) -> EnsemblePredictions:
         self.sizes.append(len(prepared))
         time.sleep(self.pause_s)
         assert self.gate.wait(60)
@@ -81,7 +81,7 @@ class MadePredictor:
             raise RuntimeError(self.error)
         colours = np.stack([images[0] for images in prepared]).mean((1, 2), dtype=np.float64)
         own = np.stack([self._said(colours, 0.6 + 0.4 * number) for number in range(len(self.members))])
-        return Predicted(own.astype(np.float32), self.answering.said(own.astype(np.float32)))
+        return EnsemblePredictions(own.astype(np.float32), self.policy.combine(own.astype(np.float32)))
 
     def _said(self, colours: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
         if self.task == "regression":
@@ -91,8 +91,8 @@ class MadePredictor:
         scores = np.exp(scale * colours / 40)
         return np.asarray(scores / scores.sum(1, keepdims=True))
 
-    def answers(self, names: Sequence[str], predicted: Predicted) -> list[Answer]:
-        return answers_of(self.answering, names, predicted.by_member, predicted.combined)
+    def build_predictions(self, names: Sequence[str], predicted: EnsemblePredictions) -> list[Prediction]:
+        return apply_policy(self.policy, names, predicted.by_member, predicted.combined)
 
 
 _FITTED: dict[str, Any] = {"split": "val", "samples": 50, "sha256": ""}
@@ -136,7 +136,7 @@ def running(predictor: Predicting, hosts: Sequence[str] = (), **limits: Any) -> 
         thread.start()
         try:
             assert listening.wait(20)
-            service = Running(server, address_of(bound))
+            service = Running(server, server_url(bound))
             with service.client:
                 yield service
         finally:

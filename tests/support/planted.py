@@ -1,4 +1,4 @@
-"""Letters as images, and weaknesses planted in validation and test data: half of their images show what training does not."""
+"""Images of letters, with a variation planted in half of the validation and test images that training does not contain."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ WEAKNESSES = {
     "faded": "low_contrast",
     "upside-down": "vflip",
 }
-"""What is planted, and the family that is to be found."""
+"""Planted variation to the family that should be advised."""
 
 
 def letter(which: str, rng: np.random.Generator, weakness: str = "", side: int = SIDE) -> Image.Image:
-    """Return one letter, light on dark, of varied size, place, angle and light; of a weakness, beyond what varies."""
+    """Return one letter, light on dark, with varied size, position, angle and brightness; a weakness exceeds that."""
     scale = rng.uniform(0.45, 0.65) if weakness == "small" else 1.0
     angle = rng.uniform(25, 55) * rng.choice([-1, 1]) if weakness == "rotation" else rng.uniform(-6, 6)
     light = rng.uniform(0.25, 0.5) if weakness == "dark" else 1.0
@@ -47,13 +47,13 @@ def planted(
     side: int = SIDE,
     seed: int = 0,
 ) -> Path:
-    """Write train/, val/ and test/ with a folder a letter; half of the images of val and test show a weakness ("": none)."""
+    """Write train/, val/ and test/ with a folder per letter; half of the val and test images have the weakness ("": none)."""
     rng = np.random.default_rng(seed)
     for split, count in counts.items():
         for number in range(count):
             which = letters[number % len(letters)]
-            shown = weakness if split != "train" and number // len(letters) % 2 else ""
+            variation = weakness if split != "train" and number // len(letters) % 2 else ""
             path = root / split / which / f"{number:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            letter(which, rng, shown, side).save(path)
+            letter(which, rng, variation, side).save(path)
     return root

@@ -1,4 +1,4 @@
-"""Several ranks in one process: threads that meet at every collective operation."""
+"""Several ranks in one process: threads that synchronise at every collective operation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from choral.runs.run_dir import RunDir
 
 
 def evaluate_on_ranks(
-    config: Config, folder: RunDir, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
+    config: Config, folder: RunDir, ranks: int, stop_requested: Callable[[int], bool] = lambda rank: False
 ) -> list[BaseException]:
-    """Evaluate, and return what was raised, by rank; anything but `Stopped` fails; see `on_ranks`."""
-    return on_ranks(lambda run: evaluate(config, folder, run, force=True), ranks, told_to_stop)
+    """Evaluate on ranks and return their `Stopped` exceptions; see `run_on_ranks`."""
+    return run_on_ranks(lambda run: evaluate(config, folder, run, force=True), ranks, stop_requested)
 
 
-def on_ranks(
-    work: Callable[[Runtime], None], ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
+def run_on_ranks(
+    work: Callable[[Runtime], None], ranks: int, stop_requested: Callable[[int], bool] = lambda rank: False
 ) -> list[BaseException]:
-    """Do some work on ranks, and return what was raised, by rank; anything but `Stopped` fails.
+    """Run `work` on every rank and return the `Stopped` exceptions; any other exception fails the test.
 
     Args:
         work: of each rank.
-        ranks: threads.
-        told_to_stop: whether a rank is, asked once a chunk.
+        ranks: number of ranks, each a thread.
+        stop_requested: whether a rank is asked to stop; called once per chunk.
     """
     barrier = threading.Barrier(ranks)
     shared: list[torch.Tensor] = []
@@ -39,10 +39,10 @@ def on_ranks(
 
     class Run(SimpleNamespace):
         @property
-        def told_to_stop(self) -> bool:
-            return told_to_stop(self.rank)
+        def stop_requested(self) -> bool:
+            return stop_requested(self.rank)
 
-        def stopped(self, where: str) -> Stopped:
+        def stop_error(self, where: str) -> Stopped:
             return Stopped(where)
 
         def broadcast(self, values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where figures go: what W&B wrote on this disk without a network, TensorBoard's event files, and trackers that fail."""
+"""Metric sinks: W&B offline, TensorBoard's event files, and sinks that fail."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from choral.cli.workflow import score, show_evaluation, track_evaluation
+from choral.cli.workflow.evaluation import publish_evaluation, upload_evaluation
+from choral.cli.workflow.scores import score
 from choral.config.files import load_config
 from choral.core.errors import ConfigError, Stopped
 from choral.core.process_group import Runtime
 from choral.data.shards.index import Dataset, Index
 from choral.data.shards.store import LocalStore
-from choral.ensembles.worst_samples import worst_pictures, worst_rows
+from choral.ensembles.worst_samples import find_worst_predictions, load_worst_images
 from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir
 from choral.tracking import wandb_run
 from choral.tracking.tensorboard import TensorBoard, check_installed
-from choral.tracking.wandb_run import Picture
+from choral.tracking.wandb_run import CaptionedImage
 from choral.training.loop import train
-from toys import new_folder
+from toy_data import make_run_dir
 
 
 @pytest.fixture
 def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is logged in, and whoever connects to another machine fails."""
+    """No W&B login, and connections to other machines fail."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: object) -> None:
@@ -47,20 +48,20 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def records_of(folder: Path) -> list[Any]:
-    """Return the records of a run that W&B, in a process of its own, has written offline, or is about to."""
+def read_wandb_records(folder: Path) -> list[Any]:
+    """Return the records of an offline run, waiting until W&B's own process has written them."""
     path = next(folder.glob("wandb/offline-run-*/*.wandb"))
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        records = _parsed(path.read_bytes())
+        records = _parse_records(path.read_bytes())
         if any(record.WhichOneof("record_type") == "exit" for record in records):
             return records
         time.sleep(0.05)
     raise TimeoutError(f"{path}: W&B did not finish it")
 
 
-def _parsed(data: bytes) -> list[Any]:
-    """Read a log in LevelDB's format behind a header of 7 bytes."""
+def _parse_records(data: bytes) -> list[Any]:
+    """Parse a log in LevelDB's format after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     records, position, content = [], 7, b""
@@ -86,7 +87,7 @@ def test_wandb_offline_has_group_job_type_config_curves_and_checkpoint(
     folder = RunDir(tmp_path / "runs" / "trio" / "members" / "a")
     folder.path.mkdir(parents=True)
     train(load_config(config_file, overrides), folder, run)
-    records = records_of(folder.path)
+    records = read_wandb_records(folder.path)
     begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (begun.run_group, begun.job_type, begun.display_name) == ("trio", "member", "a")
     assert begun.run_id == (folder.path / "wandb-id").read_text().strip()
@@ -103,7 +104,7 @@ def test_wandb_offline_has_group_job_type_config_curves_and_checkpoint(
 
 
 @pytest.mark.usefixtures("no_network")
-def test_an_evaluation_shows_the_worst_predictions_and_the_table(
+def test_an_evaluation_logs_the_worst_predictions_and_the_scores(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(
@@ -116,21 +117,21 @@ def test_an_evaluation_shows_the_worst_predictions_and_the_table(
             "evaluate.splits=[test]",
         ],
     )
-    folder = new_folder(tmp_path / "solo")
-    folder.claim(load_config(config_file, ["train.steps=2"]))
+    folder = make_run_dir(tmp_path / "solo")
+    folder.store_config(load_config(config_file, ["train.steps=2"]))
     train(folder.config(), folder, run)
     evaluate(folder.config(), folder, run, force=False)
     ledger = Ledger.open(folder.predictions / "test.parquet")
-    rows = worst_rows(ledger, 3)
-    said = ledger.predictions("model", "tta")
-    wrong = 1 - said[np.arange(len(said)), ledger.labels]
+    rows = find_worst_predictions(ledger, 3)
+    predicted = ledger.predictions("model", "tta")
+    wrong = 1 - predicted[np.arange(len(predicted)), ledger.labels]
     assert [wrong.row for wrong in rows] == np.argsort(-wrong, kind="stable")[:3].tolist()
-    pictures = worst_pictures(ledger, Index.open(Dataset.open(config.data.shards), "test"), 3, 10**6)
+    pictures = load_worst_images(ledger, Index.open(Dataset.open(config.data.shards), "test"), 3, 10**6)
     assert [picture.image.shape for picture in pictures] == [(20, 24, 3)] * 3
     truth = ledger.classes[ledger.labels[rows[0].row]]
-    assert pictures[0].caption.startswith(f"{ledger.keys[rows[0].row]}: is {truth}, said ")
-    track_evaluation(config, folder)
-    records = records_of(folder.path)
+    assert pictures[0].caption.startswith(f"{ledger.keys[rows[0].row]}: label {truth}, predicted ")
+    upload_evaluation(config, folder)
+    records = read_wandb_records(folder.path)
     begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (begun.run_group, begun.job_type) == ("mine", "evaluation")
     media = next((folder.path / "wandb").glob("offline-run-*")) / "files" / "media"
@@ -141,26 +142,26 @@ def test_an_evaluation_shows_the_worst_predictions_and_the_table(
     assert list(marked) == ["test"]
     with monkeypatch.context() as patched:
         patched.setattr(wandb_run, "WandbRun", lambda *arguments: pytest.fail("it was sent already"))
-        track_evaluation(config, folder)
+        upload_evaluation(config, folder)
     scores = score(folder, "test")["rows"]
     assert [row[0] for row in table["data"]] == [row["name"] for row in scores]
     assert [row[table["columns"].index("value")] for row in table["data"]] == [row["value"] for row in scores]
 
 
-def test_the_worst_predictions_lie_in_the_run_folder(
+def test_the_worst_predictions_are_written_to_the_run_directory(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without W&B; the keys are of the data's author, who may have meant paths."""
+    """Without W&B. Keys come from the data and may look like paths."""
     config = load_config(config_file, ["train.steps=1", "tracking.worst_images=3"])
-    folder = new_folder(tmp_path / "solo")
-    folder.claim(config)
+    folder = make_run_dir(tmp_path / "solo")
+    folder.store_config(config)
     train(config, folder, run)
     evaluate(config, folder, run, force=False)
     ledger = Ledger.open(folder.predictions / "test.parquet")
     index = Index.open(Dataset.open(config.data.shards), "test")
-    show_evaluation(config, folder)
+    publish_evaluation(config, folder)
     listing = json.loads((folder.path / "worst-test" / "worst.json").read_text())
-    expected = worst_rows(ledger, 3)
+    expected = find_worst_predictions(ledger, 3)
     assert [image["key"] for image in listing["images"]] == [ledger.keys[wrong.row] for wrong in expected]
     stored = {key: row for row, key in enumerate(index.keys(np.arange(len(index))))}
     for number, (image, wrong) in enumerate(zip(listing["images"], expected, strict=True), start=1):
@@ -172,85 +173,85 @@ def test_the_worst_predictions_lie_in_the_run_folder(
         assert image["loss"] == pytest.approx(-np.log(image["prediction"][image["label"]]))
     assert {path.name for path in folder.path.glob(".worst*")} == set()
     before = (folder.path / "worst-test").stat().st_ino
-    show_evaluation(config, folder)
+    publish_evaluation(config, folder)
     assert (folder.path / "worst-test").stat().st_ino == before  # it is there
     evil = ["../../evil" if row == expected[0].row else key for row, key in enumerate(ledger.keys)]
     monkeypatch.setattr(Ledger, "keys", evil)
     keys = index.keys(np.arange(len(index)))
     renamed = ["../../evil" if key == listing["images"][0]["key"] else key for key in keys]
     monkeypatch.setattr(Index, "keys", lambda self, rows: renamed)
-    show_evaluation(load_config(config_file, ["tracking.worst_images=1"]), folder)
+    publish_evaluation(load_config(config_file, ["tracking.worst_images=1"]), folder)
     assert sorted(path.name for path in (folder.path / "worst-test").iterdir()) == ["001-.._.._evil.png", "worst.json"]
     (folder.predictions / "test.parquet").write_bytes(b"broken")
-    show_evaluation(config, folder)
-    assert "the worst predictions of split test are not shown" in capsys.readouterr().err
+    publish_evaluation(config, folder)
+    assert "the images of the worst predictions of split test were not written" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_was_not_sent_is_sent_by_the_next_call(
+def test_an_evaluation_that_was_not_logged_is_logged_by_the_next_call(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["tracking.wandb=offline", "tracking.worst_images=0", "evaluate.splits=[test]"]
     config = load_config(config_file, settings)
-    folder = new_folder(tmp_path / "run")
+    folder = make_run_dir(tmp_path / "run")
     calls = []
 
     class Failing:
-        took_all = False
+        is_healthy = False
 
         def __init__(self, *arguments: object) -> None:
             calls.append("start")
 
         def close(self, failed: bool) -> None: ...
 
-        def show(self, *arguments: object) -> None:
+        def log_evaluation(self, *arguments: object) -> None:
             raise RuntimeError("killed")
 
     class Working(Failing):
-        took_all = True
+        is_healthy = True
 
-        def show(self, *arguments: object) -> None:
+        def log_evaluation(self, *arguments: object) -> None:
             calls.append("shown")
 
     folder.predictions.mkdir()
     (folder.predictions / "test.parquet").write_bytes(b"ledger")
     monkeypatch.setattr("choral.cli.workflow.evaluation.score", lambda folder, split: {"rows": []})
     monkeypatch.setattr(Ledger, "open", lambda path: None)
-    monkeypatch.setattr("choral.ensembles.worst_samples.worst_pictures", lambda *arguments: [])
+    monkeypatch.setattr("choral.ensembles.worst_samples.load_worst_images", lambda *arguments: [])
     monkeypatch.setattr(wandb_run, "WandbRun", Failing)
-    track_evaluation(config, folder)
-    assert "W&B does not get the evaluation: RuntimeError: killed" in capsys.readouterr().err
+    upload_evaluation(config, folder)
+    assert "the evaluation was not uploaded to W&B: RuntimeError: killed" in capsys.readouterr().err
     monkeypatch.setattr(wandb_run, "WandbRun", Working)
     for _ in range(2):
-        track_evaluation(config, folder)
+        upload_evaluation(config, folder)
     assert calls == ["start", "start", "shown"]
     (folder.predictions / "test.parquet").write_bytes(b"another")
-    track_evaluation(config, folder)
+    upload_evaluation(config, folder)
     assert calls[3:] == ["start", "shown"]
 
 
-def test_the_worst_of_other_tasks() -> None:
+def test_worst_samples_of_regression_and_multilabel() -> None:
     class Fake:
         views, classes = ("identity",), ("x", "y")
 
-        def __init__(self, task: str, labels: list[list[float]], said: list[list[float]]) -> None:
+        def __init__(self, task: str, labels: list[list[float]], predicted: list[list[float]]) -> None:
             self.meta = type("Meta", (), {"task": task})
-            self.labels, self._said = np.array(labels, np.float32), np.array([said], np.float32)
+            self.labels, self._said = np.array(labels, np.float32), np.array([predicted], np.float32)
 
         def blocks(self, view: str) -> list[np.ndarray]:
             return [self._said[:, :2], self._said[:, 2:]]
 
     numbers = Fake("regression", [[0, 0], [2, 200], [4, 400]], [[0, 10], [2, 200], [1, 400]])
-    found = worst_rows(numbers, 2)
+    found = find_worst_predictions(numbers, 2)
     assert [(wrong.row, wrong.caption) for wrong in found] == [
-        (2, "x 4, said 1; y 400, said 400"),
-        (0, "x 0, said 0; y 0, said 10"),
+        (2, "x 4, predicted 1; y 400, predicted 400"),
+        (0, "x 0, predicted 0; y 0, predicted 10"),
     ]
     assert (found[0].label, found[0].prediction) == ({"x": 4, "y": 400}, {"x": 1, "y": 400})
     assert found[0].loss == pytest.approx(3 / np.std([0, 2, 4]) / 2)
     labels = Fake("multilabel", [[0, 1], [1, 1], [0, 0]], [[0.1, 0.8], [0.9, 0.2], [0.6, 0.1]])
-    found = worst_rows(labels, 3)
+    found = find_worst_predictions(labels, 3)
     assert [wrong.row for wrong in found] == [1, 2, 0]
-    assert found[0].caption == "x yes, said 90%; y yes, said 20%" and found[0].label == ["x", "y"]
+    assert found[0].caption == "x yes, predicted 90%; y yes, predicted 20%" and found[0].label == ["x", "y"]
     assert found[0].loss == pytest.approx(-np.log([0.9, 0.2]).mean())
 
 
@@ -258,7 +259,7 @@ def test_tensorboard_has_the_curves_of_a_continued_run(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(config_file, ["train.steps=6", "tracking.tensorboard=true"])
-    folder = new_folder(tmp_path / "run")
+    folder = make_run_dir(tmp_path / "run")
     answers = iter([False] * 3 + [True] + [False] * 100)
     monkeypatch.setattr(run, "should_stop", lambda: next(answers))
     with pytest.raises(Stopped):
@@ -275,24 +276,24 @@ def test_tensorboard_has_the_curves_of_a_continued_run(
 
 
 @pytest.mark.parametrize("strategy", ["full", "linear"])
-def test_a_training_is_finished_only_when_all_has_been_sent(
+def test_training_is_done_only_after_everything_is_logged(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
-    """Killed while it sends, it is continued, and sends again."""
-    folder, done = new_folder(tmp_path / "run"), []
+    """If it is killed while logging, it continues and logs again."""
+    folder, done = make_run_dir(tmp_path / "run"), []
 
     class Watched:
         def __init__(self, *arguments: object) -> None: ...
 
         def log(self, *arguments: object) -> None: ...
 
-        def send_checkpoint(self, path: Path, name: str) -> None:
+        def log_checkpoint(self, path: Path, name: str) -> None:
             done.append((path.name, (folder.path / "result.json").exists()))
 
         def close(self, failed: bool) -> None:
             done.append((failed, (folder.path / "result.json").exists()))
 
-    monkeypatch.setattr("choral.training.reporting.WandbRun", Watched)
+    monkeypatch.setattr("choral.training.reporter.WandbRun", Watched)
     overrides = ["train.steps=2", "tracking.artifact=true", f"finetune.strategy={strategy}"]
     train(load_config(config_file, overrides), folder, run)
     best = {"full": "step-00000002", "linear": "step-00000000"}[strategy]
@@ -300,14 +301,14 @@ def test_a_training_is_finished_only_when_all_has_been_sent(
     assert folder.result is not None
 
 
-def test_tensorboard_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("choral.tracking.tensorboard.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"tracking\.tensorboard: not installed; pip install 'choral\[tensorboard\]'"):
         check_installed()
 
 
 @pytest.mark.parametrize("when", ["__init__", "start", "log", "finish"])
-def test_tensorboard_that_fails_costs_nothing(
+def test_a_tensorboard_failure_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
 ) -> None:
     from accelerate.tracking import TensorBoardTracker
@@ -324,7 +325,7 @@ def test_tensorboard_that_fails_costs_nothing(
 
 
 @pytest.mark.parametrize("when", ["start", "log", "show", "finish"])
-def test_a_tracker_that_fails_costs_nothing(
+def test_a_wandb_failure_does_not_fail_the_run(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
 ) -> None:
     import wandb
@@ -338,9 +339,9 @@ def test_a_tracker_that_fails_costs_nothing(
 
     monkeypatch.setattr(wandb, "init", fails if when == "start" else lambda **named: Broken())
     config = load_config(config_file, ["tracking.wandb=offline"])
-    sink = wandb_run.WandbRun(config, new_folder(tmp_path / "run"), "train")
+    sink = wandb_run.WandbRun(config, make_run_dir(tmp_path / "run"), "train")
     if when == "show":
-        sink.show("test", [], [Picture(np.zeros((2, 2, 3), np.uint8), "black")])
+        sink.log_evaluation("test", [], [CaptionedImage(np.zeros((2, 2, 3), np.uint8), "black")])
     for step in range(3):
         sink.log(step, "train", {"loss": 1.0})
     sink.close(failed=False)

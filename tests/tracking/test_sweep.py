@@ -1,4 +1,4 @@
-"""W&B sweeps by hand: the command of launch/sweep.yaml, as W&B's agent builds it, offline."""
+"""W&B sweeps: the command of launch/sweep.yaml as W&B's agent builds it, offline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from choral.cli import main
 from choral.cli.workflow import launch as launching
 from choral.config.files import load_config
 from choral.training import __main__ as train_main
-from toys import REPOSITORY
+from toy_data import REPOSITORY
 
 SWEEP: dict[str, Any] = yaml.safe_load((REPOSITORY / "launch" / "sweep.yaml").read_text(encoding="utf-8"))
 
 
-def drawn(last: bool) -> dict[str, dict[str, Any]]:
-    """What W&B might draw: of each parameter the lowest or first value, or the highest or last."""
+def sampled_values(last: bool) -> dict[str, dict[str, Any]]:
+    """Values that W&B could choose: the lowest or first value of each parameter, or the highest or last."""
     values = {}
     for key, parameter in SWEEP["parameters"].items():
         choices = parameter.get("values") or [parameter["min"], parameter["max"]]
@@ -29,8 +29,8 @@ def drawn(last: bool) -> dict[str, dict[str, Any]]:
     return values
 
 
-def words_of(last: bool) -> list[str]:
-    arguments = create_sweep_command_args({"args": drawn(last)})["args_no_hyphens"]
+def build_command(last: bool) -> list[str]:
+    arguments = create_sweep_command_args({"args": sampled_values(last)})["args_no_hyphens"]
     words = [word for word in create_sweep_command(SWEEP["command"]) if word != "${env}"]
     place = words.index("${args_no_hyphens}")
     assert place == len(words) - 1
@@ -38,9 +38,9 @@ def words_of(last: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_all_that_can_be_drawn_is_a_config(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_sampled_values_are_valid_in_a_config(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    program, verb, config, *overrides = words_of(last)
+    program, verb, config, *overrides = build_command(last)
     assert (program, verb) == ("choral", "train")
     read = load_config(config, overrides)
     assert read.augment.crop_scale == ((0.35, 1.0) if last else (1.0, 1.0))
@@ -48,7 +48,7 @@ def test_all_that_can_be_drawn_is_a_config(last: bool, monkeypatch: pytest.Monke
     assert SWEEP["metric"] == {"name": f"val/{read.best_metric}", "goal": "minimize"}
 
 
-def test_the_command_trains_each_run_in_a_folder_of_its_own(
+def test_the_command_trains_each_run_in_its_own_directory(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, run: object
 ) -> None:
     monkeypatch.chdir(config_file.parent)
@@ -63,7 +63,7 @@ def test_the_command_trains_each_run_in_a_folder_of_its_own(
 
     monkeypatch.setattr(launching, "launch", launch)
     monkeypatch.setattr("choral.cli.workflow.training.launch", launch)
-    words = [str(config_file) if word == "configs/elpv-demo.yaml" else word for word in words_of(last=False)]
+    words = [str(config_file) if word == "configs/elpv-demo.yaml" else word for word in build_command(last=False)]
     assert main([*words[1:], "train.steps=2"]) == 0
     assert started == ["choral.training"]
     folder = config_file.parent / "runs" / "toy-r4nd0m"

@@ -1,4 +1,4 @@
-"""SAMME: weights and votes against a loop over samples, the ends of a chain, and what a start after a sudden end repairs."""
+"""Boosting (SAMME): weights and votes against a loop over samples, the ends of a chain, and recovery after a crash."""
 
 from __future__ import annotations
 
@@ -18,29 +18,40 @@ from PIL import Image
 from rich.console import Console
 from torch.nn import functional as F
 
-from choral.cli import workflow
+from choral.cli.workflow.training import train_all, train_one
 from choral.config import Config
 from choral.config.files import load_config
 from choral.core.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.core.process_group import Runtime
-from choral.data.loading.boosting_weights import Round, Rounds, keep_rounds, keep_weights, rounds_of, weights_of_round
-from choral.data.loading.input_pipeline import RankPlace, evaluation_batches, open_dataset, open_split
+from choral.data.loading.boosting_weights import (
+    Round,
+    Rounds,
+    read_round_weights,
+    read_rounds,
+    write_round_weights,
+    write_rounds,
+)
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import open_dataset, open_split
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset, Index
-from choral.ensembles.member_jobs import member_config, pending_jobs
-from choral.inference.trained_models import TrainedModel, find_trained_models, member_run_dirs
+from choral.ensembles.member_jobs import build_pending_jobs, member_config
+from choral.inference.run_models import find_trained_models, member_run_dirs
+from choral.inference.trained_model import TrainedModel
 from choral.runs.run_dir import RunDir
 from choral.training import boosting
 from choral.training.__main__ import main
 from choral.training.boosting import samme_round
 from choral.training.loop import train
 from choral.training.trainer import Trainer
-from toys import Choral
+from toy_data import Choral
 
 
 def samme(misses: Sequence[Sequence[bool]], classes: int) -> tuple[list[float], list[list[float]]]:
-    """Return the votes of members that miss these samples, and the weights after each, as Zhu et al. write them down."""
+    """Return the votes of members that misclassify these samples, and the weights after each, as in Zhu et al."""
     count = len(misses[0])
     weights = [1 / count] * count
     alphas, tables = [], []
@@ -55,14 +66,14 @@ def samme(misses: Sequence[Sequence[bool]], classes: int) -> tuple[list[float], 
 
 
 @pytest.mark.parametrize("classes", [2, 3, 11])
-def test_weights_and_votes_are_those_of_samme(classes: int) -> None:
+def test_weights_and_votes_equal_samme(classes: int) -> None:
     random = np.random.default_rng(classes)
     misses = random.random((5, 200)) < 0.35 * (1 - 1 / classes)
     weights, all_read = np.ones(200), np.ones(200, dtype=bool)
     alphas, tables = samme(misses.tolist(), classes)
     for missed, alpha, table in zip(misses, alphas, tables, strict=True):
         found = samme_round(weights, missed, all_read, classes)
-        assert found.alpha == pytest.approx(alpha, rel=1e-12) and found.counts and not found.end
+        assert found.alpha == pytest.approx(alpha, rel=1e-12) and found.accepted and not found.stop_reason
         np.testing.assert_allclose(found.weights, table, rtol=1e-10)
         assert found.weights.mean() == pytest.approx(1, rel=1e-12)
         weights = found.weights
@@ -70,32 +81,32 @@ def test_weights_and_votes_are_those_of_samme(classes: int) -> None:
         assert weights[missed].sum() / weights.sum() == pytest.approx(1 - 1 / classes)
 
 
-def test_a_member_that_is_no_better_than_chance_ends_the_chain() -> None:
+def test_member_no_better_than_chance_ends_the_chain() -> None:
     all_read = np.ones(6, dtype=bool)
     for classes, missed in ((3, [1, 1, 1, 1, 0, 0]), (3, [1] * 6), (2, [1, 1, 1, 0, 0, 0])):
         found = samme_round(np.ones(6), np.array(missed, dtype=bool), all_read, classes, "round4")
-        assert not found.counts
+        assert not found.accepted
         error = sum(missed) / 6
-        assert found.end == (
+        assert found.stop_reason == (
             f"round4 is no better than chance (weighted error {error:.4g}, chance {1 - 1 / classes:.4g})"
         )
     better = samme_round(
         np.ones(6), np.array([1, 1, 1, 0, 0, 0], dtype=bool), all_read, 3
     )  # of three classes, a half is
-    assert better.counts and better.alpha == pytest.approx(math.log(2))
+    assert better.accepted and better.alpha == pytest.approx(math.log(2))
 
 
-def test_a_member_without_an_error_ends_the_chain_with_a_finite_vote() -> None:
+def test_member_without_errors_ends_the_chain_with_a_finite_vote() -> None:
     weights = np.array([0.1, 0.4, 1.5, 2.0])
     found = samme_round(weights, np.zeros(4, dtype=bool), np.ones(4, dtype=bool), 3, "round2")
-    assert found.counts and found.error == 0
-    assert found.end == "round2 gets every training sample right: nothing is left to weigh more"
+    assert found.accepted and found.error == 0
+    assert found.stop_reason == "round2 classifies every training sample correctly: none is left to reweight"
     for missed in range(4):  # more than with any error
         assert found.alpha > samme_round(weights, np.arange(4) == missed, np.ones(4, dtype=bool), 3).alpha
     assert found.alpha == pytest.approx(math.log((1 - 0.0125) / 0.0125) + math.log(2))
 
 
-def test_samples_that_cannot_be_read_count_nothing_and_keep_their_share() -> None:
+def test_unreadable_samples_are_ignored_and_keep_their_weight() -> None:
     wrong, read = np.array([True, True, False, False, False]), np.array([True, False, True, True, True])
     found = samme_round(np.ones(5), wrong, read, 2)
     assert found.error == 0.25
@@ -138,18 +149,19 @@ def weak(bands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config
 def train_round(config: Config, folder: RunDir, number: int, run: Runtime) -> None:
     name = f"round{number}"
     own = member_config(config, name)
-    folder.member(name).claim(own)
+    folder.member(name).store_config(own)
     train(own, folder.member(name), run)
 
 
 def predicted(
     config: Config, model: TrainedModel, name: str, tmp_path: Path
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the classes that a voice gives the samples of a split, and those that they have."""
+    """Return the classes that a model predicts for a split, and the labels."""
     place = RankPlace(0, 1, torch.device("cpu"))
     split = open_split(config, open_dataset(config.data), name, place)
     network = model.load(torch.device("cpu"))
-    with evaluation_batches(config, split, place, model.mean, model.std, tmp_path / "bad") as loader:
+    pipeline = InputPipeline(config, split, place, Normalization(model.mean, model.std), tmp_path / "bad")
+    with pipeline.evaluation_batches() as loader:
         found = torch.cat([network(batch.images).argmax(1).detach() for batch in loader])
     return found.numpy(), split.index.labels
 
@@ -158,12 +170,12 @@ def left_in(folder: RunDir) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder.path / "boosting").iterdir()}
 
 
-def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: Path, run: Runtime) -> None:
-    """And its tables are what the networks' answers on the training split say; doing a round again changes nothing."""
+def test_boosting_beats_its_first_member(weak: Config, tmp_path: Path, run: Runtime) -> None:
+    """The stored weights follow from the models' predictions on the training split; repeating a round changes nothing."""
     folder = RunDir(tmp_path / "run")
     for number in range(1, 6):
         train_round(weak, folder, number, run)
-    rounds = rounds_of(folder)
+    rounds = read_rounds(folder)
     assert rounds is not None and not rounds.ended and list(rounds.alphas) == [f"round{n}" for n in range(1, 6)]
     models, unfinished = find_trained_models(folder, weak)
     assert not unfinished
@@ -173,10 +185,10 @@ def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: 
     alphas, tables = samme([(answers != labels).tolist() for answers, labels in found], 2)
     assert list(rounds.alphas.values()) == pytest.approx(alphas, rel=1e-9)
     for number, table in enumerate(tables, start=1):
-        np.testing.assert_allclose(weights_of_round(folder, number, index), table, rtol=1e-9)
+        np.testing.assert_allclose(read_round_weights(folder, number, index), table, rtol=1e-9)
     kept = pa.ipc.open_file((folder.path / "boosting" / "round-2.arrow").read_bytes()).read_all()
     assert kept["key"].to_pylist() == index.keys(np.arange(len(index)))
-    assert (weights_of_round(folder, 0, index) == 1).all()
+    assert (read_round_weights(folder, 0, index) == 1).all()
 
     votes, single = np.zeros((120, 2)), 0.0
     for model in models:
@@ -192,10 +204,10 @@ def test_boosting_beats_the_weak_network_it_starts_with(weak: Config, tmp_path: 
     assert left_in(folder) == before and folder.member("round5").result
 
 
-def test_a_round_that_is_trained_again_leaves_the_others_only_where_it_came_to_the_same(
+def test_retraining_a_round_keeps_later_rounds_only_if_the_result_is_equal(
     weak: Config, tmp_path: Path, run: Runtime
 ) -> None:
-    folder = RunDir.of(weak)
+    folder = RunDir.from_config(weak)
     for number in (1, 2, 3):
         train_round(weak, folder, number, run)
     before = left_in(folder)
@@ -206,25 +218,25 @@ def test_a_round_that_is_trained_again_leaves_the_others_only_where_it_came_to_t
     assert [model.name for model in models] == ["round1", "round2", "round3"] and unfinished == ["round4", "round5"]
 
     shutil.rmtree(folder.member("round1").path)
-    known = rounds_of(folder)
+    known = read_rounds(folder)
     assert known is not None
     other = replace(known.rounds[0], error=known.rounds[0].error + 0.01)  # what it came to when the others were trained
-    keep_rounds(folder, replace(known, rounds=(other, *known.rounds[1:])))
+    write_rounds(folder, replace(known, rounds=(other, *known.rounds[1:])))
     train_round(weak, folder, 1, run)
-    rounds = rounds_of(folder)
+    rounds = read_rounds(folder)
     assert rounds is not None and rounds.rounds == known.rounds[:1]
-    refused = "round2, round3: trained after another round than .*; delete .*round2, "
+    refused = "round2, round3: trained with the sample weights of an earlier version of .*; delete .*round2, "
     with pytest.raises(ChoralError, match=refused):
         find_trained_models(folder, weak)
     with pytest.raises(ChoralError, match=refused):
-        pending_jobs(weak, folder)
+        build_pending_jobs(weak, folder)
     for number in (2, 3):
         shutil.rmtree(folder.member(f"round{number}").path)
-    assert [job.name for job in pending_jobs(weak, folder)] == ["round2", "round3", "round4", "round5"]
+    assert [job.name for job in build_pending_jobs(weak, folder)] == ["round2", "round3", "round4", "round5"]
 
 
-@pytest.mark.parametrize("moment", ["_answers", "keep_weights", "keep_rounds", "stop"])
-def test_a_death_between_training_and_weighing_is_made_up_for(
+@pytest.mark.parametrize("moment", ["_predict_training_split", "write_round_weights", "write_rounds", "stop"])
+def test_a_crash_between_training_and_reweighting_is_recovered(
     weak: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     whole, folder = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
@@ -244,47 +256,47 @@ def test_a_death_between_training_and_weighing_is_made_up_for(
         with pytest.raises(Stopped if moment == "stop" else KeyboardInterrupt):
             train_round(weak, folder, 1, run)
     member = folder.member("round1")
-    assert member.result is None and rounds_of(folder) is None
+    assert member.result is None and read_rounds(folder) is None
     assert list(member.checkpoints.glob("step-00000006"))
     with pytest.raises(
         ChoralError, match=r"round 2 of boosting needs the weights that round 1 leaves in .*boosting, but 0"
     ):
-        workflow.train_one(member_config(weak, "round2"), folder.member("round2"), [], 1)
+        train_one(member_config(weak, "round2"), folder.member("round2"), [], 1)
     train_round(weak, folder, 1, run)
     assert left_in(folder) == left_in(whole) and member.result is not None
 
 
-def test_the_end_of_a_chain_leaves_members_out(
+def test_members_after_the_end_of_the_chain_are_left_out(
     weak: Config, tmp_path: Path, run: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weak = load_config(tmp_path / "toy.yaml", ["finetune.regularization=1"])
-    folder = RunDir.of(weak)
+    folder = RunDir.from_config(weak)
     for number in (1, 2, 3):
         train_round(weak, folder, number, run)
-    rounds = rounds_of(folder)
+    rounds = read_rounds(folder)
     assert rounds is not None and rounds.ended.startswith("round3 is no better than chance (weighted error 0.5")
     assert folder.member("round3").result is None
     assert list(member_run_dirs(folder, weak)) == ["round1", "round2"]
     models, unfinished = find_trained_models(folder, weak)
     assert [model.name for model in models] == ["round1", "round2"] and not unfinished
-    assert not pending_jobs(weak, folder)
-    assert workflow.train_all(weak, folder, Console(stderr=True)) == 0  # nothing is started
+    assert not build_pending_jobs(weak, folder)
+    assert train_all(weak, folder, Console(stderr=True)) == 0  # nothing is started
     assert "boosting has ended: round3 is no better" in capsys.readouterr().err.replace("\n", " ")
     for number in (3, 4):  # as a job of a cluster's queue would be, that was submitted before
         member = folder.member(f"round{number}")
         (tmp_path / "requested.yaml").write_text("")
-        assert workflow.train_one(member_config(weak, f"round{number}"), member, [], 1) == 0
+        assert train_one(member_config(weak, f"round{number}"), member, [], 1) == 0
         assert "not trained: the chain has ended: round3 is no better" in capsys.readouterr().err
     overrides = ["data.resample.kind=boost", "data.resample.number=3"]
     assert main([str(tmp_path / "toy.yaml"), *overrides, "--folder", str(folder.member("round4").path)]) == 0
     assert "not trained: the chain has ended" in capsys.readouterr().err
 
 
-def test_a_chain_that_ends_before_its_first_member_says_so(weak: Config) -> None:
-    folder = RunDir.of(weak)
-    keep_rounds(folder, Rounds((), "round1 is no better than chance", "fingerprint"))
+def test_chain_that_ends_before_its_first_member_is_an_error(weak: Config) -> None:
+    folder = RunDir.from_config(weak)
+    write_rounds(folder, Rounds((), "round1 is no better than chance", "fingerprint"))
     with pytest.raises(ChoralError, match="none of 5 members could be trained: round1 is no better than chance"):
-        workflow.train_all(weak, folder, Console(stderr=True))
+        train_all(weak, folder, Console(stderr=True))
     with pytest.raises(ChoralError, match=r"no member has finished training \(round1 is no better than chance\)"):
         find_trained_models(folder, weak)
 
@@ -292,8 +304,8 @@ def test_a_chain_that_ends_before_its_first_member_says_so(weak: Config) -> None
 def test_members_are_trained_one_after_the_other(
     weak: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up to the end of the chain; a member that fails ends the call, and a second one goes on with it."""
-    folder, console = RunDir.of(weak), Console(stderr=True, width=200)
+    """Until the chain ends. A failing member ends the call, and the next call resumes with it."""
+    folder, console = RunDir.from_config(weak), Console(stderr=True, width=200)
     started: list[str] = []
     failing = {"round2"}
 
@@ -301,34 +313,34 @@ def test_members_are_trained_one_after_the_other(
         (job,) = jobs
         started.append(job.name)
         assert len(slots) == 1
-        known = rounds_of(folder)
+        known = read_rounds(folder)
         assert job.name == f"round{len(known.rounds) + 1 if known else 1}"
         if job.name in failing:
             return [members_module.Outcome(job, "failed", 1, 1, "error: no luck", "exit status 1")]
         rounds = (*(known.rounds if known else ()), Round(job.name, 0.25, 1.0))
-        ended = "round3 gets every training sample right" if job.name == "round3" else ""
-        keep_rounds(folder, Rounds(rounds, ended, "fingerprint"))
+        ended = "round3 classifies every training sample correctly" if job.name == "round3" else ""
+        write_rounds(folder, Rounds(rounds, ended, "fingerprint"))
         (job.folder / "result.json").write_text("{}")
         return [members_module.Outcome(job, "done", 0, 1, "", "")]
 
     from choral.ensembles import member_jobs as members_module
 
     monkeypatch.setattr(members_module, "run_jobs", run_jobs)
-    assert workflow.train_all(weak, folder, console) == 1
+    assert train_all(weak, folder, console) == 1
     assert started == ["round1", "round2"]
     words = capsys.readouterr().err
     assert "1 of 5 members; without round2: failed: " in words and "round3: not started" in words
     failing.clear()
     started.clear()
-    assert workflow.train_all(weak, folder, console) == 0
+    assert train_all(weak, folder, console) == 0
     assert started == ["round2", "round3"]
-    assert "boosting has ended: round3 gets every training sample right" in capsys.readouterr().err
+    assert "boosting has ended: round3 classifies every training sample correctly" in capsys.readouterr().err
 
 
-def test_a_member_of_a_chain_lives_in_an_ensemble(weak: Config, tmp_path: Path) -> None:
+def test_boosting_member_outside_an_ensemble_is_refused(weak: Config, tmp_path: Path) -> None:
     config = load_config(tmp_path / "toy.yaml", ["ensemble.boosting=0", "data.resample.kind=boost"])
-    with pytest.raises(ConfigError, match="belongs to the members of an ensemble, .* set ensemble.boosting instead"):
-        workflow.train_one(config, RunDir(tmp_path / "run"), [], 1)
+    with pytest.raises(ConfigError, match="applies only to members of an ensemble, .* set ensemble.boosting instead"):
+        train_one(config, RunDir(tmp_path / "run"), [], 1)
 
 
 @pytest.mark.parametrize(
@@ -336,52 +348,50 @@ def test_a_member_of_a_chain_lives_in_an_ensemble(weak: Config, tmp_path: Path) 
     [
         (["task=multilabel", "data.targets=[x]"], "ensemble.boosting: needs task: multiclass"),
         (["train.class_weights=balanced"], "train.class_weights: balanced and boosting both say how much"),
-        (["data.lanes=2", "ensemble.boosting_by=sampling"], "data.lanes: boosting by sampling reads everywhere"),
-        (["ensemble.seeds=2"], "ensemble.boosting: is one chain of members, and goes with no other generator"),
+        (["data.lanes=2", "ensemble.boosting_by=sampling"], "data.lanes: boosting by sampling reads from all shards"),
+        (["ensemble.seeds=2"], "ensemble.boosting: cannot be combined with other generators"),
     ],
 )
-def test_what_makes_no_sense_with_boosting_is_refused(
+def test_settings_incompatible_with_boosting_are_refused(
     weak: Config, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "toy.yaml", overrides)
 
 
-def test_tables_of_other_data_and_damaged_ones_are_refused(weak: Config, tmp_path: Path) -> None:
+def test_weights_of_other_data_and_damaged_ones_are_refused(weak: Config, tmp_path: Path) -> None:
     dataset = Dataset.open(weak.data.shards)
     index, folder = Index.open(dataset, "train"), RunDir(tmp_path / "run")
-    keep_weights(folder, 1, Index.open(dataset, "val"), np.ones(40))
-    keep_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
+    write_round_weights(folder, 1, Index.open(dataset, "val"), np.ones(40))
+    write_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
     with pytest.raises(
-        DataError, match="round-2.arrow: holds other keys than split 'train'; delete result.json of the"
+        DataError, match="round-2.arrow: its keys differ from those of split 'train'; delete result.json of the"
     ):
-        weights_of_round(folder, 1, index)
+        read_round_weights(folder, 1, index)
     (folder.path / "boosting" / "round-2.arrow").write_bytes(b"half")
     with pytest.raises(DataError, match="round-2.arrow: cannot be read"):
-        weights_of_round(folder, 1, index)
-    keep_weights(folder, 1, index, np.ones(120))
-    keep_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", "0" * 64))
-    with pytest.raises(DataError, match="was trained on other data than those packed now"):
-        weights_of_round(folder, 1, index)
+        read_round_weights(folder, 1, index)
+    write_round_weights(folder, 1, index, np.ones(120))
+    write_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", "0" * 64))
+    with pytest.raises(DataError, match="was trained on different data"):
+        read_round_weights(folder, 1, index)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_weighted_losses_are_those_of_a_plain_loop(
-    config_file: Path, tmp_path: Path, run: Runtime, mixed: bool
-) -> None:
-    """The loss of a mixed image is that to both labels, each times the weight of the sample it is of, and its share."""
+def test_weighted_losses_equal_a_plain_loop(config_file: Path, tmp_path: Path, run: Runtime, mixed: bool) -> None:
+    """The loss of a mixed image is the sum over both labels of share times sample weight times loss."""
     overrides = ["data.resample.kind=boost", "data.resample.number=1", "train.max_grad_norm=null"]
     config = load_config(config_file, [*overrides, f"augment.mixup={0.4 * mixed}"])
     dataset = Dataset.open(config.data.shards)
     index, folder = Index.open(dataset, "train"), RunDir(tmp_path / "run")
     weights = np.random.default_rng(0).gamma(1, size=len(index))
     weights /= weights.mean()
-    keep_weights(folder, 1, index, weights)
-    keep_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
+    write_round_weights(folder, 1, index, weights)
+    write_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
     member = folder.member("round2")
     trainer = Trainer(config, member, run)
     twin = Trainer(config, member, run).network
-    optimizer = torch.optim.SGD(twin.parameters(), lr=trainer.schedule.at(0), momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=trainer.schedule.lr_at(0), momentum=0.9, nesterov=True)
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
     by_row = torch.from_numpy(weights).float()
@@ -408,22 +418,22 @@ def test_weighted_losses_are_those_of_a_plain_loop(
         decay = config.train.weight_decay if value.ndim > 1 else 0.0
         gradient = gradients[name]
         assert gradient is not None
-        moved = trainer.schedule.at(0) * 1.9 * (gradient + decay * start[name])  # Nesterov's first step
+        moved = trainer.schedule.lr_at(0) * 1.9 * (gradient + decay * start[name])  # Nesterov's first step
         torch.testing.assert_close(value.detach(), start[name] - moved, rtol=1e-4, atol=1e-5)
 
 
-def test_sampling_draws_what_a_round_weighs(config_file: Path, tmp_path: Path, run: Runtime) -> None:
-    """Heavy samples come often, each time with random numbers of its own; the losses themselves are not weighted."""
+def test_sampling_draws_by_the_weights_of_the_round(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    """Samples with large weights are drawn often, with different random numbers each time; losses are not weighted."""
     overrides = ["data.resample.kind=boost", "data.resample.number=1", "data.resample.by=sampling", "train.steps=30"]
     config = load_config(config_file, overrides)
     dataset = Dataset.open(config.data.shards)
     index, folder = Index.open(dataset, "train"), RunDir(tmp_path / "run")
     weights = np.full(37, 17 / 36)
     weights[5] = 20.0
-    keep_weights(folder, 1, index, weights)
-    keep_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
+    write_round_weights(folder, 1, index, weights)
+    write_rounds(folder, Rounds((Round("round1", 0.2, 1.0),), "", dataset.fingerprint))
     trainer = Trainer(config, folder.member("round2"), run)
-    with trainer.batches_of(range(30)) as loader:
+    with trainer.batches_in(range(30)) as loader:
         batches = list(loader)
     rows = np.concatenate([batch.rows for batch in batches])
     assert np.mean(rows == 5) == pytest.approx(20 / 37, abs=0.1)
@@ -434,13 +444,13 @@ def test_sampling_draws_what_a_round_weighs(config_file: Path, tmp_path: Path, r
     assert torch.equal(losses, F.cross_entropy(logits, batches[0].labels, reduction="none"))
 
 
-def test_a_boosting_run_from_the_command_line(config_file: Path, tmp_path: Path, choral: Choral) -> None:
-    """Three rounds, of which the last may be no better than chance."""
+def test_boosting_run_from_the_command_line(config_file: Path, tmp_path: Path, choral: Choral) -> None:
+    """Three rounds; the last one may be no better than chance."""
     overrides = ["ensemble.boosting=3", "ensemble.boosting_by=sampling", "train.steps=3", "evaluate.checkpoint=last"]
     result = choral("run", config_file, *overrides, "evaluate.splits=test", "evaluate.views=identity", timeout=800)
     assert result.returncode == 0, result.stderr
     folder = RunDir(tmp_path / "runs" / "toy")
-    rounds = rounds_of(folder)
+    rounds = read_rounds(folder)
     assert rounds is not None and len(rounds.rounds) >= 2
     rows = json.loads((folder.path / "scores-test.json").read_text())["rows"]
     names = [row["name"] for row in rows if row["name"].startswith("member/")]

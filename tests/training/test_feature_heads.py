@@ -1,4 +1,4 @@
-"""Runs whose head is fitted to features: they end as every run does, and go on after a stop."""
+"""Runs whose head is fitted to features: their files, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from choral.config import Config
 from choral.config.files import load_config
 from choral.core.errors import DataError, Stopped
 from choral.core.process_group import Runtime
-from choral.data.loading.input_pipeline import evaluation_batches
-from choral.inference.trained_models import find_trained_models
+from choral.inference.run_models import find_trained_models
 from choral.models.features.cache import Features
-from choral.models.features.classifier import Classifier
-from choral.models.features.extract import FeatureSource
-from choral.models.features.linear_heads import Samples
-from choral.runs.checkpoints import MODEL, checkpoint_of, read_meta
+from choral.models.features.classifier import ClassifierLayer
+from choral.models.features.extract import FeatureExtractor
+from choral.models.features.linear_heads import HeadFitOptions, LabelledFeatures
+from choral.runs.checkpoints import MODEL_FILE, find_checkpoint, read_checkpoint_state
 from choral.runs.run_dir import RunDir
 from choral.tracking.wandb_run import WandbRun
-from choral.training.feature_heads import _fit, initial_head
+from choral.training.auto_strategy import resolve_strategy
+from choral.training.feature_heads import _fit, fit_initial_head
 from choral.training.loop import train
-from choral.training.strategy_choice import resolve_strategy
 from choral.training.trainer import Trainer
 
 
 @pytest.fixture
 def config(config_file: Path, tmp_path: Path) -> Config:
-    """The toy run, on a copy of the shards: features lie beside them."""
+    """The config of the toy run on a copy of the shards, because features are stored beside them."""
     packed = tmp_path / "packed"
     caches = shutil.ignore_patterns(".decoded", ".features")  # of tests before this one
     shutil.copytree(load_config(config_file).data.shards, packed, ignore=caches)
@@ -51,30 +50,30 @@ def changed(config: Config, *overrides: str) -> Config:
 def folder_of(tmp_path: Path, name: str, config: Config) -> RunDir:
     folder = RunDir(tmp_path / name)
     folder.path.mkdir(exist_ok=True)
-    folder.claim(config)
+    folder.store_config(config)
     return folder
 
 
 def features_of(trainer: Trainer, split: str, number: int = 0) -> Features:
-    source = FeatureSource(
+    source = FeatureExtractor(
         trainer.config,
-        trainer.run,
+        trainer.runtime,
         trainer.place,
         trainer.network,
         trainer.normalization,
-        trainer.folder.path / "bad.jsonl",
+        trainer.run_dir.path / "bad.jsonl",
     )
-    found = source.features(trainer.train_split if split == "train" else trainer.val_split, number=number)
+    found = source.extract(trainer.train_split if split == "train" else trainer.val_split, number=number)
     assert found is not None
     return found
 
 
 def weights_of(folder: RunDir) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_of(folder.checkpoints, "last") / MODEL)
+    return load_file(find_checkpoint(folder.checkpoints, "last") / MODEL_FILE)
 
 
 @pytest.mark.parametrize("strategy", ["linear", "svm"])
-def test_a_run_without_steps_ends_as_every_run_does(
+def test_run_without_steps_writes_the_files_of_any_run(
     config: Config,
     tmp_path: Path,
     run: Runtime,
@@ -84,19 +83,19 @@ def test_a_run_without_steps_ends_as_every_run_does(
 ) -> None:
     caplog.set_level("INFO", "choral")
     sent: list[object] = []
-    monkeypatch.setattr(WandbRun, "send_checkpoint", lambda self, path, name: sent.append(path))
+    monkeypatch.setattr(WandbRun, "log_checkpoint", lambda self, path, name: sent.append(path))
     monkeypatch.setattr(WandbRun, "close", lambda self, failed: sent.append("closed"))
     config = changed(
         config, f"finetune.strategy={strategy}", "train.lr=auto", "train.ema_decay=0.9", "tracking.artifact=true"
     )
     folder = folder_of(tmp_path, "run", config)
     train(config, folder, run)
-    said = [record.message for record in caplog.records if "does not apply" in record.message]
-    assert said == [f"strategy {strategy} makes no steps; this does not apply: train.ema_decay"]
+    messages = [record.message for record in caplog.records if "ignores" in record.message]
+    assert messages == [f"strategy {strategy} makes no optimizer steps and ignores train.ema_decay"]
     assert sent == [folder.checkpoints / "step-00000000", "closed"]
     table = [record.message for record in caplog.records if record.name == "choral.models.trainable_table"]
     assert (folder.path / "trained.txt").read_text().splitlines() == table
-    assert table[0] == "fitted to features of what is frozen" and table[1].startswith("stage  modules")
+    assert table[0] == "fitted to features of the frozen layers" and table[1].startswith("stage  modules")
     (head,) = (line for line in table if line.startswith("head"))
     assert head.split() == ["head", "fc", "1", head.split()[3], "all", "fitted"]
     result = folder.result
@@ -110,14 +109,14 @@ def test_a_run_without_steps_ends_as_every_run_does(
     assert result[f"head_val_{metric}"] == pytest.approx(result[metric], abs=1e-4)
     (model,), unfinished = find_trained_models(folder, config)
     assert not unfinished and model.checkpoint.name == "step-00000000"
-    assert read_meta(model.checkpoint)["dataset"] == result["dataset"]
+    assert read_checkpoint_state(model.checkpoint)["dataset"] == result["dataset"]
     network = model.load(torch.device("cpu"))
     pretrained = Trainer(changed(config, "train.lr=1e-3"), folder, run).network.state_dict()
     for name, tensor in network.state_dict().items():  # nothing but the head has changed
         assert torch.equal(tensor, pretrained[name]) == (not name.startswith("fc.")), name
 
 
-def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tmp_path: Path, run: Runtime) -> None:
+def test_svm_head_predicts_as_scikit_learn(config: Config, tmp_path: Path, run: Runtime) -> None:
     config = changed(config, "finetune.strategy=svm")
     folder = folder_of(tmp_path, "run", config)
     trainer = Trainer(config, folder, run)
@@ -130,10 +129,9 @@ def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tm
     machine.fit((train_features.values - mean) / std, trainer.train_split.index.labels)
     (model,), _ = find_trained_models(folder, config)
     network = model.load(torch.device("cpu")).eval()
-    mean_std = trainer.normalization.mean, trainer.normalization.std
-    for split, features in ((trainer.train_split, train_features), (trainer.val_split, val_features)):
+    for pipeline, features in ((trainer.train_inputs, train_features), (trainer.val_inputs, val_features)):
         decided: dict[int, int] = {}
-        with evaluation_batches(config, split, trainer.place, *mean_std, tmp_path / "bad.jsonl") as batches:
+        with pipeline.evaluation_batches() as batches:
             for batch in batches:
                 with torch.inference_mode():
                     decided |= dict(zip(batch.rows.tolist(), network(batch.images).argmax(1).tolist(), strict=True))
@@ -142,23 +140,24 @@ def test_the_network_with_an_svm_decides_as_scikit_learn_does(config: Config, tm
 
 
 @pytest.mark.parametrize("strategy", ["linear", "svm", "lp_ft"])
-def test_heads_are_fitted_by_what_the_config_says(
+def test_head_fit_options_come_from_the_config(
     config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
-    """Balanced sampling counts like balanced weights; accuracy or log loss chooses where train.best_by names it."""
+    """Balanced sampling has the effect of balanced weights; train.best_by selects by accuracy or log loss."""
     config = changed(config, f"finetune.strategy={strategy}")
-    samples = Samples(np.zeros((3, 2), np.float32), np.arange(3))
-    found: list[tuple[object, ...]] = []
+    samples = LabelledFeatures(np.zeros((3, 2), np.float32), np.arange(3))
+    found: list[HeadFitOptions] = []
     for name in ("fit_linear", "fit_svm"):
-        monkeypatch.setattr(f"choral.training.feature_heads.{name}", lambda *arguments: found.append(arguments[-3:-1]))
+        monkeypatch.setattr(f"choral.training.feature_heads.{name}", lambda *arguments: found.append(arguments[-1]))
     trainer = Trainer(config, folder_of(tmp_path, "run", config), run)
     for override in ("seed=0", "data.sampling=balanced", "train.class_weights=balanced", "train.best_by=accuracy"):
         trainer.config = changed(config, override)
         _fit(trainer, samples, samples, lambda: None)
-    assert found == [(False, None), (True, None), (True, None), (False, "accuracy")]
+    expected = [(False, None), (True, None), (True, None), (False, "accuracy")]
+    assert [(options.balanced, options.metric) for options in found] == expected
 
 
-def test_further_passes_are_augmented_and_each_is_its_own(config: Config, tmp_path: Path, run: Runtime) -> None:
+def test_further_passes_are_augmented_differently(config: Config, tmp_path: Path, run: Runtime) -> None:
     folder = folder_of(tmp_path, "run", config)
     trainer = Trainer(config, folder, run)
     passes = [features_of(trainer, "train", number) for number in range(3)]
@@ -184,7 +183,7 @@ def test_validation_features_do_not_depend_on_augmentation(config: Config, tmp_p
     np.testing.assert_array_equal(features_of(heavy, "val").values, plain.values)
 
 
-def test_a_stop_while_features_are_computed_keeps_what_is_there(
+def test_stop_while_computing_features_keeps_finished_parts(
     config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
@@ -192,16 +191,16 @@ def test_a_stop_while_features_are_computed_keeps_what_is_there(
     shutil.rmtree(Path(config.data.shards) / ".features")
     read: list[int] = []
     stops = [folder.stop_file]
-    compute = Classifier.features
+    compute = ClassifierLayer.compute_features
 
-    def watched(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+    def watched(self: ClassifierLayer, images: torch.Tensor) -> torch.Tensor:
         read.append(len(images))
         if sum(read) == 20 and stops:  # of 37, in parts of 16 and batches of 4
             stops.pop().touch()
         return compute(self, images)
 
-    monkeypatch.setattr(Classifier, "features", watched)
-    with pytest.raises(Stopped, match="stopped by request while computing features of train; what is there is kept"):
+    monkeypatch.setattr(ClassifierLayer, "compute_features", watched)
+    with pytest.raises(Stopped, match="stopped by request while computing features of train; computed parts are kept"):
         train(config, folder, run)
     assert sum(read) == 20 and folder.result is None and not folder.stop_file.exists()
     read.clear()
@@ -214,7 +213,7 @@ def test_a_stop_while_features_are_computed_keeps_what_is_there(
     assert not read  # another run with the same network: all from the cache
 
 
-def test_a_stop_while_the_head_is_fitted_is_obeyed_between_two_regularizations(
+def test_stop_while_fitting_ends_between_two_regularizations(
     config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = folder_of(tmp_path, "run", config)
@@ -222,7 +221,7 @@ def test_a_stop_while_the_head_is_fitted_is_obeyed_between_two_regularizations(
     def fitting(*arguments: Any) -> None:
         folder.stop_file.touch()
         while True:  # a grid without end
-            arguments[-1]()
+            arguments[-1].check_stop()
             time.sleep(0.01)
 
     with monkeypatch.context() as patched:
@@ -234,7 +233,7 @@ def test_a_stop_while_the_head_is_fitted_is_obeyed_between_two_regularizations(
     assert folder.result is not None
 
 
-def test_what_ends_a_fit_is_raised_where_it_is_waited_for(
+def test_exception_of_a_fit_is_raised_in_the_main_thread(
     config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
@@ -245,7 +244,7 @@ def test_what_ends_a_fit_is_raised_where_it_is_waited_for(
         train(config, folder_of(tmp_path, "run", config), run)
 
 
-def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_path: Path, run: Runtime) -> None:
+def test_unreadable_samples_are_skipped_by_policy(config: Config, tmp_path: Path, run: Runtime) -> None:
     from choral.data.shards.index import Dataset, Index
 
     dataset = Dataset.open(config.data.shards)
@@ -274,30 +273,30 @@ def test_samples_that_cannot_be_read_are_left_out_by_policy(config: Config, tmp_
     assert mended.result is not None and mended.result["head_samples"] == 37
 
 
-def test_lp_ft_starts_from_the_linear_head_and_resumes_with_equal_bits(
+def test_lp_ft_starts_from_the_linear_head_and_resumes_bit_for_bit(
     config: Config, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linear = folder_of(tmp_path, "linear", config)
     train(config, linear, run)
     config = changed(config, "finetune.strategy=lp_ft", "train.steps=4", "train.lr=1e-2")
     trainer = Trainer(config, folder_of(tmp_path, "begun", config), run)
-    initial_head(trainer)
+    fit_initial_head(trainer)
     for name, tensor in weights_of(linear).items():
         assert torch.equal(tensor, trainer.network.state_dict()[name]), name
     whole, folder = folder_of(tmp_path, "whole", config), folder_of(tmp_path, "run", config)
     train(config, whole, run)
     assert weights_of(whole)["conv1.0.weight"].ne(weights_of(linear)["conv1.0.weight"]).any()  # then everything
     # Once the head is there: find_rate comes next.
-    monkeypatch.setattr("choral.training.loop.find_rate", lambda trainer: folder.stop_file.touch())
+    monkeypatch.setattr("choral.training.loop.find_learning_rate", lambda trainer: folder.stop_file.touch())
     with pytest.raises(Stopped, match="at step 1 of 4"):
         train(config, folder, run)
-    monkeypatch.setattr("choral.training.loop.initial_head", lambda trainer: pytest.fail("fitted again"))
+    monkeypatch.setattr("choral.training.loop.fit_initial_head", lambda trainer: pytest.fail("fitted again"))
     train(config, folder, run)
     for name, tensor in weights_of(whole).items():
         assert torch.equal(tensor, weights_of(folder)[name]), name
 
 
-def test_auto_is_measured_once(
+def test_auto_strategy_is_measured_once(
     config: Config, tmp_path: Path, run: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "choral")
@@ -305,12 +304,12 @@ def test_auto_is_measured_once(
     folder = folder_of(tmp_path, "run", config)
     resolved = resolve_strategy(config, folder, run)
     said = [record.message for record in caplog.records if record.message.startswith("auto: ")]
-    assert len(said) == 2 and "12 samples a class" in said[0] and "similarity" in said[0]
+    assert len(said) == 2 and "12 samples per class" in said[0] and "similarity" in said[0]
     stored = json.loads((folder.path / "strategy.json").read_text())
     assert said[1] == f"auto: strategy {stored['strategy']}: {stored['reason']}"
     assert stored["probed"] == 37 and 0 <= stored["similarity"] <= 1 and stored["chance"] == pytest.approx(1 / 3)
     assert resolved.finetune.strategy == stored["strategy"]
-    monkeypatch.setattr("choral.training.strategy_choice.measure", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr("choral.training.auto_strategy.measure_probe", lambda *arguments: pytest.fail("measured again"))
     train(config, folder, run)
     assert folder.result is not None
     for other in ("seed=5", "model.name=test_vit", "finetune.probe_samples=100", "data.image_size=40"):
@@ -320,5 +319,5 @@ def test_auto_is_measured_once(
     content = json.loads((folder.path / "strategy.json").read_text())
     content["dataset"] = "0" * 64
     (folder.path / "strategy.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="other data"):
+    with pytest.raises(DataError, match="different data"):
         train(config, folder, run)

@@ -1,4 +1,4 @@
-"""Half precision, and what happens when numbers are no numbers."""
+"""Half precision, overflows, and losses that are not finite."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from choral.config.files import load_config
 from choral.core.errors import ChoralError
 from choral.core.process_group import Runtime
 from choral.runs.run_dir import RunDir
-from choral.training.finite_checks import SKIPS_IN_A_ROW
+from choral.training.finite_checks import MAX_ATTEMPTS
 from choral.training.loop import train
 from choral.training.trainer import Trainer
 
 
 def overflow_above(trainer: Trainer, limit: float) -> None:
-    """Let the gradient of the head overflow as long as the loss scale is larger than the limit."""
-    scaler = trainer.run.accelerator.scaler
+    """Make the gradient of the head overflow while the loss scale is larger than the limit."""
+    scaler = trainer.runtime.accelerator.scaler
     weight = trainer.network.fc.weight
     weight.register_hook(lambda gradient: gradient * (float("inf") if scaler.get_scale() > limit else 1.0))
 
 
-def test_a_skipped_step_is_made_again_with_its_own_samples_and_rate(
+def test_overflowing_step_is_repeated_with_its_samples_and_rate(
     config_file: Path, tmp_path: Path, run: Runtime
 ) -> None:
-    """A loss scale from 2^10 down to 2^7: three attempts are lost, and the steps are those of a run without any."""
+    """The loss scale falls from 2^10 to 2^7 in three lost attempts, and the steps equal those of a run without overflows."""
     config = load_config(config_file, ["train.steps=4"])
     plain = Trainer(config, RunDir(tmp_path / "plain"), run)
     with plain.batches_from(0) as loader:
@@ -42,33 +42,33 @@ def test_a_skipped_step_is_made_again_with_its_own_samples_and_rate(
         found = []
         for step in range(4):
             found.append(scaled.train_step(batches, step).item())
-            rates.append(scaled.last_rate)
-            skips.append(scaled.last_skips)
+            rates.append(scaled.last_lr)
+            skips.append(scaled.last_overflows)
     assert skips == [3, 0, 0, 0]
     assert run.accelerator.scaler.get_scale() == 2.0**7
     assert found == pytest.approx(expected, rel=1e-5)
-    assert rates == [scaled.schedule.at(step) for step in range(4)]
+    assert rates == [scaled.schedule.lr_at(step) for step in range(4)]
     for name, value in scaled.network.named_parameters():
         torch.testing.assert_close(value, dict(plain.network.named_parameters())[name], rtol=1e-4, atol=1e-6)
 
 
-def test_overflows_in_a_row_end_the_run(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+def test_too_many_overflows_end_the_run(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     run.accelerator.scaler = torch.amp.GradScaler("cpu")
     trainer = Trainer(load_config(config_file), RunDir(tmp_path / "run"), run)
     overflow_above(trainer, 0.0)
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     with (
         trainer.batches_from(0) as loader,
-        pytest.raises(ChoralError, match=f"step 0: the gradient overflowed fp16 {SKIPS_IN_A_ROW} times in a row"),
+        pytest.raises(ChoralError, match=f"step 0: the gradient overflowed fp16 {MAX_ATTEMPTS} times in a row"),
     ):
         trainer.train_step(iter(loader), 0)
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
 
 
-def test_an_overflow_on_the_way_forward_is_one_too(
+def test_overflow_in_the_forward_pass_repeats_the_step(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An infinite loss at a scale above 2^7, with a gradient that is finite: the step is made again, then as ever."""
+    """The loss is infinite at scales above 2^7 and the gradient finite: the step is repeated until both are finite."""
     config = load_config(config_file)
     plain = Trainer(config, RunDir(tmp_path / "plain"), run)
     with plain.batches_from(0) as loader:
@@ -83,12 +83,12 @@ def test_an_overflow_on_the_way_forward_is_one_too(
     )
     with trainer.batches_from(0) as loader:
         assert trainer.train_step(iter(loader), 0).isfinite()
-    assert trainer.last_skips == 3 and scaler.get_scale() == 2.0**7
+    assert trainer.last_overflows == 3 and scaler.get_scale() == 2.0**7
     for name, value in trainer.network.named_parameters():
         torch.testing.assert_close(value, dict(plain.network.named_parameters())[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_stays_infinite_ends_the_run(
+def test_infinite_loss_ends_the_run(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.accelerator.scaler = torch.amp.GradScaler("cpu")
@@ -105,14 +105,14 @@ def test_a_loss_that_stays_infinite_ends_the_run(
         pytest.raises(ChoralError, match="step 0: the loss on rank 0 is not finite"),
     ):
         trainer.train_step(iter(loader), 0)
-    assert len(attempts) == SKIPS_IN_A_ROW
+    assert len(attempts) == MAX_ATTEMPTS
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.named_parameters())
 
 
-def test_a_compiled_network_keeps_its_names_and_numbers(
+def test_compiled_network_keeps_names_and_values(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced, but not lowered to C++, which takes minutes; the test below does that on a GPU."""
+    """Traced, but not lowered to C++, which takes minutes; another test does that on a GPU."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     losses = []
     for compiled in (False, True):
@@ -121,13 +121,13 @@ def test_a_compiled_network_keeps_its_names_and_numbers(
             batches = iter(loader)
             losses.append([trainer.train_step(batches, step).item() for step in range(2)])
         assert not any("_orig_mod" in name for name in trainer.network.state_dict())
-        assert trainer.measure()["n"] == 13
+        assert trainer.evaluate()["n"] == 13
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
-def test_accumulating_is_the_large_batch(config_file: Path, tmp_path: Path, run: Runtime, loss: str) -> None:
-    """With weights of classes, which micro-batches hold in other shares; the network has no BatchNorm."""
+def test_accumulation_equals_the_large_batch(config_file: Path, tmp_path: Path, run: Runtime, loss: str) -> None:
+    """With class weights, whose classes differ in frequency between micro-batches; the network has no BatchNorm."""
     overrides = ["model.name=test_vit", "train.class_weights=balanced", f"train.loss={loss}", "train.lr=0.1"]
     found = []
     for micro_batches in (1, 3):
@@ -152,7 +152,7 @@ def test_dropout_rates_reach_the_network(config_file: Path, tmp_path: Path, run:
 
 
 @pytest.mark.gpu
-def test_a_network_compiled_for_the_gpu_trains_alike(config_file: Path, tmp_path: Path) -> None:
+def test_network_compiled_for_the_gpu_trains_equally(config_file: Path, tmp_path: Path) -> None:
     from accelerate.state import AcceleratorState
 
     losses = []

@@ -1,4 +1,4 @@
-"""Steps of the loop in this process, against a few lines of plain PyTorch."""
+"""Training steps in this process, compared with a few lines of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -18,25 +18,22 @@ from choral.core.errors import ChoralError, ConfigError, DataError, Stopped
 from choral.core.process_group import Runtime
 from choral.data.loading.device_loader import Batch
 from choral.data.loading.host_loader import BatchRequest
-from choral.data.loading.input_pipeline import (
-    RankPlace,
-    augmented_batches,
-    evaluation_batches,
-    open_dataset,
-    open_split,
-    training_batches,
-)
-from choral.models.output_spec import Outputs
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import open_dataset, open_split
+from choral.models.output_spec import OutputSpec
 from choral.runs.run_dir import RunDir
-from choral.training import trainer as trainer_module
 from choral.training.loop import train
 from choral.training.objective import Objective
 from choral.training.optimizer import build_optimizer
 from choral.training.trainer import Trainer
 
+NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)
+
 
 def test_steps_equal_a_plain_loop(config_file: Path, tmp_path: Path, run: Runtime) -> None:
-    """AdamW, label smoothing, clipping, warm-up, accumulation: three steps against a twin without any of our loop."""
+    """AdamW, label smoothing, clipping, warm-up and accumulation: three steps, compared with a plain loop."""
     overrides = ["train.optimizer=adamw", "train.lr=1e-2", "train.label_smoothing=0.1", "train.max_grad_norm=0.5"]
     config = load_config(config_file, [*overrides, "train.warmup_epochs=1"])
     trainer = Trainer(config, RunDir(tmp_path / "run"), run)
@@ -69,7 +66,7 @@ def test_validation_counts_each_sample_once(config_file: Path, tmp_path: Path, r
     split = open_split(config, open_dataset(config.data), "val", place)
     norm = trainer.normalization
     losses, hits = [], []
-    with evaluation_batches(config, split, place, norm.mean, norm.std, tmp_path / "bad") as loader:
+    with InputPipeline(config, split, place, norm, tmp_path / "bad").evaluation_batches() as loader:
         batches = list(loader)
     with torch.no_grad():
         for batch in batches:
@@ -84,14 +81,14 @@ def test_validation_counts_each_sample_once(config_file: Path, tmp_path: Path, r
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_a_validation_without_a_readable_sample_is_told(
+def test_validation_without_a_readable_sample_is_an_error(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     trainer = Trainer(load_config(config_file), RunDir(tmp_path / "run"), run)
 
     class NothingValid(contextlib.nullcontext[None]):
         def __init__(self, *arguments: object) -> None:
-            super().__init__()
+            super().__init__(self)
 
         def __iter__(self) -> Iterator[Batch]:
             yield Batch(torch.zeros(2, 3, 32, 32), labels, torch.zeros(2) > 0, rows, 0, 0)
@@ -99,10 +96,10 @@ def test_a_validation_without_a_readable_sample_is_told(
     labels, rows = torch.zeros(2, dtype=torch.int64), np.arange(2)
     if task == "multilabel":
         labels = torch.zeros(2, 3)
-        trainer.objective = Objective(Outputs("multilabel", ("a", "b", "c")), "bce")
-    monkeypatch.setattr(trainer_module, "evaluation_batches", NothingValid)
+        trainer.objective = Objective(OutputSpec("multilabel", ("a", "b", "c")), "bce")
+    monkeypatch.setattr(InputPipeline, "evaluation_batches", NothingValid)
     with pytest.raises(DataError, match=r"no sample of split 'val' could be read, .*bad_samples\.jsonl"):
-        trainer.measure()
+        trainer.evaluate()
 
 
 def test_evaluation_images_do_not_depend_on_augmentation(config_file: Path, tmp_path: Path) -> None:
@@ -112,7 +109,7 @@ def test_evaluation_images_do_not_depend_on_augmentation(config_file: Path, tmp_
             config_file, [override, "augment.vflip=1", "augment.contrast=0.9"][: 3 if "yes" in override else 1]
         )
         split = open_split(config, open_dataset(config.data), "test", place)
-        with evaluation_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, tmp_path / "bad") as loader:
+        with InputPipeline(config, split, place, NORMALIZATION, tmp_path / "bad").evaluation_batches() as loader:
             images.append(torch.cat([batch.images for batch in loader]))
     assert torch.equal(images[0], images[1])
 
@@ -127,7 +124,7 @@ def test_training_images_do_not_depend_on_ranks_or_workers(
     for rank in range(world_size):
         place = RankPlace(rank, world_size, torch.device("cpu"))
         split = open_split(config, open_dataset(config.data), "train", place)
-        with training_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
+        with InputPipeline(config, split, place, NORMALIZATION, tmp_path / "bad").training_batches(range(5)) as loader:
             ranks.append([batch.images.clone() for batch in loader])
     batches = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
     assert [len(batch) for batch in batches] == [12] * 5
@@ -135,14 +132,14 @@ def test_training_images_do_not_depend_on_ranks_or_workers(
     cached = load_config(config_file)
     split = open_split(cached, open_dataset(cached.data), "train", place)
     assert split.cache is not None
-    with training_batches(cached, split, place, (0.5,) * 3, (0.5,) * 3, range(5), tmp_path / "bad") as loader:
+    with InputPipeline(cached, split, place, NORMALIZATION, tmp_path / "bad").training_batches(range(5)) as loader:
         for batch, expected in zip(loader, batches, strict=True):
             assert torch.equal(batch.images, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_balanced_batches_on_any_number_of_ranks(config_file: Path, tmp_path: Path, workers: int) -> None:
-    """Each class once in three samples, images and labels the same for one rank and two."""
+def test_balanced_batches_do_not_depend_on_ranks(config_file: Path, tmp_path: Path, workers: int) -> None:
+    """Each class occurs once in three samples; images and labels are the same for one rank and two."""
     config = load_config(config_file, ["data.sampling=balanced", f"data.workers={workers}", "augment.mixup=0.2"])
     found = []
     for world_size in (1, 2):
@@ -150,7 +147,9 @@ def test_balanced_batches_on_any_number_of_ranks(config_file: Path, tmp_path: Pa
         for rank in range(world_size):
             place = RankPlace(rank, world_size, torch.device("cpu"))
             split = open_split(config, open_dataset(config.data), "train", place)
-            with training_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, range(9), tmp_path / "bad") as loader:
+            with InputPipeline(config, split, place, NORMALIZATION, tmp_path / "bad").training_batches(
+                range(9)
+            ) as loader:
                 ranks.append([(batch.images.clone(), batch.labels, batch.rows) for batch in loader])
         steps = zip(*ranks, strict=True)
         found.append(
@@ -163,16 +162,14 @@ def test_balanced_batches_on_any_number_of_ranks(config_file: Path, tmp_path: Pa
     repeated = [
         BatchRequest(np.array([5, 5 + 37, 5 + 74]), 0, 0)
     ]  # of 37 samples: the same one, three times in an epoch
-    with augmented_batches(config, split, place, (0.5,) * 3, (0.5,) * 3, repeated, tmp_path / "bad") as loader:
+    with InputPipeline(config, split, place, NORMALIZATION, tmp_path / "bad").augmented_batches(repeated) as loader:
         batch = next(loader)
     assert batch.rows.tolist() == [5, 5, 5] and len(set(batch.labels.tolist())) == 1
     assert not torch.equal(batch.images[0], batch.images[1]) and not torch.equal(batch.images[1], batch.images[2])
 
 
 @pytest.mark.parametrize("where", ["loss on rank 0", "gradient"])
-def test_what_is_not_finite_stops_before_the_update(
-    config_file: Path, tmp_path: Path, run: Runtime, where: str
-) -> None:
+def test_non_finite_loss_stops_before_the_update(config_file: Path, tmp_path: Path, run: Runtime, where: str) -> None:
     config = load_config(config_file)
     trainer = Trainer(config, RunDir(tmp_path / "run"), run)
     weight = next(trainer.network.parameters())
@@ -212,8 +209,8 @@ def test_fp16_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         Runtime("fp16", 1, 60, tmp_path / "stop")
 
 
-def test_repacked_data_are_noticed(config_file: Path, tmp_path: Path, run: Runtime) -> None:
-    """The same folder of shards, packed again from other images: neither continued on nor evaluated."""
+def test_repacked_data_are_refused(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    """A run is neither resumed nor evaluated on shards that were packed again from other images."""
     packed = tmp_path / "packed"
     shutil.copytree(load_config(config_file).data.shards, packed)
     config = load_config(config_file, [f"data.shards={packed}", "train.steps=4"])
@@ -225,11 +222,11 @@ def test_repacked_data_are_noticed(config_file: Path, tmp_path: Path, run: Runti
     content = (packed / "dataset.json").read_text()
     fingerprint = json.loads(content)["fingerprint"]
     (packed / "dataset.json").write_text(content.replace(fingerprint, "0" * 64))
-    with pytest.raises(DataError, match=f"other data .*fingerprint {fingerprint[:12]}, now 000000000000"):
+    with pytest.raises(DataError, match=f"different data .*fingerprint {fingerprint[:12]}, now 000000000000"):
         train(config, folder, run)
 
 
-def test_a_stop_is_not_delayed_by_a_validation_that_is_made_up_for(
+def test_stop_is_not_delayed_by_validation_which_is_made_later(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(config_file, ["train.steps=3"])  # an epoch: validation is due at step 3, where the stop comes
@@ -250,7 +247,7 @@ def test_a_stop_is_not_delayed_by_a_validation_that_is_made_up_for(
     assert (folder.checkpoints / "best.json").read_text() == (whole.checkpoints / "best.json").read_text()
 
 
-def test_the_stop_file_saves_and_stops(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+def test_stop_file_saves_and_stops(config_file: Path, tmp_path: Path, run: Runtime) -> None:
     config = load_config(config_file, ["train.save_every_steps=100"])
     folder = RunDir(tmp_path / "run")
     folder.path.mkdir()

@@ -1,4 +1,4 @@
-"""Losses and meters against a few lines of plain PyTorch, and scikit-learn."""
+"""Losses and meters, compared with a few lines of plain PyTorch and with scikit-learn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from choral.config import Config, DataConfig, TrainConfig
 from choral.data.loading.device_loader import Batch
-from choral.models.output_spec import Outputs
+from choral.models.output_spec import OutputSpec
 from choral.training.objective import Objective
 
 DEVICE = torch.device("cpu")
@@ -40,7 +40,7 @@ def objective(task: str, values: np.ndarray, names: tuple[str, ...] = CLASSES, *
     split = SimpleNamespace(
         targets=FixedTargets(task, values, names), training_rows=None, weights=None, probabilities=None
     )
-    return Objective.of(config, split, DEVICE)  # type: ignore[arg-type]
+    return Objective.from_config(config.train, split, DEVICE)  # type: ignore[arg-type]
 
 
 def batch_of(labels: Tensor, valid: Tensor | None = None, first: int = 0, **mixed: Tensor) -> Batch:
@@ -60,14 +60,14 @@ MANY = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).repeat(3, 1)
 NUMBERS = torch.tensor([[1.0, 200], [2, 500], [4, 300], [7, 100], [3, 50], [2, 75], [1, 90], [5, 20], [9, 10]])
 
 
-def test_one_against_all_is_predicted_as_it_is_trained(logits: Tensor) -> None:
-    """bce makes sigmoids probabilities: divided by their sum, in predictions, validation and what a checkpoint keeps."""
+def test_one_vs_rest_predictions_are_normalised_sigmoids(logits: Tensor) -> None:
+    """With bce, sigmoids are divided by their sum: in predictions, in validation, and after loading a checkpoint."""
     goal = objective("multiclass", LABELS.numpy(), loss="bce")
     sigmoids = logits.double().sigmoid()
     expected = sigmoids / sigmoids.sum(dim=1, keepdim=True)
-    restored = Outputs.from_meta(json.loads(json.dumps(goal.meta())))
-    for meaning in (goal, restored):
-        torch.testing.assert_close(meaning.predictions(logits.double()), expected.float())
+    restored = OutputSpec.from_meta(json.loads(json.dumps(goal.meta())))
+    for spec in (goal, restored):
+        torch.testing.assert_close(spec.predictions(logits.double()), expected.float())
     assert torch.equal(expected.argmax(1), logits.argmax(1))
     meter = goal.meter(9)
     meter.add(logits, batch_of(LABELS))
@@ -76,11 +76,11 @@ def test_one_against_all_is_predicted_as_it_is_trained(logits: Tensor) -> None:
     assert report["accuracy"] == (logits.argmax(1) == LABELS).double().mean().item()
     before = {key: value for key, value in goal.meta().items() if key != "one_against_all"}  # checkpoints of before
     for meta in (before, objective("multiclass", LABELS.numpy()).meta()):
-        assert torch.equal(Outputs.from_meta(meta).predictions(logits), logits.softmax(dim=1))
+        assert torch.equal(OutputSpec.from_meta(meta).predictions(logits), logits.softmax(dim=1))
 
 
-def test_class_weights_are_those_of_pytorch(logits: Tensor) -> None:
-    """Class d has no sample: three classes share the weight, and the mean over the training samples is 1."""
+def test_class_weights_equal_pytorch(logits: Tensor) -> None:
+    """Class d has no sample: three classes share the weight, with mean 1 over the training samples."""
     weights = 9 / (3 * torch.tensor([5.0, 2, 2]))
     twin = F.cross_entropy(logits, LABELS, weight=torch.cat([weights, torch.zeros(1)]), reduction="none")
     losses = objective("multiclass", LABELS.numpy(), class_weights="balanced").losses(logits, batch_of(LABELS))
@@ -89,7 +89,7 @@ def test_class_weights_are_those_of_pytorch(logits: Tensor) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_mixing_is_the_cross_entropy_to_the_mixed_target(logits: Tensor, smoothing: float) -> None:
+def test_mixed_loss_equals_cross_entropy_to_the_mixed_target(logits: Tensor, smoothing: float) -> None:
     partners, shares = LABELS.roll(4), torch.linspace(0, 1, 9)
     batch = batch_of(LABELS, partners=partners, shares=shares)
     losses = objective("multiclass", LABELS.numpy(), label_smoothing=smoothing).losses(logits, batch)
@@ -99,7 +99,7 @@ def test_mixing_is_the_cross_entropy_to_the_mixed_target(logits: Tensor, smoothi
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_focal_loss_of_classes(logits: Tensor, gamma: float) -> None:
+def test_focal_loss_multiclass(logits: Tensor, gamma: float) -> None:
     of_label = logits.softmax(1)[torch.arange(9), LABELS]
     twin = -((1 - of_label) ** gamma) * of_label.log()
     focal = objective("multiclass", LABELS.numpy(), loss="focal", focal_gamma=gamma)
@@ -109,7 +109,7 @@ def test_focal_loss_of_classes(logits: Tensor, gamma: float) -> None:
     assert sure.grad is not None and sure.grad.isfinite().all()
 
 
-def test_focal_loss_of_labels(logits: Tensor) -> None:
+def test_focal_loss_multilabel(logits: Tensor) -> None:
     p = torch.where(MANY > 0, logits.sigmoid(), 1 - logits.sigmoid())
     twin = (-((1 - p) ** 2) * p.log()).mean(1)
     torch.testing.assert_close(objective("multilabel", MANY.numpy(), loss="focal").losses(logits, batch_of(MANY)), twin)
@@ -128,8 +128,8 @@ def test_bce_with_smoothing_and_mixing(logits: Tensor, task: str) -> None:
     torch.testing.assert_close(bce.losses(logits, batch), twin)
 
 
-def test_class_weights_of_labels(logits: Tensor) -> None:
-    """A label's ones and zeros count alike: n / (2 ones) and n / (2 zeros); label 0 has 6 ones, the others 3 or 6."""
+def test_class_weights_multilabel(logits: Tensor) -> None:
+    """A label's ones and zeros have equal influence: n / (2 ones) and n / (2 zeros)."""
     ones = MANY.sum(0)
     weights = torch.where(MANY > 0, 9 / (2 * ones), 9 / (2 * (9 - ones)))
     twin = (F.binary_cross_entropy_with_logits(logits, MANY, reduction="none") * weights).mean(1)
@@ -139,28 +139,28 @@ def test_class_weights_of_labels(logits: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("loss", "function"), [("mse", F.mse_loss), ("l1", F.l1_loss), ("huber", F.huber_loss)])
-def test_regression_is_standardised_inside_and_restored_outside(loss: str, function: object) -> None:
+def test_regression_targets_are_standardised_and_restored(loss: str, function: object) -> None:
     outputs = torch.randn(9, 2, generator=torch.Generator().manual_seed(1))
     training = NUMBERS[:6].double()
     mean, std = training.mean(0), training.std(0, unbiased=False)
     goal = objective("regression", NUMBERS[:6].numpy(), ("length", "weight"), loss=loss)
     twin = function(outputs, ((NUMBERS - mean) / std).float(), reduction="none").mean(1)  # type: ignore[operator]
     torch.testing.assert_close(goal.losses(outputs, batch_of(NUMBERS)), twin)
-    restored = Outputs.from_meta(goal.meta()).predictions(outputs)
+    restored = OutputSpec.from_meta(goal.meta()).predictions(outputs)
     torch.testing.assert_close(restored, (outputs * std + mean).float())
     exact = ((NUMBERS - mean) / std).float()
     torch.testing.assert_close(goal.predictions(exact), NUMBERS)
     assert goal.losses(exact, batch_of(NUMBERS)).max() < 1e-6
 
 
-def test_unreadable_samples_count_nothing(logits: Tensor) -> None:
+def test_unreadable_samples_are_ignored(logits: Tensor) -> None:
     valid = torch.arange(9) != 4
     losses = objective("multiclass", LABELS.numpy()).losses(logits, batch_of(LABELS, valid))
     assert losses[4] == 0 and (losses[valid] > 0).all()
 
 
 def measured(goal: Objective, logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Over two ranks, one of which cannot read a last sample."""
+    """Return the report over two ranks, one of which cannot read its last sample."""
     logits, labels = torch.cat([logits, logits[:1]]), torch.cat([labels, labels[:1]])
     valid, totals = torch.arange(10) < 9, []
     for rows in (slice(0, 4), slice(4, 10)):
@@ -172,7 +172,7 @@ def measured(goal: Objective, logits: Tensor, labels: Tensor) -> dict[str, float
     return report
 
 
-def test_class_meter(logits: Tensor) -> None:
+def test_multiclass_meter(logits: Tensor) -> None:
     report = measured(objective("multiclass", LABELS.numpy()), logits, LABELS)
     assert report == {
         "accuracy": pytest.approx(metrics.accuracy_score(LABELS, logits.argmax(1))),
@@ -180,7 +180,7 @@ def test_class_meter(logits: Tensor) -> None:
     }
 
 
-def test_label_meter(logits: Tensor) -> None:
+def test_multilabel_meter(logits: Tensor) -> None:
     report = measured(objective("multilabel", MANY.numpy()), logits, MANY)
     truth, probabilities = MANY.int().numpy(), logits.double().sigmoid()
     losses = [metrics.log_loss(truth[:, label], probabilities[:, label]) for label in range(4)]
@@ -191,7 +191,7 @@ def test_label_meter(logits: Tensor) -> None:
     }
 
 
-def test_number_meter(logits: Tensor) -> None:
+def test_regression_meter(logits: Tensor) -> None:
     goal = objective("regression", NUMBERS.numpy(), ("length", "weight"))
     report = measured(goal, logits[:, :2], NUMBERS)
     truth, found = NUMBERS.double().numpy(), goal.predictions(logits[:, :2]).double().numpy()
@@ -203,7 +203,7 @@ def test_number_meter(logits: Tensor) -> None:
 
 
 def test_micro_batches_add_up_to_the_batch(logits: Tensor) -> None:
-    """Weighted by class and mixed: a sample's loss depends on nothing but itself, so accumulation changes no gradient."""
+    """Weighted and mixed losses depend on their sample only, so accumulation changes no gradient."""
     goal = objective("multiclass", LABELS.numpy(), class_weights="balanced", label_smoothing=0.1)
     partners, shares = LABELS.roll(2), torch.linspace(0, 1, 9)
     gradients = []

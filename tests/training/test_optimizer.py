@@ -1,4 +1,4 @@
-"""The schedule as a function of the step, and what the optimizer decays."""
+"""The schedule as a function of the step, parameter groups, and weight decay."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from timm.models import group_parameters
 
 from choral.config import TrainConfig
 from choral.core.errors import ConfigError
-from choral.models.finetuning import stages_of
+from choral.models.finetuning import list_stages
 from choral.training.optimizer import Schedule, build_optimizer
 from choral.training.state import TrainState
 
 
-def test_schedule_warms_up_and_falls_to_its_minimum() -> None:
+def test_schedule_warms_up_and_decays_to_its_minimum() -> None:
     schedule = Schedule(lr=1.0, warmup_steps=4, total_steps=24, min_lr_ratio=0.1)
-    rates = [schedule.at(step) for step in range(24)]
+    rates = [schedule.lr_at(step) for step in range(24)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[14] == pytest.approx(0.55)  # half way down
     assert all(a > b for a, b in pairwise(rates[4:]))
@@ -36,12 +36,12 @@ def test_schedule_warms_up_and_falls_to_its_minimum() -> None:
         (TrainConfig(steps=7, warmup_epochs=0), (7, 0)),
     ],
 )
-def test_durations_become_steps(config: TrainConfig, expected: tuple[int, int]) -> None:
-    schedule = Schedule.of(config, steps_per_epoch=10 if config.epochs != 2 else 5)
+def test_epochs_become_steps(config: TrainConfig, expected: tuple[int, int]) -> None:
+    schedule = Schedule.from_config(config, steps_per_epoch=10 if config.epochs != 2 else 5)
     assert (schedule.total_steps, schedule.warmup_steps) == (expected[0], expected[1] if config.epochs != 2 else 2)
 
 
-def test_rates_of_groups_are_scaled() -> None:
+def test_group_learning_rates_are_scaled() -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     optimizer = build_optimizer(model, TrainConfig())
     optimizer.param_groups[0]["lr_scale"] = 0.5
@@ -51,19 +51,19 @@ def test_rates_of_groups_are_scaled() -> None:
 
 def test_linear_and_constant_schedules() -> None:
     linear, constant = (Schedule(1.0, 4, 24, 0.1, shape) for shape in ("linear", "constant"))
-    assert [linear.at(step) for step in (3, 4, 14, 23)] == pytest.approx([0.8, 1.0, 0.55, 0.145])
-    assert [constant.at(step) for step in (0, 4, 23)] == pytest.approx([0.2, 1.0, 1.0])
+    assert [linear.lr_at(step) for step in (3, 4, 14, 23)] == pytest.approx([0.8, 1.0, 0.55, 0.145])
+    assert [constant.lr_at(step) for step in (0, 4, 23)] == pytest.approx([0.2, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_layer_decay_makes_the_updates_of_a_plain_loop(name: str) -> None:
-    """Ten steps of AdamW, the rate of each parameter written down by hand: 0.6 a layer, the head twice as fast."""
+def test_layer_decay_equals_a_plain_loop(name: str) -> None:
+    """Ten steps of AdamW, compared with learning rates set by hand: 0.6 per layer, the head twice as fast."""
     torch.manual_seed(0)
     config = TrainConfig(lr=1e-2, layer_decay=0.6, head_lr_scale=2.0, weight_decay=0.1, warmup_epochs=0, steps=10)
     model = timm.create_model(name, num_classes=3)
     twin = copy.deepcopy(model)
-    head = frozenset(stages_of(model)[-1])
-    optimizer, schedule = build_optimizer(model, config, head), Schedule.of(config, 10)
+    head = frozenset(list_stages(model)[-1])
+    optimizer, schedule = build_optimizer(model, config, head), Schedule.from_config(config, 10)
     layers = group_parameters(twin, twin.group_matcher(coarse=False), reverse=True)
     depth = max(layers.values())
     assert depth > 3
@@ -87,7 +87,7 @@ def test_layer_decay_makes_the_updates_of_a_plain_loop(name: str) -> None:
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_norms_and_biases_are_not_decayed() -> None:
+def test_norms_and_biases_have_no_weight_decay() -> None:
     optimizer = build_optimizer(timm.create_model("test_resnet", num_classes=3), TrainConfig(weight_decay=0.3))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -104,7 +104,7 @@ def test_norms_and_biases_are_not_decayed() -> None:
     ],
 )
 def test_momentum_reaches_every_optimizer(name: str, key: str, default: object, other: object) -> None:
-    """The update itself is measured against torch's AdamW with the same betas."""
+    """Compared with the update of torch's AdamW with the same betas."""
     for momentum, expected in ((0.9, default), (0.7, other)):
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2)
@@ -122,7 +122,7 @@ def test_momentum_reaches_every_optimizer(name: str, key: str, default: object, 
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_a_misspelt_optimizer_is_told_the_nearest() -> None:
+def test_misspelt_optimizer_gets_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="no optimizer 'adamww'. Did you mean adamw"):
         build_optimizer(timm.create_model("test_resnet"), TrainConfig(optimizer="adamww"))
 
@@ -130,5 +130,5 @@ def test_a_misspelt_optimizer_is_told_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("every", "due"), [(2, [2, 4, 6, 7]), (2.5, [3, 5, 7]), (100, [7]), (0.3, [1, 2, 3, 4, 5, 6, 7])]
 )
-def test_what_is_due_when(every: float, due: list[int]) -> None:
+def test_is_due(every: float, due: list[int]) -> None:
     assert [step for step in range(1, 8) if TrainState(step=step).is_due(every, 7)] == due

@@ -1,4 +1,4 @@
-"""Phases: what is trained changes, what the optimizer knows stays, and a stop anywhere changes nothing."""
+"""Phases of fine-tuning: trainable parameters change, optimizer state stays, and a stop changes nothing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from choral.config.files import load_config
 from choral.core.errors import Stopped
 from choral.core.process_group import Runtime
 from choral.models.checkpoint_tensors import load_model_tensors
-from choral.runs.checkpoints import MODEL, OPTIMIZER, checkpoint_of
+from choral.runs.checkpoints import MODEL_FILE, OPTIMIZER_FILE, find_checkpoint
 from choral.training.loop import train
 from choral.training.trainer import Trainer
-from toys import new_folder
+from toy_data import make_run_dir
 
 GRADUAL = ["finetune.strategy=gradual", "finetune.trained_stages=2", "train.optimizer=adamw", "train.lr=3e-3"]
 GRADUAL += ["train.layer_decay=0.8", "train.head_lr_scale=3"]
 
 
-def test_a_phase_keeps_what_the_optimizer_knew(config_file: Path, tmp_path: Path, run: Runtime) -> None:
-    trainer = Trainer(load_config(config_file, GRADUAL), new_folder(tmp_path / "run"), run)
+def test_new_phase_keeps_optimizer_state(config_file: Path, tmp_path: Path, run: Runtime) -> None:
+    trainer = Trainer(load_config(config_file, GRADUAL), make_run_dir(tmp_path / "run"), run)
     assert [phase.start_step for phase in trainer.phases] == [0, 3, 6]
     with trainer.batches_from(0) as loader:
         batches = iter(loader)
@@ -46,21 +46,21 @@ def test_a_phase_keeps_what_the_optimizer_knew(config_file: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("stop", [3, 4, 7])
-def test_a_stop_in_any_phase_changes_nothing(
+def test_stop_in_any_phase_changes_nothing(
     config_file: Path, tmp_path: Path, run: Runtime, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """Also where the checkpoint lies on the border of two phases: step 3."""
+    """Also if the checkpoint is at the border of two phases, step 3."""
     config = load_config(config_file, [*GRADUAL, "train.steps=8"])
-    whole, stopped = new_folder(tmp_path / "whole"), new_folder(tmp_path / "stopped")
+    whole, stopped = make_run_dir(tmp_path / "whole"), make_run_dir(tmp_path / "stopped")
     train(config, whole, run)
     answers = iter([False] * (stop - 1) + [True] + [False] * 100)
     monkeypatch.setattr(run, "should_stop", lambda: next(answers))
     with pytest.raises(Stopped):
         train(config, stopped, run)
     train(config, stopped, run)
-    for name in (MODEL, OPTIMIZER):
+    for name in (MODEL_FILE, OPTIMIZER_FILE):
         first, second = (
-            load_model_tensors(checkpoint_of(folder.checkpoints, "last"), name) for folder in (whole, stopped)
+            load_model_tensors(find_checkpoint(folder.checkpoints, "last"), name) for folder in (whole, stopped)
         )
         assert first.keys() == second.keys()
         assert all(torch.equal(value, second[key]) for key, value in first.items())

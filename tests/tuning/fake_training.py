@@ -1,4 +1,4 @@
-"""Stands in for `choral train`: validates ten times, and what it finds depends on the rate alone. Run by tests."""
+"""A stand-in for `choral train`: ten validations whose values depend only on the learning rate. Run by tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an `augment:` section shows training already, and how it is widened to show more."""
+"""Compares a family of perturbations with an `augment:` section: is it covered, and which settings would cover it."""
 
 from __future__ import annotations
 
@@ -7,76 +7,78 @@ from collections.abc import Mapping
 from typing import Any
 
 from choral.config import AugmentConfig
-from choral.config.files import to_values
+from choral.config.files import to_dict
 
 _GEOMETRY = ("rotate", "translate", "zoom", "shear", "perspective")
 _RANGES = ("zoom", "blur_sigma", "noise_std", "erasing_area")
-_RARE = {"blur": "blur_sigma", "noise": "noise_std", "erasing": "erasing_area"}  # probability, and how strong
+_RANGE_OF_PROBABILITY = {"blur": "blur_sigma", "noise": "noise_std", "erasing": "erasing_area"}
 _SHEAR = tuple(math.degrees(math.atan(tangent)) for tangent in (0.3, 0.99))
-_POLICY = {  # strengths at most, of randaugment at magnitude 30 and of trivialaugment; see choral.data.augment.rand_augment
+_POLICY_STRENGTHS = {  # largest: of randaugment at magnitude 30, of trivialaugment; see choral.data.augment.rand_augment
     "rotation": (30.0, 135.0),
     "translation": (150 / 331, 32 / 224),
     "shear": _SHEAR,
     **dict.fromkeys(("darker", "lighter", "low_contrast", "high_contrast", "pale", "vivid"), (0.9, 0.99)),
 }
-_ROUNDING = 1e-6
+_TOLERANCE = 1e-6
 
 
-def covering(augment: AugmentConfig, family: str, strength: float) -> str:
-    """Return what shows training a family of changes at a strength already: "augment.rotate: 30"; "" where nothing does.
+def find_covering_setting(augment: AugmentConfig, family: str, strength: float) -> str:
+    """Return the setting that covers a family up to a strength, such as "augment.rotate: 30"; "" where none does.
 
     Args:
         augment: of a run.
-        family: of `choral.analysis.probes.families`.
-        strength: of it.
+        family: name from `choral.analysis.probes.families`.
+        strength: in the family's unit.
     """
-    policy = _policy_strength(augment, family)
-    if policy >= strength - _ROUNDING:
+    if _policy_strength(augment, family) >= strength - _TOLERANCE:
         return f"augment.policy: {augment.policy}"
-    crops = augment.crop_scale[0]
-    if family == "larger" and crops <= 1 / (1 + strength) ** 2 + _ROUNDING:
-        return f"augment.crop_scale: [{crops:g}, {augment.crop_scale[1]:g}]"
-    if family == "compression" and (host := _compressing(augment, strength)):
-        return f"augment.host: {host}"
-    own = _own_strength(augment, family)
-    if own is None or own[1] < min(strength, own[2]) - _ROUNDING:
+    smallest_crop = augment.crop_scale[0]
+    if family == "larger" and smallest_crop <= 1 / (1 + strength) ** 2 + _TOLERANCE:
+        return f"augment.crop_scale: [{smallest_crop:g}, {augment.crop_scale[1]:g}]"
+    if family == "compression" and (transform := _compression_transform(augment, strength)):
+        return f"augment.host: {transform}"
+    setting = _family_setting(augment, family)
+    if setting is None:
         return ""
-    return f"augment.{own[0]}: {_shown(getattr(augment, own[0]))}"
+    key, covered, largest = setting
+    if covered < min(strength, largest) - _TOLERANCE:
+        return ""
+    return f"augment.{key}: {_format_value(getattr(augment, key))}"
 
 
 def _policy_strength(augment: AugmentConfig, family: str) -> float:
-    if augment.policy == "none" or family not in _POLICY:
+    if augment.policy == "none" or family not in _POLICY_STRENGTHS:
         return -1.0
-    randaugment, trivialaugment = _POLICY[family]
+    randaugment, trivialaugment = _POLICY_STRENGTHS[family]
     return randaugment * augment.policy_magnitude / 30 if augment.policy == "randaugment" else trivialaugment
 
 
-def _compressing(augment: AugmentConfig, strength: float) -> str:
-    """Return the host transform that saves as JPEG of a quality down to 100 less a strength; "" where none does."""
+def _compression_transform(augment: AugmentConfig, strength: float) -> str:
+    """Return the host transform that saves as JPEG down to quality 100 - strength; "" where none does."""
     for transform in augment.host:
-        own = {
+        arguments = {  # Albumentations' defaults
             "compression_type": "jpeg",
             "quality_range": (99, 100),
             "p": 0.5,
             **transform.arguments,
-        }  # Albumentations'
-        jpeg = transform.name == "ImageCompression" and own["compression_type"] == "jpeg" and own["p"] > 0
-        if jpeg and own["quality_range"][0] <= round(100 - strength):
-            return f"ImageCompression, quality_range: {_shown(own['quality_range'])}"
+        }
+        is_jpeg = transform.name == "ImageCompression" and arguments["compression_type"] == "jpeg"
+        if is_jpeg and arguments["p"] > 0 and arguments["quality_range"][0] <= round(100 - strength):
+            return f"ImageCompression, quality_range: {_format_value(arguments['quality_range'])}"
     return ""
 
 
-def _own_strength(augment: AugmentConfig, family: str) -> tuple[str, float, float] | None:
-    """Return the key that shows a family, up to which strength it does, and the largest that it can; None: none does."""
+def _family_setting(augment: AugmentConfig, family: str) -> tuple[str, float, float] | None:
+    """Return the key of a family, the strength that its value covers, and the largest it can cover; None: no key."""
     low, high = augment.zoom
-    moves = augment.geometry_prob > 0
-    found: dict[str, tuple[str, float, float]] = {
-        "smaller": ("zoom", 1 - low if moves else 0, math.inf),
-        "larger": ("zoom", high - 1 if moves else 0, math.inf),
-        "rotation": ("rotate", augment.rotate if moves else 0, 180),
-        "translation": ("translate", augment.translate if moves else 0, 1),
-        "shear": ("shear", augment.shear if moves else 0, 60),
-        "perspective": ("perspective", augment.perspective if moves else 0, 0.45),
+    has_geometry = augment.geometry_prob > 0
+    settings: dict[str, tuple[str, float, float]] = {
+        "smaller": ("zoom", 1 - low if has_geometry else 0, math.inf),
+        "larger": ("zoom", high - 1 if has_geometry else 0, math.inf),
+        "rotation": ("rotate", augment.rotate if has_geometry else 0, 180),
+        "translation": ("translate", augment.translate if has_geometry else 0, 1),
+        "shear": ("shear", augment.shear if has_geometry else 0, 60),
+        "perspective": ("perspective", augment.perspective if has_geometry else 0, 0.45),
         **dict.fromkeys(("darker", "lighter"), ("brightness", augment.brightness, 1.0)),
         **dict.fromkeys(("low_contrast", "high_contrast"), ("contrast", augment.contrast, 1.0)),
         **dict.fromkeys(("pale", "vivid"), ("saturation", augment.saturation, 1.0)),
@@ -88,34 +90,34 @@ def _own_strength(augment: AugmentConfig, family: str) -> tuple[str, float, floa
         "vflip": ("vflip", float(augment.vflip > 0), 1.0),
         "rot90": ("rot90", float(augment.rot90), 1.0),
     }
-    return found.get(family)
+    return settings.get(family)
 
 
-def widened(augment: AugmentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of the augment section, widened to what it shows already: nothing that was shown is no longer.
+def widen_settings(augment: AugmentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings extended to what the augment section covers already, so that nothing is lost.
 
     Args:
         augment: of a run.
-        settings: keys to values, as `choral.analysis.probes.families.augment_of` returns.
+        settings: keys to values, as `choral.analysis.probes.families.augment_settings` returns.
     """
-    found: dict[str, Any] = {}
+    widened: dict[str, Any] = {}
     for key, value in settings.items():
-        there = getattr(augment, key)
-        off = any(key == strength and getattr(augment, share) == 0 for share, strength in _RARE.items())
+        current = getattr(augment, key)
+        is_off = any(key == name and getattr(augment, prob) == 0 for prob, name in _RANGE_OF_PROBABILITY.items())
         if key == "host":
-            found[key] = [*to_values(augment)["host"], *value]
-        elif key in _RANGES and not off:
-            found[key] = [min(there[0], value[0]), max(there[1], value[1])]
+            widened[key] = [*to_dict(augment)["host"], *value]
+        elif key in _RANGES and not is_off:
+            widened[key] = [min(current[0], value[0]), max(current[1], value[1])]
         elif key in _RANGES:
-            found[key] = list(value)
+            widened[key] = list(value)
         else:
-            found[key] = max(there, value)
+            widened[key] = max(current, value)
     if augment.geometry_prob == 0 and any(key in _GEOMETRY for key in settings):
-        found["geometry_prob"] = AugmentConfig().geometry_prob
-    return found
+        widened["geometry_prob"] = AugmentConfig().geometry_prob
+    return widened
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
+def _format_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(f'{item:g}' for item in value)}]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"

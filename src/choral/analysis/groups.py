@@ -1,155 +1,207 @@
-"""Classes and slices: which of them are worse than the rest, by more than chance, on a page that compares many."""
+"""Compares classes and slices with all other samples; p values are adjusted for all comparisons of a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.analysis.results import Group, Groups, SampleTable, Slicing
+from choral.analysis.samples import SampleTable, SliceColumn
 from choral.core.errors import ConfigError
 from choral.data.shards.index import Index
-from choral.ensembles.score_rows import Numbers
+from choral.ensembles.score_rows import IntervalDict
 from choral.metrics.class_metrics import ClassMetrics
-from choral.metrics.estimate import Estimate, resampled
+from choral.metrics.estimate import Estimate, bootstrap_metrics
 from choral.metrics.intervals import LEVEL
-from choral.metrics.metric_report import Metrics, class_measure
-from choral.metrics.multilabel_metrics import LabelMetrics
+from choral.metrics.metric_report import Metrics, class_metric_function
+from choral.metrics.multilabel_metrics import MultilabelMetrics
 from choral.metrics.multiple_comparisons import holm
-from choral.metrics.per_sample import f1_of_counts
-from choral.metrics.proportions import overlaps
-from choral.metrics.regression_metrics import NumberMetrics
-from choral.metrics.reliability import wilson, wilson_f1
+from choral.metrics.per_sample import f1_from_counts
+from choral.metrics.proportions import confusion_counts
+from choral.metrics.regression_metrics import RegressionMetrics
+from choral.metrics.reliability import wilson_f1_interval, wilson_interval
 from choral.scoring.predictor import Predictor
-from choral.scoring.slices import columns_of, slices_of
+from choral.scoring.slices import list_slice_columns, split_by_column
 
-SIGNIFICANT = 0.05
-_LEAST = 5  # samples that two slices of a column must have each, for the column to be worth a table
-_SHARE = 0.5  # of the samples that slices of at least so many must hold
-_EXACT = 8  # samples: of no more, the rank-sum test counts cases instead of using a normal distribution
+SIGNIFICANCE_LEVEL = 0.05
+_MIN_SLICE = 5  # samples that at least two slices of a column must have for the column to be compared
+_MIN_SHARE = 0.5  # of all samples that slices of that size must hold
+_MAX_EXACT = 8  # samples of the smaller side up to which the rank-sum test is exact
 _NOTES = {
-    "accuracy": "accuracy of each group against that of all others: p by Fisher's exact test",
-    "loss": "mean loss of each group against that of all others: p the larger one of Welch's and the rank-sum test's",
-    "error": "mean error of each group against that of all others: p the larger one of Welch's and the rank-sum test's",
+    "accuracy": "Accuracy of each group against all other samples; p by Fisher's exact test",
+    "loss": "Mean loss of each group against all other samples; p is the larger of Welch's t-test and the rank-sum test",
+    "error": "Mean error of each group against all other samples; p is the larger of Welch's t-test and the rank-sum test",
 }
 
 
-def slicings(
+@dataclass(frozen=True)
+class Group:
+    """Some samples, compared with all others by the mean of one number per sample; see `Groups.metric`.
+
+    Attributes:
+        column: of metadata; "class", "label" or "target" in the table of classes.
+        value: of the column, or the class.
+        n: samples.
+        score, rest: mean of the group and of all other samples; None where undefined.
+        difference: score minus rest.
+        p: of no difference; None where nothing is compared.
+        p_adjusted: after Holm's correction for all comparisons of the page.
+        significant: whether p_adjusted is below 0.05.
+        details: further metrics: precision, recall and f1 of a class or label; rmse, mae and r2 of a target.
+    """
+
+    column: str
+    value: str
+    n: int
+    score: IntervalDict | None
+    rest: IntervalDict | None
+    difference: IntervalDict | None
+    p: float | None
+    p_adjusted: float | None
+    significant: bool
+    details: Mapping[str, IntervalDict | None]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Classes and slices, each compared with all other samples.
+
+    Attributes:
+        metric: that is compared: accuracy (of a class, its recall), loss (multilabel) or error (regression); the mean of
+            `SampleTable.right` or of `SampleTable.loss`.
+        percent: whether the metric is displayed in percent.
+        higher_is_better: of the metric.
+        classes: a group for each class, label or target, in the order of the task; targets are not compared.
+        slices: column to its groups.
+        comparisons: tests of the page, for which p values are adjusted.
+        left_out: columns that are not compared, and why.
+        note: how groups were tested, in a sentence.
+    """
+
+    metric: str
+    percent: bool
+    higher_is_better: bool
+    classes: tuple[Group, ...]
+    slices: dict[str, tuple[Group, ...]]
+    comparisons: int
+    left_out: dict[str, str]
+    note: str
+
+
+def build_slices(
     index: Index, keys: Sequence[str], measures: Mapping[str, NDArray[np.float64]] | None = None
-) -> tuple[dict[str, Slicing], dict[str, str]]:
-    """Return the samples by each column that makes slices worth comparing, and why other columns make none.
+) -> tuple[dict[str, SliceColumn], dict[str, str]]:
+    """Return the columns whose slices are worth comparing, and the reason for each column that is left out.
 
     Args:
         index: of the split.
-        keys: (N,) of samples of it.
-        measures: name to (N,) numbers that were measured of the images: slices by their quartiles; NaN is missing.
+        keys: (N,) samples of the split.
+        measures: name to (N,) measured values of the images, sliced by quartiles; NaN is missing.
     """
-    found: dict[str, Slicing] = {}
+    columns: dict[str, SliceColumn] = {}
     left_out: dict[str, str] = {}
-    columns = [name for name in columns_of(index) if not (name == "label" and index.dataset.task == "multiclass")]
-    for column in columns:
+    names = [name for name in list_slice_columns(index) if not (name == "label" and index.dataset.task == "multiclass")]
+    for name in names:
         try:
-            masks = slices_of(index, keys, column)
+            masks = split_by_column(index, keys, name)
         except ConfigError:
-            left_out[column] = "holds neither text, numbers nor truth values"
+            left_out[name] = "holds neither text, numbers nor booleans"
             continue
-        if reason := _why_not(masks, len(keys)):
-            left_out[column] = reason
+        if reason := _reason_to_leave_out(masks, len(keys)):
+            left_out[name] = reason
         else:
-            found[column] = _slicing(masks, len(keys))
+            columns[name] = _build_column(masks, len(keys))
     for name, values in (measures or {}).items():
-        masks = quartiles(values)
-        if not _why_not(masks, len(keys)):
-            found[name] = _slicing(masks, len(keys))
-    return found, left_out
+        masks = quartile_masks(values)
+        if not _reason_to_leave_out(masks, len(keys)):
+            columns[name] = _build_column(masks, len(keys))
+    return columns, left_out
 
 
-def quartiles(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
-    """Return slices of (N,) numbers by their quartiles, named by the least and largest in each; NaN is in none."""
-    known = np.sort(values[~np.isnan(values)])
-    if not len(known):
+def quartile_masks(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
+    """Return (N,) masks of the quartiles of (N,) values, named by their smallest and largest value; NaN is in none."""
+    ordered = np.sort(values[~np.isnan(values)])
+    if not len(ordered):
         return {}
-    ends = np.unique(known[[(len(known) * quarter + 3) // 4 - 1 for quarter in (1, 2, 3, 4)]])
-    place = np.searchsorted(ends, values)
-    masks = [place == number for number in range(len(ends))]
-    spans = [(float(values[mask].min()), float(values[mask].max())) for mask in masks]
-    names = next(own for digits in range(3, 18) if len(set(own := _spans(spans, digits))) == len(spans))
+    ends = np.unique(ordered[[(len(ordered) * quarter + 3) // 4 - 1 for quarter in (1, 2, 3, 4)]])
+    quartile = np.searchsorted(ends, values)
+    masks = [quartile == number for number in range(len(ends))]
+    ranges = [(float(values[mask].min()), float(values[mask].max())) for mask in masks]
+    # 17 digits tell any two ranges apart.
+    names = next(one for digits in range(3, 18) if len(set(one := _format_ranges(ranges, digits))) == len(ranges))
     return dict(zip(names, masks, strict=True))
 
 
-def _spans(spans: Sequence[tuple[float, float]], digits: int) -> list[str]:
-    """Return names of spans; 17 digits tell any two apart."""
-    return [f"{low:.{digits}g} to {high:.{digits}g}" for low, high in spans]
+def _format_ranges(ranges: Sequence[tuple[float, float]], digits: int) -> list[str]:
+    return [f"{low:.{digits}g} to {high:.{digits}g}" for low, high in ranges]
 
 
-def groups_of(predictor: Predictor, samples: SampleTable, left_out: Mapping[str, str] | None = None) -> Groups:
+def compare_groups(predictor: Predictor, samples: SampleTable, left_out: Mapping[str, str] | None = None) -> Groups:
     """Return classes and slices, each compared with all other samples.
 
-    Compared is one number a sample, so that thousands of groups take seconds: whether it is right (multiclass), else its
-    loss. Of two slices, each the rest of the other, the comparison counts once.
+    The comparison uses one number per sample, whether it is correct (multiclass) or its loss, so that thousands of groups
+    take seconds. Two slices that are each the rest of the other count as one comparison.
 
     Args:
-        predictor: whose predictions are judged.
-        samples: of it, with the slices.
-        left_out: of `slicings`.
+        predictor: whose predictions are analysed.
+        samples: of the predictor, with slices.
+        left_out: from `build_slices`.
     """
     task = predictor.ledger.meta.task
     metric = {"multiclass": "accuracy", "multilabel": "loss", "regression": "error"}[task]
-    shares = task == "multiclass"
-    scores = samples.right.astype(np.float64) if shares else samples.loss.astype(np.float64)
-    comparing = _Comparing(scores, shares)
-    classes = _classes(predictor, samples, comparing)
+    is_share = task == "multiclass"
+    scores = samples.right.astype(np.float64) if is_share else samples.loss.astype(np.float64)
+    comparison = _Comparison(scores, is_share)
+    classes = _compare_classes(predictor, samples, comparison)
     slices = {
-        column: tuple(
-            comparing.group(column, value, slicing.codes == code) for code, value in enumerate(slicing.values)
-        )
-        for column, slicing in samples.slices.items()
+        name: tuple(comparison.compare(name, value, column.codes == code) for code, value in enumerate(column.values))
+        for name, column in samples.slices.items()
     }
-    tests = [_tests(groups) for groups in (classes, *slices.values())]
-    adjusted = iter(_adjusted(tests))
-    comparisons = sum(own[0].p is not None for groups in tests for own in groups)
+    tests = [_group_by_test(groups) for groups in (classes, *slices.values())]
+    adjusted = iter(_adjust_p_values(tests))
+    comparisons = sum(test[0].p is not None for column in tests for test in column)
     return Groups(
         metric=metric,
-        percent=shares,
-        higher_is_better=shares,
+        percent=is_share,
+        higher_is_better=is_share,
         classes=next(adjusted),
         slices={column: next(adjusted) for column in slices},
         comparisons=comparisons,
         left_out=dict(left_out or {}),
-        note=f"{_NOTES[metric]}, adjusted after Holm for all {comparisons} comparisons of this page",
+        note=f"{_NOTES[metric]}, with Holm's correction for all {comparisons} comparisons of this page",
     )
 
 
-class _Comparing:
-    """Means of one number a sample, of some samples against the others.
+class _Comparison:
+    """Compares the mean score of some samples with that of all others.
 
     Args:
-        scores: (N,).
-        shares: whether all are 0 or 1.
+        scores: (N,) one number a sample.
+        is_share: whether all scores are 0 or 1.
     """
 
-    def __init__(self, scores: NDArray[np.float64], shares: bool) -> None:
-        self._scores, self._shares = scores, shares
+    def __init__(self, scores: NDArray[np.float64], is_share: bool) -> None:
+        self._scores, self._is_share = scores, is_share
 
-    def group(
-        self, column: str, value: str, mask: NDArray[np.bool_], details: Mapping[str, Numbers | None] | None = None
+    def compare(
+        self, column: str, value: str, mask: NDArray[np.bool_], details: Mapping[str, IntervalDict | None] | None = None
     ) -> Group:
-        """Return a group, p not yet adjusted."""
-        own, rest = self._scores[mask], self._scores[~mask]
-        one, other = (self._estimate(values) for values in (own, rest))
+        """Return the group of the samples in a (N,) mask; its p value is not adjusted yet."""
+        inside, outside = self._scores[mask], self._scores[~mask]
+        score, rest = (self._estimate(values) for values in (inside, outside))
         difference = p = None
-        if one is not None and other is not None:
-            found = one.minus(other)
-            difference = Numbers(value=found.value, low=found.low, high=found.high)
-            p = _fisher(own, rest) if self._shares else _of_losses(own, rest)
+        if score is not None and rest is not None:
+            gap = score.minus(rest)
+            difference = IntervalDict(value=gap.value, low=gap.low, high=gap.high)
+            p = _fisher_exact(inside, outside) if self._is_share else _mean_test(inside, outside)
         return Group(
             column=column,
             value=value,
             n=int(mask.sum()),
-            score=_numbers(one),
-            rest=_numbers(other),
+            score=_to_interval(score),
+            rest=_to_interval(rest),
             difference=difference,
             p=p,
             p_adjusted=None,
@@ -158,136 +210,141 @@ class _Comparing:
         )
 
     def _estimate(self, values: NDArray[np.float64]) -> Estimate | None:
-        """Return the mean with Wilson's interval, of losses Student's; None where there is no interval."""
-        if len(values) < (1 if self._shares else 2):
+        """Return the mean with Wilson's interval (losses: Student's t); None where there is no interval."""
+        if len(values) < (1 if self._is_share else 2):
             return None
         mean, empty = float(values.mean()), np.empty(0)
-        if self._shares:
-            return Estimate(mean, empty, wilson(mean, len(values)), paired=False)
-        from scipy.special import stdtrit  # only where needed: it takes a third of a second to import
+        if self._is_share:
+            return Estimate(mean, empty, wilson_interval(mean, len(values)), paired=False)
+        from scipy.special import stdtrit  # a third of a second to import
 
         half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
         return Estimate(mean, empty, (mean - half, mean + half), paired=False)
 
 
-def _classes(predictor: Predictor, samples: SampleTable, comparing: _Comparing) -> tuple[Group, ...]:
-    """Return a group of each class or label; a target is all samples, and compared with nothing."""
+def _compare_classes(predictor: Predictor, samples: SampleTable, comparison: _Comparison) -> tuple[Group, ...]:
+    """Return a group for each class or label; a target covers all samples and is compared with nothing."""
     ledger = predictor.ledger
-    metrics = predictor.measured()
-    details = _target_details(metrics, len(ledger)) if isinstance(metrics, NumberMetrics) else class_details(metrics)
-    groups = []
-    for number, name in enumerate(ledger.classes):
-        if isinstance(metrics, NumberMetrics):
-            groups.append(Group("target", name, len(ledger), None, None, None, None, None, False, details[number]))
-        elif isinstance(metrics, LabelMetrics):
-            groups.append(comparing.group("label", name, samples.labels[:, number], details[number]))
-        else:
-            groups.append(comparing.group("class", name, samples.labels == number, details[number]))
-    return tuple(groups)
+    metrics = predictor.build_metrics()
+    if isinstance(metrics, RegressionMetrics):
+        details = _target_details(metrics, len(ledger))
+        return tuple(
+            Group("target", name, len(ledger), None, None, None, None, None, False, details[number])
+            for number, name in enumerate(ledger.classes)
+        )
+    details = class_details(metrics)
+    if isinstance(metrics, MultilabelMetrics):
+        column, masks = "label", [samples.labels[:, number] for number in range(len(ledger.classes))]
+    else:
+        column, masks = "class", [samples.labels == number for number in range(len(ledger.classes))]
+    return tuple(
+        comparison.compare(column, name, mask, detail)
+        for name, mask, detail in zip(ledger.classes, masks, details, strict=True)
+    )
 
 
-def class_details(metrics: ClassMetrics | LabelMetrics) -> list[dict[str, Numbers | None]]:
-    """Return precision, recall and F1 of each class or label with Wilson's intervals; None where not defined."""
-    hits, given, labels = overlaps(metrics)
-    shares = {"precision": (hits, given), "recall": (hits, labels)}
-    found: list[dict[str, Numbers | None]] = []
-    for number in range(len(hits)):
-        own: dict[str, Numbers | None] = {}
-        for metric, (right, all_of) in shares.items():
-            count = int(all_of[number])
-            share = right[number] / count if count else 0.0
-            own[metric] = _with_ends(share, wilson(share, count)) if count else None
-        union = int(given[number] + labels[number] - hits[number])
-        f1 = float(f1_of_counts(hits, given - hits, labels - hits)[number])
-        own["f1"] = _with_ends(f1, wilson_f1(f1, union)) if union else None
-        found.append(own)
-    return found
-
-
-def _target_details(metrics: Metrics, count: int) -> list[dict[str, Numbers | None]]:
-    found = resampled(class_measure(metrics), count)
-    targets = next(iter(found.values()))[0].shape[0]
-    details: list[dict[str, Numbers | None]] = []
-    for number in range(targets):
-        estimates = {name: Estimate(float(value[number]), draws[:, number]) for name, (value, draws) in found.items()}
-        details.append({name: _numbers(estimate) for name, estimate in estimates.items()})
+def class_details(metrics: ClassMetrics | MultilabelMetrics) -> list[dict[str, IntervalDict | None]]:
+    """Return precision, recall and F1 of each class or label with Wilson's intervals; None where undefined."""
+    true_positives, predicted, labelled = confusion_counts(metrics)
+    shares = {"precision": (true_positives, predicted), "recall": (true_positives, labelled)}
+    f1 = f1_from_counts(true_positives, predicted - true_positives, labelled - true_positives)
+    details: list[dict[str, IntervalDict | None]] = []
+    for number in range(len(true_positives)):
+        detail: dict[str, IntervalDict | None] = {}
+        for metric, (hits, totals) in shares.items():
+            total = int(totals[number])
+            share = hits[number] / total if total else 0.0
+            detail[metric] = _with_ends(share, wilson_interval(share, total)) if total else None
+        union = int(predicted[number] + labelled[number] - true_positives[number])
+        value = float(f1[number])
+        detail["f1"] = _with_ends(value, wilson_f1_interval(value, union)) if union else None
+        details.append(detail)
     return details
 
 
-def _numbers(estimate: Estimate | None) -> Numbers | None:
+def _target_details(metrics: Metrics, count: int) -> list[dict[str, IntervalDict | None]]:
+    values = bootstrap_metrics(class_metric_function(metrics), count)
+    targets = next(iter(values.values()))[0].shape[0]
+    return [
+        {name: _to_interval(Estimate(float(value[one]), draws[:, one])) for name, (value, draws) in values.items()}
+        for one in range(targets)
+    ]
+
+
+def _to_interval(estimate: Estimate | None) -> IntervalDict | None:
     if estimate is None:
         return None
-    found = estimate.interval
-    defined = np.isfinite([found.value, found.low, found.high]).all()
-    return Numbers(value=found.value, low=found.low, high=found.high) if defined else None
+    interval = estimate.interval
+    is_finite = np.isfinite([interval.value, interval.low, interval.high]).all()
+    return IntervalDict(value=interval.value, low=interval.low, high=interval.high) if is_finite else None
 
 
-def _with_ends(value: float, ends: tuple[float, float]) -> Numbers:
-    return Numbers(value=float(value), low=float(ends[0]), high=float(ends[1]))
+def _with_ends(value: float, ends: tuple[float, float]) -> IntervalDict:
+    return IntervalDict(value=float(value), low=float(ends[0]), high=float(ends[1]))
 
 
-def _fisher(own: NDArray[np.float64], rest: NDArray[np.float64]) -> float:
-    """Return the two-sided p value of Fisher's exact test; a hundredth of the time of scipy's for large counts."""
+def _fisher_exact(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Return the two-sided p value of Fisher's exact test; a hundredth of the time of SciPy's for large counts."""
     from scipy.special import gammaln
 
-    count, others, right = len(own), len(rest), int(own.sum() + rest.sum())
-    possible = np.arange(max(0, right - others), min(count, right) + 1)
-    ways = -(gammaln(possible + 1) + gammaln(count - possible + 1))
-    ways -= gammaln(right - possible + 1) + gammaln(others - right + possible + 1)
-    shares = np.exp(ways - ways.max())
-    observed = shares[int(own.sum()) - possible[0]]
-    return float(min(1.0, shares[shares <= observed * (1 + 1e-7)].sum() / shares.sum()))
+    count, others, positive = len(inside), len(outside), int(inside.sum() + outside.sum())
+    possible = np.arange(max(0, positive - others), min(count, positive) + 1)
+    log_ways = -(gammaln(possible + 1) + gammaln(count - possible + 1))
+    log_ways -= gammaln(positive - possible + 1) + gammaln(others - positive + possible + 1)
+    weights = np.exp(log_ways - log_ways.max())
+    observed = weights[int(inside.sum()) - possible[0]]
+    return float(min(1.0, weights[weights <= observed * (1 + 1e-7)].sum() / weights.sum()))
 
 
-def _of_losses(own: NDArray[np.float64], rest: NDArray[np.float64]) -> float:
-    """Return a p value that holds for few samples as well as for means that a few large losses make."""
+def _mean_test(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Return a p value that is valid for few samples and for means dominated by a few large losses."""
     from scipy.stats import mannwhitneyu, ttest_ind
 
-    if np.ptp(own) == 0 and np.ptp(rest) == 0:
-        return 1.0 if own[0] == rest[0] else float(mannwhitneyu(own, rest).pvalue)
-    few = min(len(own), len(rest)) <= _EXACT
-    ranks = mannwhitneyu(own, rest, method="auto" if few else "asymptotic").pvalue
-    return float(max(ranks, ttest_ind(own, rest, equal_var=False).pvalue))
+    if np.ptp(inside) == 0 and np.ptp(outside) == 0:
+        return 1.0 if inside[0] == outside[0] else float(mannwhitneyu(inside, outside).pvalue)
+    few = min(len(inside), len(outside)) <= _MAX_EXACT
+    ranks = mannwhitneyu(inside, outside, method="auto" if few else "asymptotic").pvalue
+    return float(max(ranks, ttest_ind(inside, outside, equal_var=False).pvalue))
 
 
-def _tests(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
-    """Return the groups of one column by the comparison that they make: two that part all samples make one together."""
+def _group_by_test(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
+    """Return the groups of one column by test: two groups that are each the rest of the other share one."""
     compared = [group for group in groups if group.p is not None]
-    both = len(compared) == len(groups) == 2 and groups[0].rest == groups[1].score
-    return [tuple(compared)] if both else [(group,) for group in groups]
+    complementary = len(compared) == len(groups) == 2 and groups[0].rest == groups[1].score
+    return [tuple(compared)] if complementary else [(group,) for group in groups]
 
 
-def _adjusted(columns: Sequence[Sequence[tuple[Group, ...]]]) -> list[tuple[Group, ...]]:
-    """Return the groups of each column with the p values that count the comparisons of all of them."""
-    values = [own[0].p for tests in columns for own in tests if own[0].p is not None]
+def _adjust_p_values(columns: Sequence[Sequence[tuple[Group, ...]]]) -> list[tuple[Group, ...]]:
+    """Return the groups of each column with p values adjusted for the tests of all columns."""
+    values = [test[0].p for tests in columns for test in tests if test[0].p is not None]
     adjusted = iter(holm(values))
     return [
         tuple(
-            group if p is None else replace(group, p_adjusted=p, significant=p < SIGNIFICANT)
-            for own in tests
-            for p in [None if own[0].p is None else next(adjusted)]
-            for group in own
+            group if p is None else replace(group, p_adjusted=p, significant=p < SIGNIFICANCE_LEVEL)
+            for test in tests
+            for p in [None if test[0].p is None else next(adjusted)]
+            for group in test
         )
         for tests in columns
     ]
 
 
-def _why_not(masks: Mapping[str, NDArray[np.bool_]], count: int) -> str:
-    """Return why slices are not worth a table; "" where they are."""
+def _reason_to_leave_out(masks: Mapping[str, NDArray[np.bool_]], count: int) -> str:
+    """Return why a column's slices are not worth a table; "" where they are."""
     sizes = [int(mask.sum()) for mask in masks.values()]
     if len(sizes) < 2:
-        return "has one value"
-    large = [size for name, size in zip(masks, sizes, strict=True) if size >= _LEAST and not name.startswith("(")]
-    if len(large) < 2 or sum(large) < _SHARE * count:
-        return f"has few samples a value: less than half are in slices of at least {_LEAST}"
+        return "has only one value"
+    large = [size for name, size in zip(masks, sizes, strict=True) if size >= _MIN_SLICE and not name.startswith("(")]
+    if len(large) < 2 or sum(large) < _MIN_SHARE * count:
+        return f"has too few samples per value: less than half are in slices of at least {_MIN_SLICE}"
     return ""
 
 
-def _slicing(masks: Mapping[str, NDArray[np.bool_]], count: int) -> Slicing:
+def _build_column(masks: Mapping[str, NDArray[np.bool_]], count: int) -> SliceColumn:
     codes = np.full(count, -1, np.int16)
     for number, mask in enumerate(masks.values()):
         codes[mask] = number
     if (codes < 0).any():
         codes[codes < 0] = len(masks)
-        return Slicing((*masks, "(missing)"), codes)
-    return Slicing(tuple(masks), codes)
+        return SliceColumn((*masks, "(missing)"), codes)
+    return SliceColumn(tuple(masks), codes)

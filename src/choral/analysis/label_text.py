@@ -1,4 +1,4 @@
-"""Labels of packed samples as text."""
+"""Formats labels of packed samples as text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from choral.data.shards.index import LABEL_IDS, Index
 
 
-def label_texts(index: Index, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
-    """Return the labels of rows: a class, names of labels joined by ", ", or "target number" of each, as they are packed."""
-    dataset, taken = index.dataset, index.table.take(np.asarray(rows, np.int64))
+def format_labels(index: Index, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
+    """Return the labels of rows: a class, names of labels joined by ", ", or "TARGET VALUE" for each target."""
+    dataset, selected = index.dataset, index.table.take(np.asarray(rows, np.int64))
     if dataset.task == "multiclass":
-        return [dataset.classes[number] for number in taken["label"].to_pylist()]
+        return [dataset.classes[label] for label in selected["label"].to_pylist()]
     if dataset.task == "multilabel":
         return [
-            ", ".join(dataset.classes[number] for number in own) or "(none)" for own in taken[LABEL_IDS].to_pylist()
+            ", ".join(dataset.classes[label] for label in labels) or "(none)"
+            for labels in selected[LABEL_IDS].to_pylist()
         ]
-    columns = [taken[name].to_pylist() for name in dataset.classes]
+    columns = [selected[name].to_pylist() for name in dataset.classes]
     return [
         ", ".join(f"{name} {value:.4g}" for name, value in zip(dataset.classes, values, strict=True))
         for values in zip(*columns, strict=True)

@@ -1,7 +1,7 @@
-"""What probes say: by how much the answers of a run get worse, family by family and strength by strength.
+"""Sensitivity curves: how much a run's metric drops on perturbed images, by family and strength.
 
-Read from RUN/probes/SPLIT.parquet, which `choral probe` leaves. All intervals are of the same draws of samples, so that a
-drop is compared in pairs: what is hard anyway is hard before and after.
+Computed from RUN/probes/SPLIT.parquet, which `choral probe` writes. All intervals use the same bootstrap draws, so drops are
+paired: a sample that is hard anyway is hard before and after.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.analysis.probes.families import BY_NAME, IDENTITY, Family, Probe
-from choral.analysis.probes.plan import is_of, probe_path, probes_in
-from choral.analysis.results import plain
+from choral.analysis.json_values import to_plain_json
+from choral.analysis.probes.families import FAMILY_BY_NAME, IDENTITY, Family, Probe
+from choral.analysis.probes.plan import matches_evaluation, parse_probes, probe_path
 from choral.config import Config
 from choral.core.errors import ChoralError, DataError
-from choral.ensembles.score_rows import Numbers, numbers
-from choral.inference.evaluation_plan import evaluation_of
+from choral.ensembles.score_rows import IntervalDict, interval_to_dict
+from choral.inference.evaluation_plan import compute_evaluation_hash
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import find_trained_models
-from choral.metrics.estimate import Estimate, bounded, p_of
+from choral.inference.run_models import find_trained_models
+from choral.metrics.estimate import Estimate, difference_p_value, logit_scale_estimate
 from choral.metrics.multiple_comparisons import holm
 from choral.metrics.per_sample import correct, log_losses, top_class
 from choral.runs.run_dir import RunDir
-from choral.scoring.stored_predictor import LESS_IS_BETTER, METRICS, Record, estimates_of
+from choral.scoring.stored_predictor import LOWER_IS_BETTER, METRICS, StoredPredictions, compute_estimates
 
 
 @dataclass(frozen=True)
-class Point:
-    """The answers at one strength.
+class ProbePoint:
+    """The metric at one strength.
 
     Attributes:
         strength: in the unit of the curve; larger is farther from the unchanged image.
         value, low, high: of the metric, with its 95 % interval.
-        drop, drop_low, drop_high: by how much it is worse than of the same samples unchanged; above 0 is worse, whichever
-            way the metric counts.
-        p: that of no difference: from the interval, and of classes no smaller than that of an exact test of signs of the
-            samples that changed sides (McNemar's, where there is one direction), else than such a test can give.
+        drop, drop_low, drop_high: how much worse it is than on the same samples unchanged; above 0 is worse, also for
+            metrics of which lower is better.
+        p: of no drop, from the interval; for classes, at least that of an exact sign test of the samples that change sides
+            (McNemar's test, where there is one direction), else at least the smallest that such a test can give.
         p_adjusted: after Holm's correction for all points of all curves.
     """
 
@@ -56,44 +56,44 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One family of changes.
+class ProbeCurve:
+    """The curve of one family of perturbations.
 
     Attributes:
-        family: its name, one of `choral.analysis.probes.families.FAMILIES`.
+        family: its name, from `choral.analysis.probes.families.FAMILIES`.
         key: of `augment`, in whose unit strengths are; "": there is none.
-        unit: behind strengths, "" of factors and of what is made or not.
-        text: what is done, x being the strength.
-        points: strengths ascending; the unchanged images are not among them.
+        unit: printed behind strengths; "" for factors, and for families without a strength.
+        text: what is done to an image, x being the strength.
+        points: strengths ascending, without the unchanged images.
     """
 
     family: str
     key: str
     unit: str
     text: str
-    points: tuple[Point, ...]
+    points: tuple[ProbePoint, ...]
 
     @property
-    def worst(self) -> Point:
-        """The point with the largest drop, of equal ones the first."""
+    def worst(self) -> ProbePoint:
+        """The point with the largest drop, of ties the first."""
         return max(self.points, key=lambda point: point.drop)
 
 
 @dataclass(frozen=True)
-class Curves:
-    """All that was probed.
+class ProbeCurves:
+    """The curves of all probed families.
 
     Attributes:
         run, split: names.
-        predictor: whose answers these are: soft (of numbers, mean) over all members, or of a run of one network
-            member/NAME; without test-time views.
+        predictor: soft (regression: mean) over all members, or member/NAME of a run of one network; without test-time
+            views.
         metric: accuracy, mean_ap or rmse.
         n: samples that were probed.
-        total: samples of the split; more than n where a part of them was chosen, or some could not be read.
-        unperturbed: the metric of the same n samples, unchanged.
+        total: samples of the split; more than n where only some were probed, or some could not be read.
+        unperturbed: the metric on the same n samples, unchanged.
         curves: one a family.
-        evaluation: fingerprint of the networks, as the run's own ledgers have it.
-        comparisons: points of all families that were probed, for which p values are adjusted, also where some are left out.
+        evaluation: fingerprint of the networks, as in the run's ledgers.
+        comparisons: points of all probed families, for which p values are adjusted even where some families are left out.
     """
 
     run: str
@@ -102,69 +102,69 @@ class Curves:
     metric: str
     n: int
     total: int
-    unperturbed: Numbers
-    curves: tuple[Curve, ...]
+    unperturbed: IntervalDict
+    curves: tuple[ProbeCurve, ...]
     evaluation: str
     comparisons: int
 
     @property
     def higher_is_better(self) -> bool:
-        """Of the metric."""
-        return self.metric not in LESS_IS_BETTER
+        """Whether a larger metric is better."""
+        return self.metric not in LOWER_IS_BETTER
 
-    def of(self, families: Sequence[str]) -> Curves:
-        """Return the curves of some families, by name; none: all."""
+    def of(self, families: Sequence[str]) -> ProbeCurves:
+        """Return these curves for some families only, by name; no names: all."""
         return replace(self, curves=tuple(curve for curve in self.curves if not families or curve.family in families))
 
-    def curve(self, family: str) -> Curve | None:
-        """Return the curve of a family, None where it was not probed."""
+    def curve(self, family: str) -> ProbeCurve | None:
+        """Return the curve of a family; None where it was not probed."""
         return next((curve for curve in self.curves if curve.family == family), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain JSON."""
-        found: dict[str, Any] = plain(self)
-        return found
+        """Return the curves as plain JSON."""
+        content: dict[str, Any] = to_plain_json(self)
+        return content
 
 
-class Probed:
-    """What was said about changed images; columns are read when they are asked for.
+class ProbePredictions:
+    """Predictions and features on perturbed images, read from the ledger column by column on demand.
 
     Attributes:
         ledger: keys (sorted) and labels of the N samples, task and classes.
-        voice: its only column: the mean over all networks, named as `choral score` does.
-        probes: that there are, families in their order, strengths ascending.
+        model: its only column: the mean over all networks, named as in `choral score`.
+        probes: in the order of families, strengths ascending.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger, self.model = ledger, ledger.members[0]
-        self.probes: tuple[Probe, ...] = probes_in(ledger.views)
+        self.probes: tuple[Probe, ...] = parse_probes(ledger.views)
 
     @cached_property
     def families(self) -> tuple[Family, ...]:
         """The families that were probed."""
-        return tuple(BY_NAME[name] for name in dict.fromkeys(probe.family for probe in self.probes))
+        return tuple(FAMILY_BY_NAME[name] for name in dict.fromkeys(probe.family for probe in self.probes))
 
     def of(self, family: str) -> tuple[Probe, ...]:
         """Return the probes of a family."""
         return tuple(probe for probe in self.probes if probe.family == family)
 
     def predictions(self, probe: Probe | None) -> NDArray[np.float32]:
-        """Return (N, C) predictions, the mean over all networks, of images changed by a probe; None: unchanged."""
+        """Return (N, C) predictions, averaged over networks, on images perturbed by a probe; None: unchanged."""
         return self.ledger.predictions(self.model, IDENTITY if probe is None else probe.name)
 
     def features(self, probe: Probe | None) -> NDArray[np.float32]:
-        """Return (N, 64) features of images changed by a probe; None: unchanged.
+        """Return (N, 64) features of images perturbed by a probe; None: unchanged.
 
-        What goes into the last layer of each network, of length 1, through a random projection that keeps distances about
-        as they are, and the mean over the networks; see `choral.analysis.probes.feature_sketch`.
+        The input of each network's last layer, scaled to length 1, through a random projection that roughly preserves
+        distances, averaged over networks; see `choral.analysis.probes.feature_sketch`.
         """
         return self.ledger.features(self.model, IDENTITY if probe is None else probe.name)
 
 
-def probe_predictions(folder: RunDir, config: Config, split: str) -> Probed | None:
-    """Return what was said about the changed images of a split.
+def read_probe_predictions(folder: RunDir, config: Config, split: str) -> ProbePredictions | None:
+    """Return the predictions on the perturbed images of a split.
 
-    None: they were not probed, or by other networks than the run has now, or than its ledger of the split is of.
+    None where they were not probed, or with other networks than the run's, or than those of the split's ledger.
 
     Args:
         folder, config: of the run.
@@ -174,58 +174,58 @@ def probe_predictions(folder: RunDir, config: Config, split: str) -> Probed | No
     if not path.is_file():
         return None
     try:
-        probed = Probed(Ledger.open(path))
-        evaluation = _evaluation(folder, config, split)
+        probed = ProbePredictions(Ledger.open(path))
+        evaluation = _read_evaluation(folder, config, split)
     except ChoralError:
         return None
-    return probed if is_of(probed.ledger.meta, evaluation) else None
+    return probed if matches_evaluation(probed.ledger.meta, evaluation) else None
 
 
-def curves_of(folder: RunDir, config: Config, split: str) -> Curves | None:
-    """Return the curves of a run; None as `probe_predictions`."""
-    probed = probe_predictions(folder, config, split)
-    return None if probed is None else make_curves(probed, folder.name)
+def read_curves(folder: RunDir, config: Config, split: str) -> ProbeCurves | None:
+    """Return the curves of a split of a run; None as in `read_probe_predictions`."""
+    probed = read_probe_predictions(folder, config, split)
+    return None if probed is None else compute_curves(probed, folder.name)
 
 
-def make_curves(probed: Probed, run: str) -> Curves:
-    """Return the curves of what was said about changed images.
+def compute_curves(probed: ProbePredictions, run: str) -> ProbeCurves:
+    """Return the curves of predictions on perturbed images.
 
     Args:
         probed: of at least one sample.
         run: its name.
 
     Raises:
-        DataError: there is no sample.
+        DataError: the ledger is empty.
     """
     ledger = probed.ledger
     if not len(ledger):
-        raise DataError(f"{ledger.path}: holds no sample, nothing can be said")
+        raise DataError(f"{ledger.path}: the ledger holds no samples, so there are no curves")
     task, labels = ledger.meta.task, ledger.labels
     names = [IDENTITY, *(probe.name for probe in probed.probes)]
     records = {name: _record(task, labels, ledger.predictions(probed.model, name)) for name in names}
     metric = METRICS[task][0]
-    found = estimates_of(task, labels, records)[metric]
+    estimates = compute_estimates(task, labels, records)[metric]
     curves = []
     for family in probed.families:
         points = []
         for strength in dict.fromkeys(probe.strength for probe in probed.of(family.name)):
-            asked = [probe.name for probe in probed.of(family.name) if probe.strength == strength]
-            after = _mean(metric, [found[name] for name in asked])
+            views = [probe.name for probe in probed.of(family.name) if probe.strength == strength]
+            after = _mean_estimate(metric, [estimates[name] for name in views])
             if task == "multiclass":
-                p = _sign_test(labels, records[IDENTITY], [records[name] for name in asked])
-            else:  # the least that a test of signs of so many samples can give: a few of them do not vary among themselves
+                p = _sign_test(labels, records[IDENTITY], [records[name] for name in views])
+            else:  # the smallest that a sign test of so few samples can give; their bootstrap draws hardly vary
                 p = min(1.0, 2.0 ** (1 - len(ledger)))
-            points.append(_point(strength, metric, found[IDENTITY], after, p))
-        curves.append(Curve(family.name, family.key, family.unit, family.text, tuple(points)))
+            points.append(_point(strength, metric, estimates[IDENTITY], after, p))
+        curves.append(ProbeCurve(family.name, family.key, family.unit, family.text, tuple(points)))
     adjusted = iter(holm([point.p for curve in curves for point in curve.points]))
-    return Curves(
+    return ProbeCurves(
         run=run,
         split=ledger.meta.split,
         predictor=probed.model,
         metric=metric,
         n=len(ledger),
         total=len(ledger) + ledger.meta.skipped,
-        unperturbed=numbers(found[IDENTITY].interval),
+        unperturbed=interval_to_dict(estimates[IDENTITY].interval),
         curves=tuple(
             replace(curve, points=tuple(replace(point, p_adjusted=next(adjusted)) for point in curve.points))
             for curve in curves
@@ -235,31 +235,31 @@ def make_curves(probed: Probed, run: str) -> Curves:
     )
 
 
-def _record(task: str, labels: NDArray[Any], said: NDArray[np.float32]) -> Record:
+def _record(task: str, labels: NDArray[Any], predictions: NDArray[np.float32]) -> StoredPredictions:
     if task != "multiclass":
-        return Record(said)
-    return Record(top_class(said).astype(np.int32), log_losses(labels, said))
+        return StoredPredictions(predictions)
+    return StoredPredictions(top_class(predictions).astype(np.int32), log_losses(labels, predictions))
 
 
-def _mean(metric: str, estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean of a metric over both directions, draw by draw."""
+def _mean_estimate(metric: str, estimates: Sequence[Estimate]) -> Estimate:
+    """Return the estimate of a metric averaged over both directions, draw by draw."""
     if len(estimates) == 1:
         return estimates[0]
     value = sum(estimate.value for estimate in estimates) / len(estimates)
     draws = np.mean([estimate.draws for estimate in estimates], axis=0)
-    return bounded(value, draws) if metric == "mean_ap" else Estimate(value, draws)
+    return logit_scale_estimate(value, draws) if metric == "mean_ap" else Estimate(value, draws)
 
 
-def _point(strength: float, metric: str, before: Estimate, after: Estimate, least: float) -> Point:
+def _point(strength: float, metric: str, before: Estimate, after: Estimate, least: float) -> ProbePoint:
     """Return a point whose p value is no smaller than `least`."""
-    worse = after.minus(before) if metric in LESS_IS_BETTER else before.minus(after)
+    worse = after.minus(before) if metric in LOWER_IS_BETTER else before.minus(after)
     at = after.interval
-    p = max(least, p_of(worse))
-    return Point(strength, at.value, at.low, at.high, worse.value, worse.low, worse.high, p, p_adjusted=1.0)
+    p = max(least, difference_p_value(worse))
+    return ProbePoint(strength, at.value, at.low, at.high, worse.value, worse.low, worse.high, p, p_adjusted=1.0)
 
 
-def _sign_test(labels: NDArray[Any], before: Record, after: Sequence[Record]) -> float:
-    """Return the exact p value of as many samples that are right more often as such that are less often."""
+def _sign_test(labels: NDArray[Any], before: StoredPredictions, after: Sequence[StoredPredictions]) -> float:
+    """Return the exact p value of as many samples becoming correct as becoming wrong."""
     from scipy.special import bdtr
 
     right = np.mean([correct(labels, record.predictions) for record in after], axis=0)
@@ -268,9 +268,9 @@ def _sign_test(labels: NDArray[Any], before: Record, after: Sequence[Record]) ->
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
-def _evaluation(folder: RunDir, config: Config, split: str) -> str:
-    """Return the fingerprint of the networks that probes have to be of."""
+def _read_evaluation(folder: RunDir, config: Config, split: str) -> str:
+    """Return the fingerprint of the networks that probes must come from."""
     ledger = folder.predictions / f"{split}.parquet"
     if ledger.is_file():
         return Ledger.open(ledger).meta.evaluation
-    return evaluation_of(find_trained_models(folder, config)[0], config.train.precision)
+    return compute_evaluation_hash(find_trained_models(folder, config)[0], config.train.precision)

@@ -1,4 +1,4 @@
-"""All that is known of the errors of a run, from its ledgers and from the images of its data set: no forward pass."""
+"""Analyses one split of a run, from its ledgers and from the images of its data set; no forward pass."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.analysis.advice import advice_of
-from choral.analysis.data_health import health_of
-from choral.analysis.duplicates import duplicates_of
-from choral.analysis.groups import groups_of, slicings
-from choral.analysis.image_survey import Survey, rows_of, survey
-from choral.analysis.label_errors import label_errors_of
-from choral.analysis.probe_curves import curves_of
+from choral.analysis.advice import read_advice
+from choral.analysis.data_health import compute_data_health
+from choral.analysis.duplicates import find_duplicates
+from choral.analysis.groups import build_slices, compare_groups
+from choral.analysis.image_survey import Survey, find_rows, survey_images
+from choral.analysis.label_errors import find_label_errors
+from choral.analysis.probe_curves import read_curves
 from choral.analysis.results import Analysis
-from choral.analysis.samples import sample_table
-from choral.analysis.summary import coverage_of, reliability_of, summary_of
+from choral.analysis.samples import build_sample_table
+from choral.analysis.summary import compute_coverage, compute_reliability, compute_summary
 from choral.config import Config
 from choral.core.errors import DataError
 from choral.data.shards.index import Dataset, Index
 from choral.inference.evaluation_plan import HELD_OUT
-from choral.inference.external_data import index_of
+from choral.inference.external_data import open_ledger_index
 from choral.runs.run_dir import RunDir
-from choral.scoring.predictor import Predictor, predictor_of
-from choral.scoring.scoreboard.test_set_uses import look_at
+from choral.scoring.predictor import Predictor, load_predictor
+from choral.scoring.scoreboard.test_set_uses import record_test_set_uses
 
-MEASURED = ("brightness", "contrast", "saturation", "sharpness", "height", "width", "aspect")
-"""Of images, by whose quartiles samples are sliced."""
+SLICED_MEASURES = ("brightness", "contrast", "saturation", "sharpness", "height", "width", "aspect")
+"""Measures of images by whose quartiles samples are sliced."""
 
 Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is, and all."""
+"""Called with the name of a stage, how much of it is done, and its total."""
 
 
-def analysis_of(
+def run_analysis(
     folder: RunDir,
     config: Config,
     split: str,
@@ -43,33 +43,33 @@ def analysis_of(
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
-    """Return what is wrong with the predictions of a run about a split, and with its data.
+    """Return the analysis of a run's predictions on a split, and of its data.
 
-    The first analysis of a data set opens all its images, which takes minutes for 50,000; what is found is kept beside the
-    shards. Figures of a test split count as a look at it, see `choral.scoring.scoreboard.test_set_uses`.
+    The first analysis of a data set opens all its images, which takes minutes for 50,000; the survey is stored beside the
+    shards. On a test split it counts as one use of the split, see `choral.scoring.scoreboard.test_set_uses`.
 
     Args:
         folder, config: of the run.
-        split: that has been evaluated.
-        name: of a predictor, see `predictor_of`; "": the usual one.
-        processes: that open images; None: one a core.
-        progress: called as images are opened and compared.
+        split: a split that has been evaluated.
+        name: of a predictor, see `load_predictor`; "": the default one.
+        processes: worker processes that open images; None: one a core.
+        progress: called while images are opened and compared.
 
     Raises:
         ConfigError: no such predictor.
         DataError: the split has not been evaluated, or the shards hold other data than were evaluated, or are damaged.
     """
-    predictor = predictor_of(folder, config, split, name)
+    predictor = load_predictor(folder, config, split, name)
     ledger = predictor.ledger
-    index = _index(folder, config, predictor)
+    index = _open_index(folder, config, predictor)
 
-    def told(what: str) -> Callable[[int, int], None] | None:
+    def stage(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(what, done, total)
 
-    surveys = survey(index.dataset, processes=processes, progress=told("images opened"))
-    slices, left_out = slicings(index, ledger.keys, _measures(surveys[index.split], ledger.keys))
-    samples = sample_table(predictor, slices)
-    look_at(folder, config, [predictor])
+    surveys = survey_images(index.dataset, processes=processes, progress=stage("images opened"))
+    slices, left_out = build_slices(index, ledger.keys, _select_measures(surveys[index.split], ledger.keys))
+    samples = build_sample_table(predictor, slices)
+    record_test_set_uses(folder, config, [predictor])
     train = config.data.train_split
     return Analysis(
         run=folder.name,
@@ -83,34 +83,36 @@ def analysis_of(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=ledger.meta.dataset,
         evaluation=ledger.meta.evaluation,
-        summary=summary_of(predictor),
+        summary=compute_summary(predictor),
         samples=samples,
-        groups=groups_of(predictor, samples, left_out),
-        reliability=reliability_of(predictor),
-        coverage=coverage_of(predictor, samples),
-        label_errors=label_errors_of(folder, config, predictor),
-        duplicates=duplicates_of(surveys, train=train, processes=processes, progress=told("candidates compared")),
-        health=health_of(surveys, train=train),
-        probes=curves_of(folder, config, split),
-        advice=advice_of(folder, config, split),
+        groups=compare_groups(predictor, samples, left_out),
+        reliability=compute_reliability(predictor),
+        coverage=compute_coverage(predictor, samples),
+        label_errors=find_label_errors(folder, config, predictor),
+        duplicates=find_duplicates(
+            surveys, train=train, processes=processes, progress=stage("candidate pairs compared")
+        ),
+        health=compute_data_health(surveys, train=train),
+        probes=read_curves(folder, config, split),
+        advice=read_advice(folder, config, split),
     )
 
 
-def _index(folder: RunDir, config: Config, predictor: Predictor) -> Index:
-    """Return the index of the samples that the predictions are about."""
+def _open_index(folder: RunDir, config: Config, predictor: Predictor) -> Index:
+    """Return the index of the samples that were predicted."""
     meta = predictor.ledger.meta
     if meta.split == HELD_OUT:
         index = Index.open(Dataset.open(config.data.shards), config.data.train_split)
     else:
-        index = index_of(folder, config, meta.split)
+        index = open_ledger_index(folder, config, meta.split)
     if index.dataset.fingerprint != meta.dataset:
         raise DataError(
-            f"{predictor.ledger.path}: is about other data than are in {index.dataset.folder} now: evaluate again, or give "
-            "the folder that was evaluated with data.shards"
+            f"{predictor.ledger.path}: was made from other data than {index.dataset.folder} holds now; evaluate again, or "
+            "set data.shards to the folder that was evaluated"
         )
     return index
 
 
-def _measures(found: Survey, keys: list[str]) -> dict[str, NDArray[np.float64]]:
-    rows = rows_of(found, keys)
-    return {name: found.measures[name][rows] for name in MEASURED}
+def _select_measures(survey: Survey, keys: list[str]) -> dict[str, NDArray[np.float64]]:
+    rows = find_rows(survey, keys)
+    return {name: survey.measures[name][rows] for name in SLICED_MEASURES}

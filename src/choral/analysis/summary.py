@@ -1,88 +1,133 @@
-"""What a predictor comes to as a whole: metrics with intervals, reliability, and accuracy over coverage."""
+"""Metrics over all samples of a predictor: the summary with intervals, reliability, and accuracy against coverage."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.analysis.results import Coverage, Figure, SampleTable
+from choral.analysis.samples import SampleTable
 from choral.ensembles.score_rows import SEED
-from choral.metrics.estimate import DEVIATIONS, resampled
+from choral.metrics.estimate import Z_95, bootstrap_metrics
 from choral.metrics.intervals import DRAWS
-from choral.metrics.metric_report import estimates_of, overall_measure, ranks
+from choral.metrics.metric_report import build_estimates, has_rankings, overall_metric_function
 from choral.metrics.ranking import affordable_draws
-from choral.metrics.regression_metrics import NumberMetrics
-from choral.metrics.reliability import Bin, reliability_bins
-from choral.metrics.selective import selective_curve
-from choral.scoring.policy_evaluation import BINS, COVERAGES, decisions
+from choral.metrics.regression_metrics import RegressionMetrics
+from choral.metrics.reliability import ReliabilityBin, reliability_bins
+from choral.metrics.selective import compute_accuracy_coverage
+from choral.scoring.policy_evaluation import BINS, COVERAGES, compute_confidences
 from choral.scoring.predictor import Predictor
-from choral.scoring.predictor_table import NAMES
+from choral.scoring.predictor_table import METRIC_NAMES
 
-_RANKED = 2_000_000  # predictions: of more, metrics that rank them would take minutes
-_SORTED = 10_000_000  # samples that are sorted in all draws together: seconds; 200 draws at least
+_MAX_RANKED = 2_000_000  # predictions: metrics that rank more would take minutes
+_MAX_SORTED = 10_000_000  # samples sorted in all bootstrap draws together: seconds; at least 200 draws
 
 
-def summary_of(predictor: Predictor) -> tuple[Figure, ...]:
-    """Return the metrics of all samples with 95 % intervals, in the order of the card.
+@dataclass(frozen=True)
+class SummaryMetric:
+    """A metric over all samples with its 95 % interval.
 
-    Of very many predictions those that need a ranking (ROC-AUC, average precision) are left to `choral score --of`.
+    Attributes:
+        metric, name: its key and name in `choral.scoring.predictor_table.METRIC_NAMES`, such as accuracy.
+        value, low, high: fractions of 1 where `percent` is set.
+        percent: whether it is displayed in percent.
+    """
+
+    metric: str
+    name: str
+    value: float
+    low: float
+    high: float
+    percent: bool
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Accuracy (regression: mean error) of the most confident predictions, against the share of samples they cover.
+
+    Attributes:
+        coverage: (k,) rising to 1.
+        value, low, high: (k,) each, with a pointwise 95 % band.
+        area: under the risk-coverage curve (AURC); None unless multiclass.
+    """
+
+    coverage: NDArray[np.float64]
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    area: float | None
+
+
+def compute_summary(predictor: Predictor) -> tuple[SummaryMetric, ...]:
+    """Return the metrics over all samples with 95 % intervals, in the order of the score card.
+
+    With very many predictions, metrics that need a ranking (ROC AUC, average precision) are left to `choral score --of`.
     """
     ledger = predictor.ledger
-    metrics = predictor.measured()
-    found = resampled(overall_measure(metrics), len(ledger), seed=SEED)
-    if ranks(metrics) and predictor.predictions.size <= _RANKED:
-        assert not isinstance(metrics, NumberMetrics)
+    metrics = predictor.build_metrics()
+    values = bootstrap_metrics(overall_metric_function(metrics), len(ledger), seed=SEED)
+    if has_rankings(metrics) and predictor.predictions.size <= _MAX_RANKED:
+        assert not isinstance(metrics, RegressionMetrics)
         draws = affordable_draws(predictor.predictions.size)
-        ranked = resampled(metrics.rankings, len(ledger), seed=SEED, draws=draws)
-        found |= {name: values for name, values in ranked.items() if not name.endswith("/class")}
-    intervals = {name: estimate.interval for name, estimate in estimates_of(metrics, found).items()}
+        ranked = bootstrap_metrics(metrics.compute_rankings, len(ledger), seed=SEED, draws=draws)
+        values |= {name: estimate for name, estimate in ranked.items() if not name.endswith("/class")}
+    intervals = {name: estimate.interval for name, estimate in build_estimates(metrics, values).items()}
     return tuple(
-        Figure(name, NAMES[name].removesuffix(" %"), own.value, own.low, own.high, NAMES[name].endswith("%"))
-        for name, own in intervals.items()
-        if all(map(math.isfinite, (own.value, own.low, own.high)))
+        SummaryMetric(
+            name,
+            METRIC_NAMES[name].removesuffix(" %"),
+            interval.value,
+            interval.low,
+            interval.high,
+            METRIC_NAMES[name].endswith("%"),
+        )
+        for name, interval in intervals.items()
+        if all(map(math.isfinite, (interval.value, interval.low, interval.high)))
     )
 
 
-def reliability_of(predictor: Predictor) -> tuple[Bin, ...]:
-    """Return bins of predictions by rising confidence, with multilabel of the probabilities of all labels.
+def compute_reliability(predictor: Predictor) -> tuple[ReliabilityBin, ...]:
+    """Return bins of predictions by rising confidence (multilabel: by the probabilities of all labels).
 
-    None where there are no probabilities.
+    Empty where the predictor gives no probabilities.
     """
     if not predictor.gives_probabilities:
         return ()
-    pair = decisions(predictor.ledger.meta.task, predictor.ledger.labels, predictor.predictions)
-    return tuple(reliability_bins(*pair, BINS))
+    confidence_and_correct = compute_confidences(
+        predictor.ledger.meta.task, predictor.ledger.labels, predictor.predictions
+    )
+    return tuple(reliability_bins(*confidence_and_correct, BINS))
 
 
-def coverage_of(predictor: Predictor, samples: SampleTable) -> Coverage | None:
-    """Return how good the surest predictions are, over the share of samples that are answered.
+def compute_coverage(predictor: Predictor, samples: SampleTable) -> Coverage | None:
+    """Return the score of the most confident predictions against the share of samples they cover.
 
-    Multiclass: the share that is right; multilabel: of labels that are right; regression: the mean error, in standard
-    deviations. None where nothing says how sure predictions are, or where all are alike.
+    The score is accuracy (multiclass), the share of correct labels (multilabel), or the mean error in standard deviations
+    (regression). None where predictions have no confidence, or all the same.
     """
     if not len(samples) or np.ptp(samples.confidence) == 0:
         return None
     task = predictor.ledger.meta.task
     if task == "multiclass":
-        draws = int(np.clip(_SORTED // len(samples), 200, DRAWS))
-        found = selective_curve(samples.confidence, samples.right, COVERAGES, seed=SEED, draws=draws)
-        return Coverage(found.coverage, found.accuracy, found.low, found.high, found.area)
+        draws = int(np.clip(_MAX_SORTED // len(samples), 200, DRAWS))
+        curve = compute_accuracy_coverage(samples.confidence, samples.right, COVERAGES, seed=SEED, draws=draws)
+        return Coverage(curve.coverage, curve.accuracy, curve.low, curve.high, curve.area)
     if task == "multilabel":
-        return _means(samples.confidence, (samples.labels == samples.predicted).mean(axis=1))
-    return _means(samples.confidence, samples.loss.astype(np.float64))
+        return _mean_score_coverage(samples.confidence, (samples.labels == samples.predicted).mean(axis=1))
+    return _mean_score_coverage(samples.confidence, samples.loss.astype(np.float64))
 
 
-def _means(confidence: NDArray[np.float32], scores: NDArray[np.float64]) -> Coverage:
-    """Return the mean score of the surest samples, with a band of a normal distribution; ties in the order of samples."""
+def _mean_score_coverage(confidence: NDArray[np.float32], scores: NDArray[np.float64]) -> Coverage:
+    """Return the mean score of the most confident samples with a normal band; ties stay in the order of the samples."""
     order = np.argsort(-confidence, kind="stable")
     sorted_scores, count = scores[order], len(scores)
-    answered = np.unique(np.ceil(np.array(COVERAGES) * count - 1e-9).astype(np.int64))
-    sums, squares = np.cumsum(sorted_scores)[answered - 1], np.cumsum(sorted_scores**2)[answered - 1]
-    mean = sums / answered
-    variance = np.maximum(squares / answered - mean**2, 0) * answered / np.maximum(answered - 1, 1)
-    half = DEVIATIONS * np.sqrt(variance / answered)
-    known = answered > 1
-    low, high = (np.where(known, end, np.nan) for end in (mean - half, mean + half))
-    return Coverage(answered / count, mean, low, high, None)
+    covered = np.unique(np.ceil(np.array(COVERAGES) * count - 1e-9).astype(np.int64))
+    sums, squares = np.cumsum(sorted_scores)[covered - 1], np.cumsum(sorted_scores**2)[covered - 1]
+    mean = sums / covered
+    variance = np.maximum(squares / covered - mean**2, 0) * covered / np.maximum(covered - 1, 1)
+    half = Z_95 * np.sqrt(variance / covered)
+    has_band = covered > 1
+    low, high = (np.where(has_band, end, np.nan) for end in (mean - half, mean + half))
+    return Coverage(covered / count, mean, low, high, None)

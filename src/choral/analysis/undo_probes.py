@@ -1,15 +1,15 @@
-"""Do validation images vary in a way that training did not show? Undo the change, and see whether answers get better.
+"""Tests whether validation images vary in a way that training did not cover, by undoing the variation.
 
-That a network fails on changed images says nothing about whether such images come: every network fails upside down. What
-comes is seen in validation data: of each image there are the changed versions that were probed; the one that the network is
-surest of is chosen, without a look at the label, and if more answers are right then, images came that had to be changed
-first. Where training covers what validation shows, nothing gets better so: the network is surest of the image as it is, or is
-led astray, as by a 6 that is turned until it is a 9. So a change that alters labels is found, not assumed.
+That a network fails on perturbed images does not show that such images occur; every network fails upside down. What occurs
+is in the validation data. Of each validation image there are the perturbed versions that were probed. The version on which
+the network is most confident is chosen, without using the label. If accuracy rises, the data contain images that had to be
+changed first. Where training covers the validation data, accuracy does not rise: the network is most confident on the image
+as it is, or is misled, as by a 6 rotated until it is a 9. So a perturbation that changes labels is detected, not assumed.
 
-How far images may be changed, and how much surer the network must be to leave an image as it is, is chosen on four fifths
-of the samples and judged on the last one, five times over: the gain is that of samples that chose nothing. Families
-are taken up one after the other, the one that mends most first, each judged on top of the ones before: dark images are also
-seen better with more contrast, but not once they are lit.
+The largest strength, and how much more confident the network must be to leave the original image, are chosen on four fifths
+of the samples and evaluated on the rest, in five folds, so the gain is out of sample. Families are selected greedily, the one
+with the largest gain first, each on top of those before: higher contrast also helps dark images, but not once they are
+brightened.
 """
 
 from __future__ import annotations
@@ -20,43 +20,42 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.data.shards.splits import key_hashes
+from choral.data.shards.splits import hash_keys
 from choral.metrics.multiple_comparisons import holm
 from choral.metrics.per_sample import correct, top_class
 
 FOLDS = 5
-LEVEL = 0.05
-_MARGINS = (0.0, 1.0, 2.0, 4.0)  # log odds by which a changed image must be surer
-_SMALLEST = 1e-6
+SIGNIFICANCE_LEVEL = 0.05
+_MARGINS = (0.0, 1.0, 2.0, 4.0)  # log odds by which a perturbed version must be more confident
+_MIN_PROBABILITY = 1e-6
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The versions of each image that one family of changes offers.
+class ChangedImages:
+    """Predictions on K perturbed versions of each of N images, from one family.
 
     Attributes:
-        strengths: (K,) of the changes, above 0.
-        sureness: (K, N) how sure the network is of each, see `sureness_of`.
-        right: (K, N) how right its answers are, 0 to 1.
+        strengths: (K,) of the perturbations, above 0.
+        log_odds: (K, N) confidence, see `compute_log_odds`.
+        correctness: (K, N) 0 to 1, see `compute_correctness`.
     """
 
     strengths: Floats
-    sureness: Floats
-    right: Floats
+    log_odds: Floats
+    correctness: Floats
 
 
 @dataclass(frozen=True)
-class Undone:
-    """What one family of changes mends, on top of what was undone before.
+class UndoResult:
+    """The gain from one family, on top of the families selected before it.
 
     Attributes:
-        family: of the changes that images were shown with.
-        difference: (N,) how much more right each answer is, -1 to 1; rules were chosen on other samples.
-        strength: up to which images are changed, chosen on all samples; 0: better not at all.
-        p, p_adjusted: that of an exact test of signs of `difference`, without and with Holm's correction for all families
-            that were tried.
+        family: of the perturbations that were applied.
+        difference: (N,) gain in correctness of each sample, -1 to 1, out of sample.
+        strength: up to which images are changed, chosen on all samples; 0: best not at all.
+        p, p_adjusted: of an exact sign test of `difference`, without and with Holm's correction for all families tested.
     """
 
     family: str
@@ -66,17 +65,17 @@ class Undone:
     p_adjusted: float
 
     @property
-    def mends(self) -> bool:
-        """Whether answers get better, significantly."""
-        return self.p_adjusted < LEVEL and bool(self.difference.sum() > 0) and self.strength > 0
+    def helps(self) -> bool:
+        """Whether accuracy rises significantly."""
+        return self.p_adjusted < SIGNIFICANCE_LEVEL and bool(self.difference.sum() > 0) and self.strength > 0
 
 
 @dataclass(frozen=True)
 class _State:
-    """What each image is taken for so far, once for the rules of each fold and once for those of all samples."""
+    """The version of each image selected so far: one row for the rules of each fold, the last for those of all samples."""
 
-    sureness: Floats  # (FOLDS + 1, N)
-    right: Floats
+    log_odds: Floats  # (FOLDS + 1, N)
+    correctness: Floats
 
 
 @dataclass(frozen=True)
@@ -85,108 +84,109 @@ class _Rule:
     margin: float
 
 
-def sureness_of(task: str, predictions: NDArray[np.float32]) -> Floats:
-    """Return (N,) how sure predictions are: the log odds of the most probable class, the mean over labels of each one's.
+def compute_log_odds(task: str, predictions: NDArray[np.float32]) -> Floats:
+    """Return the (N,) log odds of the most probable class, or of each label's prediction, averaged over labels.
 
     Args:
-        task: multiclass or multilabel; numbers do not say how sure they are.
-        predictions: (N, C) of it.
+        task: multiclass or multilabel; regression predictions have no confidence.
+        predictions: (N, C) probabilities.
     """
-    likely = predictions.max(axis=1) if task == "multiclass" else np.maximum(predictions, 1 - predictions)
-    share = np.clip(likely.astype(np.float64), _SMALLEST, 1 - _SMALLEST)
-    odds = np.log(share / (1 - share))
-    found: Floats = odds if task == "multiclass" else odds.mean(axis=1)
-    return found
+    probability = predictions.max(axis=1) if task == "multiclass" else np.maximum(predictions, 1 - predictions)
+    clipped = np.clip(probability.astype(np.float64), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+    odds = np.log(clipped / (1 - clipped))
+    log_odds: Floats = odds if task == "multiclass" else odds.mean(axis=1)
+    return log_odds
 
 
-def rightness_of(task: str, labels: NDArray[np.int64], predictions: NDArray[np.float32]) -> Floats:
-    """Return (N,) whether the class is right, or the share of labels that are."""
+def compute_correctness(task: str, labels: NDArray[np.int64], predictions: NDArray[np.float32]) -> Floats:
+    """Return (N,) whether the class is correct (0 or 1), or the share of correct labels."""
     if task == "multiclass":
         return correct(labels, top_class(predictions))
-    found: Floats = ((predictions > 0.5) == (labels > 0)).mean(axis=1)
-    return found
+    correctness: Floats = ((predictions > 0.5) == (labels > 0)).mean(axis=1)
+    return correctness
 
 
-def undo(
-    sureness: Floats, right: Floats, families: Mapping[str, Choices], keys: Sequence[str]
-) -> tuple[list[Undone], dict[str, Undone]]:
-    """Return what families of changes mend.
+def select_families(
+    log_odds: Floats, correctness: Floats, families: Mapping[str, ChangedImages], keys: Sequence[str]
+) -> tuple[list[UndoResult], dict[str, UndoResult]]:
+    """Return the families whose perturbations raise accuracy significantly.
 
     Args:
-        sureness, right: (N,) of the images as they are.
-        families: what each offers instead.
-        keys: (N,) of the samples; they decide which fold a sample is in.
+        log_odds, correctness: (N,) of the unchanged images.
+        families: name to predictions on perturbed versions.
+        keys: (N,) of the samples; they determine the folds.
 
     Returns:
-        those that mend something, each on top of the ones before it, and, of every family, what it mends by itself.
+        The selected families, each on top of those before it; and the result of every family by itself.
     """
-    fold = (key_hashes(keys, 0, "undone") % FOLDS).astype(np.int64)
-    state = _State(np.tile(sureness, (FOLDS + 1, 1)), np.tile(right, (FOLDS + 1, 1)))
-    alone = _tried(state, families, fold, len(families))
-    taken: list[Undone] = []
-    found, left = alone, dict(families)
+    fold = (hash_keys(keys, 0, "undone") % FOLDS).astype(np.int64)
+    state = _State(np.tile(log_odds, (FOLDS + 1, 1)), np.tile(correctness, (FOLDS + 1, 1)))
+    individual = _test_families(state, families, fold, len(families))
+    selected: list[UndoResult] = []
+    results, remaining = individual, dict(families)
     while True:
-        best = max(found.values(), key=lambda one: (one.mends, one.difference.sum()), default=None)
-        if best is None or not best.mends:
-            return taken, alone
-        taken.append(best)
-        state = _applied(state, left.pop(best.family), fold)
-        found = _tried(state, left, fold, len(families))
+        best = max(results.values(), key=lambda one: (one.helps, one.difference.sum()), default=None)
+        if best is None or not best.helps:
+            return selected, individual
+        selected.append(best)
+        state = _apply_family(state, remaining.pop(best.family), fold)
+        results = _test_families(state, remaining, fold, len(families))
 
 
-def _tried(
-    state: _State, families: Mapping[str, Choices], fold: NDArray[np.int64], comparisons: int
-) -> dict[str, Undone]:
-    """Return what each family mends on top of a state; p values are adjusted for so many comparisons."""
-    at = np.arange(len(fold))
+def _test_families(
+    state: _State, families: Mapping[str, ChangedImages], fold: NDArray[np.int64], comparisons: int
+) -> dict[str, UndoResult]:
+    """Return the gain from each family on top of a state; p values are adjusted for so many comparisons."""
+    columns = np.arange(len(fold))
     differences, rules = {}, {}
-    for name, choices in families.items():
-        found = _applied(state, choices, fold)
-        differences[name] = (found.right - state.right)[fold, at]
-        rules[name] = _rule(state, choices, np.ones(len(fold), np.bool_), FOLDS)
+    for name, images in families.items():
+        after = _apply_family(state, images, fold)
+        differences[name] = (after.correctness - state.correctness)[fold, columns]
+        rules[name] = _choose_rule(state, images, np.ones(len(fold), np.bool_), FOLDS)
     values = {name: sign_test(difference) for name, difference in differences.items()}
     adjusted = dict(zip(values, holm(list(values.values()), comparisons), strict=True))
     return {
-        name: Undone(name, differences[name], rules[name].strength, values[name], adjusted[name]) for name in families
+        name: UndoResult(name, differences[name], rules[name].strength, values[name], adjusted[name])
+        for name in families
     }
 
 
-def _applied(state: _State, choices: Choices, fold: NDArray[np.int64]) -> _State:
-    """Return what images are taken for after one more family, by the rules that the other folds would choose."""
-    sureness, right = state.sureness.copy(), state.right.copy()
+def _apply_family(state: _State, images: ChangedImages, fold: NDArray[np.int64]) -> _State:
+    """Return the state after one more family; each fold follows the rule chosen on the other folds."""
+    log_odds, correctness = state.log_odds.copy(), state.correctness.copy()
     for number in range(FOLDS + 1):
-        rule = _rule(state, choices, fold != number, number)
+        rule = _choose_rule(state, images, fold != number, number)
         if rule.strength > 0:
-            best, answer = _surest(choices, rule.strength)
-            moved = best > state.sureness[number] + rule.margin
-            sureness[number] = np.where(moved, best, sureness[number])
-            right[number] = np.where(moved, answer, right[number])
-    return _State(sureness, right)
+            best, result = _most_confident(images, rule.strength)
+            switched = best > state.log_odds[number] + rule.margin
+            log_odds[number] = np.where(switched, best, log_odds[number])
+            correctness[number] = np.where(switched, result, correctness[number])
+    return _State(log_odds, correctness)
 
 
-def _rule(state: _State, choices: Choices, chosen: NDArray[np.bool_], number: int) -> _Rule:
-    """Return the rule under which most of some samples are right, of equal ones the mildest; strength 0: to change none."""
-    best, rule = 0.0, _Rule(0.0, 0.0)
-    for strength in np.unique(choices.strengths).tolist():
-        surest, answer = _surest(choices, strength)
+def _choose_rule(state: _State, images: ChangedImages, samples: NDArray[np.bool_], number: int) -> _Rule:
+    """Return the rule with the highest accuracy on some samples, of ties the mildest; strength 0: change no image."""
+    best_gain, rule = 0.0, _Rule(0.0, 0.0)
+    for strength in np.unique(images.strengths).tolist():
+        log_odds, correctness = _most_confident(images, strength)
         for margin in _MARGINS[::-1]:
-            moved = chosen & (surest > state.sureness[number] + margin)
-            gain = float((answer - state.right[number])[moved].sum())
-            if gain > best:
-                best, rule = gain, _Rule(strength, margin)
+            switched = samples & (log_odds > state.log_odds[number] + margin)
+            gain = float((correctness - state.correctness[number])[switched].sum())
+            if gain > best_gain:
+                best_gain, rule = gain, _Rule(strength, margin)
     return rule
 
 
-def _surest(choices: Choices, strength: float) -> tuple[Floats, Floats]:
-    """Return (N,) sureness and (N,) rightness of the version of each image up to a strength that is surest."""
-    allowed = np.flatnonzero(choices.strengths <= strength)
-    at = choices.sureness[allowed].argmax(axis=0)
-    columns = np.arange(choices.sureness.shape[1])
-    return choices.sureness[allowed][at, columns], choices.right[allowed][at, columns]
+def _most_confident(images: ChangedImages, strength: float) -> tuple[Floats, Floats]:
+    """Return (N,) log odds and (N,) correctness of each image's most confident version up to a strength."""
+    allowed = np.flatnonzero(images.strengths <= strength)
+    best = images.log_odds[allowed].argmax(axis=0)
+    columns = np.arange(images.log_odds.shape[1])
+    return images.log_odds[allowed][best, columns], images.correctness[allowed][best, columns]
 
 
 def sign_test(difference: Floats) -> float:
-    """Return the exact p value, two-sided, of as many numbers above 0 as below."""
+    """Return the two-sided p value of an exact sign test: as many differences above 0 as below."""
     from scipy.stats import binomtest  # a second of imports
 
     above, below = int((difference > 0).sum()), int((difference < 0).sum())

@@ -1,32 +1,33 @@
-"""The verb that calibrates a run and decides how it answers: calibrate."""
+"""The verb that fits the prediction policy of a run: calibrate."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from choral.cli import workflow
-from choral.cli.parser import Verbs, stdout, with_run
+from choral.cli.consoles import stdout
+from choral.cli.parser import Verbs, with_run
+from choral.cli.workflow.calibration import calibrate, print_calibration
 from choral.core.errors import ConfigError
 from choral.runs.run_dir import RunDir
-from choral.scoring.calibrate import Asked
+from choral.scoring.calibrate import CalibrationRequest
 
 
-def add_calibrate_verb(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add calibrate."""
     verb = with_run(
         verbs.add(
             "calibrate",
             calibrate_verb,
             "choral calibrate elpv-demo --cost 'defective->functional=10' --coverage 0.9",
-            "Fit a calibration map and choose sets, thresholds or costs on the validation split, judge them on the scored "
-            "one,\nand keep them in RUN/answer.json: `choral predict` answers so from then on, until it is deleted.\n"
+            "Fit a calibration map, sets, thresholds or costs on the validation split, evaluate them on the scored split,\n"
+            "and write them to RUN/answer.json, which `choral predict` applies until it is deleted.\n"
             "  choral calibrate elpv-demo --threshold 'defective:recall>=0.95'\n"
             "  choral calibrate elpv-demo --method auto --unsure-below 'accuracy>=0.97'",
         )
     )
     verb.add_argument(
-        "--of", default="", metavar="NAME", help="a row of `choral score` (default: soft+tta, or the like)"
+        "--of", default="", metavar="NAME", help="a row of `choral score` (default: soft+tta, or the nearest to it)"
     )
     verb.add_argument(
         "--method", default="", help="temperature (default), vector, isotonic, none, or auto: the best on validation"
@@ -35,34 +36,37 @@ def add_calibrate_verb(verbs: Verbs) -> None:
         "--coverage",
         type=_coverage,
         default=0.9,
-        help="of sets of classes, or of intervals; none: no sets (default: 0.9)",
+        help="probability that a set or interval contains the truth; none: no sets (default: 0.9)",
     )
-    verb.add_argument("--set", dest="sets", default="", help="aps (default), raps or lac: what sets are made by")
-    verb.add_argument("--by-class", action="store_true", help="the coverage holds within each class")
+    verb.add_argument("--set", dest="sets", default="", help="score of the sets: aps (default), raps or lac")
+    verb.add_argument("--by-class", action="store_true", help="reach the coverage within each class")
     verb.add_argument(
         "--cost",
         default="",
         metavar="FILE|TRUE->PREDICTED=N,...",
-        help="of a mistake (default: 1 each); the rest costs 0",
+        help="cost of a mistake (default: 1); correct predictions cost 0",
     )
     verb.add_argument(
         "--threshold",
         action="append",
         default=[],
         metavar="[CLASS:]RULE",
-        help="f1, recall>=R or precision>=P, of one class, or of labels; may be given for each label",
+        help="f1, recall>=R or precision>=P, for one class or for labels; can be repeated per label",
     )
     verb.add_argument(
-        "--unsure-below", default="", metavar="P|RULE", help="a probability, accuracy>=A or coverage>=C of what is left"
+        "--unsure-below",
+        default="",
+        metavar="P|RULE",
+        help="a probability, or accuracy>=A or coverage>=C of the remaining samples",
     )
-    verb.add_argument("--split", help="that is judged on (default: test where it is evaluated)")
-    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.add_argument("--split", help="to evaluate on (default: test if it has been evaluated)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def calibrate_verb(options: argparse.Namespace) -> int:
-    """Calibrate a run, and choose how it answers."""
+    """Calibrate a run and write its prediction policy."""
     folder = RunDir.find(options.run)
-    asked = Asked(
+    request = CalibrationRequest(
         of=options.of,
         method=options.method,
         coverage=options.coverage,
@@ -72,11 +76,11 @@ def calibrate_verb(options: argparse.Namespace) -> int:
         thresholds=tuple(options.threshold),
         unsure_below=options.unsure_below,
     )
-    report = workflow.calibrate(folder, options.split, asked)
+    report = calibrate(folder, options.split, request)
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
-        workflow.print_calibration(report, folder, stdout)
+        print_calibration(report, folder, stdout)
     return 0
 
 

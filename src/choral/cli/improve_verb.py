@@ -1,47 +1,45 @@
-"""The verb that tries what probes advise: improve."""
+"""The verb `improve`: retrains with advised augmentation and keeps what helps."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from choral.cli import workflow
-from choral.cli.parser import Verbs, stderr, stdout, with_config
+from choral.cli.consoles import stderr, stdout
+from choral.cli.parser import Verbs, with_config
+from choral.cli.workflow.improvement import improve
+from choral.cli.workflow.improvement_table import print_improvement
 from choral.config.files import load_config
 from choral.core.errors import ConfigError
 
 
-def add_improve_verb(verbs: Verbs) -> None:
+def add_verbs(verbs: Verbs) -> None:
     """Add improve."""
     text = (
-        "Train a baseline (one network of the config: runs/NAME-baseline), probe it on validation, train it again with the\n"
-        "augmentation that its probes advise (runs/NAME-augment1), and keep that only if the paired difference on\n"
-        "validation says that it helps; then once more. Both see the same samples in the same order. The test split is\n"
-        "asked about once, at the end. Run it again to continue; what is there is not done again.\n\n"
-        "  choral improve configs/elpv-demo.yaml --seeds 3           judged by three networks each\n"
-        "What was kept stands in runs/NAME-baseline/improved.yaml, the config with it; the advice, with its reasons and\n"
-        "figures, in advice.yaml there; all steps on the scoreboard: choral scores PROJECT --split val"
+        "Train a baseline (one network of the config: runs/NAME-baseline), probe it on validation data, train it again with\n"
+        "the augmentation that the probes advise (runs/NAME-augment1), and keep that only if the paired difference on\n"
+        "validation data shows an improvement; then repeat. Both runs see the same samples in the same order. The test\n"
+        "split is evaluated once, at the end. The same command continues after a stop.\n\n"
+        "  choral improve configs/elpv-demo.yaml --seeds 3           three networks per step\n\n"
+        "runs/NAME-baseline/improved.yaml is the config with what was kept; advice.yaml there is the advice with reasons\n"
+        "and figures. All steps appear on the scoreboard: choral scores PROJECT --split val"
     )
     verb = with_config(verbs.add("improve", improve_verb, "choral improve configs/elpv-demo.yaml", text))
-    verb.add_argument(
-        "--seeds", type=int, default=1, help="networks that each step is judged by (default: %(default)s)"
-    )
-    verb.add_argument(
-        "--rounds", type=int, default=2, help="pieces of advice that are tried at most (default: %(default)s)"
-    )
-    verb.add_argument("--no-test", action="store_true", help="leave the test split alone")
-    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.add_argument("--seeds", type=int, default=1, help="networks per step (default: %(default)s)")
+    verb.add_argument("--rounds", type=int, default=2, help="rounds of advice, at most (default: %(default)s)")
+    verb.add_argument("--no-test", action="store_true", help="do not evaluate the test split")
+    verb.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def improve_verb(options: argparse.Namespace) -> int:
-    """Train with what probes advise, and keep it if validation says that it helps."""
+    """Train with advised augmentation and keep it if it helps on validation data."""
     for name, value in (("--seeds", options.seeds), ("--rounds", options.rounds)):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
     config = load_config(options.config, options.overrides)
-    found = workflow.improve(config, options.seeds, options.rounds, stderr, test=not options.no_test)
+    found = improve(config, options.seeds, options.rounds, stderr, test=not options.no_test)
     if options.json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        workflow.print_improved(found, stdout)
+        print_improvement(found, stdout)
     return 0

@@ -1,4 +1,4 @@
-"""Verbs on a SLURM cluster's jobs: submit, status, cancel; the latter two for runs of this machine, too."""
+"""The verbs on jobs: submit to a SLURM cluster; status and cancel, also for runs of this machine."""
 
 from __future__ import annotations
 
@@ -6,63 +6,68 @@ import argparse
 import json
 from pathlib import Path
 
-from choral.cli.parser import Parser, Verbs, stdout, with_config, with_run
-from choral.cli.workflow.slurm_status import as_json, cancel_run, long_notes, render, status_of
-from choral.cli.workflow.slurm_submit import show_submission, submit_run
+from choral.cli.consoles import stdout
+from choral.cli.parser import Parser, Verbs, with_config, with_run
+from choral.cli.workflow.slurm_status import (
+    cancel_run,
+    long_notes,
+    read_run_status,
+    render_status_table,
+    status_to_json,
+)
+from choral.cli.workflow.slurm_submit import print_submission, submit_run
 from choral.config.files import load_config
 from choral.jobs.slurm.scripts import Resources
 from choral.jobs.slurm.site import load_site
 from choral.runs.run_dir import RunDir
 
 
-def add_job_verbs(verbs: Verbs) -> None:
-    """Add submit, status and cancel."""
+def add_verbs(verbs: Verbs) -> None:
+    """Add `submit`, `status` and `cancel`."""
     verb = verbs.add(
         "submit",
         submit_verb,
         "choral submit configs/elpv-demo.yaml --partition gpu --gpus 4 --time 4:00:00 --max-parallel 8",
-        "Submit a run to SLURM: members as an array (rounds of boosting as a chain), then an evaluation that answers with\n"
-        "the members that are trained. Called again, it submits what is neither done nor in the queue. No torch needed.",
+        "Submit a run to SLURM: its members as an array (boosting rounds as a chain), then an evaluation of those that were\n"
+        "trained. Called again, it submits what is neither done nor queued. Needs no torch.",
     )
     with_config(verb)
     add_resources(verb)
-    verb.add_argument("--dry-run", action="store_true", help="print scripts and commands, and do nothing")
+    verb.add_argument("--dry-run", action="store_true", help="print scripts and commands without submitting")
 
-    text = (
-        "Show each member of a run: in the queue, running, done, or failed and why. On a cluster and on this machine."
-    )
+    text = "Show the state of each member of a run: queued, running, done, or failed with the reason."
     verb = with_run(
         verbs.add(
             "status",
             status_verb,
             "choral status elpv-demo",
-            text + "\nExit status: 0 all done, 1 something failed, 75 something unfinished.",
+            text + "\nExit status: 0 all done, 1 something failed, 75 something is unfinished.",
         )
     )
-    verb.add_argument("--json", action="store_true", help="for machines")
-    text = "Cancel the jobs of a run, or stop the process of this machine that works on it. `submit` or `run` continues it."
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    text = "Cancel the SLURM jobs of a run, or stop its process on this machine. `submit` or `run` continues it."
     with_run(verbs.add("cancel", cancel_verb, "choral cancel elpv-demo", text))
 
 
 def add_resources(verb: Parser) -> None:
-    """Let a verb take what jobs of a cluster ask for."""
+    """Add the options of the resources that SLURM jobs request."""
     for name in ("partition", "account", "qos", "constraint"):
-        verb.add_argument(f"--{name}", default="", help=f"of the jobs (default: the site's {name})")
-    verb.add_argument("--gpus", type=int, default=0, help="a node, one rank each (default: CPUs alone)")
-    text = "a node (default: with GPUs what the cluster gives, else ensemble.devices_per_member)"
+        verb.add_argument(f"--{name}", default="", help=f"{name} of the jobs (default: that of the site file)")
+    verb.add_argument("--gpus", type=int, default=0, help="GPUs per node, one rank each (default: CPUs only)")
+    text = "CPU cores per node (default: with GPUs the cluster's default, else ensemble.devices_per_member)"
     verb.add_argument("--cpus", type=int, default=0, help=text)
-    verb.add_argument("--mem", default="", help="a node, such as 32G")
-    verb.add_argument("--nodes", type=int, default=1, help="a member (default: %(default)s)")
+    verb.add_argument("--mem", default="", help="memory per node, such as 32G")
+    verb.add_argument("--nodes", type=int, default=1, help="nodes per member (default: %(default)s)")
     verb.add_argument(
-        "--time", default="", help="limit of each job, such as 4:00:00; it saves, and goes on in a new start"
+        "--time", default="", help="time limit of each job, such as 4:00:00; it saves before, and is requeued"
     )
-    verb.add_argument("--max-parallel", type=int, default=0, help="members at once (default: what the cluster lets)")
-    text = "settings of the cluster (default: $CHORAL_SITE, else ~/.config/choral/site.yaml, if there is one)"
+    verb.add_argument("--max-parallel", type=int, default=0, help="members at once (default: no limit)")
+    text = "settings of the cluster (default: $CHORAL_SITE, else ~/.config/choral/site.yaml if it exists)"
     verb.add_argument("--site", type=Path, metavar="FILE", help=text)
 
 
-def resources_of(options: argparse.Namespace) -> Resources:
-    """Return what parsed arguments ask for."""
+def build_resources(options: argparse.Namespace) -> Resources:
+    """Return the resources that the parsed options request."""
     return Resources(
         partition=options.partition,
         account=options.account,
@@ -80,26 +85,26 @@ def resources_of(options: argparse.Namespace) -> Resources:
 def submit_verb(options: argparse.Namespace) -> int:
     """Submit a run to a SLURM cluster."""
     config = load_config(options.config, options.overrides)
-    do = show_submission if options.dry_run else submit_run
-    do(config, RunDir.of(config), resources_of(options), load_site(options.site), stdout)
+    action = print_submission if options.dry_run else submit_run
+    action(config, RunDir.from_config(config), build_resources(options), load_site(options.site), stdout)
     return 0
 
 
 def status_verb(options: argparse.Namespace) -> int:
-    """Show what the members of a run are doing."""
+    """Show the state of a run's members."""
     folder = RunDir.find(options.run)
-    status = status_of(folder)
+    status = read_run_status(folder)
     if options.json:
-        print(json.dumps(as_json(status, folder.name), indent=1, ensure_ascii=False))
+        print(json.dumps(status_to_json(status, folder.name), indent=1, ensure_ascii=False))
     else:
-        stdout.print(render(status, folder.name))
+        stdout.print(render_status_table(status, folder.name))
         for note in long_notes(status):
             print(note)
     return status.exit_code
 
 
 def cancel_verb(options: argparse.Namespace) -> int:
-    """Cancel what is going on in a run."""
-    for line in cancel_run(RunDir.find(options.run)) or ["nothing is running or waiting"]:
+    """Cancel the jobs of a run, or stop its process."""
+    for line in cancel_run(RunDir.find(options.run)) or ["nothing is running or queued"]:
         print(line)
     return 0

@@ -1,22 +1,19 @@
-"""What all verbs share: their parsers, their consoles, and the arguments that name a config or a run."""
+"""What the parsers of all verbs share: help that opens with an example, and arguments that name a config or a run."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-from rich.console import Console
-
 Verb = Callable[[argparse.Namespace], int]
-"""Does what its parsed arguments say and returns the exit status; the docstring is its line in the help."""
-stdout, stderr = Console(emoji=False), Console(stderr=True, emoji=False)  # H:M:S is no emoji
+"""Runs with the parsed arguments and returns the exit status."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Help that opens with a working example, and one line for a wrong usage."""
+    """A parser whose help opens with a working example and whose usage errors take one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Print the mistake and where help is, and exit with 2."""
+        """Print what is wrong and where to find help, and exit with 2."""
         self.exit(2, f"error: {message}\nSee {self.prog} --help\n")
 
     def format_help(self) -> str:
@@ -32,17 +29,16 @@ class Parser(argparse.ArgumentParser):
 
 
 class Verbs:
-    """The parser of each verb, by name, in the order in which they were added."""
+    """The parsers of verbs by name, in the order in which they were added."""
 
     def __init__(self) -> None:
         self.parsers: dict[str, Parser] = {}
 
     def add(self, name: str, function: Verb, example: str, text: str) -> Parser:
-        """Add a verb and return its parser, for its arguments; its epilog is the verb in one line."""
+        """Add a verb and return its parser, to which the caller adds arguments."""
         verb = self.parsers[name] = Parser(
             prog=f"choral {name}",
             description=f"Example:\n  {example}\n\n{text}",
-            epilog=(function.__doc__ or "").strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.set_defaults(verb=function)
@@ -50,13 +46,13 @@ class Verbs:
 
 
 def with_config(verb: Parser) -> Parser:
-    """Let a verb take a config file and overrides."""
+    """Add the arguments of a config file and its overrides, and return the parser."""
     verb.add_argument("config", metavar="CONFIG", help="a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.lr=3e-4; the last word")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as train.lr=3e-4")
     return verb
 
 
 def with_run(verb: Parser) -> Parser:
-    """Let a verb take a run that exists."""
-    verb.add_argument("run", metavar="RUN", help="a run folder, the name of one under runs/, or its config file")
+    """Add the argument that names an existing run, and return the parser."""
+    verb.add_argument("run", metavar="RUN", help="a run directory, the name of one under runs/, or its config file")
     return verb

@@ -1,124 +1,106 @@
-"""Random changes to training images, and presets of them."""
+"""Random augmentation of training images, and its presets."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from choral.config.fields import check
+from annotated_types import Ge, Le
+from pydantic import Field, field_validator, model_validator
+
+from choral.config.fields import NonNegativeFloat, PositiveInt, Probability, check
+from choral.config.section import Section
+from choral.config.text import parse_untyped
 from choral.core.errors import ConfigError, did_you_mean
 
-_WORDS = {"true": True, "false": False, "null": None, "none": None, "~": None}
 
-
-def plain(value: Any) -> Any:
-    """Return what strings from a YAML file mean, in lists and mappings as well.
-
-    Finite numbers are numbers; true and false, and null, none and ~ in any case, are what Python calls so; all else is
-    text, "nan" and "inf" too. A transform that takes the text "none" cannot be given it.
-    """
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(plain(item) for item in value)
-    if not isinstance(value, str):
-        return value
-    if value.lower() in _WORDS:
-        return _WORDS[value.lower()]
-    for kind in (int, float):
-        try:
-            number = kind(value)
-        except ValueError:
-            continue
-        return value if isinstance(number, float) and not math.isfinite(number) else number
-    return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostTransform:
-    """A transform of Albumentations, applied to the cropped and resized uint8 image by the decoding workers."""
+class HostTransform(Section, frozen=True):
+    """An Albumentations transform, which decoding workers apply to the cropped and resized uint8 image."""
 
     name: str
-    """As in `albumentations.NAME`."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What its constructor takes; `p` is its probability. Strings mean what `plain` says: finite numbers, true, false, null
-    (or none, ~), else text; lists become tuples."""
+    """Class name in `albumentations`."""
+    arguments: Mapping[str, Any] = Field(default_factory=dict)
+    """Arguments of its constructor; `p` is its probability. Finite numbers, true, false and null (or none, ~) are read as
+    such, everything else as text; lists become tuples."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "arguments", {name: plain(value) for name, value in self.arguments.items()})
+    @field_validator("arguments")
+    @classmethod
+    def _parse_arguments(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: parse_untyped(value) for name, value in arguments.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes to training images, and to nothing else. In this order, each with parameters a sample.
+class AugmentConfig(Section, frozen=True):
+    """Random augmentation of training images, in this order, with separate parameters for each sample.
 
-    A preset stands for a value of every key but `host`. Keys beside it, or set later, win.
+    A preset sets every key but `host`. Keys beside it, or set later, override it.
     """
 
     preset: Literal["none", "light", "medium", "heavy"] = "light"
+    """Values for all other keys but `host`."""
     crop_scale: tuple[float, float] = (0.35, 1.0)
-    """Share of the area that a random crop keeps; [1, 1]: the whole image, cropped as in evaluation."""
+    """Fraction of the area that a random crop keeps; [1, 1]: the whole image, cropped as in evaluation."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Aspect ratios (width / height) of a random crop."""
+    """Aspect ratio (width / height) of a random crop."""
     host: tuple[HostTransform, ...] = ()
-    """Transforms of Albumentations: [{name: CLAHE, arguments: {clip_limit: 4, p: 0.5}}]."""
-    hflip: float = 0.5
-    """Probability."""
-    vflip: float = 0.0
-    """Probability."""
+    """Albumentations transforms: [{name: CLAHE, arguments: {clip_limit: 4, p: 0.5}}]."""
+    hflip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Probability = 0.0
+    """Probability of a vertical flip."""
     rot90: bool = False
-    """Turn by 0, 90, 180 or 270 degrees, each as likely."""
+    """Rotate by 0, 90, 180 or 270 degrees, with equal probability."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """randaugment: `policy_ops` operations of strength `policy_magnitude` (Cubuk et al. 2020); trivialaugment: one
-    operation of random strength (Müller and Hutter 2021)."""
-    policy_ops: int = 2
-    policy_magnitude: float = 9.0
-    """0 to 30."""
-    rotate: float = 0.0
-    """Degrees: turned by an angle from [-x, x]."""
-    translate: float = 0.0
-    """Share of the side: moved by [-x, x] in each direction."""
+    """randaugment: `policy_ops` operations of strength `policy_magnitude` (Cubuk et al. 2020). trivialaugment: one operation
+    of random strength (Müller and Hutter 2021)."""
+    policy_ops: PositiveInt = 2
+    """With randaugment: operations an image."""
+    policy_magnitude: Annotated[float, Ge(0), Le(30)] = 9.0
+    """With randaugment: strength, 0 to 30."""
+    rotate: Annotated[float, Ge(0), Le(180)] = 0.0
+    """Degrees: rotate by an angle from [-x, x]."""
+    translate: Probability = 0.0
+    """Fraction of the side: translate by [-x, x] in each direction."""
     zoom: tuple[float, float] = (1.0, 1.0)
-    """Factor drawn from [low, high]; above 1: larger."""
-    shear: float = 0.0
-    """Degrees, in each direction."""
-    perspective: float = 0.0
-    """Share of the side by which corners move at most."""
-    geometry_prob: float = 1.0
-    """Probability of rotation, translation, zoom, shear and perspective, which are one resampling. What comes in from
-    outside is the image, mirrored; with a policy, the mean colour that images are normalised with."""
-    brightness: float = 0.0
-    """Factor drawn from [1 - x, 1 + x]."""
-    contrast: float = 0.0
-    """Factor drawn from [1 - x, 1 + x], about the image's mean."""
-    saturation: float = 0.0
-    """Factor drawn from [1 - x, 1 + x]; 0 is grey."""
-    hue: float = 0.0
-    """Turn of the colour circle (of YIQ) drawn from [-x, x]; 0.5 is half of it."""
-    grey: float = 0.0
-    """Probability of losing all colour."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur."""
+    """Scale by a factor from [low, high]; above 1 enlarges."""
+    shear: Annotated[float, Ge(0), Le(60)] = 0.0
+    """Degrees: shear by an angle from [-x, x] in each direction."""
+    perspective: Annotated[float, Ge(0), Le(0.45)] = 0.0
+    """Fraction of the side by which corners move at most."""
+    geometry_prob: Probability = 1.0
+    """Probability of rotation, translation, zoom, shear and perspective, which are applied in one resampling. Areas outside
+    the image are filled by reflection; with a policy, with the mean colour of the normalization."""
+    brightness: Probability = 0.0
+    """Multiply by a factor from [1 - x, 1 + x]."""
+    contrast: Probability = 0.0
+    """Scale the difference from the image's mean by a factor from [1 - x, 1 + x]."""
+    saturation: Probability = 0.0
+    """Scale the saturation by a factor from [1 - x, 1 + x]; 0 is grey."""
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    """Rotate the hue (in YIQ) by [-x, x] of a full turn; 0.5 covers the whole circle."""
+    grey: Probability = 0.0
+    """Probability of conversion to greyscale."""
+    blur: Probability = 0.0
+    """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation, in pixels of a side of 224."""
-    noise: float = 0.0
+    """Standard deviation in pixels, for images with a side of 224."""
+    noise: Probability = 0.0
     """Probability of Gaussian noise."""
     noise_std: tuple[float, float] = (0.02, 0.1)
-    """Standard deviation, of values from 0 to 1."""
-    erasing: float = 0.0
-    """Probability that a rectangle is erased (Zhong et al. 2020)."""
+    """Standard deviation, for values from 0 to 1."""
+    erasing: Probability = 0.0
+    """Probability of erasing a rectangle (Zhong et al. 2020)."""
     erasing_area: tuple[float, float] = (0.02, 0.33)
-    """Share of the image."""
-    mixup: float = 0.0
-    """Alpha of the beta distribution of weights (Zhang et al. 2018); 0: none."""
-    cutmix: float = 0.0
-    """Alpha of the beta distribution of areas (Yun et al. 2019); 0: none. With mixup: one or the other, each as likely."""
-    mix_prob: float = 1.0
-    """Probability that a sample is mixed at all."""
+    """Fraction of the image to erase."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of the beta distribution of mixup weights (Zhang et al. 2018); 0: none."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of the beta distribution of CutMix areas (Yun et al. 2019); 0: none. With mixup, one of the two is chosen, with
+    equal probability."""
+    mix_prob: Probability = 1.0
+    """Probability that a sample is mixed."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
         low, high = self.crop_scale
         check(0 < low <= high <= 1, "augment.crop_scale", "expected [low, high] with 0 < low <= high <= 1")
         for key in ("crop_ratio", "zoom", "blur_sigma"):
@@ -127,30 +109,7 @@ class AugmentConfig:
         for key in ("noise_std", "erasing_area"):
             low, high = getattr(self, key)
             check(0 <= low <= high <= 1, f"augment.{key}", "expected [low, high] with 0 <= low <= high <= 1")
-        shares = (
-            "hflip",
-            "vflip",
-            "translate",
-            "geometry_prob",
-            "brightness",
-            "contrast",
-            "saturation",
-            "grey",
-            "blur",
-        )
-        for key in (*shares, "noise", "erasing", "mix_prob"):
-            check(0 <= getattr(self, key) <= 1, f"augment.{key}", "expected 0 to 1")
-        for key, most in (
-            ("rotate", 180),
-            ("shear", 60),
-            ("perspective", 0.45),
-            ("hue", 0.5),
-            ("policy_magnitude", 30),
-        ):
-            check(0 <= getattr(self, key) <= most, f"augment.{key}", f"expected 0 to {most}")
-        check(self.policy_ops >= 1, "augment.policy_ops", "expected at least 1")
-        for key in ("mixup", "cutmix"):
-            check(getattr(self, key) >= 0, f"augment.{key}", "expected 0 (none) or more")
+        return self
 
     @property
     def crops(self) -> bool:
@@ -164,13 +123,13 @@ class AugmentConfig:
 
 
 _LIGHT: dict[str, Any] = {
-    item.name: item.default for item in fields(AugmentConfig) if item.name not in ("preset", "host")
+    name: field.default for name, field in AugmentConfig.model_fields.items() if name not in ("preset", "host")
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "none": _LIGHT | {"crop_scale": (1.0, 1.0), "hflip": 0.0},
     "light": _LIGHT,
-    # As fastai's aug_transforms, of which many small data sets have profited (Howard and Gugger 2020): turned by 10 degrees,
-    # zoomed by 10 %, lighting by 20 %, three times out of four; a little erasing, as in torchvision's recipe of 2021.
+    # fastai's aug_transforms, proven on many small data sets (Howard and Gugger 2020): rotation by 10 degrees, zoom by 10 %,
+    # lighting by 20 %, three times out of four; plus a little erasing, as in torchvision's recipe of 2021.
     "medium": _LIGHT
     | {
         "rotate": 10.0,
@@ -183,8 +142,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "saturation": 0.2,
         "erasing": 0.1,
     },
-    # RandAugment 2 x 9 and erasing 0.25 of DeiT (Touvron et al. 2021), mixup 0.2 and cutmix 1 of ResNet strikes back
-    # (Wightman et al. 2021), some blur and grey as in DeiT III (Touvron et al. 2022). For long runs on much data.
+    # RandAugment 2 x 9 and erasing 0.25 from DeiT (Touvron et al. 2021), mixup 0.2 and cutmix 1 from ResNet strikes back
+    # (Wightman et al. 2021), some blur and grey as in DeiT III (Touvron et al. 2022). For long training on large data sets.
     "heavy": _LIGHT
     | {
         "crop_scale": (0.2, 1.0),
@@ -199,10 +158,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the augment section of one file or override with its preset, if it names one, written out below its keys.
+    """Return the augment section of one file or override, with the values of the preset it names below its own keys.
 
     Raises:
-        ConfigError: no such preset; the nearest is named.
+        ConfigError: there is no such preset; the message names the nearest one.
     """
     name = section.get("preset")
     if name is None:
@@ -210,5 +169,5 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     if name not in PRESETS:
         hint = did_you_mean(str(name), PRESETS)
         raise ConfigError(f"augment.preset: expected {', '.join(PRESETS)}, got '{name}'.{hint}")
-    written_out = {key: list(value) if isinstance(value, tuple) else value for key, value in PRESETS[name].items()}
-    return {**written_out, **section}
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in PRESETS[name].items()}
+    return {**values, **section}

@@ -1,127 +1,140 @@
-"""Which images, and how they are read."""
+"""The images: where they are, how they are split, and how they are read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from choral.config.fields import check, is_fraction, tuning
+from annotated_types import Ge, Le
+from pydantic import Field, model_validator
+
+from choral.config.fields import (
+    Expected,
+    Fraction,
+    NonBinding,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    check,
+)
+from choral.config.section import Section
 
 Task = Literal["multiclass", "multilabel", "regression"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackConfig:
+class PackConfig(Section, frozen=True):
     """How `choral run` packs `data.source`; see `choral pack --help`."""
 
-    val: float | None = None
-    """Fraction of all samples for validation; null: what the source recommends."""
-    test: float | None = None
-    """Fraction of all samples for testing; null: what the source recommends."""
+    val: Fraction | None = None
+    """Fraction of all samples for validation; null: the source's default."""
+    test: Fraction | None = None
+    """Fraction of all samples for testing; null: the source's default."""
     seed: int = 0
-    """Of the splits and of the order in the shards."""
+    """Seed of the splits and of the sample order in the shards."""
     stratify: tuple[str, ...] = ()
-    """Metadata columns that, beside the class, are spread evenly over the splits."""
+    """Metadata columns to stratify the splits by, in addition to the class."""
     label_column: str = "label"
-    """Of a manifest, or the .json files in tars. Of other sources: label is their own class, anything else a column of
-    their metadata, whose values become the classes."""
-    max_size: int | None = None
-    """Longest side in pixels; larger images are shrunk and re-encoded. null: bytes stay as they are."""
-    quality: int | None = None
-    """JPEG quality, 1 to 95: every image is encoded again. null: 90, and only where max_size asks for it."""
+    """Label column of a manifest, or of the .json files in tars. With other sources, label is the source's own class, and
+    any other name is a column of its metadata whose values become the classes."""
+    max_size: Annotated[int, Ge(16)] | None = None
+    """Longest side in pixels: larger images are shrunk and re-encoded. null: images are stored unchanged."""
+    quality: Annotated[int, Ge(1), Le(95)] | None = None
+    """JPEG quality with which every image is re-encoded. null: only images that max_size shrinks are re-encoded, at 90."""
     task: Task = "multiclass"
-    """What the source's labels are. Data packed for multiclass serve other tasks by `data.targets`."""
+    """Kind of the source's labels. Data packed for multiclass serve other tasks through `data.targets`."""
     targets: tuple[str, ...] = ()
-    """With task: regression, columns of numbers."""
+    """With task: regression, the numeric target columns."""
 
-    def __post_init__(self) -> None:
-        for key, value in (("val", self.val), ("test", self.test)):
-            check(
-                value is None or is_fraction(value),
-                f"data.pack.{key}",
-                "expected a fraction from 0 up to, not with, 1",
-            )
+    @model_validator(mode="after")
+    def _check_splits_and_targets(self) -> Self:
         check((self.val or 0) + (self.test or 0) < 1, "data.pack.val", "val and test leave nothing to train on")
-        check(self.max_size is None or self.max_size >= 16, "data.pack.max_size", "expected at least 16 pixels")
         regression = self.task == "regression"
         check(
-            regression == bool(self.targets), "data.pack.targets", "expected columns with task: regression, only then"
+            regression == bool(self.targets),
+            "data.pack.targets",
+            "expected columns with task: regression, and none otherwise",
         )
-        check(self.quality is None or 1 <= self.quality <= 95, "data.pack.quality", "expected 1 to 95")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResampleConfig:
-    """Which samples of the training split a member of an ensemble is trained on; `ensemble:` fills this in."""
+class ResampleConfig(Section, frozen=True):
+    """The part of the training split that a member of an ensemble is trained on. `ensemble:` sets it."""
 
     kind: Literal["none", "fold", "bag", "boost"] = "none"
-    """none: all. fold: all but one fold. bag: a bootstrap sample. boost: all, weighted by what the members before got
-    wrong."""
-    number: int = 0
-    """Of the fold that is left out, of the bag, or of the round, from 0."""
+    """none: all samples. fold: all but one fold. bag: a bootstrap sample. boost: all samples, weighted by the errors of the
+    previous members."""
+    number: NonNegativeInt = 0
+    """Index of the left-out fold, of the bag, or of the boosting round, from 0."""
     count: int = 0
-    """With fold: how many there are."""
-    seed: int = 0
-    """Of the folds and bags; the same for all members, so that folds do not overlap."""
+    """With fold: number of folds."""
+    seed: NonNegativeInt = 0
+    """Seed of the folds or bags; the same for all members, so that folds do not overlap."""
     bootstrap: Literal["poisson", "exact"] = "poisson"
-    """With bag."""
+    """With bag: see `ensemble.bootstrap`."""
     by: Literal["loss", "sampling"] = "loss"
-    """With boost."""
+    """With boost: see `ensemble.boosting_by`."""
 
-    def __post_init__(self) -> None:
-        check(self.number >= 0, "data.resample.number", "expected 0 or more")
-        fold = self.kind != "fold" or 0 <= self.number < self.count
+    @model_validator(mode="after")
+    def _check_fold(self) -> Self:
+        fold = self.kind != "fold" or self.number < self.count
         check(fold, "data.resample.number", f"expected less than count, which is {self.count}")
         check(self.kind != "fold" or self.count >= 2, "data.resample.count", "expected 2 or more")
-        check(self.seed >= 0, "data.resample.seed", "expected 0 or more")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and how they are read."""
+class DataConfig(Section, frozen=True):
+    """The images, and how they are read."""
 
     shards: str = ""
-    """Folder that `choral pack` wrote, relative to where the command runs."""
+    """Directory that `choral pack` wrote, relative to the working directory of the command."""
     source: str = ""
-    """What `choral run` packs into `shards` when they are missing: anything `choral pack` takes."""
-    pack: PackConfig = PackConfig()
+    """What `choral run` packs into `shards` if they are missing: any SOURCE of `choral pack`."""
+    pack: PackConfig = Field(default_factory=PackConfig)
+    """How `source` is packed."""
     targets: tuple[str, ...] = ()
-    """Columns of the shards' metadata that are predicted, with task: regression (numbers) and multilabel (0 and 1, a
-    column a label). None: what was packed for the task, with `--task`."""
+    """Metadata columns to predict, with task: regression (numbers) or multilabel (0 and 1, one column a label). Empty: the
+    labels that were packed for the task with `--task`."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """shuffled: each sample once an epoch; balanced: each class as often, the samples of small ones more than once."""
-    resample: ResampleConfig = ResampleConfig()
+    """shuffled: each sample once an epoch. balanced: each class equally often, with samples of small classes repeated."""
+    resample: ResampleConfig = Field(default_factory=ResampleConfig)
+    """The part of the training split that a member is trained on."""
     train_split: str = "train"
+    """Name of the training split."""
     val_split: str = "val"
-    image_size: int = 224
-    """Side in pixels of the square images that the network sees."""
+    """Name of the validation split."""
+    image_size: Annotated[int, Ge(16), Le(4096)] = 224
+    """Side, in pixels, of the square images that the model takes."""
     resize: Literal["antialias", "fast"] = "antialias"
-    """antialias: as Pillow and timm; fast: plain linear, about twice as fast, differs by some grey levels."""
+    """antialias: like Pillow and timm. fast: plain bilinear, about twice as fast; pixels differ by a few grey levels."""
     eval_crop: Literal["resized", "center"] = "center"
-    """center: short side to image_size / crop_pct, then the centre; resized: the whole image, aspect ratio not kept."""
-    crop_pct: float = 0.875
-    lanes: int = 1
-    """Streams of shards that make one global batch; must divide the micro-batch. More: fewer shards open at a time."""
-    shuffle_window: int = 65536
-    """Samples a lane among which the order is random."""
-    workers: int = tuning(-1)
-    """Decoding workers a rank; 0: in the training thread; -1: by the cores, and none beside a decoded cache."""
-    worker_kind: Literal["auto", "thread", "process"] = tuning("auto")
-    """auto: threads on CPU-only machines, processes where there are GPUs."""
-    cache_gib: float = tuning(4.0)
-    """Decode once into a memory-mapped file if it fits into this many GiB; 0: never."""
+    """center: resize the short side to image_size / crop_pct, then crop the centre. resized: resize the whole image, without
+    keeping its aspect ratio."""
+    crop_pct: Annotated[float, Ge(0.1), Le(1)] = 0.875
+    """With eval_crop: center, the fraction of the short side that the crop keeps."""
+    lanes: PositiveInt = 1
+    """Streams of shards that make up a global batch; must divide the micro-batch. With more lanes, each rank reads fewer
+    shards at a time."""
+    shuffle_window: PositiveInt = 65536
+    """Samples within which each lane is shuffled."""
+    workers: NonBinding[Annotated[int, Ge(-1), Expected("-1 (automatic), 0 or more")]] = -1
+    """Decoding workers of a rank. 0: decode in the training thread. -1: by the number of cores, and 0 with a decoded
+    cache."""
+    worker_kind: NonBinding[Literal["auto", "thread", "process"]] = "auto"
+    """auto: threads on machines without a GPU, processes otherwise."""
+    cache_gib: NonBinding[NonNegativeFloat] = 4.0
+    """Decode the images once into a memory-mapped file if they fit into this many GiB; 0: never."""
     shrink_jpegs: bool = False
-    """Let the decoder shrink large JPEGs by 2, 4 or 8 before a random crop: faster, but other pixels. Not with a cache."""
-    max_pixels: int = 178_956_970
-    """Images with more pixels are refused before they are decoded."""
+    """Let the decoder shrink large JPEGs by 2, 4 or 8 before a random crop: faster, but pixels differ. Cannot be combined
+    with a decoded cache."""
+    max_pixels: PositiveInt = 178_956_970
+    """Images with more pixels are rejected before they are decoded."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
-    max_bad_fraction: float = 0.01
-    """With on_bad_sample: skip, the share of a split that may be unreadable."""
+    """What to do about a sample that cannot be read."""
+    max_bad_fraction: Probability = 0.01
+    """With on_bad_sample: skip, the maximum fraction of a split that may be unreadable."""
 
-    def __post_init__(self) -> None:
-        check(16 <= self.image_size <= 4096, "data.image_size", "expected 16 to 4096 pixels")
-        check(0.1 <= self.crop_pct <= 1, "data.crop_pct", "expected 0.1 to 1")
-        check(self.lanes >= 1, "data.lanes", "expected at least 1")
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
         check(
             self.resample.kind != "boost" or self.sampling == "shuffled",
             "data.sampling",
@@ -130,15 +143,11 @@ class DataConfig:
         check(
             self.lanes == 1 or self.sampling == "shuffled",
             "data.lanes",
-            "balanced sampling reads everywhere: expected 1",
+            "expected 1 with balanced sampling, which reads from all shards",
         )
         for name in self.targets:
-            check(self.targets.count(name) == 1, "data.targets", f"'{name}' stands twice")
-        check(self.shuffle_window >= 1, "data.shuffle_window", "expected at least 1")
-        check(self.workers >= -1, "data.workers", "expected -1 (by itself), 0 or more")
-        check(self.cache_gib >= 0, "data.cache_gib", "expected 0 or more GiB")
+            check(self.targets.count(name) == 1, "data.targets", f"'{name}' is listed twice")
         both = self.shrink_jpegs and self.cache_gib > 0
         check(not both, "data.shrink_jpegs", "a decoded cache would change the samples: set data.cache_gib to 0")
-        check(self.max_pixels >= 1, "data.max_pixels", "expected at least 1")
-        check(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "expected 0 to 1")
         check(self.train_split != self.val_split, "data.val_split", "training and validation must be different splits")
+        return self

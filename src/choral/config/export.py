@@ -1,28 +1,26 @@
-"""What the stage export of `choral run` leaves, and what a bundle says of the rights to what is in it."""
+"""The settings of the export stage: forms of the bundle, golden samples, licences."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from choral.config.fields import check, tuning
+from annotated_types import Ge, Le
 
-MOST_GOLDEN = 64
+from choral.config.fields import NonBinding
+from choral.config.section import Section
+
+MAX_GOLDEN = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """The bundle of a run. Nothing of it changes a run."""
+class ExportConfig(Section, frozen=True):
+    """The bundle that the export stage writes. Nothing here changes a run."""
 
-    formats: tuple[Literal["onnx", "pt2"], ...] = tuning(())
-    """Further forms of the whole ensemble in one file, beside its networks."""
-    golden: int = tuning(8)
-    """Images of the validation split that are put into the bundle with what was said about them, so that `choral verify`
-    can ask again; 0: made ones, for data that must not be passed on."""
-    data_licence: str = tuning("")
-    """Of the images that it was trained on; "": what the packed data say, else nothing is stated."""
-    weights_licence: str = tuning("")
-    """Of the pretrained weights; "": with weights of a Python package what that states, else nothing."""
-
-    def __post_init__(self) -> None:
-        check(0 <= self.golden <= MOST_GOLDEN, "export.golden", f"expected 0 to {MOST_GOLDEN}")
+    formats: NonBinding[tuple[Literal["onnx", "pt2"], ...]] = ()
+    """Additional forms, each with the whole ensemble in one file."""
+    golden: NonBinding[Annotated[int, Ge(0), Le(MAX_GOLDEN)]] = 8
+    """Number of validation images stored in the bundle with their predictions, which `choral verify` replays. 0: generated
+    images instead, for data that must not be passed on."""
+    data_licence: NonBinding[str] = ""
+    """Licence of the training images. "": the one recorded with the packed data, if any."""
+    weights_licence: NonBinding[str] = ""
+    """Licence of the pretrained weights. "": the one that their Python package states, if any."""

@@ -1,44 +1,43 @@
-"""What the sections of a config are declared with."""
+"""What the fields of config sections are declared with: number ranges, `NonBinding`, and `check` for everything else."""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from choral.core.errors import ConfigError
 
+T = TypeVar("T")
 
-def tuning(default: Any) -> Any:
-    """Declare a field that may change between two starts of the same run."""
-    return field(default=default, metadata={"tuning": True})
+NON_BINDING = "non-binding"
+NonBinding = Annotated[T, NON_BINDING]
+"""A field that decides how fast or how visibly a run works, not what it computes: it may change when a run continues."""
 
 
-def refusing(default: Any, **words: str) -> Any:
-    """Declare a field for which certain words are refused with a reason of their own: word to reason."""
-    return field(default=default, metadata={"refused": words})
+@dataclass(frozen=True)
+class Expected:
+    """Metadata of a number: what messages say was expected, instead of the range and the alternatives."""
+
+    text: str
+
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Probability = Annotated[float, Ge(0), Le(1)]
+"""From 0 to 1, both included."""
+Fraction = Annotated[float, Ge(0), Lt(1)]
+"""From 0 to 1, without 1."""
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of runs, members and whatever else names a directory."""
 
 
 def check(condition: bool, key: str, expected: str) -> None:
     """Raise ConfigError, naming the key and what was expected, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{key}: {expected}")
-
-
-def is_fraction(value: float) -> bool:
-    """Whether 0 <= value < 1."""
-    return 0.0 <= value < 1.0
-
-
-def split_at_commas(text: str) -> list[str]:
-    """Return the parts between commas, stripped; those within brackets or parentheses, as in scales[0.9,1], divide nothing.
-
-    A text without content has no parts; brackets that are not closed are for whoever reads the parts to see.
-    """
-    parts, depth = [""], 0
-    for character in text if text.strip() else "":
-        depth += (character in "[(") - (character in "])")
-        if character == "," and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts] if text.strip() else []

@@ -1,4 +1,4 @@
-"""What every room builds on: errors, atomic and checksummed files, worker processes, stop signals, the process group.
+"""What every other package builds on: errors, atomic and checksummed files, worker processes, stop signals, ranks.
 
 Imports nothing else of choral. Open `errors` first.
 """

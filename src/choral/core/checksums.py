@@ -1,6 +1,6 @@
-"""Folders whose every byte is vouched for: SHA256SUMS lists all their files, as `sha256sum` writes and reads it.
+"""Folders with a SHA256SUMS file that lists the checksum of every other file, in the format of `sha256sum`.
 
-That tells accidents, not forgers, who would write new checksums.
+The checksums detect accidental damage. They do not detect tampering, since an attacker could write new ones.
 """
 
 from __future__ import annotations
@@ -12,82 +12,84 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from choral.core.errors import DataError
-from choral.core.files import sha256_of, written_aside
+from choral.core.files import atomic_file, compute_sha256
 
-SUMS = "SHA256SUMS"
+CHECKSUMS_FILE = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (\S[^\n]*)")
-_DAMAGED = "copy the folder again, or export it again"
+_REMEDY = "copy the folder again, or export it again"
 
 
-def seal(path: Path, changed: Mapping[str, bytes] | None = None) -> None:
-    """Write the checksums of the files in a folder, those in hidden ones left out; all become readable by everybody.
+def write_checksums(path: Path, changed: Mapping[str, bytes] | None = None) -> None:
+    """Write the checksums of the files in a folder, except those in hidden ones, and make all of them world-readable.
 
     Args:
         path: of the folder.
-        changed: content of files, by name, that are put there in the same moment: whoever stops this leaves the folder as it
-            was, or sealed anew.
+        changed: new content by filename. These files are replaced together with the checksums; an interruption leaves
+            the folder unchanged, or changed with matching checksums.
     """
     changed = changed or {}
-    sums = {name: sha256_of(path / name) for name in _names(path) if name not in changed}
-    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in changed.items()}
-    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
-    with contextlib.ExitStack() as all_at_once:
-        for name, data in {**changed, SUMS: lines.encode()}.items():
-            file = all_at_once.enter_context(written_aside(path / name))
+    checksums = {name: compute_sha256(path / name) for name in _list_files(path) if name not in changed}
+    checksums |= {name: hashlib.sha256(data).hexdigest() for name, data in changed.items()}
+    lines = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
+    with contextlib.ExitStack() as stack:
+        for name, data in {**changed, CHECKSUMS_FILE: lines.encode()}.items():
+            file = stack.enter_context(atomic_file(path / name))
             file.write(data)
-            file.flush()  # a full disk shows before the first is replaced
-    for name in (*sums, SUMS):
-        (path / name).chmod(0o644)  # safetensors writes for the owner alone
+            file.flush()  # a full disk raises here, before the first file is replaced
+    for name in (*checksums, CHECKSUMS_FILE):
+        (path / name).chmod(0o644)  # safetensors makes files readable only by their owner
 
 
-def sums_of(path: Path) -> dict[str, str]:
-    """Return the files of a sealed folder, relative to it, with the checksums that they had.
+def read_checksums(path: Path) -> dict[str, str]:
+    """Return the checksum of each file in a folder, by relative path, as SHA256SUMS lists them.
 
     Raises:
-        DataError: the list is missing or damaged.
+        DataError: SHA256SUMS is missing or damaged.
     """
     try:
-        text = (path / SUMS).read_text(encoding="utf-8")
+        text = (path / CHECKSUMS_FILE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path / SUMS}: cannot be read ({error}); {_DAMAGED}") from error
+        raise DataError(f"{path / CHECKSUMS_FILE}: cannot be read ({error}); {_REMEDY}") from error
     lines = text.split("\n")
-    found = [match.groups() for line in lines[:-1] if (match := _LINE.fullmatch(line))]
-    names = [name for _, name in found]
-    complete = lines[-1] == "" and len(found) == len(lines) - 1 and names and names == sorted(set(names))
-    if not complete or any(leaves(name) for name in names):
-        raise DataError(f"{path / SUMS}: is damaged; {_DAMAGED}")
-    return {name: own for own, name in found}
+    entries = [match.groups() for line in lines[:-1] if (match := _LINE.fullmatch(line))]
+    names = [name for _, name in entries]
+    complete = lines[-1] == "" and len(entries) == len(lines) - 1 and names and names == sorted(set(names))
+    if not complete or any(escapes_folder(name) for name in names):
+        raise DataError(f"{path / CHECKSUMS_FILE}: is damaged; {_REMEDY}")
+    return {name: checksum for checksum, name in entries}
 
 
-def check_sums(path: Path) -> dict[str, str]:
-    """Compute the checksum of each file of a sealed folder again, and return what `sums_of` does.
+def verify_checksums(path: Path) -> dict[str, str]:
+    """Compare each file of a folder with its checksum in SHA256SUMS, and return what `read_checksums` returns.
 
     Raises:
-        DataError: naming the first file that is missing or not what it was.
+        DataError: a file is missing or damaged; the message names the first one.
     """
-    sums = sums_of(path)
-    for name, expected in sums.items():
-        check_sum(path / name, expected)
-    return sums
+    checksums = read_checksums(path)
+    for name, expected in checksums.items():
+        verify_checksum(path / name, expected)
+    return checksums
 
 
-def check_sum(file: Path, expected: str) -> None:
-    """Compute the checksum of a file again; DataError where it is missing or not what it was."""
+def verify_checksum(file: Path, expected: str) -> None:
+    """Raise DataError if a file is missing or does not have the expected checksum."""
     try:
-        own = sha256_of(file)
+        actual = compute_sha256(file)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); {_DAMAGED}") from error
-    if own != expected:
-        raise DataError(f"{file}: is damaged: its SHA-256 is {own}, expected {expected}; {_DAMAGED}")
+        raise DataError(f"{file}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
+    if actual != expected:
+        raise DataError(f"{file}: is damaged: its SHA-256 is {actual}, expected {expected}; {_REMEDY}")
 
 
-def leaves(name: str) -> bool:
-    """Return whether a name that comes from a file leads out of the folder."""
+def escapes_folder(name: str) -> bool:
+    """Return whether a relative path that was read from a file leads out of its folder."""
     return name.startswith("/") or ".." in name.split("/") or "\\" in name
 
 
-def _names(path: Path) -> list[str]:
+def _list_files(path: Path) -> list[str]:
     files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     return sorted(
-        file.as_posix() for file in files if file.as_posix() != SUMS and not any(p[0] == "." for p in file.parts)
+        file.as_posix()
+        for file in files
+        if file.as_posix() != CHECKSUMS_FILE and not any(p[0] == "." for p in file.parts)
     )

@@ -1,10 +1,10 @@
-"""Random numbers and permutations that are computed from a position instead of drawn from a state.
+"""Counter-based random numbers and permutations: computed from a position, without a generator state.
 
 Every number is a pure function of (seed, epoch, row, ...), so there is no generator to save, to split over ranks or to
 fast-forward after an interruption. `uniform` hashes counters with the SplitMix64 finaliser (Steele, Lea and Flood 2014,
 "Fast splittable pseudorandom number generators"); `permute` is a Feistel network over the next power of two with cycle
-walking (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), so one image of a permutation of n numbers costs
-the same for ten and for a billion.
+walking (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), so evaluating one position of a permutation costs
+the same for ten elements and for a billion.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def key_of(*parts: int) -> np.uint64:
-    """Fold integers (a seed, an epoch, a purpose ...) into one 64-bit key; the order of the parts matters."""
+def make_key(*parts: int) -> np.uint64:
+    """Hash integers (a seed, an epoch, a purpose ...) to one 64-bit key; the order of the parts matters."""
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = mix((key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF)) + _GOLDEN)
     return np.uint64(key[0])
 
 
-def keys_of(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return what `key_of` returns for each element of its parts, which are broadcast against each other."""
+def make_keys(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return what `make_key` returns for each element of the parts, which are broadcast against each other."""
     keys = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -44,18 +44,19 @@ def keys_of(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def uniform(seed: int, epoch: int, rows: NDArray[np.int64], count: int, stream: int = 0) -> NDArray[np.float64]:
-    """Return `count` numbers in [0, 1) for each row, independent of which other rows are asked for.
+    """Return `count` numbers in [0, 1) for each row, independent of the other rows in the call.
 
     Args:
-        seed, epoch: of the run and of the pass over the data.
+        seed: of the run.
+        epoch: number of the pass over the data.
         rows: (b,) int64, the samples' rows in the index.
-        count: numbers a row.
-        stream: tells purposes apart; two purposes with the same stream would get the same numbers.
+        count: numbers per row.
+        stream: identifies the purpose; two purposes with the same stream would get the same numbers.
 
     Returns:
         (b, count) float64 in [0, 1), with 53 random bits each.
     """
-    key = key_of(seed, epoch, stream)
+    key = make_key(seed, epoch, stream)
     with np.errstate(over="ignore"):
         per_row = mix(np.asarray(rows, dtype=np.uint64) * _GOLDEN + key)
         columns = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
@@ -64,11 +65,11 @@ def uniform(seed: int, epoch: int, rows: NDArray[np.int64], count: int, stream: 
 
 
 def permute(positions: NDArray[np.int64], length: NDArray[np.int64], key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return where a pseudo-random permutation of range(length) sends each position; each row may have its own one.
+    """Return the image of each position under a pseudo-random permutation of range(length), possibly another one per row.
 
     Args:
         positions: (b,) int64, 0 <= positions < length.
-        length: (b,) int64, sizes of the permuted ranges, at least 1 and at most 2**62.
+        length: (b,) int64, sizes of the permuted ranges, from 1 to 2**62.
         key: (b,) uint64; equal keys and lengths mean the same permutation.
 
     Returns:
@@ -78,7 +79,7 @@ def permute(positions: NDArray[np.int64], length: NDArray[np.int64], key: NDArra
     bits += (np.uint64(1) << bits) < length.astype(np.uint64)  # log2 of a float64 may round down above 2**53
     result = positions.astype(np.uint64)
     pending = np.arange(len(result))
-    while len(pending):  # numbers that fell into [length, 2**bits) walk on along their cycle until they come back
+    while len(pending):  # cycle walking: apply the network again to values in [length, 2**bits)
         walked = _feistel(result[pending], bits[pending], key[pending])
         result[pending] = walked
         pending = pending[walked >= length[pending].astype(np.uint64)]

@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, and the refusal of everything that is not a local path."""
+"""Atomic writes of files and folders, checksums, and a check that a path is local."""
 
 from __future__ import annotations
 
@@ -17,61 +17,64 @@ from choral.core.errors import ConfigError
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def local_only(path: str) -> str:
-    """Return `path` unchanged; ConfigError where another opener might see a command or an address in it.
+def check_local_path(path: str) -> str:
+    """Return `path` unchanged; raise ConfigError if a library could interpret it as a command or a URL.
 
-    webdataset runs `pipe:` and `::` as commands; choral opens local files itself and never hands a path on.
+    webdataset runs `pipe:` and `::` as commands. choral opens local files itself and never passes such a path on.
     """
     if path.startswith("pipe:") or "::" in path or _SCHEME.match(path):
-        raise ConfigError(f"{path}: only local files are opened, no commands (pipe:, ::) and no addresses (scheme://)")
+        raise ConfigError(f"{path}: expected a local path, not a command (pipe:, ::) or a URL (scheme://)")
     return path
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write that becomes `path` once it is complete and on disk, or vanishes if an exception passes."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # processes of two machines may share an id
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file that replaces `path` when the block ends, or is deleted if the block raises."""
+    # Not the pid: processes on two machines may have the same one.
+    temporary = path.with_name(
+        f".{path.name}.{secrets.token_hex(8)}.tmp"
+    )  # not the pid: processes on two machines may have the same one
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
-    sync(path.parent)  # the new name, too, must survive a power cut
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)  # the rename itself must survive a power failure, too
 
 
 @contextlib.contextmanager
-def folder_aside(path: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `path`, in place of what is there, once it is complete; or vanishes.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `path` when the block ends, or is deleted if the block raises.
 
-    Where `path` is a symbolic link, the link stays, and what it leads to is replaced.
+    If `path` is a symbolic link, its target is replaced and the link stays.
     """
     path = path.resolve()
-    aside, old = (path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}") for kind in ("tmp", "old"))
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}") for kind in ("tmp", "old"))
     try:
-        aside.mkdir(parents=True)
-        yield aside
+        temporary.mkdir(parents=True)
+        yield temporary
         if path.exists():
             path.replace(old)
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        if old.exists() and not path.exists():  # stopped between the two renames
+        if old.exists() and not path.exists():  # interrupted between the two renames
             old.replace(path)
-        for leftover in (aside, old):
+        for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    sync(path.parent)
+    fsync_path(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file's content: a reader, also one after a crash, finds the old content or the new one."""
-    with written_aside(path) as file:
+    """Replace a file's content; a reader finds the old or the new content, even after a crash."""
+    with atomic_file(path) as file:
         file.write(data)
 
 
-def sync(path: Path) -> None:
-    """Make a file's content, or the renames inside a folder, durable."""
+def fsync_path(path: Path) -> None:
+    """Flush a file's content, or the renames inside a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,7 +82,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A file of JSON lines that several processes append to: complete lines or none, and a torn one costs itself alone."""
+"""A JSON Lines file that several processes append to. Appends are atomic; an incomplete line does not affect the others."""
 
 from __future__ import annotations
 
@@ -18,45 +18,47 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Journal:
-    """A file of lines, each a JSON object with the key "id"; the last line of an id is the one that counts."""
+    """A file of lines, each a JSON object with the key "id"; the last line with an id overrides the ones before."""
 
     path: Path
 
     def read(self) -> tuple[list[Line], int]:
-        """Return the lines, of each id the last one at the place of the first, and how many are damaged and left out.
+        """Return the lines and the number of damaged lines, which are skipped.
+
+        Each id occurs once: its last line, at the position of its first.
 
         Raises:
-            ChoralError: the file is there and cannot be read.
+            ChoralError: the file exists and cannot be read.
         """
         try:
-            return _lines(self.path.read_bytes())
+            return _parse_lines(self.path.read_bytes())
         except FileNotFoundError:
             return [], 0
         except OSError as error:
             raise ChoralError(f"{self.path}: cannot be read: {error.strerror or error}") from error
 
-    def append(self, choose: Callable[[list[Line]], Sequence[Line]]) -> list[Line]:
-        """Append what `choose` makes of the lines that are there, which nobody else can append to meanwhile.
+    def append(self, make_lines: Callable[[list[Line]], Sequence[Line]]) -> list[Line]:
+        """Append the lines that `make_lines` returns for the existing lines, while the file is locked.
 
-        A last line that an earlier process did not come to finish is closed first, so that it spoils no other.
+        If the last line is incomplete, a newline is written first, so that it does not damage the new ones.
 
         Returns:
-            the lines that are there now, as `read` does.
+            all lines, as `read` returns them.
 
         Raises:
-            ChoralError: the file cannot be written; it is as it was before.
+            ChoralError: the file cannot be written; its content is unchanged.
         """
         try:
             with self._locked() as file:
                 content = file.read()
-                lines, _ = _lines(content)
-                new = choose(lines)
+                lines, _ = _parse_lines(content)
+                new = make_lines(lines)
                 if not new:
                     return lines
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new).encode()
                 torn = bool(content) and not content.endswith(b"\n")
-                _write(file, len(content), b"\n" + text if torn else text)
-                return _lines(content + b"\n" + text)[0]
+                _append_or_restore(file, len(content), b"\n" + text if torn else text)
+                return _parse_lines(content + b"\n" + text)[0]
         except OSError as error:
             raise ChoralError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
@@ -69,8 +71,8 @@ class Journal:
             yield file
 
 
-def _write(file: BinaryIO, size: int, text: bytes) -> None:
-    """Append, or leave the file as it was: a full disk takes a part of a line without an error."""
+def _append_or_restore(file: BinaryIO, size: int, text: bytes) -> None:
+    """Append to the file, or restore it: on a full disk a part of a line may be written without an error."""
     try:
         if file.write(text) != len(text):
             raise OSError(None, "the disk is full")
@@ -80,15 +82,15 @@ def _write(file: BinaryIO, size: int, text: bytes) -> None:
         raise
 
 
-def _lines(content: bytes) -> tuple[list[Line], int]:
-    found: dict[str, Line] = {}
+def _parse_lines(content: bytes) -> tuple[list[Line], int]:
+    lines: dict[str, Line] = {}
     damaged = 0
     for text in content.split(b"\n"):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
-            found[str(line["id"])] = line
+            lines[str(line["id"])] = line
         except (ValueError, KeyError, TypeError):
             damaged += 1
-    return list(found.values()), damaged
+    return list(lines.values()), damaged

@@ -1,6 +1,6 @@
-"""The one place that builds an `Accelerator`: ranks, the device, sums over ranks, the wish to stop.
+"""`Runtime`: the only place that builds an `Accelerator`. Rank, device, sums over ranks, stop requests.
 
-Data are never gathered as objects; what ranks tell each other are small tensors.
+Ranks exchange small tensors, never Python objects.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from choral.core.errors import ConfigError, Stopped
 
 
 class Runtime:
-    """One rank of a job, and what it shares with the others.
+    """One rank of a job, and its communication with the others.
 
     Args:
         precision: "no", "bf16" or "fp16".
-        accumulate_steps: micro-batches an optimizer step.
-        timeout_s: seconds after which a silent rank fails the others.
-        stop_file: a file whose appearance asks all ranks to stop.
-        bucket_mib: of gradients that ranks exchange at once.
-        static_graph: every step uses the same parameters, which DistributedDataParallel may rely on.
-        compression: "bf16" halves what the exchange of gradients sends; "none".
+        accumulate_steps: micro-batches per optimizer step.
+        timeout_s: seconds that a collective operation waits for the other ranks before it fails.
+        stop_file: all ranks stop when this file appears.
+        bucket_mib: size of the gradient buckets of DistributedDataParallel.
+        static_graph: whether every step uses the same parameters, which DistributedDataParallel can exploit.
+        compression: of gradients in the all-reduce: "bf16" halves the traffic; "none".
 
     Raises:
         ConfigError: fp16 without a GPU.
@@ -55,7 +55,7 @@ class Runtime:
             mixed_precision=precision,
             gradient_accumulation_steps=accumulate_steps,
             cpu=cpu,
-            # Statistics are synchronised by SyncBatchNorm or broadcast before they are used, not at every forward pass.
+            # BatchNorm statistics are synchronised by SyncBatchNorm, or broadcast before use, not at every forward pass.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False,
@@ -72,12 +72,12 @@ class Runtime:
         self.world_size: int = self.accelerator.num_processes
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun, which accelerate uses
         self._stop_file = stop_file
-        self._signalled = ""
+        self._signal_name = ""
         self._install_handlers()
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes the run folder."""
+        """Whether this is rank 0, which writes the run directory."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -98,37 +98,37 @@ class Runtime:
         self.accelerator.wait_for_everyone()
 
     @property
-    def told_to_stop(self) -> bool:
-        """Whether this rank was asked to stop: by a signal, or by the stop file (all ranks of a machine see it)."""
-        return bool(self._signalled) or self._stop_file.exists()
+    def stop_requested(self) -> bool:
+        """Whether this rank should stop: it got a signal, or the stop file exists (all ranks of a machine see it)."""
+        return bool(self._signal_name) or self._stop_file.exists()
 
     def should_stop(self) -> bool:
-        """Return whether any rank was asked to stop, the same on all of them. Every rank must call it."""
-        return bool(self.sum(torch.tensor([float(self.told_to_stop)], device=self.device)).item() > 0)
+        """Return whether a stop was requested on any rank: the same value on all ranks. Every rank must call it."""
+        return bool(self.sum(torch.tensor([float(self.stop_requested)], device=self.device)).item() > 0)
 
-    def stopped(self, where: str) -> Stopped:
-        """Return the exception to raise once everything is saved; the stop file has been obeyed and is removed."""
+    def stop_error(self, where: str) -> Stopped:
+        """Remove the stop file and return the exception to raise once everything is saved."""
         if self.is_main:
             self._stop_file.unlink(missing_ok=True)
-        reason = self._signalled or "request"
+        reason = self._signal_name or "request"
         return Stopped(f"stopped by {reason} {where}; run the same command again to continue")
 
     def end(self) -> None:
-        """Leave the process group; without it, some runs abort at exit."""
+        """Destroy the process group; otherwise some runs abort at exit."""
         self.accelerator.end_training()
 
     def _install_handlers(self) -> None:
-        def note(number: int, frame: FrameType | None) -> None:
-            if self._signalled and number == signal.SIGINT:
-                raise KeyboardInterrupt  # asked twice at the keyboard: now
-            self._signalled = signal.Signals(number).name
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._signal_name and number == signal.SIGINT:
+                raise KeyboardInterrupt  # a second Ctrl-C stops at once
+            self._signal_name = signal.Signals(number).name
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, note)
+            signal.signal(number, handle)
 
 
 def set_up_logging(rank: int) -> None:
-    """Send the main rank's log, and every rank's warnings, to stderr as plain lines."""
+    """Log to stderr: INFO of choral on the main rank, warnings on every rank."""
     prefix = "" if rank == 0 else f"rank {rank}: "
     level = logging.INFO if rank == 0 else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=f"{prefix}%(message)s", force=True)

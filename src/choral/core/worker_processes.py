@@ -1,4 +1,4 @@
-"""A function over many tasks in worker processes that neither outlive their parent nor swallow Ctrl-C."""
+"""Map a function over tasks in worker processes that end with their parent and do not block Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ Result = TypeVar("Result")
 _stop: Event | None = None  # set in worker processes
 
 
-def run(function: Callable[[Task], Result], tasks: Sequence[Task], processes: int) -> Iterator[tuple[int, Result]]:
-    """Yield (number of the task, result) as tasks finish, in any order; one process works in the caller.
+def map_unordered(
+    function: Callable[[Task], Result], tasks: Sequence[Task], processes: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield (index of the task, result) as tasks finish, in any order; with `processes=1` tasks run in this process.
 
-    `function` and the tasks must be picklable; processes are spawned. An exception of a task is raised here, after the
-    other workers have stopped; closing the iterator stops them too.
+    `function` and the tasks must be picklable; processes are spawned. An exception in a task is raised here, after the
+    other workers have stopped. Closing the iterator stops them too.
 
     Raises:
         DataError: a worker process died.
@@ -38,48 +40,46 @@ def run(function: Callable[[Task], Result], tasks: Sequence[Task], processes: in
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(stop,))
-    waiting: dict[Future[Result], int] = {}
-    todo = iter(enumerate(tasks))
+    pending: dict[Future[Result], int] = {}
+    remaining = iter(enumerate(tasks))
     try:
-        _submit(pool, function, todo, waiting, 2 * processes)
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
-            _submit(pool, function, todo, waiting, 2 * processes - len(waiting))
+        _submit(pool, function, remaining, pending, 2 * processes)
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+            _submit(pool, function, remaining, pending, 2 * processes - len(pending))
     except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process died (out of memory?): run again with fewer processes, it continues"
-        ) from error
+        raise DataError("a worker process died (out of memory?): run again with fewer processes to continue") from error
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def in_worker() -> bool:
-    """Tell whether this process was started by `run` and ends with it."""
+def is_worker_process() -> bool:
+    """Return whether this process is a worker of `map_unordered`."""
     return _stop is not None
 
 
-def stopping() -> bool:
-    """Tell a task in a worker process whether its result is still wanted; long tasks ask now and then."""
+def stop_requested() -> bool:
+    """Return whether a task in a worker process should stop early; long tasks check this regularly."""
     return _stop is not None and _stop.is_set()
 
 
 def _submit(
     pool: ProcessPoolExecutor,
     function: Callable[[Task], Result],
-    todo: Iterator[tuple[int, Task]],
-    waiting: dict[Future[Result], int],
+    remaining: Iterator[tuple[int, Task]],
+    pending: dict[Future[Result], int],
     count: int,
 ) -> None:
-    # The first submit starts the processes. Ctrl-C goes to the whole foreground group: blocked here, it stays blocked
-    # in them until they have learnt to ignore it, and reaches the parent, which stops them.
+    # The first submit starts the processes. Ctrl-C goes to the whole foreground group. SIGINT is blocked here and so
+    # stays blocked in the workers until they ignore it; the parent gets it and stops them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(count):
-            if (item := next(todo, None)) is None:
+            if (item := next(remaining, None)) is None:
                 break
-            waiting[pool.submit(function, item[1])] = item[0]
+            pending[pool.submit(function, item[1])] = item[0]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -93,7 +93,7 @@ def _start_worker(stop: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's workers would wait for ever for tasks of a parent that was killed with -9."""
+    """Exit when the parent is gone: after kill -9 of the parent, workers would otherwise wait for tasks forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""What `choral combine` prints: the combination beside the plain mean and the best member, and how it was made."""
+"""The table that `choral combine` prints: the combination, the plain mean and the best member, and how it was fitted."""
 
 from __future__ import annotations
 
@@ -10,60 +10,62 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from choral.ensembles.score_table import METRICS, interval, learned_notes
+from choral.ensembles.score_table import METRIC_HEADINGS, describe_learned_views, format_interval
 
-_SHOWN = 8  # weights
-_SIDE_BY_SIDE = 2  # metrics
+_MAX_LISTED_WEIGHTS = 8
+_MAX_METRIC_COLUMNS = 2
 
 
-def render_combination(found: Mapping[str, Any]) -> Table:
-    """Return what `combine_run` found as a table, in 80 columns: scores below, then what the combination gains."""
-    metrics = list(dict.fromkeys(row["metric"] for row in found["scores"]))
-    members = f"{len(found['members'])} member{'s' if len(found['members']) > 1 else ''}"
+def render_combination(combination: Mapping[str, Any]) -> Table:
+    """Return the result of `combine_run` as a table of 80 columns: scores first, then what the combination gains."""
+    metrics = list(dict.fromkeys(row["metric"] for row in combination["scores"]))
+    count = len(combination["members"])
+    members = f"{count} member{'s' if count > 1 else ''}"
     table = Table(
-        title=Text(f"{found['split']}: {found['n']} samples, {members}, {_views(found)}"),
-        caption=Text("\n".join(_notes(found)), justify="left"),
+        title=Text(f"{combination['split']}: {combination['n']} samples, {members}, {_describe_views(combination)}"),
+        caption=Text("\n".join(_notes(combination)), justify="left"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
-    (_add_side_by_side if len(metrics) <= _SIDE_BY_SIDE else _add_one_by_one)(table, found["scores"], metrics)
+    add_rows = _add_metric_columns if len(metrics) <= _MAX_METRIC_COLUMNS else _add_metric_blocks
+    add_rows(table, combination["scores"], metrics)
     return table
 
 
-def _add_side_by_side(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """A column a metric."""
+def _add_metric_columns(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    """Add one column a metric."""
     table.add_column("", overflow="fold")
     for metric in metrics:
-        table.add_column(Text(f"{METRICS[metric]} [95 %]"), no_wrap=True)
+        table.add_column(Text(f"{METRIC_HEADINGS[metric]} [95 %]"), no_wrap=True)
     cells = {(row["name"], row["metric"]): row for row in scores}
     names = list(dict.fromkeys(name for name, _ in cells))
     for name in names:
         values = [_cell(metric, cells.get((name, metric))) for metric in metrics]
-        table.add_row(Text(_shown(name)), *values, style="bold" if name == names[-1] else "")
+        table.add_row(Text(_row_heading(name)), *values, style="bold" if name == names[-1] else "")
     for key in ("difference", "to_baseline"):
         gains = [(cells.get((names[-1], metric)) or {}).get(key) for metric in metrics]
         other = next((gain["to"] for gain in gains if gain), "")
         values = [_cell(metric, gain, "+") for metric, gain in zip(metrics, gains, strict=True)]
-        table.add_row(Text(f"  less {_shown(other)}"), *values)
+        table.add_row(Text(f"  less {_row_heading(other)}"), *values)
 
 
-def _add_one_by_one(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """A block of rows a metric, of each target: more metrics than two leave no room for names beside them."""
+def _add_metric_blocks(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    """Add one block of rows for each metric and target: more than two metric columns leave no space for names."""
     table.add_column("", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column(Text("score [95 %]"), no_wrap=True)
     targets = list(dict.fromkeys(_target(row) for row in scores))
     for target, metric in product(targets, metrics):
         rows = [row for row in scores if _target(row) == target and row["metric"] == metric]
-        heading = f"{METRICS[metric]} {target}" if len(targets) > 1 else METRICS[metric]
+        heading = f"{METRIC_HEADINGS[metric]} {target}" if len(targets) > 1 else METRIC_HEADINGS[metric]
         for row in rows:
             style = "bold" if row is rows[-1] else ""
-            table.add_row(Text(_shown(row["name"])), Text(heading), _cell(metric, row), style=style)
+            table.add_row(Text(_row_heading(row["name"])), Text(heading), _cell(metric, row), style=style)
         for gain in (rows[-1]["difference"], rows[-1].get("to_baseline")):
             if gain:
-                table.add_row(Text(f"  less {_shown(gain['to'])}"), Text(heading), _cell(metric, gain, "+"))
+                table.add_row(Text(f"  less {_row_heading(gain['to'])}"), Text(heading), _cell(metric, gain, "+"))
         table.add_section()
 
 
@@ -71,56 +73,63 @@ def _target(row: Mapping[str, Any]) -> str:
     return str(row.get("target", ""))
 
 
-def _cell(metric: str, numbers: Mapping[str, Any] | None, sign: str = "") -> Text:
-    return Text(interval(metric, numbers, sign).strip() if numbers else "-")
+def _cell(metric: str, values: Mapping[str, Any] | None, sign: str = "") -> Text:
+    return Text(format_interval(metric, values, sign).strip() if values else "-")
 
 
-def _shown(name: str) -> str:
-    """Return what a row is called in the table."""
+def _row_heading(name: str) -> str:
     return "plain mean" if name in ("soft", "mean") else name.removeprefix("combined/")
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
-    fit, notes = found["fit"], ["[low, high]: 95 % intervals, by bootstrap over the samples; differences are paired"]
-    notes.append(f"{found['scores'][0]['name']}: the best single member, under the same views")
-    if found["learned_views"]:
-        learned = {**found["learned_views"], "name": "learned views", "weights": found["view_weights"]}
-        notes += learned_notes(learned, found["view_gains"])
+def _notes(combination: Mapping[str, Any]) -> list[str]:
+    fit, notes = (
+        combination["fit"],
+        ["[low, high]: 95 % intervals, by bootstrap over the samples; differences are paired"],
+    )
+    notes.append(f"{combination['scores'][0]['name']}: the best single member, under the same views")
+    if combination["learned_views"]:
+        learned = {
+            **combination["learned_views"],
+            "name": "learned views",
+            "weights": combination["view_weights"],
+        }
+        notes += describe_learned_views(learned, combination["view_gains"])
     if fit["weights"]:
-        notes.append(f"{fit['rule']}: {_weights(fit['weights'])}{_fitted_on(fit)}")
+        notes.append(f"{fit['rule']}: {_list_weights(fit['weights'])}{_describe_fit(fit)}")
     if fit["calibrated"]:
         before, after = fit["calibrated"]["before"], fit["calibrated"]["after"]
-        split = found["fitted_on"]
-        gain = f"log loss there {before:.4f} to {after:.4f}"
+        split = combination["fitted_on"]
+        gain = f"log loss on {split} {before:.4f} to {after:.4f}"
         notes.append(f"temperature {fit['temperature']:.4g}, fitted on {split} after averaging: {gain}")
     elif fit["temperature"] != 1:
         notes.append(f"temperature {fit['temperature']:.4g}, as given")
-    ties = [row["ties"] for row in found["scores"] if row.get("ties") is not None]
+    ties = [row["ties"] for row in combination["scores"] if row.get("ties") is not None]
     if ties:
         notes.append(f"tied votes, decided by mean probability: {ties[0]}")
     return notes
 
 
-def _fitted_on(fit: Mapping[str, Any]) -> str:
+def _describe_fit(fit: Mapping[str, Any]) -> str:
     if fit["on"] == "given":
         return ", as given"
     if fit["on"] == "rounds":
-        return ", what the vote of each round is worth"
-    kind = "out-of-fold predictions" if fit["rule"] == "stack" else fit["on"]
+        return ", the alphas of the boosting rounds"
+    data = "out-of-fold predictions" if fit["rule"] == "stack" else fit["on"]
     strength = f", penalty {fit['strength']:g}" if fit["strength"] is not None else ""
-    return f"; fitted on {kind} ({fit['samples']} samples) by {fit['by'].replace('_', ' ')}{strength}"
+    return f"; fitted on {data} ({fit['samples']} samples) by {fit['by'].replace('_', ' ')}{strength}"
 
 
-def _weights(weights: Mapping[str, float]) -> str:
-    largest = sorted(weights, key=lambda name: -abs(weights[name]))[:_SHOWN]
-    shown = ", ".join(f"{name} {weights[name]:.3f}" for name in weights if name in largest)
-    return shown if len(weights) <= _SHOWN else f"{shown} and {len(weights) - _SHOWN} smaller ones"
+def _list_weights(weights: Mapping[str, float]) -> str:
+    largest = sorted(weights, key=lambda name: -abs(weights[name]))[:_MAX_LISTED_WEIGHTS]
+    listed = ", ".join(f"{name} {weights[name]:.3f}" for name in weights if name in largest)
+    more = len(weights) - _MAX_LISTED_WEIGHTS
+    return f"{listed} and {more} smaller ones" if more > 0 else listed
 
 
-def _views(found: Mapping[str, Any]) -> str:
-    views = found["views"]
-    if found["view_weights"]:
-        return f"learned weights of {len(views)} of {len(found['view_weights'])} views"
+def _describe_views(combination: Mapping[str, Any]) -> str:
+    views = combination["views"]
+    if combination["view_weights"]:
+        return f"learned weights of {len(views)} of {len(combination['view_weights'])} views"
     if views == ["tta"]:
-        return f"mean over the views {', '.join(found['tta_views'])}"
+        return f"mean over the views {', '.join(combination['tta_views'])}"
     return f"view {views[0]}" if len(views) == 1 else f"mean over the views {', '.join(views)}"

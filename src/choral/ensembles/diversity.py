@@ -1,15 +1,16 @@
-"""How much an ensemble gains over its members, and why: how alike their errors are, and what independent ones would give.
+"""What an ensemble gains over its members, and why: correlation of errors, and what independent members would reach.
 
-All of it is read from the ledger, a block of samples at a time, in memory that does not grow with the samples. It is a
-function of the ledger alone: counts are exact, and where there are too many subsets of members, the same ones are drawn at
+Everything is read from the ledger block by block, in memory that does not grow with the number of samples. The result
+depends on the ledger alone: counts are exact, and if there are too many subsets of members, the same ones are drawn at
 every call.
 
-- A member is wrong on a sample or it is not; the *correlation of errors* of two members is that of these indicators
-  (the phi coefficient). Their *disagreement* is the share of samples on which they decide differently.
-- `choral.metrics.independent_members` says what independent members would reach, and how many of them the measured error is worth.
+- A member is wrong on a sample or it is not; the *correlation of errors* of two members is that of these indicators (the
+  phi coefficient). Their *disagreement* is the share of samples on which they predict different classes.
+- `choral.metrics.independent_members` computes what independent members would reach, and how many of them reach the
+  measured error.
 - The *curve* is the accuracy of the soft vote against the number of members: the mean over subsets of each size.
 
-Of multilabel, each label of each sample is one decision, right or wrong. Of regression see `number_diversity`.
+For multilabel, each label of each sample is one decision, correct or wrong. For regression see `regression_diversity`.
 """
 
 from __future__ import annotations
@@ -21,97 +22,99 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensembles.diversity_rows import Diversity, pairs, step
-from choral.ensembles.rules import hard, soft
+from choral.ensembles.diversity_report import DiversityReport, curve_point, pairwise_matrix
+from choral.ensembles.rules import hard_vote, soft_vote
 from choral.ensembles.score_rows import scored_views
-from choral.ensembles.subsets import subsets_of
+from choral.ensembles.subsets import choose_subsets
 from choral.inference.ledger import Ledger
-from choral.metrics.independent_members import independent_members, majority_error, unequal_majority_error
+from choral.metrics.independent_members import equivalent_independent_members, majority_error, unequal_majority_error
 from choral.metrics.per_sample import top_class
 
-FEWEST, MOST = 10, 200  # subsets of a size
-_WORK = 10_000_000_000  # probabilities looked at for the curve: some seconds
-_MARGIN = 1e-6  # by which a class must stay below another in every member, so that float32 means cannot tie
+MIN_SUBSETS, MAX_SUBSETS = 10, 200  # of a size
+_MAX_WORK = 10_000_000_000  # probabilities read for the curve: a few seconds
+_MARGIN = 1e-6  # relative margin that rules out ties of float32 means
 
 
 @dataclass
 class _Counts:
-    """What is added up over the blocks."""
+    """Counts that are summed over the blocks."""
 
     decisions: int
     both_wrong: NDArray[np.int64]  # (members, members); the diagonal: wrong
-    differ: NDArray[np.int64]  # (members, members)
-    together: NDArray[np.int64]  # (members + 1,)
+    disagreements: NDArray[np.int64]  # (members, members)
+    wrong_together: NDArray[np.int64]  # (members + 1,)
     hard_wrong: int
-    right: dict[tuple[int, ...], int] = field(default_factory=dict)  # soft vote of each subset
+    correct: dict[tuple[int, ...], int] = field(default_factory=dict)  # soft vote of each subset
 
     @classmethod
-    def none(cls, members: int, subsets: Sequence[tuple[int, ...]]) -> _Counts:
+    def zeros(cls, members: int, subsets: Sequence[tuple[int, ...]]) -> _Counts:
         square = np.zeros((members, members), np.int64)
         return cls(0, square, square.copy(), np.zeros(members + 1, np.int64), 0, dict.fromkeys(subsets, 0))
 
-    def add(self, decided: NDArray[Any], truth: NDArray[Any]) -> None:
-        """Count what members decided, (members, n), against the (n,) truth."""
-        wrong = decided != truth
+    def add(self, predicted: NDArray[Any], truth: NDArray[Any]) -> None:
+        """Count the members' (members, n) predictions against the (n,) truth."""
+        wrong = predicted != truth
         as_float = wrong.astype(np.float64)  # counts below 2**53 are exact, and BLAS is fast
         self.both_wrong += np.rint(as_float @ as_float.T).astype(np.int64)
-        for number, own in enumerate(decided):
-            self.differ[number] += (decided != own).sum(axis=1)
-        self.together += np.bincount(wrong.sum(axis=0), minlength=len(self.together))
+        for number, of_member in enumerate(predicted):
+            self.disagreements[number] += (predicted != of_member).sum(axis=1)
+        self.wrong_together += np.bincount(wrong.sum(axis=0), minlength=len(self.wrong_together))
         self.decisions += len(truth)
 
 
-def diversity_of(ledger: Ledger) -> Diversity | None:
-    """Return how diverse the members of a ledger of multiclass or multilabel are, and what that is worth.
+def compute_diversity(ledger: Ledger) -> DiversityReport | None:
+    """Return the diversity of the members of a multiclass or multilabel ledger, and what it gains; None for a single member.
 
-    Only one view is looked at: the identity, where the ledger has it. A single member has no diversity: None.
+    One view is used: the identity, if the ledger has it.
     """
     members, view = len(ledger.members), scored_views(ledger)[0][0]
     if members < 2:
         return None
-    single = ledger.meta.task == "multiclass"
+    multiclass = ledger.meta.task == "multiclass"
     work = len(ledger) * len(ledger.classes) * members
-    most = int(np.clip(_WORK // max(work, 1), FEWEST, MOST))
-    sizes = {size: subsets_of(members, size, most) for size in range(1, members + 1)}
-    counts = _Counts.none(members, [subset for subsets in sizes.values() for subset in subsets])
+    limit = int(np.clip(_MAX_WORK // max(work, 1), MIN_SUBSETS, MAX_SUBSETS))
+    by_size = {size: choose_subsets(members, size, limit) for size in range(1, members + 1)}
+    counts = _Counts.zeros(members, [subset for subsets in by_size.values() for subset in subsets])
     start = 0
     for stack in ledger.blocks(view):
         labels = ledger.labels[start : start + stack.shape[1]]
         start += len(labels)
-        (_add_classes if single else _add_labels)(counts, stack, labels)
-    return _result(ledger, view, counts, sizes)
+        (_count_multiclass if multiclass else _count_multilabel)(counts, stack, labels)
+    return _build_report(ledger, view, counts, by_size)
 
 
-def _add_classes(counts: _Counts, stack: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-    decided = top_class(stack)
-    counts.add(decided, labels)
-    counts.hard_wrong += int((hard(stack).predictions != labels).sum())
-    settled_wrong, open_rows, rivals = _rivals(stack, labels)
-    always_right = len(labels) - settled_wrong - len(open_rows)
+def _count_multiclass(counts: _Counts, stack: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    counts.add(top_class(stack), labels)
+    counts.hard_wrong += int((hard_vote(stack).predictions != labels).sum())
+    always_wrong, undecided, rivals = _find_undecided(stack, labels)
+    always_correct = len(labels) - always_wrong - len(undecided)
     sample, rival = np.nonzero(rivals)
-    own = stack[:, open_rows, labels[open_rows]]
-    theirs, first = stack[:, open_rows[sample], rival], rival < labels[open_rows[sample]]  # among equals the first wins
-    for subset in counts.right:
+    label_stack = stack[:, undecided, labels[undecided]]
+    rival_stack = stack[:, undecided[sample], rival]
+    wins_ties = rival < labels[undecided[sample]]  # ties go to the first class
+    for subset in counts.correct:
         chosen = list(subset)
-        of_label, of_rival = soft(own[chosen])[sample], soft(theirs[chosen])
-        beaten = np.zeros(len(open_rows), np.bool_)
-        beaten[sample[(of_rival > of_label) | (first & (of_rival == of_label))]] = True
-        counts.right[subset] += always_right + int((~beaten).sum())
+        of_label, of_rival = soft_vote(label_stack[chosen])[sample], soft_vote(rival_stack[chosen])
+        beaten = np.zeros(len(undecided), np.bool_)
+        beaten[sample[(of_rival > of_label) | (wins_ties & (of_rival == of_label))]] = True
+        counts.correct[subset] += always_correct + int((~beaten).sum())
 
 
-def _rivals(stack: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int, NDArray[np.int64], NDArray[np.bool_]]:
-    """Return what is left to be decided by which members are asked; of a thousand classes, little.
+def _find_undecided(
+    stack: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[int, NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the samples whose soft vote depends on the subset of members; with a thousand classes these are few.
 
-    A class can win against the label in a soft vote of some members only if one of them gives it as much as the label, and
-    wins in all of them if every member gives it more.
+    A class can beat the label in the soft vote of some members only if one of them gives it at least the label's
+    probability, and beats it in every subset if each member gives it more.
 
     Args:
         stack: (members, n, classes) float32.
         labels: (n,) int64.
 
     Returns:
-        The number of samples that every subset gets wrong; the (k,) rows of those that some might get wrong and some
-        right; and (k, classes) bool, the classes that can win in these. The others are right in every subset.
+        The number of samples that every subset gets wrong; the (k,) rows of undecided samples; and (k, classes) bool, the
+        classes that can win in them. All other samples are correct in every subset.
     """
     everywhere, somewhere = np.ones(stack.shape[1:], np.bool_), np.zeros(stack.shape[1:], np.bool_)
     rows = np.arange(len(labels))
@@ -125,47 +128,56 @@ def _rivals(stack: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int,
     return int(wrong.sum()), undecided, somewhere[undecided]
 
 
-def _add_labels(counts: _Counts, stack: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+def _count_multilabel(counts: _Counts, stack: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
     truth = (labels > 0).ravel()
     counts.add((stack > 0.5).reshape(len(stack), -1), truth)
-    for subset in counts.right:
-        counts.right[subset] += int(((soft(stack[list(subset)]) > 0.5).ravel() == truth).sum())
+    for subset in counts.correct:
+        counts.correct[subset] += int(((soft_vote(stack[list(subset)]) > 0.5).ravel() == truth).sum())
 
 
-def _result(ledger: Ledger, view: str, counts: _Counts, sizes: dict[int, list[tuple[int, ...]]]) -> Diversity:
-    members, n, single = len(ledger.members), counts.decisions, ledger.meta.task == "multiclass"
+def _build_report(
+    ledger: Ledger, view: str, counts: _Counts, by_size: dict[int, list[tuple[int, ...]]]
+) -> DiversityReport:
+    members, n, multiclass = len(ledger.members), counts.decisions, ledger.meta.task == "multiclass"
     errors = (np.diag(counts.both_wrong) / n).tolist()
-    mean = int(np.trace(counts.both_wrong)) / (n * members)
-    error = 1 - counts.right[tuple(range(members))] / n
+    mean_error = int(np.trace(counts.both_wrong)) / (n * members)
+    error = 1 - counts.correct[tuple(range(members))] / n
     curve = [
-        step([counts.right[subset] / n for subset in subsets], members, size, 1 - majority_error(mean, size))
-        for size, subsets in sizes.items()
+        curve_point(
+            [counts.correct[subset] / n for subset in subsets], members, size, 1 - majority_error(mean_error, size)
+        )
+        for size, subsets in by_size.items()
     ]
-    return Diversity(
+    return DiversityReport(
         task=ledger.meta.task,
         view=view,
-        unit="share of samples" if single else "share of labels of samples",
-        metric="accuracy" if single else "label_accuracy",
+        unit="share of samples" if multiclass else "share of labels of samples",
+        metric="accuracy" if multiclass else "label_accuracy",
         n=n,
         members=list(ledger.members),
         errors=errors,
-        mean_error=mean,
+        mean_error=mean_error,
         error=error,
-        hard_error=counts.hard_wrong / n if single else None,
-        disagreement=pairs(counts.differ / n),
-        error_correlation=pairs(_phi(counts.both_wrong, n)),
-        wrong_together=counts.together.tolist(),
-        independent_error=majority_error(mean, members),
+        hard_error=counts.hard_wrong / n if multiclass else None,
+        disagreement=pairwise_matrix(counts.disagreements / n),
+        error_correlation=pairwise_matrix(_phi_coefficients(counts.both_wrong, n)),
+        wrong_together=counts.wrong_together.tolist(),
+        independent_error=majority_error(mean_error, members),
         independent_error_unequal=unequal_majority_error(errors),
-        independent_members=independent_members(error, mean),
+        independent_members=equivalent_independent_members(error, mean_error),
         curve=curve,
     )
 
 
-def _phi(both: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    """Return the correlations of indicators of which `both` counts how often two are 1 together; NaN for constant ones."""
+def _phi_coefficients(both: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """Return the (members, members) correlations of n indicators; NaN for constant ones.
+
+    Args:
+        both: (members, members) how often two indicators are 1 together.
+        n: number of observations.
+    """
     ones = np.diag(both).astype(np.float64)
-    spread = np.sqrt(ones * (n - ones))
+    deviation = np.sqrt(ones * (n - ones))
     with np.errstate(invalid="ignore", divide="ignore"):
-        phi: NDArray[np.float64] = (n * both.astype(np.float64) - np.outer(ones, ones)) / np.outer(spread, spread)
+        phi: NDArray[np.float64] = (n * both.astype(np.float64) - np.outer(ones, ones)) / np.outer(deviation, deviation)
     return phi

@@ -1,138 +1,129 @@
-"""Diversity as a figure: the curve over the number of members beside that of independent ones, and who errs with whom."""
+"""The figure of diversity: the score over the number of members beside that of independent ones, and error correlations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from choral.core.svg import CURVE, GRID, INK, MARK, QUIET, line, page, polyline, round_scale, text, upright
-from choral.ensembles.diversity_rows import Diversity
-from choral.ensembles.diversity_table import worth
+import numpy as np
+from numpy.typing import NDArray
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = 76, 92, 420, 300
-_GAP, _MARGIN, _FOOT = 40, 28, 106
-_LONGEST, _LETTER = 26, 6.8  # letters of a name, and pixels of a letter at size 12
-_MAP, _NUMBERED = 420, 28  # pixels: of the heat map, and of a cell that has room for its number
+from choral.core.figures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    add_axes,
+    add_title,
+    figure_style,
+    limit_percent_axis,
+    measure_text,
+    shorten_name,
+    title_height,
+)
+from choral.ensembles.diversity_report import DiversityReport
+from choral.ensembles.diversity_table import describe_independent_equivalent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SMALLEST_CELL, _LARGEST_CELL, _MATRIX = 0.19, 0.6, 4.1  # inches: a cell of the matrix, and the whole matrix
+_NUMBERED_CELL = 0.27  # inches: the least that has room for a number
+_CURVE_WIDTH, _CURVE_HEIGHT = 3.3, 2.9  # inches
+_COLOR_BAR = 2.1  # inches: the least, with its label
+_LEFT, _GAP, _RIGHT, _BELOW_TITLE, _BELOW_CURVE, _BELOW_MATRIX = 0.7, 0.4, 0.25, 0.3, 1.3, 0.75  # inches
+_DASHED = (0, (4, 3))
 
 
-def draw_diversity(found: Diversity, split: str) -> str:
-    """Return an SVG image of the curve and of the correlations of errors.
+@figure_style()
+def draw_diversity(diversity: DiversityReport, split: str) -> Figure:
+    """Return a figure of two panels: the score over the number of members, and the correlations of their errors.
 
     Args:
-        found: of at least two members.
-        split: that it is of, for the title.
+        diversity: of at least two members.
+        split: for the title.
     """
-    members = len(found["members"])
-    names = [_shortened(name) for name in found["members"]]
-    cell = max(18.0, min(52.0, _MAP / members))
-    gutter = max(map(len, names)) * _LETTER + 32
-    left = _LEFT + _WIDTH + _GAP + gutter
-    width = max(round(left + cell * members + _MARGIN), 860)
-    height = round(max(_TOP + _HEIGHT + _FOOT, _TOP + cell * members + 60))
-    title = f"{split}: {members} members, view {found['view']}"
-    parts = [text(_LEFT, 30, title, size=16, weight="bold")]
-    parts += [text(_LEFT, 52, _summary(found), QUIET)]
-    return page(width, height, [*parts, *_curve(found), *_heat_map(found, names, left, cell)])
+    from matplotlib.figure import Figure
+
+    members = len(diversity["members"])
+    cell = max(_SMALLEST_CELL, min(_LARGEST_CELL, _MATRIX / members))
+    matrix, font = cell * members, 8.0 if cell >= _NUMBERED_CELL else 7.0
+    names = [f"{shorten_name(name)}  {number}" for number, name in enumerate(diversity["members"], start=1)]
+    matrix_left = _LEFT + _CURVE_WIDTH + _GAP + max(measure_text(name, font) for name in names)
+    curve_height = max(_CURVE_HEIGHT, min(matrix, _MATRIX))
+    top = title_height(2) + _BELOW_TITLE
+    width = max(matrix_left + max(matrix, _COLOR_BAR) + _RIGHT, 7.4)
+    height = top + max(curve_height + _BELOW_CURVE, matrix + _BELOW_MATRIX)
+
+    figure = Figure(figsize=(width, height))
+    add_title(figure, f"{split}: {members} members, view {diversity['view']}", _summarize(diversity))
+    _plot_curve(add_axes(figure, _LEFT, top, _CURVE_WIDTH, curve_height), diversity)
+    axes = add_axes(figure, matrix_left, top, matrix, matrix)
+    bar = add_axes(figure, matrix_left, top + matrix + 0.15, max(min(matrix, 2.8), _COLOR_BAR - 0.4), 0.08)
+    _plot_correlations(axes, bar, diversity, names, font)
+    return figure
 
 
-def _curve(found: Diversity) -> list[str]:
-    steps, votes = found["curve"], found["metric"] != "rmse"
+def _plot_curve(axes: Axes, diversity: DiversityReport) -> None:
+    votes = diversity["metric"] != "rmse"
     factor = 100.0 if votes else 1.0
-    values = [factor * step[key] for step in steps for key in ("low", "high", "independent")]
-    low, high, ticks = round_scale(min(values), max(values))
-    if votes:  # no accuracy is above 100 %
-        high, ticks = min(high, 100.0), [tick for tick in ticks if tick <= 100]
-    members, bottom = len(steps), _TOP + _HEIGHT
-
-    def x(size: float) -> float:
-        return _LEFT + 14 + (size - 1) / (members - 1) * (_WIDTH - 28)
-
-    def y(value: float) -> float:
-        return bottom - (factor * value - low) / (high - low) * _HEIGHT
-
-    parts = []
-    for tick in ticks:
-        place = y(tick / factor)
-        parts += [line(_LEFT, place, _LEFT + _WIDTH, place, GRID)]
-        parts += [text(_LEFT - 10, place + 4.5, f"{tick:g}", QUIET, anchor="end")]
-    for size in _ticks(members):
-        parts += [line(x(size), bottom, x(size), bottom + 5, QUIET)]
-        parts += [text(x(size), bottom + 21, str(size), QUIET, anchor="middle")]
-    parts.append(line(_LEFT, bottom, _LEFT + _WIDTH, bottom, QUIET))
-    band = [
-        *((step["members"], step["low"]) for step in steps),
-        *((step["members"], step["high"]) for step in steps[::-1]),
-    ]
-    edge = " ".join(f"{x(size):.1f},{y(value):.1f}" for size, value in band)
-    parts.append(f'<polygon points="{edge}" fill="{CURVE}" fill-opacity="0.15"/>')
-    independent = [(x(step["members"]), y(step["independent"])) for step in steps]
-    measured = [(x(step["members"]), y(step["value"])) for step in steps]
-    parts += [polyline(independent, MARK, 2, "6 4"), polyline(measured, CURVE)]
-    parts += [f'<circle cx="{place:.1f}" cy="{height:.1f}" r="3.5" fill="{CURVE}"/>' for place, height in measured]
+    sizes = [step["members"] for step in diversity["curve"]]
+    value, low, high, independent = (
+        [factor * step[key] for step in diversity["curve"]] for key in ("value", "low", "high", "independent")
+    )
     rule = "soft vote" if votes else "mean of members"
-    others = "independent members, by majority" if votes else "members with uncorrelated errors of mean 0"
-    for place, colour, dash, words in (
-        (bottom + 70, CURVE, "", f"{rule}: mean over subsets; band: worst to best"),
-        (bottom + 90, MARK, "6 4", f"{others}; the same mean error"),
-    ):
-        parts += [
-            line(_LEFT, place - 4.5, _LEFT + 26, place - 4.5, colour, 2.5, dash),
-            text(_LEFT + 34, place, words, QUIET, size=12),
-        ]
-    axis = {"accuracy": "accuracy, %", "label_accuracy": "labels that are right, %", "rmse": "RMSE"}[found["metric"]]
-    parts.append(text(_LEFT + _WIDTH / 2, bottom + 44, "number of members", anchor="middle"))
-    return [*parts, upright(20, _TOP + _HEIGHT / 2, axis)]
+    others = "independent members, majority vote" if votes else "members with uncorrelated errors of mean 0"
+    axes.plot(sizes, value, "o-", color=BLUE, markersize=3.5, label=f"{rule}, mean over subsets")
+    axes.fill_between(sizes, low, high, color=BLUE, alpha=0.15, linewidth=0, label="worst to best subset")
+    axes.plot(sizes, independent, color=ORANGE, linestyle=_DASHED, label=f"{others},\nequal mean error")
+    every = -(-len(sizes) // 10)
+    axes.set_xticks([size for size in sizes if size % every == 0 or size == 1])
+    if votes:
+        axes.set_ylim(limit_percent_axis(min(*low, *independent), max(*high, *independent)))
+    axes.grid(axis="y")
+    axes.set_xlabel("number of members")
+    axes.set_ylabel(
+        {"accuracy": "accuracy, %", "label_accuracy": "label accuracy, %", "rmse": "RMSE"}[diversity["metric"]]
+    )
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.5 / axes.get_window_extent().height * 100), borderaxespad=0)
 
 
-def _heat_map(found: Diversity, names: Sequence[str], left: float, cell: float) -> list[str]:
-    parts, size = [], 13 if cell >= 40 else 11
-    middle = cell / 2 + size * 0.36
-    small = 12 if cell >= _NUMBERED else 10
-    for row, name in enumerate(names):
-        top = _TOP + row * cell
-        parts.append(text(left - 30, top + cell / 2 + 4.3, name, size=12, anchor="end"))
-        parts.append(text(left - 8, top + cell / 2 + 4.3, str(row + 1), QUIET, size=small, anchor="end"))
-        parts.append(text(left + (row + 0.5) * cell, _TOP - 8, str(row + 1), QUIET, size=small, anchor="middle"))
-        for column, value in enumerate(found["error_correlation"]["matrix"][row]):
-            fill, ink = ("#f1f3f5", QUIET) if value is None or row == column else _colours(value)
-            parts.append(
-                f'<rect x="{left + column * cell:.1f}" y="{top:.1f}" width="{cell:.1f}" height="{cell:.1f}" fill="{fill}" '
-                'stroke="white"/>'
-            )
-            if row != column and cell >= _NUMBERED:
-                shown = "-" if value is None else f"{value:.2f}"
-                parts.append(text(left + (column + 0.5) * cell, top + middle, shown, ink, size=size, anchor="middle"))
-    mean = found["error_correlation"]["mean"]
-    about = "correlation of errors" + ("" if mean is None else f", mean {mean:.2f}")
-    bottom = _TOP + cell * len(names)
-    parts.append(text(left + cell * len(names), bottom + 24, about, anchor="end"))
-    return [
-        *parts,
-        text(left + cell * len(names), bottom + 42, "white 0, blue 1, orange -1", QUIET, size=12, anchor="end"),
-    ]
+def _plot_correlations(axes: Axes, bar: Axes, diversity: DiversityReport, names: Sequence[str], font: float) -> None:
+    """Draw the matrix, members by their numbers, and the bar that explains its colours."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    members, mean = len(names), diversity["error_correlation"]["mean"]
+    matrix = np.array(diversity["error_correlation"]["matrix"], dtype=np.float64)  # None becomes NaN
+    np.fill_diagonal(matrix, np.nan)
+    colors = LinearSegmentedColormap.from_list("correlation", [ORANGE, "white", BLUE]).with_extremes(bad="#eef0f2")
+    mesh = axes.pcolormesh(matrix, cmap=colors, vmin=-1, vmax=1, edgecolors="white", linewidth=0.8)
+    axes.invert_yaxis()
+    places = np.arange(members) + 0.5
+    axes.set_xticks(places, [str(number) for number in range(1, members + 1)])
+    axes.set_yticks(places, names)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False, labelsize=font)
+    axes.spines[:].set_visible(False)
+    if _MATRIX / members >= _NUMBERED_CELL:
+        _write_correlations(axes, matrix)
+    scale = axes.get_figure(root=True).colorbar(mesh, cax=bar, orientation="horizontal", ticks=[-1, -0.5, 0, 0.5, 1])  # type: ignore[union-attr]
+    scale.outline.set_visible(False)
+    scale.set_label("correlation of errors" + ("" if mean is None else f", mean {mean:.2f}"))
 
 
-def _summary(found: Diversity) -> str:
-    if found["metric"] == "rmse":
-        return f"mean squared error of a member {found['mean_error']:.4g}, of their mean {found['error']:.4g}: {worth(found)}"
-    return f"a member errs on {found['mean_error']:.2%}, their soft vote on {found['error']:.2%}: {worth(found)}"
+def _write_correlations(axes: Axes, matrix: NDArray[np.float64]) -> None:
+    """Write each correlation into its cell, off the diagonal; a dash where there is none."""
+    size = 8 if _MATRIX / len(matrix) >= 0.38 else 6.5
+    for row, column in zip(*np.nonzero(~np.eye(len(matrix), dtype=bool)), strict=True):
+        value = matrix[row, column]
+        text = "–" if np.isnan(value) else f"{value:.2f}"  # noqa: RUF001
+        ink = GREY if np.isnan(value) else "white" if abs(value) > 0.55 else INK
+        axes.text(column + 0.5, row + 0.5, text, color=ink, fontsize=size, ha="center", va="center_baseline")
 
 
-def _colours(value: float) -> tuple[str, str]:
-    """Return the colour of a correlation, and one in which a number can be read on it."""
-    end = CURVE if value >= 0 else MARK
-    strength = min(abs(value), 1.0)
-    mixed = [round(255 + strength * (int(end[place : place + 2], 16) - 255)) for place in (1, 3, 5)]
-    return "#{:02x}{:02x}{:02x}".format(*mixed), "white" if strength > 0.55 else INK
-
-
-def _ticks(members: int) -> list[int]:
-    every = -(-members // 10)
-    return [size for size in range(1, members + 1) if size % every == 0 or size == 1]
-
-
-def _shortened(name: str) -> str:
-    """Return a name without its middle, if it is long: members differ at their ends."""
-    if len(name) <= _LONGEST:
-        return name
-    head = (_LONGEST - 1) // 2
-    return f"{name[:head]}…{name[-(_LONGEST - 1 - head) :]}"
+def _summarize(diversity: DiversityReport) -> str:
+    member, ensemble = diversity["mean_error"], diversity["error"]
+    errors = f"error rate of a member {member:.2%}, of the soft vote {ensemble:.2%}"
+    if diversity["metric"] == "rmse":
+        errors = f"mean squared error of a member {member:.4g}, of their mean {ensemble:.4g}"
+    return f"{errors}: {describe_independent_equivalent(diversity)}"

@@ -1,101 +1,102 @@
-"""The members of an ensemble as jobs of this machine: which command trains each, and on which devices and threads."""
+"""Ensemble members as jobs of this machine: the command that trains each, and its devices and threads."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from choral.config import Config, EnsembleConfig, members_of
+from choral.config import Config, EnsembleConfig, resolve_members
 from choral.config.files import to_yaml, with_overrides
 from choral.core.errors import ConfigError
-from choral.data.loading.boosting_weights import rounds_of
-from choral.ensembles.missing_members import forget_failure, note_failures
-from choral.inference.trained_models import check_boosting_chain, member_run_dirs
+from choral.data.loading.boosting_weights import read_rounds
+from choral.ensembles.missing_members import clear_failure, record_failures
+from choral.inference.run_models import check_boosting_chain, member_run_dirs
 from choral.jobs.local import Job, Outcome, run_jobs
 from choral.runs.run_dir import RunDir, write_atomic
 
-_GRACE_S = 110.0  # more than the member's own launcher gives its ranks
+_GRACE_S = 110.0  # longer than the member's own launcher waits for its ranks
 
 
 def member_config(config: Config, name: str) -> Config:
-    """Return the config of one member: the run's, with what the member sets, and without the ensemble.
+    """Return the config of one member: the run's config with the member's overrides and without the ensemble.
 
     Raises:
-        ConfigError: a key or value of the member that does not fit, or no such member.
+        ConfigError: an invalid key or value in the member's overrides, or no such member.
     """
-    for member in members_of(config):
+    for member in resolve_members(config):
         if member.name == name:
             ensemble = config.ensemble
-            alone = EnsembleConfig(
+            without_members = EnsembleConfig(
                 max_parallel=ensemble.max_parallel,
                 devices_per_member=ensemble.devices_per_member,
                 retries=ensemble.retries,
             )
-            own = with_overrides(replace(config, ensemble=alone), member.set, f"ensemble.members.{name}.set")
-            return replace(own, run=name)
+            overridden = with_overrides(
+                config.replace(ensemble=without_members), member.set, f"ensemble.members.{name}.set"
+            )
+            return overridden.replace(run=name)
     raise ConfigError(f"ensemble.members: no member '{name}'")
 
 
-def solo_config(config: Config, run: str) -> Config:
-    """Return the config of one network in place of an ensemble: of the first member, trained on the whole training split.
+def single_model_config(config: Config, run: str) -> Config:
+    """Return the config of a single model in place of an ensemble: the first member, trained on the whole training split.
 
-    What resampling, boosting and snapshots would make of it is left out; a config without members is only renamed.
+    Resampling, boosting and snapshots are removed; a config without members is only renamed.
 
     Args:
-        config: of a run.
-        run: the name of the other one.
+        config: of the ensemble run.
+        run: name of the new run.
     """
-    members = members_of(config)
-    own = member_config(config, members[0].name) if members and not config.ensemble.boosting else config
-    train = replace(own.train, cycles=config.train.cycles) if config.ensemble.snapshots else own.train
-    data = replace(own.data, resample=config.data.resample)
+    members = resolve_members(config)
+    single = member_config(config, members[0].name) if members and not config.ensemble.boosting else config
+    train = single.train.replace(cycles=config.train.cycles) if config.ensemble.snapshots else single.train
+    data = single.data.replace(resample=config.data.resample)
     ensemble = EnsembleConfig(
         max_parallel=config.ensemble.max_parallel,
         devices_per_member=config.ensemble.devices_per_member,
         retries=config.ensemble.retries,
     )
-    return replace(own, run=run, data=data, train=train, ensemble=ensemble)
+    return single.replace(run=run, data=data, train=train, ensemble=ensemble)
 
 
-def pending_jobs(config: Config, folder: RunDir) -> list[Job]:
-    """Return a job for each member that is not trained yet; all members' configs are validated before there is one.
+def build_pending_jobs(config: Config, run_dir: RunDir) -> list[Job]:
+    """Return a job for each member that is not trained yet, after validating the configs of all members.
 
-    Members that a chain of boosting leaves out have none.
+    Members that a boosting chain ended without have no job.
 
     Args:
         config: of the run.
-        folder: of the run, claimed.
+        run_dir: of the run, locked.
 
     Raises:
-        ConfigError: a member's setting does not fit, or its folder holds a member of another config.
-        ChoralError: members of boosting have to be trained anew, see `check_boosting_chain`.
+        ConfigError: a member's overrides are invalid, or its run directory holds a member of another config.
+        ChoralError: boosting members have to be trained again, see `check_boosting_chain`.
     """
-    configs = {member.name: member_config(config, member.name) for member in members_of(config)}
-    for name, own in configs.items():
-        folder.member(name).check_same(own)
-    check_boosting_chain(folder, config)
+    configs = {member.name: member_config(config, member.name) for member in resolve_members(config)}
+    for name, of_member in configs.items():
+        run_dir.member(name).check_same_config(of_member)
+    check_boosting_chain(run_dir, config)
     jobs = []
-    for name, member in member_run_dirs(folder, config).items() if configs else ():
+    for name, member in member_run_dirs(run_dir, config).items() if configs else ():
         if member.result is None:
             write_atomic(member.path / "requested.yaml", to_yaml(configs[name]))
-            jobs.append(_job(config, name, member))
+            jobs.append(_build_job(config, name, member))
     return jobs
 
 
 def run_members(
     jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
 ) -> list[Outcome]:
-    """Train members, as many at once as there are slots, with a live table, and return how each ended.
+    """Train members, one for each free slot at a time, with a live table, and return the outcome of each.
 
-    Why a member failed for good is left in its folder: see `absent_members`.
+    The reason for a permanent failure is written to the member's run directory, see `find_missing_members`.
     """
     for job in jobs:
-        forget_failure(RunDir(job.folder))
+        clear_failure(RunDir(job.folder))
     outcomes = run_jobs(
         jobs,
         slots=slots,
@@ -104,24 +105,24 @@ def run_members(
         progress_token=lambda job: RunDir(job.folder).status.get("step"),
         grace_s=_GRACE_S,
         console=console,
-        kind="member",
+        label="member",
     )
-    note_failures(outcomes)
+    record_failures(outcomes)
     return outcomes
 
 
-def run_chain(
-    folder: RunDir, jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
+def run_boosting_chain(
+    run_dir: RunDir, jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: int, console: Console
 ) -> list[Outcome]:
-    """Train the members of a chain of boosting one after the other, up to its end or to the first that fails or is stopped.
+    """Train the members of a boosting chain in turn, until it ends or a member fails or is stopped.
 
     Returns:
-        how each ended that was started.
+        The outcomes of the members that were started.
     """
     outcomes: list[Outcome] = []
     for job in jobs:
-        rounds = rounds_of(folder)
-        if rounds is not None and rounds.leaves_out(job.name):
+        rounds = read_rounds(run_dir)
+        if rounds is not None and rounds.excludes(job.name):
             break
         outcomes += run_members([job], slots[:1], retries, console)
         if outcomes[-1].state != "done":
@@ -129,47 +130,46 @@ def run_chain(
     return outcomes
 
 
-def slots_of(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
-    """Return the places where members can run at once, each with the environment that confines a member to it.
+def build_slots(config: Config, gpus: Sequence[str]) -> list[Mapping[str, str]]:
+    """Return one slot for each member that can run at the same time: the environment that confines it to its devices.
 
     Args:
-        config: says how many ranks a member has and how many members may run at once.
-        gpus: ids of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them; none: the cores are shared out. The threads
-            of a rank are OMP_NUM_THREADS, if that is set; else they depend on the number of members and cores, not on
-            how many run at once: what a member computes, to the last bit, depends on them.
+        config: sets the ranks of a member and the number of members that may run at once.
+        gpus: ids of this machine's GPUs, as in CUDA_VISIBLE_DEVICES; empty: members share the CPU cores. A rank has
+            OMP_NUM_THREADS threads if that is set. Otherwise the number of threads depends on the numbers of members and
+            cores, not on how many members run at once: a member's result depends on it in the last bits.
 
     Raises:
-        ConfigError: a member wants more GPUs than there are.
+        ConfigError: a member needs more GPUs than there are.
     """
     chain = config.ensemble.boosting > 0
-    members = 1 if chain else len(members_of(config))  # that run side by side, if there are devices for all
-    return shared_out(config, gpus, members, at_once=1 if chain else config.ensemble.max_parallel)
+    members = 1 if chain else len(resolve_members(config))
+    return build_device_slots(config, gpus, members, at_once=1 if chain else config.ensemble.max_parallel)
 
 
-def shared_out(config: Config, gpus: Sequence[str], jobs: int, at_once: int) -> list[Mapping[str, str]]:
-    """Return places as `slots_of`, for any number of jobs of `ensemble.devices_per_member` ranks each.
+def build_device_slots(config: Config, gpus: Sequence[str], jobs: int, at_once: int) -> list[Mapping[str, str]]:
+    """Return slots as `build_slots` does, for any number of jobs of `ensemble.devices_per_member` ranks each.
 
     Args:
-        config, gpus: as of `slots_of`.
-        jobs: that run side by side, if there are devices for all.
-        at_once: no more than so many; 0: as many as the devices hold.
+        config, gpus: as for `build_slots`.
+        jobs: that would run at once if there were devices for all.
+        at_once: upper limit of slots; 0: as many as the devices allow.
     """
-    each, wanted = config.ensemble.devices_per_member, at_once or jobs
+    per_job, limit = config.ensemble.devices_per_member, at_once or jobs
     if gpus:
-        if each > len(gpus):
-            raise ConfigError(f"ensemble.devices_per_member: {each} GPUs a member, but this machine has {len(gpus)}")
-        groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)]
-        groups = groups[:wanted]
-        share = str(max(1, len(os.sched_getaffinity(0)) // len(groups)))
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(group), "CHORAL_CORES": share} for group in groups]
+        if per_job > len(gpus):
+            raise ConfigError(f"ensemble.devices_per_member: {per_job} GPUs a member, but this machine has {len(gpus)}")
+        groups = [gpus[start : start + per_job] for start in range(0, len(gpus) - per_job + 1, per_job)][:limit]
+        cores_per_job = str(max(1, len(os.sched_getaffinity(0)) // len(groups)))
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group), "CHORAL_CORES": cores_per_job} for group in groups]
     cores = len(os.sched_getaffinity(0))
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // (jobs * each))
-    fitting = at_once or max(1, cores // (threads * each))
-    slot = {"OMP_NUM_THREADS": str(threads), "CHORAL_CORES": str(threads * each), "CUDA_VISIBLE_DEVICES": ""}
-    return [slot] * min(wanted, fitting)
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // (jobs * per_job))
+    slots = at_once or max(1, cores // (threads * per_job))
+    slot = {"OMP_NUM_THREADS": str(threads), "CHORAL_CORES": str(threads * per_job), "CUDA_VISIBLE_DEVICES": ""}
+    return [slot] * min(limit, slots)
 
 
-def _job(config: Config, name: str, member: RunDir) -> Job:
+def _build_job(config: Config, name: str, member: RunDir) -> Job:
     command = [
         *(sys.executable, "-m", "choral", "train", str(member.path / "requested.yaml")),
         *("--folder", str(member.path)),
@@ -179,7 +179,7 @@ def _job(config: Config, name: str, member: RunDir) -> Job:
 
 
 def progress_columns(status: Mapping[str, Any]) -> dict[str, str]:
-    """Return the columns of tables of members that a member's last report (status.json) fills."""
+    """Return table cells of a member's progress, from its status.json."""
     if "step" not in status or "loss" not in status:
         return {"step": "", "loss": "", "validation": "", "images/s": "", "eta": ""}
     minutes, seconds = divmod(int(status.get("eta_s", 0)), 60)
@@ -193,8 +193,8 @@ def progress_columns(status: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _validation(status: Mapping[str, Any]) -> str:
-    """Return what the last validation found, in the one number that says most for the task."""
-    for key, form in (("accuracy", "{:.1%} right"), ("mean_ap", "{:.1%} mAP"), ("rmse", "{:.4g} RMSE")):
+    """Return the main metric of the last validation."""
+    for key, template in (("accuracy", "{:.1%} accuracy"), ("mean_ap", "{:.1%} mAP"), ("rmse", "{:.4g} RMSE")):
         if (value := status.get(f"val_{key}")) is not None:
-            return form.format(value)
+            return template.format(value)
     return ""

@@ -1,4 +1,4 @@
-"""What rules have to know, learned from predictions of samples that are not scored: validation, or out-of-fold ones."""
+"""Fitting of combination rules, to predictions of samples that are not scored: validation, or out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.data.shards.splits import key_hashes
+from choral.data.shards.splits import hash_keys
 from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.member_weights import (
-    Rivals,
+    CandidateClasses,
     greedy_accuracy,
     greedy_log_loss,
     greedy_squared_error,
-    least_log_loss,
-    least_squared_error,
+    min_log_loss_weights,
+    min_squared_error_weights,
 )
-from choral.ensembles.rules import SMALLEST, Combiner, log_scores, soft
-from choral.ensembles.stacking import FOLDS, LARGEST, fit_stack
-from choral.ensembles.temperature import Calibration, Temperature
+from choral.ensembles.rules import MIN_PROBABILITY, Combiner, log_scores, soft_vote
+from choral.ensembles.stacking import FOLDS, LARGEST, fit_stacking
+from choral.ensembles.temperature import Temperature, TemperatureFitter
 
 RULES = {
     "multiclass": ("soft", "hard", "geometric", "weighted", "greedy", "stack", "boosting"),
@@ -30,152 +30,163 @@ RULES = {
     "regression": ("mean", "median", "weighted", "greedy"),
 }
 CRITERIA = {"multiclass": ("log_loss", "accuracy"), "multilabel": ("log_loss",), "regression": ("squared_error",)}
-PICKS = 100
+MAX_PICKS = 100
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A rule that is ready, and what it learned from what.
+class FittedRule:
+    """A rule that is ready to use, and how it was fitted.
 
     Attributes:
-        combiner: the rule.
-        names: of what its weights belong to: members, or the groups of a stack.
-        on: the split that the weights were fitted on, "held-out" of out-of-fold predictions, "rounds" of boosting, "given" by
-            the user; "" of rules without weights.
-        samples: of them, so many.
-        by: what the weights make least.
-        loss: what that comes to; None where nothing was fitted.
-        strength: of a stack's penalty.
-        calibrated: how the temperature was fitted; None where it was not.
+        combiner: the rule with its parameters.
+        names: what its weights belong to: members, or for stack groups of members.
+        fitted_on: the split that the weights were fitted on, "held-out" for out-of-fold predictions, "rounds" for boosting,
+            "given" if the user set them; "" for rules without weights.
+        samples: number of samples that they were fitted on.
+        criterion: what the weights minimise.
+        loss: its minimum; None if nothing was fitted.
+        strength: of the penalty, for stack.
+        temperature_fit: how the temperature was fitted; None if it was not.
     """
 
     combiner: Combiner
     names: tuple[str, ...] = ()
-    on: str = ""
+    fitted_on: str = ""
     samples: int = 0
-    by: str = ""
+    criterion: str = ""
     loss: float | None = None
     strength: float | None = None
-    calibrated: Temperature | None = None
+    temperature_fit: Temperature | None = None
 
     @property
     def weights(self) -> dict[str, float]:
-        """Name to weight; empty of rules without."""
+        """Name to weight; empty for rules without weights."""
         return dict(zip(self.names, self.combiner.weights, strict=True))
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What weights are fitted to, and the calibration of the mean; from one pass over a panel.
+class FittingStatistics:
+    """Sufficient statistics for fitting weights and a temperature, from one pass over member predictions.
 
     Attributes:
-        panel: that it is of.
-        truths: (n, members) probabilities of what is true, at least 1.2e-7: of multilabel a row for each sample and label; of
-            regression none.
-        gram: of regression: (members, members) mean products of errors, in standard deviations of each target.
-        rivals: of multiclass, where asked for.
-        calibration: of the mean, where asked for.
+        member_predictions: what they were computed from.
+        true_probabilities: (n, members) probability that each member gives to the truth, at least 1.2e-7: the label's; for
+            multilabel one row for each sample and label; for regression none.
+        error_gram: regression: (members, members) mean products of errors, in standard deviations of each target.
+        candidates: multiclass, on request: the classes that a weighted mean can predict.
+        temperature_fitter: on request: the mean over the members, for fitting its temperature.
     """
 
-    panel: MemberPredictions
-    truths: NDArray[np.floating]
-    gram: NDArray[np.float64]
-    rivals: Rivals | None = None
-    calibration: Calibration | None = None
+    member_predictions: MemberPredictions
+    true_probabilities: NDArray[np.floating]
+    error_gram: NDArray[np.float64]
+    candidates: CandidateClasses | None = None
+    temperature_fitter: TemperatureFitter | None = None
 
 
-def plain(rule: str, task: str) -> Fit:
-    """Return a rule that has nothing to learn: soft, hard, geometric, mean or median."""
-    return Fit(Combiner(rule, task))
+def unfitted_rule(rule: str, task: str) -> FittedRule:
+    """Return a rule without parameters: soft, hard, geometric, mean or median."""
+    return FittedRule(Combiner(rule, task))
 
 
-def evidence_of(panel: MemberPredictions, *, rivals: bool = False, calibrate: bool = False) -> Evidence:
-    """Read a panel once.
+def compute_statistics(
+    member_predictions: MemberPredictions, *, candidates: bool = False, calibrate: bool = False
+) -> FittingStatistics:
+    """Return the statistics of member predictions, reading them once.
 
     Args:
-        panel: of the samples to fit on.
-        rivals: collect what the accuracy of weighted means depends on.
+        member_predictions: of the samples to fit on.
+        candidates: collect what the accuracy of weighted means depends on.
         calibrate: collect the mean over the members, for its temperature.
 
     Raises:
-        DataError: it has no sample.
+        DataError: there is no sample.
     """
-    members, classes, count = len(panel.members), len(panel.ledger.classes), len(panel.ledger)
+    ledger, task = member_predictions.ledger, member_predictions.task
+    members, classes, count = len(member_predictions.members), len(ledger.classes), len(ledger)
     if not count:
-        raise DataError(f"{panel.ledger.path}: holds no sample, nothing can be fitted")
-    regression = panel.task == "regression"
-    scale = np.maximum(panel.ledger.labels.std(axis=0, dtype=np.float64), 1e-12) if regression else np.ones(1)
-    gram, found = np.zeros((members, members)), []
-    per = {"multiclass": 1, "multilabel": classes, "regression": 0}[panel.task]
-    truths = np.empty((count * per, members), dtype=np.float64 if per == 1 else np.float32)
-    calibration = Calibration(panel.task, count, classes) if calibrate else None
+        raise DataError(f"{ledger.path}: holds no samples, so nothing can be fitted")
+    regression = task == "regression"
+    scale = np.maximum(ledger.labels.std(axis=0, dtype=np.float64), 1e-12) if regression else np.ones(1)
+    error_gram, found = np.zeros((members, members)), []
+    rows_per_sample = {"multiclass": 1, "multilabel": classes, "regression": 0}[task]
+    dtype = np.float64 if rows_per_sample == 1 else np.float32
+    true_probabilities = np.empty((count * rows_per_sample, members), dtype=dtype)
+    fitter = TemperatureFitter(task, count, classes) if calibrate else None
     start = 0
-    for labels, stack in panel.blocks():
+    for labels, stack in member_predictions.blocks():
         if regression:
             errors = ((stack.astype(np.float64) - labels) / scale).reshape(members, -1)
-            gram += errors @ errors.T / (count * classes)
+            error_gram += errors @ errors.T / (count * classes)
         else:
-            block = _of_truth(labels, stack, panel.task)
-            truths[start : start + len(block)] = np.maximum(block, SMALLEST)
+            block = _true_probabilities(labels, stack, task)
+            true_probabilities[start : start + len(block)] = np.maximum(block, MIN_PROBABILITY)
             start += len(block)
-        if rivals:
-            found.append(Rivals.of(stack, labels))
-        if calibration is not None:
-            calibration.add(labels, soft(stack))
-    return Evidence(panel, truths, gram, Rivals.joined(found) if rivals else None, calibration)
+        if candidates:
+            found.append(CandidateClasses.from_stack(stack, labels))
+        if fitter is not None:
+            fitter.add(labels, soft_vote(stack))
+    merged = CandidateClasses.concatenate(found) if candidates else None
+    return FittingStatistics(member_predictions, true_probabilities, error_gram, merged, fitter)
 
 
-def fit_weights(rule: str, evidence: Evidence, by: str = "", picks: int = PICKS) -> Fit:
+def fit_weights(
+    rule: str, statistics: FittingStatistics, criterion: str = "", max_picks: int = MAX_PICKS
+) -> FittedRule:
     """Return the rule weighted or greedy, fitted.
 
     Args:
         rule: weighted or greedy.
-        evidence: with rivals where `by` is accuracy.
-        by: one of `CRITERIA`; "": the first of the task. Of weighted it is always that.
-        picks: of greedy: so many at most.
+        statistics: with candidates if the criterion is accuracy.
+        criterion: one of `CRITERIA`; "": the first of the task, which weighted always uses.
+        max_picks: upper limit of members that greedy selects.
     """
-    panel = evidence.panel
-    by = by or CRITERIA[panel.task][0]
-    if by == "squared_error":
-        found = least_squared_error(evidence.gram) if rule == "weighted" else greedy_squared_error(evidence.gram, picks)
+    fitted_to = statistics.member_predictions
+    criterion = criterion or CRITERIA[fitted_to.task][0]
+    if criterion == "squared_error":
+        gram = statistics.error_gram
+        found = min_squared_error_weights(gram) if rule == "weighted" else greedy_squared_error(gram, max_picks)
     elif rule == "weighted":
-        found = least_log_loss(evidence.truths)
-    elif by == "accuracy":
-        assert evidence.rivals is not None, "accuracy needs the rivals"
-        found = greedy_accuracy(evidence.rivals, evidence.truths, picks)
+        found = min_log_loss_weights(statistics.true_probabilities)
+    elif criterion == "accuracy":
+        assert statistics.candidates is not None, "accuracy needs the candidate classes"
+        found = greedy_accuracy(statistics.candidates, statistics.true_probabilities, max_picks)
     else:
-        found = greedy_log_loss(evidence.truths, picks)
-    combiner = Combiner(rule, panel.task, tuple(found.values.tolist()))
-    return Fit(combiner, panel.members, panel.ledger.meta.split, len(panel.ledger), by, found.loss)
+        found = greedy_log_loss(statistics.true_probabilities, max_picks)
+    combiner = Combiner(rule, fitted_to.task, tuple(found.values.tolist()))
+    split, samples = fitted_to.ledger.meta.split, len(fitted_to.ledger)
+    return FittedRule(combiner, fitted_to.members, split, samples, criterion, found.loss)
 
 
-def fit_stacking(held_out: MemberPredictions, members: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Fit:
-    """Return the rule stack, fitted on out-of-fold predictions.
+def fit_stacking_rule(
+    held_out: MemberPredictions, members: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> FittedRule:
+    """Return the rule stack, fitted to out-of-fold predictions.
 
-    Where there are more than fifty million numbers, as many samples as have so many are taken, by a hash of their keys.
+    Above fifty million numbers it is fitted to a subset of the samples of that size, chosen by a hash of their keys.
 
     Args:
-        held_out: whose members are the groups; those none of whose members will be combined are left out.
-        members: that will be combined, in the order of their stack.
-        groups: to the members of the run that belong to each; columns "MEMBER.1" and so on are of MEMBER.
+        held_out: its members are the groups; groups without any member to combine are left out.
+        members: to combine, in the order of their stack.
+        groups: group to the members of the run that belong to it; columns "MEMBER.1" and so on belong to MEMBER.
 
     Raises:
         DataError: no group has such a member, or there is no sample.
     """
     ledger = held_out.ledger
     if not len(ledger):
-        raise DataError(f"{ledger.path}: holds no sample, nothing can be fitted")
-    places = {
-        group: tuple(number for number, name in enumerate(members) if _owner(name, groups.get(group, ())))
+        raise DataError(f"{ledger.path}: holds no samples, so nothing can be fitted")
+    positions = {
+        group: tuple(number for number, name in enumerate(members) if _belongs_to(name, groups.get(group, ())))
         for group in held_out.members
     }
-    places = {group: own for group, own in places.items() if own}
-    if not places:
-        raise DataError(f"{ledger.path}: holds nothing of {', '.join(members)}; evaluate again")
-    held_out = replace(held_out, own=tuple(places))
+    positions = {group: of_group for group, of_group in positions.items() if of_group}
+    if not positions:
+        raise DataError(f"{ledger.path}: has no predictions of {', '.join(members)}; evaluate again")
+    held_out = replace(held_out, ledger_members=tuple(positions))
     count, classes = len(ledger), len(ledger.classes)
     most = max(1, LARGEST // (len(held_out.members) * classes))
-    hashes = key_hashes(ledger.keys, 0, "stack")
+    hashes = hash_keys(ledger.keys, 0, "stack")
     kept = np.sort(np.argsort(hashes, kind="stable")[:most]) if most < count else np.arange(count)
     features = np.empty((len(held_out.members), len(kept), classes), dtype=np.float32)
     start = filled = 0
@@ -183,57 +194,59 @@ def fit_stacking(held_out: MemberPredictions, members: Sequence[str], groups: Ma
         rows = kept[filled : np.searchsorted(kept, start + stack.shape[1])] - start
         features[:, filled : filled + len(rows)] = log_scores(stack[:, rows], held_out.task)
         start, filled = start + stack.shape[1], filled + len(rows)
-    folds = (key_hashes(ledger.keys, 0, "folds of stack") % np.uint64(FOLDS)).astype(np.int64)
-    found = fit_stack(features, ledger.labels[kept], folds[kept], held_out.task)
-    combiner = Combiner(
-        "stack", held_out.task, tuple(found.weights.tolist()), tuple(found.biases.tolist()), tuple(places.values())
-    )
-    by = "log_loss"
-    return Fit(combiner, held_out.members, ledger.meta.split, len(kept), by, found.loss, found.strength)
+    folds = (hash_keys(ledger.keys, 0, "folds of stack") % np.uint64(FOLDS)).astype(np.int64)
+    found = fit_stacking(features, ledger.labels[kept], folds[kept], held_out.task)
+    weights, biases = tuple(found.weights.tolist()), tuple(found.biases.tolist())
+    combiner = Combiner("stack", held_out.task, weights, biases, tuple(positions.values()))
+    split, criterion = ledger.meta.split, "log_loss"
+    return FittedRule(combiner, held_out.members, split, len(kept), criterion, found.loss, found.strength)
 
 
-def boosting_of(members: Sequence[str], alphas: Mapping[str, float], task: str) -> Fit:
+def boosting_rule(members: Sequence[str], alphas: Mapping[str, float], task: str) -> FittedRule:
     """Return the rule boosting.
 
     Args:
-        members: that will be combined.
-        alphas: what the vote of each counts.
+        members: to combine.
+        alphas: member to the weight of its vote.
         task: multiclass.
 
     Raises:
-        DataError: a member is none of the rounds.
+        DataError: a member is not a boosting round of the run.
     """
     for name in members:
         if name not in alphas:
             raise DataError(
-                f"boosting: '{name}' is no round of this run's boosting, which has {', '.join(alphas)}; evaluate again"
+                f"boosting: '{name}' is not one of this run's boosting rounds, {', '.join(alphas)}; evaluate again"
             )
-    return Fit(Combiner("boosting", task, tuple(alphas[name] for name in members)), tuple(members), "rounds")
+    weights = tuple(alphas[name] for name in members)
+    return FittedRule(Combiner("boosting", task, weights), tuple(members), "rounds")
 
 
-def given_weights(members: Sequence[str], weights: Mapping[str, float], task: str) -> Fit:
-    """Return the rule weighted with the user's own weights, of every member one; they have been checked."""
+def weighted_rule(members: Sequence[str], weights: Mapping[str, float], task: str) -> FittedRule:
+    """Return the rule weighted with weights set by the user, one for every member; they have been checked."""
     values = tuple(weights[name] for name in members)
-    return Fit(Combiner("weighted", task, values), tuple(members), "given")
+    return FittedRule(Combiner("weighted", task, values), tuple(members), "given")
 
 
-def with_temperature(fit: Fit, panel: MemberPredictions) -> Fit:
-    """Return a rule that gives probabilities with the temperature of the least log loss on a panel."""
-    calibration = Calibration(panel.task, len(panel.ledger), len(panel.ledger.classes))
-    for labels, stack in panel.blocks():
-        calibration.add(labels, fit.combiner(stack).predictions)
-    found = calibration.fit()
-    return replace(fit, combiner=replace(fit.combiner, temperature=found.value), calibrated=found)
+def fit_temperature(rule: FittedRule, member_predictions: MemberPredictions) -> FittedRule:
+    """Return a rule that gives probabilities with the temperature of least log loss on these predictions."""
+    ledger = member_predictions.ledger
+    fitter = TemperatureFitter(member_predictions.task, len(ledger), len(ledger.classes))
+    for labels, stack in member_predictions.blocks():
+        fitter.add(labels, rule.combiner(stack).predictions)
+    found = fitter.fit()
+    return replace(rule, combiner=replace(rule.combiner, temperature=found.value), temperature_fit=found)
 
 
-def _of_truth(labels: NDArray[Any], stack: NDArray[np.float32], task: str) -> NDArray[np.float32]:
+def _true_probabilities(labels: NDArray[Any], stack: NDArray[np.float32], task: str) -> NDArray[np.float32]:
+    """Return the (rows, members) probabilities that the members give to the truth."""
     if task == "multiclass":
-        own: NDArray[np.float32] = stack[:, np.arange(len(labels)), labels].T
-        return own
+        of_label: NDArray[np.float32] = stack[:, np.arange(len(labels)), labels].T
+        return of_label
     return np.where(labels > 0, stack, 1 - stack).reshape(len(stack), -1).T
 
 
-def _owner(column: str, members: Sequence[str]) -> bool:
-    """Whether a column is of one of the members, or of one of their snapshots."""
-    before, _, number = column.rpartition(".")
-    return column in members or (number.isdigit() and before in members)
+def _belongs_to(column: str, members: Sequence[str]) -> bool:
+    """Whether a column holds one of the members, or one of their snapshots."""
+    member, _, number = column.rpartition(".")
+    return column in members or (number.isdigit() and member in members)

@@ -1,8 +1,16 @@
-"""Rules that make one prediction from those of the members.
+"""Combination rules: one prediction from those of the members.
 
-They work on a stack of (members, n, classes): a block of a ledger (`Ledger.blocks`), so that memory stays bounded
-however many samples there are, or what several networks say about new images. What a rule has to know besides (weights, a
-temperature) is fitted elsewhere, by `choral.ensembles.rule_fitting`, and held here by a `Combiner`.
+Rules work on a (members, n, classes) stack: a block of a ledger (`Ledger.blocks`), so that memory does not grow with the
+number of samples, or the predictions of several networks for new images. What a rule has to learn (weights, a
+temperature) is fitted by `choral.ensembles.rule_fitting` and stored in a `Combiner`.
+
+To add a rule:
+
+1. write it here as a function of a stack, and call it in `Combiner.__call__` or `Combiner._combine`;
+2. add its name to `RULES` in rule_fitting.py; if it has parameters, fit them there and return a `FittedRule`;
+3. add it to `available_rules` and `fit_rule` in fitting_data.py, so that `choral score` has a row for it;
+4. add the rule to deploy/bundle/combine_module.py, or exporting a bundle with it is refused;
+5. compare it with a few lines of NumPy in tests/ensembles/test_rules.py.
 """
 
 from __future__ import annotations
@@ -16,17 +24,17 @@ from numpy.typing import NDArray
 
 from choral.metrics.per_sample import top_class
 
-SMALLEST = float(np.finfo(np.float32).eps)  # of a probability: below, logarithms take it for this, as the log loss does
-SAME_VOTES = 1e-9
+MIN_PROBABILITY = float(np.finfo(np.float32).eps)  # probabilities are clipped here before taking logarithms
+VOTE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Votes:
-    """A majority vote; it has no probabilities, for a class without a vote need not be impossible.
+class MajorityVote:
+    """A majority vote. It has no probabilities: a class without votes need not be impossible.
 
     Attributes:
-        predictions: (n,) int64 the winning class.
-        tied: (n,) bool, where classes had equally many votes, so that the mean probability decided.
+        predictions: (n,) int64 winning class.
+        tied: (n,) bool, where several classes had equally many votes and the mean probability decided.
     """
 
     predictions: NDArray[np.int64]
@@ -34,13 +42,13 @@ class Votes:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the members say together.
+class Combined:
+    """The combined prediction of several members.
 
     Attributes:
-        predictions: (n, classes) float32 probabilities, of `hard` shares of votes, with regression numbers. The highest of
-            a row is the class that is chosen, also where votes were tied.
-        tied: (n,) bool of rules that vote, else None.
+        predictions: (n, classes) float32: probabilities; shares of votes for `hard`; numbers for regression. The argmax
+            is the predicted class, even where votes are tied.
+        tied: (n,) bool for rules that vote, else None.
     """
 
     predictions: NDArray[np.float32]
@@ -49,15 +57,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Combiner:
-    """A rule with everything that it has to know.
+    """A rule with all its parameters.
 
     Attributes:
         rule: soft, hard, geometric, mean, median, weighted, greedy, stack or boosting.
-        task: of the predictions.
-        weights: of the members, with stack of the groups; of soft, hard, geometric, mean and median none.
+        task: multiclass, multilabel or regression.
+        weights: of the members, for stack of the groups; empty for soft, hard, geometric, mean and median.
         biases: (classes,) of stack.
         groups: of stack: the positions of each group's members in the stack of predictions.
-        temperature: by which the logarithms of the combined probabilities are divided.
+        temperature: divides the logarithms of the combined probabilities.
     """
 
     rule: str
@@ -69,57 +77,58 @@ class Combiner:
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether its predictions are probabilities, so that they have a log loss and can have a temperature."""
+        """Whether its predictions are probabilities, which have a log loss and can have a temperature."""
         return self.task != "regression" and self.rule != "hard"
 
-    def __call__(self, stack: NDArray[np.float32]) -> Said:
-        """Return what the members say together, from a (members, n, classes) float32 stack of what each says."""
+    def __call__(self, stack: NDArray[np.float32]) -> Combined:
+        """Return the combined prediction of a (members, n, classes) float32 stack."""
         if self.rule == "hard":
-            return shares(stack)
+            return vote_shares(stack)
         if self.rule == "boosting":
-            said = boosted(stack, self.weights)
+            combined = boosted_vote(stack, self.weights)
             if self.temperature == 1:
-                return said
-            winners = top_class(said.predictions)
-            return Said(_leading(tempered(said.predictions, self.temperature, self.task), winners), said.tied)
-        return Said(tempered(self._mixture(stack), self.temperature, self.task))
+                return combined
+            winners = top_class(combined.predictions)
+            probabilities = apply_temperature(combined.predictions, self.temperature, self.task)
+            return Combined(_raise_winners(probabilities, winners), combined.tied)
+        return Combined(apply_temperature(self._combine(stack), self.temperature, self.task))
 
-    def _mixture(self, stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _combine(self, stack: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.rule == "median":
-            return median(stack)
+            return median_prediction(stack)
         if self.rule == "geometric":
-            return geometric(stack, self.task)
+            return geometric_mean(stack, self.task)
         if self.rule in ("weighted", "greedy"):
-            return weighted(stack, self.weights)
+            return weighted_mean(stack, self.weights)
         if self.rule == "stack":
-            return stacked(group_means(stack, self.groups), self.weights, self.biases, self.task)
-        return soft(stack)
+            return apply_stacking(group_means(stack, self.groups), self.weights, self.biases, self.task)
+        return soft_vote(stack)
 
 
-def mean_rule(task: str) -> str:
-    """Return what the mean over the members is called."""
+def mean_rule_name(task: str) -> str:
+    """Return the name of the rule that averages the members."""
     return "mean" if task == "regression" else "soft"
 
 
-def soft(stack: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of the members' predictions: of probabilities the soft vote, of numbers their mean.
+def soft_vote(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of the members' predictions: the soft vote of probabilities, or the mean of numbers.
 
     Args:
         stack: (members, n, classes) float32.
 
     Returns:
-        (n, classes) float32; the mean is taken in float64, so that the order of the members cannot show.
+        (n, classes) float32; averaged in float64, so the order of the members does not matter.
     """
     mean: NDArray[np.float32] = stack.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 
-def over_views(views: Iterable[NDArray[np.float32]], weights: Sequence[float] = ()) -> NDArray[np.float32]:
-    """Return the mean over views of what members say, view by view, so that they are not held all at once.
+def average_views(views: Iterable[NDArray[np.float32]], weights: Sequence[float] = ()) -> NDArray[np.float32]:
+    """Return the mean over views of the members' predictions, holding one view at a time.
 
     Args:
         views: (members, n, classes) float32 each.
-        weights: of the views, 0 or more, summing to 1; none: all alike.
+        weights: one a view, 0 or more, summing to 1; empty: equal.
     """
     total, count = np.zeros(()), 0
     for values, weight in zip(views, weights or repeat(1.0), strict=False):
@@ -129,8 +138,8 @@ def over_views(views: Iterable[NDArray[np.float32]], weights: Sequence[float] = 
     return mean
 
 
-def weighted(stack: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
-    """Return the (n, classes) float32 sum of the members' predictions, each times its weight; summed in float64.
+def weighted_mean(stack: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
+    """Return the (n, classes) float32 weighted sum of the members' predictions, summed in float64.
 
     Args:
         stack: (members, n, classes) float32.
@@ -143,8 +152,8 @@ def weighted(stack: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np
     return total.astype(np.float32)
 
 
-def median(stack: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the (n, targets) float32 median of the members' numbers, which one member far off cannot move far.
+def median_prediction(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the (n, targets) float32 median of the members' numbers, which is robust to an outlier.
 
     Args:
         stack: (members, n, targets) float32.
@@ -153,77 +162,76 @@ def median(stack: NDArray[np.float32]) -> NDArray[np.float32]:
     return middle
 
 
-def geometric(stack: NDArray[np.float32], task: str) -> NDArray[np.float32]:
-    """Return the (n, classes) float32 geometric mean of the members' probabilities, divided by its sum.
+def geometric_mean(stack: NDArray[np.float32], task: str) -> NDArray[np.float32]:
+    """Return the (n, classes) float32 geometric mean of the members' probabilities, normalised to sum to 1.
 
-    The softmax (multilabel: the sigmoid) of the mean of the members' logits is the same, but that here no probability is
-    taken for less than 1.2e-7. A member that holds a class for nearly impossible weighs more than in the arithmetic mean.
+    This equals the softmax (multilabel: sigmoid) of the mean logits, except that probabilities are clipped at 1.2e-7. A
+    member that considers a class nearly impossible has more influence than in the arithmetic mean.
 
     Args:
         stack: (members, n, classes) float32 probabilities.
-        task: multilabel: of each label and its absence.
+        task: multilabel: each label and its absence are two classes.
     """
     total = np.zeros(stack.shape[1:])
     for probabilities in stack:
         total += log_scores(probabilities, task)
-    return probabilities_of((total / len(stack)).astype(np.float32), task)
+    return probabilities_from_scores((total / len(stack)).astype(np.float32), task)
 
 
-def hard(stack: NDArray[np.float32]) -> Votes:
+def hard_vote(stack: NDArray[np.float32]) -> MajorityVote:
     """Return the majority vote: each member votes for its most probable class.
 
-    Classes with equally many votes are told apart by their mean probability over all members; should that be equal
-    too, the first class wins.
+    Ties go to the class with the highest mean probability over all members, then to the first class.
 
     Args:
         stack: (members, n, classes) float32.
     """
-    return _decided(_votes(stack, [1.0] * len(stack)), stack)
+    return _resolve_vote(_count_votes(stack, [1.0] * len(stack)), stack)
 
 
-def shares(stack: NDArray[np.float32]) -> Said:
-    """Return each class's share of the votes of `hard`; where votes are tied, the winner's is the next float32 above.
+def vote_shares(stack: NDArray[np.float32]) -> Combined:
+    """Return each class's share of the votes of `hard_vote`; the winner of a tie gets the next float32 above.
 
     Args:
         stack: (members, n, classes) float32.
     """
-    votes = _votes(stack, [1.0] * len(stack))
-    decided = _decided(votes, stack)
-    return Said(_leading((votes / len(stack)).astype(np.float32), decided.predictions), decided.tied)
+    votes = _count_votes(stack, [1.0] * len(stack))
+    vote = _resolve_vote(votes, stack)
+    return Combined(_raise_winners((votes / len(stack)).astype(np.float32), vote.predictions), vote.tied)
 
 
-def boosted(stack: NDArray[np.float32], alphas: Sequence[float]) -> Said:
-    """Return what rounds of boosting say together: votes, each counted as much as its round is worth.
+def boosted_vote(stack: NDArray[np.float32], alphas: Sequence[float]) -> Combined:
+    """Return the weighted vote of boosting rounds (SAMME).
 
-    Zhu et al. 2009, "Multi-class AdaBoost", https://doi.org/10.4310/SII.2009.v2.n3.a8: the class of the highest sum of
-    alphas wins, and the softmax of these sums are its probabilities (the loss that SAMME minimises has its minimum there).
-    Equal sums are told apart as in `hard`.
+    Zhu et al. 2009, "Multi-class AdaBoost", https://doi.org/10.4310/SII.2009.v2.n3.a8: the class with the highest sum of
+    alphas wins; the softmax of the sums are its probabilities (at which the loss that SAMME minimises has its minimum).
+    Ties are resolved as in `hard_vote`.
 
     Args:
         stack: (members, n, classes) float32.
-        alphas: (members,) what the vote of each member counts.
+        alphas: (members,) weight of each member's vote.
     """
-    votes = _votes(stack, alphas)
-    decided = _decided(votes, stack)
+    votes = _count_votes(stack, alphas)
+    vote = _resolve_vote(votes, stack)
     powers = np.exp(votes - votes.max(axis=1, keepdims=True))
     probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return Said(_leading(probabilities, decided.predictions), decided.tied)
+    return Combined(_raise_winners(probabilities, vote.predictions), vote.tied)
 
 
 def group_means(stack: NDArray[np.float32], groups: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     """Return the (groups, n, classes) float32 means over the members of each group."""
-    return np.stack([soft(stack[list(group)]) for group in groups])
+    return np.stack([soft_vote(stack[list(group)]) for group in groups])
 
 
-def stacked(
+def apply_stacking(
     stack: NDArray[np.float32], weights: Sequence[float], biases: Sequence[float], task: str
 ) -> NDArray[np.float32]:
-    """Return the probabilities of a logistic regression on the logarithms of several probabilities.
+    """Return the probabilities of a logistic regression on log probabilities.
 
     Args:
         stack: (groups, n, classes) float32 probabilities.
-        weights: (groups,) that the log probabilities (multilabel: the logits) are multiplied with.
-        biases: (classes,) that are added.
+        weights: (groups,) multiply the log probabilities (multilabel: logits).
+        biases: (classes,) are added.
         task: multiclass: a softmax over the classes; multilabel: a sigmoid of each.
 
     Returns:
@@ -232,30 +240,30 @@ def stacked(
     scores = np.broadcast_to(np.asarray(biases, dtype=np.float32), stack.shape[1:]).copy()
     for probabilities, weight in zip(stack, weights, strict=True):
         scores += np.float32(weight) * log_scores(probabilities, task)
-    return probabilities_of(scores, task)
+    return probabilities_from_scores(scores, task)
 
 
-def tempered(predictions: NDArray[np.float32], temperature: float, task: str) -> NDArray[np.float32]:
-    """Return probabilities whose logarithms (multilabel: logits) are divided by the temperature; of 1, as they were.
+def apply_temperature(predictions: NDArray[np.float32], temperature: float, task: str) -> NDArray[np.float32]:
+    """Return probabilities with their logarithms (multilabel: logits) divided by the temperature; unchanged at 1.
 
-    Guo et al. 2017, "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599. Above 1, predictions
-    become less sure, below 1 surer; which class is the most probable does not change.
+    Guo et al. 2017, "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599. A temperature above 1
+    makes predictions less confident, below 1 more; the most probable class does not change.
     """
     if temperature == 1:
         return predictions
-    return probabilities_of(log_scores(predictions, task) / np.float32(temperature), task)
+    return probabilities_from_scores(log_scores(predictions, task) / np.float32(temperature), task)
 
 
 def log_scores(probabilities: NDArray[np.float32], task: str) -> NDArray[np.float32]:
-    """Return logarithms, of multilabel logits; probabilities below (multilabel: or above 1 -) 1.2e-7 are taken for that."""
-    logs: NDArray[np.float32] = np.log(np.maximum(probabilities, np.float32(SMALLEST)))
+    """Return log probabilities, for multilabel logits; probabilities (multilabel: also 1 - p) are clipped at 1.2e-7."""
+    logs: NDArray[np.float32] = np.log(np.maximum(probabilities, np.float32(MIN_PROBABILITY)))
     if task == "multilabel":
-        logs -= np.log(np.maximum(1 - probabilities, np.float32(SMALLEST)))
+        logs -= np.log(np.maximum(1 - probabilities, np.float32(MIN_PROBABILITY)))
     return logs
 
 
-def probabilities_of(scores: NDArray[np.float32], task: str) -> NDArray[np.float32]:
-    """Return the softmax over the classes, of multilabel the sigmoid, of (n, classes) scores, which are overwritten."""
+def probabilities_from_scores(scores: NDArray[np.float32], task: str) -> NDArray[np.float32]:
+    """Return the softmax, for multilabel the sigmoid, of (n, classes) scores; the scores may be overwritten."""
     if task == "multilabel":
         result: NDArray[np.float32] = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
         return result
@@ -265,28 +273,28 @@ def probabilities_of(scores: NDArray[np.float32], task: str) -> NDArray[np.float
     return scores
 
 
-def _votes(stack: NDArray[np.float32], worth: Sequence[float]) -> NDArray[np.float64]:
-    """Return (n, classes): the sum of what the votes for each class are worth."""
+def _count_votes(stack: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Return the (n, classes) weighted sums of the members' votes."""
     _, count, classes = stack.shape
     votes = np.zeros((count, classes))
-    for ballot, value in zip(top_class(stack), worth, strict=True):
-        votes[np.arange(count), ballot] += value
+    for vote, weight in zip(top_class(stack), weights, strict=True):
+        votes[np.arange(count), vote] += weight
     return votes
 
 
-def _decided(votes: NDArray[np.float64], stack: NDArray[np.float32]) -> Votes:
-    leading = votes >= votes.max(axis=1, keepdims=True) - SAME_VOTES
+def _resolve_vote(votes: NDArray[np.float64], stack: NDArray[np.float32]) -> MajorityVote:
+    leading = votes >= votes.max(axis=1, keepdims=True) - VOTE_TOLERANCE
     tied = leading.sum(axis=1) > 1
     winners: NDArray[np.int64] = leading.argmax(axis=1)
     mean = stack[:, tied].mean(axis=0, dtype=np.float64)
     winners[tied] = np.where(leading[tied], mean, -1.0).argmax(axis=1)
-    return Votes(winners, tied)
+    return MajorityVote(winners, tied)
 
 
-def _leading(values: NDArray[np.float32], winners: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the values, with that of each row's winner raised to the next float32 where another is as high."""
+def _raise_winners(values: NDArray[np.float32], winners: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the values; where the winner is not the argmax, its value becomes the next float32 above the maximum."""
     rows = np.arange(len(values))
-    short = np.flatnonzero(top_class(values) != winners)
-    above = np.nextafter(values[short].max(axis=1), np.float32(2))
-    values[rows[short], winners[short]] = above
+    tied_rows = np.flatnonzero(top_class(values) != winners)
+    above = np.nextafter(values[tied_rows].max(axis=1), np.float32(2))
+    values[rows[tied_rows], winners[tied_rows]] = above
     return values

@@ -1,4 +1,4 @@
-"""What a table of scores is made of."""
+"""The rows and sections of a score table, and the JSON of `choral score`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.ensembles.diversity_rows import Diversity
+from choral.ensembles.diversity_report import DiversityReport
 from choral.ensembles.member_predictions import MemberPredictions
 from choral.ensembles.rules import Combiner
 from choral.inference.ledger import Ledger
@@ -19,24 +19,25 @@ from choral.metrics.intervals import Interval
 SEED = 0
 
 
-class Numbers(TypedDict):
-    """A value and the ends of its 95 % interval."""
+class IntervalDict(TypedDict):
+    """A value and the bounds of its 95 % interval."""
 
     value: float
     low: float
     high: float
 
 
-class Difference(Numbers):
+class Difference(IntervalDict):
     """A paired difference: this row's score minus that of the row named `to`, on the same samples."""
 
     to: str
 
 
-class Row(TypedDict):
-    """One predictor by one metric; `difference` is None for the member that the others are compared with.
+class ScoreRow(TypedDict):
+    """One predictor by one metric.
 
-    `to_baseline` is there where the rows are compared with another one, too, that is no member.
+    `difference` is the difference to the best member, None for the best member itself. `to_baseline` is present if the
+    rows are also compared with another row that is not a member.
     """
 
     name: str
@@ -49,27 +50,27 @@ class Row(TypedDict):
     to_baseline: NotRequired[Difference | None]
 
 
-class ClassRow(Row):
-    """A row of multiclass, which has the accuracy.
+class MulticlassRow(ScoreRow):
+    """A row of a multiclass table; its metric is the accuracy.
 
-    `log_loss` is None for a hard vote, which has no probabilities; `ties` for all that do not vote. Differences
-    in log loss are there together with `to_baseline`.
+    `log_loss` is None for a hard vote, which has no probabilities; `ties` is None for all rows that are not votes.
+    Differences in log loss are present together with `to_baseline`.
     """
 
-    log_loss: Numbers | None
+    log_loss: IntervalDict | None
     log_loss_difference: NotRequired[Difference | None]
     log_loss_to_baseline: NotRequired[Difference | None]
     ties: int | None
 
 
-class TargetRow(Row):
-    """A row of regression: of one target."""
+class RegressionRow(ScoreRow):
+    """A row of a regression table: one target."""
 
     target: str
 
 
 class Reference(TypedDict):
-    """A published figure, in the unit of a row's value, but on the word of its source."""
+    """A published score, in the unit of a row's value."""
 
     name: str
     metric: str
@@ -77,8 +78,8 @@ class Reference(TypedDict):
     source: str
 
 
-class FittedRule(TypedDict):
-    """What stands behind a row of a rule that was fitted."""
+class FittedRuleRow(TypedDict):
+    """How the rule of a row was fitted."""
 
     name: str
     rule: str
@@ -88,25 +89,25 @@ class FittedRule(TypedDict):
     weights: dict[str, float]
 
 
-class TemperatureOf(TypedDict):
-    """The temperature that validation data would give a rule of the table, and what it is worth where it is scored.
+class TemperatureRow(TypedDict):
+    """The temperature fitted on validation data for a rule of the table, and its effect on the scored split.
 
-    The table's own rows are without it; `choral combine` applies it.
+    The rows of the table do not use it; `choral combine` does.
     """
 
     name: str
     value: float
     on: str
     samples: int
-    log_loss: Numbers
-    tempered: Numbers
-    difference: Numbers
+    log_loss: IntervalDict
+    tempered: IntervalDict
+    difference: IntervalDict
 
 
-class ViewGain(Numbers):
-    """What learned weights of views gain: a paired difference by one metric, with regression of one target.
+class ViewGain(IntervalDict):
+    """The gain of learned view weights: a paired difference in one metric, for regression of one target.
 
-    `to` is what they are compared with: "identity", or "uniform", the mean over all views that they were chosen from.
+    `to` is the baseline: "identity", or "uniform", the mean over all views that were available.
     """
 
     metric: str
@@ -114,106 +115,114 @@ class ViewGain(Numbers):
     to: str
 
 
-class LearnedRow(TypedDict):
-    """What stands behind the row of learned weights of views."""
+class LearnedViewsRow(TypedDict):
+    """How the view weights of a row were learned."""
 
     name: str
-    weights: dict[str, float]  # of all views that were chosen from
+    weights: dict[str, float]  # of all views that were available
     on: str
     samples: int
     by: str
-    losses: dict[str, float]  # there: learned, uniform, identity
-    gains: list[ViewGain]  # on what is scored
+    losses: dict[str, float]  # on the samples they were learned on: learned, uniform, identity
+    gains: list[ViewGain]  # on the scored split
 
 
 class Scores(TypedDict):
-    """What `score_run` returns: plain JSON."""
+    """The result of `score_run`, as plain JSON."""
 
     task: str
-    rows: Sequence[Row]
+    rows: Sequence[ScoreRow]
     references: list[Reference]
     split: str
     n: int
     skipped: int
     members: list[str]
     configured: int  # members of the run
-    absent: dict[str, str]  # those of them that the ledger is without, and why
+    missing_members: dict[str, str]  # members of the run without predictions in the ledger, and why
     tta_views: list[str]
     average: str  # of these views: probabilities, logits, geometric
     best_member: str
-    rules: list[FittedRule]
-    temperatures: list[TemperatureOf]
-    learned_views: LearnedRow | None  # None: the ledger keeps no views, or there is nothing to learn on
-    not_fitted: str  # why there are no rules fitted on validation data; "" where there are, or none were to be
-    not_stacked: str  # why there is no stack in a run with folds or bags; "" where there is one, or none was to be
+    rules: list[FittedRuleRow]
+    temperatures: list[TemperatureRow]
+    learned_views: LearnedViewsRow | None  # None: the ledger keeps no views, or there is nothing to learn on
+    not_fitted: str  # why no rule is fitted on validation data; "" if there are such rules
+    not_stacked: str  # why a run with folds or bags has no stack; "" if it has one, or no folds or bags
     dataset: str
     evaluation: str
     bootstrap: dict[str, float]
-    diversity: Diversity | None  # None: a single member
+    diversity: DiversityReport | None  # None: a single member
 
 
-def metric_rows(metric: str, estimates: Mapping[str, Estimate], best: str, count: int, baseline: str = "") -> list[Row]:
-    """Return a row a predictor by one metric, each compared with the predictor called `best`, over so many samples.
+def build_metric_rows(
+    metric: str, estimates: Mapping[str, Estimate], best: str, count: int, baseline: str = ""
+) -> list[ScoreRow]:
+    """Return one row a predictor, each compared with the predictor `best` and, if given, with `baseline`.
 
-    With a `baseline` each is compared with that one, too.
+    Args:
+        metric: of the estimates.
+        estimates: predictor to its estimate.
+        best: name of the best member.
+        count: number of samples.
+        baseline: name of another predictor; "": none.
     """
 
-    def to(name: str, other: str) -> Difference | None:
-        return None if name == other else Difference(to=other, **numbers(estimates[name].minus(estimates[other])))
+    def difference(name: str, other: str) -> Difference | None:
+        if name == other:
+            return None
+        return Difference(to=other, **interval_to_dict(estimates[name].minus(estimates[other])))
 
     rows = []
     for name, estimate in estimates.items():
-        found = estimate.interval
-        row = Row(
+        interval = estimate.interval
+        row = ScoreRow(
             name=name,
             metric=metric,
-            value=found.value,
-            low=found.low,
-            high=found.high,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
             n=count,
-            difference=to(name, best),
+            difference=difference(name, best),
         )
         if baseline:
-            row["to_baseline"] = to(name, baseline)
+            row["to_baseline"] = difference(name, baseline)
         rows.append(row)
     return rows
 
 
-def numbers(interval: Interval) -> Numbers:
+def interval_to_dict(interval: Interval) -> IntervalDict:
     """Return an interval as plain JSON."""
-    return Numbers(value=interval.value, low=interval.low, high=interval.high)
+    return IntervalDict(value=interval.value, low=interval.low, high=interval.high)
 
 
 def scored_views(ledger: Ledger) -> list[tuple[str, str]]:
-    """Return the views that are scored, with what is appended to names: the identity, and the mean over all views.
+    """Return the views that are scored, with the suffix of their rows' names: the identity, and the mean over all views.
 
-    A ledger without the identity is scored by what it has: its averaged views, else its first view.
+    A ledger without the identity is scored on its averaged views, else on its first view.
     """
-    usual = ("identity", "tta")
-    views = [view for view in ledger.views if view in usual] or list(ledger.views[:1])
+    views = [view for view in ledger.views if view in ("identity", "tta")] or list(ledger.views[:1])
     return [(view, "" if view == "identity" else f"+{view}") for view in views]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that stand together: members, and rules that combine them.
+    """Consecutive rows of a table: members, and rules that combine them.
 
     Attributes:
-        panel: the members, under some views.
+        member_predictions: of the members, under some views.
         suffix: of the rows' names, such as "+tta".
-        rules: name of the row without suffix, to the rule.
-        with_members: whether there are rows of the members, too.
+        rules: row name without suffix to the rule.
+        with_members: whether the members have rows too.
     """
 
-    panel: MemberPredictions
+    member_predictions: MemberPredictions
     suffix: str
     rules: Mapping[str, Combiner]
     with_members: bool = True
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Those that have a row."""
-        return self.panel.members if self.with_members else ()
+        """The members that have a row."""
+        return self.member_predictions.members if self.with_members else ()
 
     @property
     def names(self) -> list[str]:
@@ -221,12 +230,12 @@ class Section:
         return [f"{name}{self.suffix}" for name in (*(f"member/{name}" for name in self.members), *self.rules)]
 
 
-def predictions_of(sections: Sequence[Section]) -> dict[str, NDArray[np.float32]]:
-    """Return the (N, outputs) predictions of every row of the table: of each section its members, then its rules."""
-    found: dict[str, list[NDArray[np.float32]]] = {}
+def compute_row_predictions(sections: Sequence[Section]) -> dict[str, NDArray[np.float32]]:
+    """Return the (N, outputs) predictions of every row of a table: in each section the members, then the rules."""
+    parts: dict[str, list[NDArray[np.float32]]] = {}
     for section in sections:
-        for _, stack in section.panel.blocks():
-            said = [*stack[: len(section.members)], *(rule(stack).predictions for rule in section.rules.values())]
-            for name, values in zip(section.names, said, strict=True):
-                found.setdefault(name, []).append(values)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+        for _, stack in section.member_predictions.blocks():
+            combined = [rule(stack).predictions for rule in section.rules.values()]
+            for name, values in zip(section.names, [*stack[: len(section.members)], *combined], strict=True):
+                parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}

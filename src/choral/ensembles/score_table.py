@@ -1,4 +1,4 @@
-"""The table of scores for people, in 80 columns or more."""
+"""The score table that `choral score` prints, 80 columns or wider."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from choral.ensembles.missing_members import how_many
-from choral.ensembles.score_rows import ClassRow, Row, Scores, TargetRow
+from choral.ensembles.missing_members import describe_missing_members
+from choral.ensembles.score_rows import MulticlassRow, RegressionRow, ScoreRow, Scores
 from choral.inference.evaluation_plan import HELD_OUT
 
 _HEADINGS = {
@@ -19,7 +19,7 @@ _HEADINGS = {
     "multilabel": ("", "score [95 %]", "to best [95 %]"),
     "regression": ("", "score [95 %]", "to best [95 %]"),
 }
-METRICS = {
+METRIC_HEADINGS = {
     "mean_ap": "mAP %",
     "f1": "F1 %",
     "accuracy": "accuracy %",
@@ -28,31 +28,31 @@ METRICS = {
     "mae": "MAE",
     "r2": "R2",
 }
-_VIEWS_SHOWN = 6
+_MAX_LISTED_VIEWS = 6
 _FRACTIONS = ("accuracy", "mean_ap", "f1")
-_RULES = {
+_RULE_NOTES = {
     "multiclass": "soft: mean of the members' probabilities; hard: majority of their votes",
-    "multilabel": "soft: mean of the members' probabilities; mAP: mean over labels of the average precision; F1: over all"
-    " labels together, above one half",
-    "regression": "mean, median: of the members' numbers",
+    "multilabel": "soft: mean of the members' probabilities; mAP: average precision, averaged over labels; F1: micro,"
+    " thresholded at one half",
+    "regression": "mean, median: of the members' predictions",
 }
 
 
-def render(scores: Scores) -> Table:
-    """Return the scores as a table: fractions as percentages, and their differences in points.
+def render_scores(scores: Scores) -> Table:
+    """Return the scores as a table: fractions as percentages, their differences in percentage points.
 
-    Published figures stand in rows of their own, below, marked as such, with their source and without an interval.
+    Published scores have rows of their own at the end, with their source and without an interval.
     """
-    why = "seen by all members, or unreadable," if scores["split"] == HELD_OUT else "unreadable and"
+    why = "in every member's training set, or unreadable;" if scores["split"] == HELD_OUT else "unreadable and"
     skipped = f", {scores['skipped']} {why} left out" if scores["skipped"] else ""
-    absent, total = len(scores["absent"]), scores["configured"]
-    members = f"; {total - absent} of {total} members" if absent else ""
-    single = scores["task"] == "multiclass"
+    missing, total = len(scores["missing_members"]), scores["configured"]
+    members = f"; {total - missing} of {total} members" if missing else ""
+    multiclass = scores["task"] == "multiclass"
     table = Table(
         title=Text(f"{scores['split']}: {scores['n']} samples{skipped}{members}"),
         caption=Text(_notes(scores), justify="left"),
         box=box.SIMPLE_HEAD,
-        pad_edge=single,  # a column more than others: names need the room
+        pad_edge=multiclass,  # the other tasks have one more column, and names need the space
         title_justify="left",
         caption_justify="left",
     )
@@ -60,68 +60,102 @@ def render(scores: Scores) -> Table:
     for heading in _HEADINGS[scores["task"]]:
         table.add_column(heading, no_wrap=True)
     rows = scores["rows"]
-    targets = len({cast(TargetRow, row).get("target", "") for row in rows})
+    targets = len({cast(RegressionRow, row).get("target", "") for row in rows})
     for row, following in pairwise((*rows, None)):
         assert row is not None
-        last = following is None or _section(row) != _section(following) or (single and _begins_anew(row, following))
+        last = following is None or _block(row) != _block(following) or (multiclass and _next_views(row, following))
         style = "" if row["name"].startswith("member/") else "bold"
-        cells = _class_cells(cast(ClassRow, row)) if single else _metric_cells(row, named=targets > 1)
+        cells = _multiclass_cells(cast(MulticlassRow, row)) if multiclass else _metric_cells(row, named=targets > 1)
         table.add_row(*map(Text, cells), style=style, end_section=last)
     for reference in scores["references"]:
         metric = reference["metric"]
-        value = f"{number(metric, reference['value'])} published"
-        if single:
+        value = f"{format_value(metric, reference['value'])} published"
+        if multiclass:
             other = "" if metric == "accuracy" else f" ({metric})"
             table.add_row(Text(f"{reference['name']}{other}"), value, "", "")
         else:
-            table.add_row(Text(reference["name"]), METRICS.get(metric, metric), value, "")
+            table.add_row(Text(reference["name"]), METRIC_HEADINGS.get(metric, metric), value, "")
     return table
 
 
-def _section(row: Row) -> tuple[str, str]:
-    return row["metric"], cast(TargetRow, row).get("target", "")
-
-
-def _begins_anew(row: Row, following: Row) -> bool:
-    """Whether a member follows a rule: those are of other views."""
-    return following["name"].startswith("member/") and not row["name"].startswith("member/")
-
-
-def _class_cells(row: ClassRow) -> list[str]:
-    gain, loss = row["difference"], row["log_loss"]
-    accuracy, difference = interval("accuracy", row), interval("accuracy", gain, "+") if gain else "  best"
-    return [row["name"], accuracy, difference, f"{loss['value']:.4f}" if loss else "-"]
-
-
-def _metric_cells(row: Row, named: bool) -> list[str]:
-    metric, gain = row["metric"], row["difference"]
-    heading = f"{METRICS[metric]} {cast(TargetRow, row)['target']}" if named else METRICS[metric]
-    difference = interval(metric, gain, "+") if gain else "best"
-    return [row["name"], heading, interval(metric, row), difference]
-
-
-def interval(metric: str, numbers: Mapping[str, Any], sign: str = "") -> str:
-    """Return a score, or with the sign "+" a difference, and its interval as text."""
-    value, low, high = (number(metric, numbers[key], sign) for key in ("value", "low", "high"))
+def format_interval(metric: str, values: Mapping[str, Any], sign: str = "") -> str:
+    """Return a score and its interval as text; with the sign "+" a difference."""
+    value, low, high = (format_value(metric, values[key], sign) for key in ("value", "low", "high"))
     return f"{value} [{low.strip()}, {high.strip()}]"
 
 
-def number(metric: str, value: float, sign: str = "") -> str:
-    """Return a value of a metric as text: of fractions as a percentage."""
-    if metric in _FRACTIONS:  # of averages over labels, a second decimal says nothing
+def format_value(metric: str, value: float, sign: str = "") -> str:
+    """Return the value of a metric as text; fractions as percentages."""
+    if metric in _FRACTIONS:  # of an average over labels, a second decimal carries no information
         return f"{100 * value:{sign}6.2f}" if metric == "accuracy" else f"{100 * value:{sign}.1f}"
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
 
 
-def _fitted(scores: Scores) -> list[str]:
-    """Say what the rules were fitted on that know more than the predictions that they combine."""
+def describe_learned_views(learned: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return notes on which view weights were learned and what they gain on the scored split.
+
+    Args:
+        learned: name, weights, on, samples, by and losses, as in `LearnedViewsRow`.
+        gains: as `ViewGain`.
+    """
+    weights = learned["weights"]
+    largest = sorted((view for view in weights if weights[view] > 0), key=lambda view: -weights[view])
+    listed = ", ".join(f"{view} {weights[view]:.2f}" for view in largest[:_MAX_LISTED_VIEWS])
+    more = f" and {len(largest) - _MAX_LISTED_VIEWS} more" if len(largest) > _MAX_LISTED_VIEWS else ""
+    losses = ", ".join(
+        f"{name} {loss:.4f}" for name, loss in sorted(learned["losses"].items(), key=lambda item: item[1])
+    )
+    criterion = learned["by"].replace("_", " ")
+    notes = [
+        f"{learned['name']}: {len(largest)} of {len(weights)} views: {listed}{more}",
+        f"  learned on {learned['on']} ({learned['samples']} samples) by greedy selection; {criterion} on it: {losses}",
+    ]
+    for to in dict.fromkeys(gain["to"] for gain in gains):
+        parts = (
+            f"{METRIC_HEADINGS[gain['metric']]} {gain['target'] + ' ' if gain.get('target') else ''}"
+            f"{format_interval(gain['metric'], gain, '+').strip()}"
+            for gain in gains
+            if gain["to"] == to
+        )
+        baseline = "the mean over these views" if to == "uniform" else to
+        notes.append(f"  difference to {baseline}: {'; '.join(parts)}")
+    return notes
+
+
+def _block(row: ScoreRow) -> tuple[str, str]:
+    return row["metric"], cast(RegressionRow, row).get("target", "")
+
+
+def _next_views(row: ScoreRow, following: ScoreRow) -> bool:
+    """Whether rows under other views follow: their members come after the rules of the previous views."""
+    return following["name"].startswith("member/") and not row["name"].startswith("member/")
+
+
+def _multiclass_cells(row: MulticlassRow) -> list[str]:
+    gain, loss = row["difference"], row["log_loss"]
+    accuracy = format_interval("accuracy", row)
+    difference = format_interval("accuracy", gain, "+") if gain else "  best"
+    return [row["name"], accuracy, difference, f"{loss['value']:.4f}" if loss else "-"]
+
+
+def _metric_cells(row: ScoreRow, named: bool) -> list[str]:
+    metric, gain = row["metric"], row["difference"]
+    heading = METRIC_HEADINGS[metric]
+    if named:
+        heading = f"{heading} {cast(RegressionRow, row)['target']}"
+    difference = format_interval(metric, gain, "+") if gain else "best"
+    return [row["name"], heading, format_interval(metric, row), difference]
+
+
+def _fitting_notes(scores: Scores) -> list[str]:
+    """Return notes on what the rules with parameters were fitted on."""
     notes = []
     by_rule = {rule["rule"]: rule for rule in scores["rules"]}
     if "weighted" in by_rule:
         rule = by_rule["weighted"]
         notes.append(
-            f"weighted, greedy: members weighted by what is best on {rule['on']} ({rule['samples']} samples), of all convex "
-            "weights, and by greedy selection"
+            f"weighted, greedy: best convex weights of the members, and weights of greedy selection, on {rule['on']} "
+            f"({rule['samples']} samples)"
         )
     elif scores["not_fitted"] and len(scores["members"]) > 1:
         notes.append(f"no weighted, greedy or temperature: {scores['not_fitted']}")
@@ -130,65 +164,36 @@ def _fitted(scores: Scores) -> list[str]:
     elif scores["not_stacked"]:
         notes.append(f"no stack: {scores['not_stacked']}")
     if "boosting" in by_rule:
-        notes.append("boosting: each vote counted as much as its round is worth")
+        notes.append("boosting: votes weighted by the alphas of their rounds (SAMME)")
     if scores["temperatures"]:
-        found = (
-            f"{item['name']} {item['value']:.2f} (log loss {item['log_loss']['value']:.4f} to "
-            f"{item['tempered']['value']:.4f})"
-            for item in scores["temperatures"]
+        listed = (
+            f"{row['name']} {row['value']:.2f} (log loss {row['log_loss']['value']:.4f} to {row['tempered']['value']:.4f})"
+            for row in scores["temperatures"]
         )
-        notes.append(f"temperature on {scores['temperatures'][0]['on']}, not in the table: {', '.join(found)}")
-    return notes
-
-
-def learned_notes(learned: Mapping[str, Any], gains: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which weights of views were learned, and what they gain on what is scored.
-
-    Args:
-        learned: name, weights, on, samples, by and losses.
-        gains: see `rows.ViewGain`.
-    """
-    weights = learned["weights"]
-    largest = sorted((view for view in weights if weights[view] > 0), key=lambda view: -weights[view])
-    shown = ", ".join(f"{view} {weights[view]:.2f}" for view in largest[:_VIEWS_SHOWN])
-    more = f" and {len(largest) - _VIEWS_SHOWN} more" if len(largest) > _VIEWS_SHOWN else ""
-    there = ", ".join(
-        f"{name} {loss:.4f}" for name, loss in sorted(learned["losses"].items(), key=lambda item: item[1])
-    )
-    by = learned["by"].replace("_", " ")
-    notes = [
-        f"{learned['name']}: {len(largest)} of {len(weights)} views: {shown}{more}",
-        f"  chosen on {learned['on']} ({learned['samples']} samples) by greedy selection; {by} there: {there}",
-    ]
-    for to in dict.fromkeys(gain["to"] for gain in gains):
-        parts = (
-            f"{METRICS[gain['metric']]} {gain['target'] + ' ' if gain.get('target') else ''}"
-            f"{interval(gain['metric'], gain, '+').strip()}"
-            for gain in gains
-            if gain["to"] == to
-        )
-        notes.append(f"  less {'the mean over these views' if to == 'uniform' else to}: {'; '.join(parts)}")
+        split = scores["temperatures"][0]["on"]
+        notes.append(f"temperature fitted on {split}, not applied in the table: {', '.join(listed)}")
     return notes
 
 
 def _notes(scores: Scores) -> str:
-    """Say under the table what the words in it mean, as far as they occur."""
-    notes = ["[low, high]: 95 % intervals, by bootstrap over the samples", _RULES[scores["task"]]]
-    ties = [f"{row['ties']} in {row['name']}" for row in cast(list[ClassRow], scores["rows"]) if row.get("ties")]
+    """Return the notes below the table that explain the terms in it."""
+    notes = ["[low, high]: 95 % intervals, by bootstrap over the samples", _RULE_NOTES[scores["task"]]]
+    ties = [f"{row['ties']} in {row['name']}" for row in cast(list[MulticlassRow], scores["rows"]) if row.get("ties")]
     if ties:
         notes[1] += f" (tied votes, decided by mean probability: {', '.join(ties)})"
-    notes += _fitted(scores)
+    notes += _fitting_notes(scores)
     if scores["learned_views"]:
-        notes += learned_notes(scores["learned_views"], scores["learned_views"]["gains"])
+        notes += describe_learned_views(scores["learned_views"], scores["learned_views"]["gains"])
     if scores["tta_views"]:
         mean = {"logits": "mean of the logits", "geometric": "geometric mean"}.get(scores["average"], "mean")
         notes.append(f"+tta: {mean} over the views {', '.join(scores['tta_views'])}")
-    points = "points to best" if scores["task"] == "multiclass" else "to best"
-    notes.append(f"{points}: paired difference to {scores['best_member']}, the best single member")
-    sources = dict.fromkeys(reference["source"] for reference in scores["references"])
-    for source in sources:
+    heading = "points to best" if scores["task"] == "multiclass" else "to best"
+    notes.append(f"{heading}: paired difference to {scores['best_member']}, the best single member")
+    for source in dict.fromkeys(reference["source"] for reference in scores["references"]):
         names = [reference["name"] for reference in scores["references"] if reference["source"] == source]
-        notes.append(f"published: {', '.join(names)}: {source}; perhaps on other samples, so not compared in pairs")
-    if scores["absent"]:
-        notes.insert(0, how_many(scores["configured"], scores["absent"]))
+        notes.append(
+            f"published: {', '.join(names)}: {source}; possibly on other samples, so without a paired difference"
+        )
+    if scores["missing_members"]:
+        notes.insert(0, describe_missing_members(scores["configured"], scores["missing_members"]))
     return "\n".join(notes)

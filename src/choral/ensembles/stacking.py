@@ -1,18 +1,21 @@
-"""Stacking: a regularised logistic regression on what the members say of samples that they have not seen.
+"""Stacking: a regularised logistic regression on out-of-fold predictions.
 
 Wolpert 1992, "Stacked generalization", https://doi.org/10.1016/S0893-6080(05)80023-1. The score of class k is
 
     biases[k] + sum over groups g of weights[g] * log p_g(k)
 
 and the probabilities are the softmax of the scores (multilabel: logits instead of logarithms, and a sigmoid of each). A
-group is what was trained several times, in folds or bags: its out-of-fold predictions are one predictor.
+group
+holds the members trained on different folds or bags of the same data: their out-of-fold predictions form one predictor.
 
-One weight a group and one bias a class: a full matrix of weights has groups x classes x classes of them, five million for
-five groups and 1,000 classes, which no held-out data determine. What is left is a product of experts with a correction for
-how often classes occur; it is equivariant under the order of the classes, and with two classes it is logistic regression on
-the groups' log odds, as of any other kind. The penalty draws the weights to 1 / groups and the biases to 0: the stronger it
-is, the nearer the answer is to the groups' geometric mean, not to a guess at random. With more than 2,000 classes there are
-no biases: a few samples a class do not say what they should be.
+There is one weight a group and one bias a class. A full weight matrix would have groups x classes x classes weights,
+five million for five groups and 1,000 classes, which no held-out data can determine. What remains is a product of
+experts with a correction for class frequencies. It is equivariant to the order of the classes; with two classes it is
+logistic regression on the groups' log odds. The penalty draws the weights to 1 / groups and the biases to 0: the
+stronger it is, the closer the result is to the groups' geometric mean, not to a uniform prediction. Above 2,000 classes
+there are no biases, because a few samples a class cannot determine them.
+
+scikit-learn's `LogisticRegression` cannot express weights that are shared by all classes.
 """
 
 from __future__ import annotations
@@ -25,22 +28,22 @@ from numpy.typing import NDArray
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
 FOLDS = 5
-LARGEST = 50_000_000  # numbers that are looked at: samples x groups x classes
-_ALL_FOLDS = 10_000_000  # numbers up to which the strength is judged on all folds, not on the first alone
+LARGEST = 50_000_000  # numbers to fit to: samples x groups x classes
+_ALL_FOLDS = 10_000_000  # numbers up to which all folds are used to choose the strength, not the first alone
 MOST_BIASES = 2_000  # classes
-_AT_ONCE = 1 << 20
-_STEPS = 50
+_BLOCK_NUMBERS = 1 << 20
+_MAX_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A fitted stack.
+class StackingFit:
+    """The parameters of a fitted stack.
 
     Attributes:
         weights: (groups,).
         biases: (classes,).
-        strength: of the penalty, strength / 2 * (|weights - 1 / groups|^2 + |biases|^2), beside the mean log loss.
-        loss: mean log loss on what it was fitted on, in nats (multilabel: a label).
+        strength: of the penalty, strength / 2 * (|weights - 1 / groups|^2 + |biases|^2), added to the mean log loss.
+        loss: mean log loss on the samples it was fitted to, in nats (multilabel: averaged over labels).
     """
 
     weights: NDArray[np.float64]
@@ -49,23 +52,22 @@ class Stack:
     loss: float
 
 
-def fit_stack(
+def fit_stacking(
     features: NDArray[np.float32],
     labels: NDArray[np.generic],
     folds: NDArray[np.int64],
     task: str,
     strengths: Sequence[float] = STRENGTHS,
-) -> Stack:
-    """Fit by Newton's method; the penalty is the one that other samples like best.
+) -> StackingFit:
+    """Fit a stack by Newton's method, with the penalty chosen by cross-validation.
 
-    Of `strengths`, strongest first, that of the least log loss on the samples of a fold after a fit to those of all others is
-    taken, among equals the strongest: summed over all folds where there are at most ten million numbers, else on the first
-    fold. The stack is then fitted to all samples.
+    The strength of least log loss on a fold after a fit to the other folds is taken, among ties the strongest: summed
+    over all folds up to ten million numbers, else on the first fold alone. The stack is then fitted to all samples.
 
     Args:
-        features: (groups, n, classes) log probabilities or logits, as `combine.log_scores` makes them.
+        features: (groups, n, classes) log probabilities or logits, from `rules.log_scores`.
         labels: (n,) classes, or (n, classes) 0 and 1.
-        folds: (n,) the fold of each sample, 0 to 4.
+        folds: (n,) fold of each sample, 0 to 4.
         task: multiclass or multilabel.
         strengths: one or more.
     """
@@ -74,21 +76,21 @@ def fit_stack(
     if len(strongest_first) > 1:
         losses = np.zeros(len(strongest_first))
         for fold in np.unique(folds)[: FOLDS if features.size <= _ALL_FOLDS else 1]:
-            mine, other = folds != fold, folds == fold
-            training = _Problem(features[:, mine], labels[mine], task)
-            judging = _Problem(features[:, other], labels[other], task)
-            start = training.start()
+            in_training, in_test = folds != fold, folds == fold
+            training = _Problem(features[:, in_training], labels[in_training], task)
+            test = _Problem(features[:, in_test], labels[in_test], task)
+            parameters = training.initial_parameters()
             for number, candidate in enumerate(strongest_first):
-                start = training.fitted(candidate, start)
-                losses[number] += judging.loss(start) * other.sum()
+                parameters = training.minimize(candidate, parameters)
+                losses[number] += test.loss(parameters) * in_test.sum()
         strength = strongest_first[int(losses.argmin())]
     problem = _Problem(features, labels, task)
-    found = problem.fitted(strength, problem.start())
-    return Stack(found[: len(features)], problem.biases_of(found), strength, problem.loss(found))
+    parameters = problem.minimize(strength, problem.initial_parameters())
+    return StackingFit(parameters[: len(features)], problem.biases(parameters), strength, problem.loss(parameters))
 
 
 class _Problem:
-    """The log loss of a stack on some samples, as a function of its weights and, where it has some, biases."""
+    """The log loss of a stack on some samples, as a function of its weights and (below 2,000 classes) biases."""
 
     def __init__(self, features: NDArray[np.float32], labels: NDArray[np.generic], task: str) -> None:
         self._features, self._labels, self._task = features, labels, task
@@ -96,108 +98,110 @@ class _Problem:
         self._biases = self._classes if self._classes <= MOST_BIASES else 0
         self._prior = np.append(np.full(self._groups, 1 / self._groups), np.zeros(self._biases))
 
-    def start(self) -> NDArray[np.float64]:
-        """Return the geometric mean of the groups."""
+    def initial_parameters(self) -> NDArray[np.float64]:
+        """Return the parameters of the groups' geometric mean."""
         return self._prior.copy()
 
-    def biases_of(self, unknowns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the (classes,) biases, of very many classes 0."""
-        return unknowns[self._groups :] if self._biases else np.zeros(self._classes)
+    def biases(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the (classes,) biases, 0 if there are too many classes."""
+        return parameters[self._groups :] if self._biases else np.zeros(self._classes)
 
-    def fitted(self, strength: float, start: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the unknowns of the least loss and penalty, by Newton's method from `start`.
+    def minimize(self, strength: float, start: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the parameters of least penalised loss, by Newton's method.
 
-        Steps that do not lower the sum are halved; it ends where a step promises less than a billionth nat.
+        Steps that do not lower the loss are halved; it stops if a step promises less than 1e-9 nats.
         """
 
-        def value(unknowns: NDArray[np.float64]) -> float:
-            away = unknowns - self._prior
-            return self.loss(unknowns) + strength / 2 * float(away @ away)
+        def value(parameters: NDArray[np.float64]) -> float:
+            deviation = parameters - self._prior
+            return self.loss(parameters) + strength / 2 * float(deviation @ deviation)
 
-        unknowns, reached = start, value(start)
-        for _ in range(_STEPS):
-            slope, curvature = self._derivatives(unknowns)
-            slope += strength * (unknowns - self._prior)
-            curvature[np.diag_indices_from(curvature)] += strength
-            step = np.linalg.solve(curvature, -slope)
-            if -(slope @ step) / 2 < 1e-9:
+        parameters, reached = start, value(start)
+        for _ in range(_MAX_STEPS):
+            gradient, hessian = self._derivatives(parameters)
+            gradient += strength * (parameters - self._prior)
+            hessian[np.diag_indices_from(hessian)] += strength
+            step = np.linalg.solve(hessian, -gradient)
+            if -(gradient @ step) / 2 < 1e-9:
                 break
-            stride = 1.0
-            while (found := value(unknowns + stride * step)) >= reached and stride > 1e-3:
-                stride /= 2
-            if found >= reached:
-                break  # as low as float32 can tell
-            unknowns, reached = unknowns + stride * step, found
-        return unknowns
+            step_size = 1.0
+            while (trial := value(parameters + step_size * step)) >= reached and step_size > 1e-3:
+                step_size /= 2
+            if trial >= reached:
+                break  # converged to float32 precision
+            parameters, reached = parameters + step_size * step, trial
+        return parameters
 
-    def loss(self, unknowns: NDArray[np.float64]) -> float:
-        """Return the mean log loss."""
+    def loss(self, parameters: NDArray[np.float64]) -> float:
+        """Return the mean log loss, without the penalty."""
         total = 0.0
         for features, labels in self._blocks():
-            total += (_binary if self._task == "multilabel" else _softmax)(self._scores(features, unknowns), labels)[0]
+            total += self._evaluate(self._scores(features, parameters), labels)[0]
         return total / self._size
 
-    def _derivatives(self, unknowns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _derivatives(self, parameters: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the gradient and the Hessian of the mean log loss."""
-        groups, own = self._groups, slice(self._groups, self._groups + self._biases)
-        slope, curvature = np.zeros(groups + self._biases), np.zeros((groups + self._biases,) * 2)
+        groups, of_biases = self._groups, slice(self._groups, self._groups + self._biases)
+        gradient, hessian = np.zeros(groups + self._biases), np.zeros((groups + self._biases,) * 2)
         for features, labels in self._blocks():
-            _, said, away = (_binary if self._task == "multilabel" else _softmax)(
-                self._scores(features, unknowns), labels
-            )
-            slope[:groups] += [np.einsum("nc,nc->n", away, values).sum(dtype=np.float64) for values in features]
-            share = said * (1 - said) if self._task == "multilabel" else said
-            times = features * share
-            curvature[:groups, :groups] += times.reshape(groups, -1) @ features.reshape(groups, -1).T
-            across = times.sum(axis=1)
-            if self._task != "multilabel":  # classes share one unit of probability
-                means = times.sum(axis=2)
-                curvature[:groups, :groups] -= means @ means.T
-                across -= means @ said
+            _, probabilities, residuals = self._evaluate(self._scores(features, parameters), labels)
+            gradient[:groups] += [np.einsum("nc,nc->n", residuals, values).sum(dtype=np.float64) for values in features]
+            variance = probabilities * (1 - probabilities) if self._task == "multilabel" else probabilities
+            products = features * variance
+            hessian[:groups, :groups] += products.reshape(groups, -1) @ features.reshape(groups, -1).T
+            cross = products.sum(axis=1)
+            if self._task != "multilabel":  # the probabilities of the classes sum to 1
+                means = products.sum(axis=2)
+                hessian[:groups, :groups] -= means @ means.T
+                cross -= means @ probabilities
             if self._biases:
-                slope[own] += away.sum(axis=0, dtype=np.float64)
-                curvature[:groups, own] += across
-                curvature[own, own] += np.diag(share.sum(axis=0, dtype=np.float64))
+                gradient[of_biases] += residuals.sum(axis=0, dtype=np.float64)
+                hessian[:groups, of_biases] += cross
+                hessian[of_biases, of_biases] += np.diag(variance.sum(axis=0, dtype=np.float64))
                 if self._task != "multilabel":
-                    curvature[own, own] -= said.T @ said
-        curvature[own, :groups] = curvature[:groups, own].T
-        return slope / self._size, curvature / self._size
+                    hessian[of_biases, of_biases] -= probabilities.T @ probabilities
+        hessian[of_biases, :groups] = hessian[:groups, of_biases].T
+        return gradient / self._size, hessian / self._size
 
     @property
     def _size(self) -> int:
-        """By what the summed loss is divided: the mean of multilabel is over labels as well."""
+        """The divisor of the summed loss: samples, for multilabel times labels."""
         return int(self._count * (self._classes if self._task == "multilabel" else 1))
 
     def _blocks(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.generic]]]:
-        step = max(1, _AT_ONCE // self._classes)
+        step = max(1, _BLOCK_NUMBERS // self._classes)
         for start in range(0, self._count, step):
             yield self._features[:, start : start + step], self._labels[start : start + step]
 
-    def _scores(self, features: NDArray[np.float32], unknowns: NDArray[np.float64]) -> NDArray[np.float32]:
-        scores = np.broadcast_to(self.biases_of(unknowns).astype(np.float32), features.shape[1:]).copy()
-        for values, weight in zip(features, unknowns[: self._groups].astype(np.float32), strict=True):
+    def _scores(self, features: NDArray[np.float32], parameters: NDArray[np.float64]) -> NDArray[np.float32]:
+        scores = np.broadcast_to(self.biases(parameters).astype(np.float32), features.shape[1:]).copy()
+        for values, weight in zip(features, parameters[: self._groups].astype(np.float32), strict=True):
             scores += weight * values
         return scores
 
+    def _evaluate(self, scores: NDArray[np.float32], labels: NDArray[np.generic]) -> _Evaluation:
+        return (_evaluate_sigmoid if self._task == "multilabel" else _evaluate_softmax)(scores, labels)
 
-_Found = tuple[float, NDArray[np.float32], NDArray[np.float32]]
+
+_Evaluation = tuple[float, NDArray[np.float32], NDArray[np.float32]]
 
 
-def _softmax(scores: NDArray[np.float32], labels: NDArray[np.generic]) -> _Found:
-    """Return the summed log loss, the probabilities, and these less what is true."""
-    rows, of_label = np.arange(len(labels)), labels.astype(np.int64)
+def _evaluate_softmax(scores: NDArray[np.float32], labels: NDArray[np.generic]) -> _Evaluation:
+    """Return the summed log loss, the probabilities, and the residuals (probabilities minus one-hot labels)."""
+    rows, classes = np.arange(len(labels)), labels.astype(np.int64)
     scores -= scores.max(axis=1, keepdims=True)
-    right = scores[rows, of_label].astype(np.float64)
+    label_scores = scores[rows, classes].astype(np.float64)
     np.exp(scores, out=scores)
     total = scores.sum(axis=1, dtype=np.float64)
     scores /= total[:, None].astype(np.float32)
-    away = scores.copy()
-    away[rows, of_label] -= 1
-    return float(np.log(total).sum() - right.sum()), scores, away
+    residuals = scores.copy()
+    residuals[rows, classes] -= 1
+    return float(np.log(total).sum() - label_scores.sum()), scores, residuals
 
 
-def _binary(scores: NDArray[np.float32], labels: NDArray[np.generic]) -> _Found:
+def _evaluate_sigmoid(scores: NDArray[np.float32], labels: NDArray[np.generic]) -> _Evaluation:
+    """Return the same of independent labels."""
     values, truth = scores.astype(np.float64), labels.astype(np.float64)
     loss = float((np.logaddexp(0, values) - truth * values).sum())
-    said = 1 / (1 + np.exp(-values))
-    return loss, said.astype(np.float32), (said - truth).astype(np.float32)
+    probabilities = 1 / (1 + np.exp(-values))
+    return loss, probabilities.astype(np.float32), (probabilities - truth).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which subsets of the members stand for an ensemble of each size: all of them, or the same few where they are too many."""
+"""Subsets of the members for each ensemble size: all of them, or a fixed pseudo-random selection if there are too many."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 
 from choral.core.counter_rng import uniform
 
-_STREAM = 0x5B  # tells these random numbers from others
+_STREAM = 0x5B  # of the counter-based random numbers
 
 
-def subsets_of(members: int, size: int, most: int) -> list[tuple[int, ...]]:
-    """Return different subsets of range(members), each ascending.
+def choose_subsets(members: int, size: int, limit: int) -> list[tuple[int, ...]]:
+    """Return distinct subsets of range(members), each ascending.
 
     Args:
         members: at least 1.
         size: of each subset, 1 to `members`.
-        most: if there are more than this, so many of them are drawn by a hash: the same at every call, and all alike likely.
+        limit: if there are more subsets than this, so many are drawn by a hash: uniformly, and the same at every call.
     """
-    if comb(members, size) <= most:
+    if comb(members, size) <= limit:
         return list(combinations(range(members), size))
-    found: dict[tuple[int, ...], None] = {}
+    chosen: dict[tuple[int, ...], None] = {}
     row = 0
-    while len(found) < most:
-        order = uniform(size, members, np.arange(row, row + most), members, _STREAM).argsort(axis=1, kind="stable")
-        found.update(dict.fromkeys(tuple(sorted(one[:size])) for one in order.tolist()))
-        row += most
-    return list(found)[:most]
+    while len(chosen) < limit:
+        order = uniform(size, members, np.arange(row, row + limit), members, _STREAM).argsort(axis=1, kind="stable")
+        chosen.update(dict.fromkeys(tuple(sorted(one[:size])) for one in order.tolist()))
+        row += limit
+    return list(chosen)[:limit]

@@ -10,25 +10,30 @@ from collections.abc import Callable, Sequence
 
 from choral.config import Config
 from choral.core.errors import ChoralError
-from choral.inference.evaluation_request import Request, add_arguments, request_of
-from choral.runs.rank_main import as_rank
+from choral.inference.evaluation_request import EvaluationRequest, add_arguments, build_request
+from choral.runs.rank_main import run_rank
 
 
-def main(arguments: Sequence[str] | None = None, after: Callable[[Request], None] | None = None) -> int:
-    """Evaluate as the command line says, and return the exit status; what comes after it is called on the main rank."""
+def main(arguments: Sequence[str] | None = None, after: Callable[[EvaluationRequest], None] | None = None) -> int:
+    """Evaluate as the command line says, and return the exit status.
+
+    Args:
+        arguments: of the command line; None: those of the process.
+        after: called on the main rank if the evaluation succeeded.
+    """
     parser = argparse.ArgumentParser(
         prog="accelerate launch launch/evaluate.py",
-        description="Write a run's ledger, or that of several runs and checkpoints together. "
+        description="Write the prediction ledgers of a run, or of several runs and checkpoints as one ensemble. "
         "Example: accelerate launch launch/evaluate.py elpv-demo --split test --views d4",
     )
     add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
-    rank = int(os.environ.get("RANK", "0"))  # set by the launcher; needed before there is a process group
+    rank = int(os.environ.get("RANK", "0"))  # set by the launcher; there is no process group yet
     try:
-        request = request_of(options)
+        request = build_request(options)
         config = request.config()
     except ChoralError as error:
-        if rank == 0:  # every rank finds the same; once is enough
+        if rank == 0:  # every rank meets the same error; one message is enough
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     code = _evaluate(request, config)
@@ -37,11 +42,11 @@ def main(arguments: Sequence[str] | None = None, after: Callable[[Request], None
     return code
 
 
-def _evaluate(request: Request, config: Config) -> int:
+def _evaluate(request: EvaluationRequest, config: Config) -> int:
     from choral.inference.evaluation_pass import evaluate
 
-    folder = request.folder
-    return as_rank(config, folder, lambda run: evaluate(config, folder, run, request.force, request.data_name))
+    run_dir, force, data_name = request.run_dir, request.force, request.data_name
+    return run_rank(config, run_dir, lambda runtime: evaluate(config, run_dir, runtime, force, data_name))
 
 
 if __name__ == "__main__":

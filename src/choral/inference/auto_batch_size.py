@@ -1,69 +1,67 @@
-"""evaluate.batch_size: auto. The largest batch that a forward pass of every network of an evaluation has room for."""
+"""evaluate.batch_size: auto. Finds the largest batch with which a forward pass of every model fits into memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from choral.config import Config
 from choral.core.errors import OutOfMemory
 from choral.core.process_group import Runtime
-from choral.inference.trained_models import TrainedModel
+from choral.inference.trained_model import TrainedModel
 from choral.runs.memory import (
-    Trial,
-    agreed,
+    MemoryProbe,
     device_name,
-    doubling,
-    host_share,
-    largest,
-    remember,
-    remembered,
+    doubling_sizes,
+    find_largest_fitting,
+    fits_on_all_ranks,
+    host_memory_share,
+    read_probe_result,
+    write_probe_result,
 )
 from choral.runs.run_dir import RunDir
 
-MOST = {"cpu": 64, "cuda": 512}
-"""Images at a time; more would not be faster, or hardly."""
+MAX_IMAGES = {"cpu": 64, "cuda": 512}
+"""Largest batch size that is tried, by device type; larger batches are hardly faster."""
 _NAME = "evaluate.batch_size"
 _log = logging.getLogger(__name__)
 
 
-def with_batch_size(config: Config, folder: RunDir, run: Runtime, models: Sequence[TrainedModel]) -> Config:
-    """Return the config with `batch_size: auto` replaced, the same on all ranks and at every start.
+def find_batch_size(models: Sequence[TrainedModel], precision: str, run_dir: RunDir, runtime: Runtime) -> int:
+    """Return the largest batch size that fits for every model, the same on all ranks and at every start.
 
-    What was found for the same networks, precision and kind of device stands in batch.json of the run folder.
+    RUN/batch.json stores the result for these models, precision and type of device, and is read first.
 
     Raises:
-        OutOfMemory: a network has no room for a single image.
+        OutOfMemory: a model does not fit with a single image.
     """
-    if config.evaluate.batch_size == "auto":
-        input_specs = {f"{model.config.model.name} {model.config.data.image_size}": model for model in models}
-        settings = {"networks": sorted(input_specs), "precision": config.train.precision, "device": device_name(run)}
-        size = remembered(folder, run, _NAME, settings)
-        if not size:
-            size = min(_found(model, run) for model in input_specs.values())
-            remember(folder, run, _NAME, settings, size)
-            _log.info("evaluate.batch_size: auto: %d images at a time (%s)", size, device_name(run))
-        return replace(config, evaluate=replace(config.evaluate, batch_size=size))
-    return config
+    by_architecture = {f"{model.config.model.name} {model.config.data.image_size}": model for model in models}
+    settings = {"networks": sorted(by_architecture), "precision": precision, "device": device_name(runtime)}
+    size = read_probe_result(run_dir, runtime, _NAME, settings)
+    if not size:
+        size = min(_probe_model(model, runtime) for model in by_architecture.values())
+        write_probe_result(run_dir, runtime, _NAME, settings, size)
+        _log.info("evaluate.batch_size: auto: %d images at a time (%s)", size, device_name(runtime))
+    return size
 
 
-def _found(model: TrainedModel, run: Runtime) -> int:
-    network, side = model.load(run.device), model.config.data.image_size
+def _probe_model(model: TrainedModel, runtime: Runtime) -> int:
+    """Return the largest batch size with which a model fits on every rank."""
+    network, side = model.load(runtime.device), model.config.data.image_size
 
     @torch.inference_mode()
     def work(count: int) -> None:
-        images = torch.randn(count, 3, side, side, device=run.device)
-        with run.accelerator.autocast():
-            network(images.flip(-1))  # beside the images there is a view of them
+        images = torch.randn(count, 3, side, side, device=runtime.device)
+        with runtime.accelerator.autocast():
+            network(images.flip(-1))  # a view is a second copy of the images
 
-    trial = Trial(work, run.device, host_share(run))
-    size = largest(doubling(MOST.get(run.device.type, 64)), agreed(run, trial.fits))
+    probe = MemoryProbe(work, runtime.device, host_memory_share(runtime))
+    sizes = doubling_sizes(MAX_IMAGES.get(runtime.device.type, 64))
+    size = find_largest_fitting(sizes, fits_on_all_ranks(runtime, probe.fits))
     if not size:
         raise OutOfMemory(
-            f"evaluate.batch_size: auto: out of memory with a single image of {side} x {side} for {model.name}: end what "
-            "else is on the device, or use another one"
+            f"evaluate.batch_size: auto: out of memory with a single image of {side} x {side} for {model.name}: end other "
+            "processes on the device, or use another device"
         )
     return size

@@ -1,9 +1,9 @@
-"""A split in chunks: what is predicted together, dealt to ranks, and kept on disk as soon as it is finished.
+"""A split in chunks: the rows that are predicted together, distributed over ranks, and stored as soon as they are finished.
 
-Chunks are so many consecutive rows of the split however many ranks there are, and a chunk is one batch of every network:
-so a prediction does not depend on the number of ranks, to the bit. A finished chunk is found again by later starts with any
-number of ranks. Its folder is named by everything that decides what is in it: weights, views, data, rows, size of the chunks,
-and what computes it.
+A chunk is a fixed number of consecutive rows, whatever the number of ranks, and one batch for every model: so predictions
+do not depend on the number of ranks, bit for bit. Later starts, with any number of ranks, find the finished chunks. The
+directory's name is a hash of everything that decides their content: weights, views, data, rows, chunk size, software and
+type of device.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.data.shards.epoch_plan import slice_of
-from choral.inference.ledger import LedgerMeta, own_part, write_part
+from choral.data.shards.epoch_plan import rank_slice
+from choral.inference.ledger import LedgerMeta, check_part, write_part
 from choral.inference.ledger_parts import open_part, part_path, part_paths
 
 _log = logging.getLogger(__name__)
-_WRITE_AT_LEAST_EVERY_S = 10.0
-# Of the time that a rank has been at work: a long evaluation leaves hundreds of files, not thousands.
-_WRITE_EVERY = 0.02
-_WRITE_BYTES = 64 << 20  # of a rank's predictions in memory
+_MIN_WRITE_INTERVAL_S = 10.0
+_WRITE_INTERVAL_SHARE = 0.02  # of the time since the start: a long evaluation leaves hundreds of files, not thousands
+_MAX_PENDING_BYTES = 64 << 20  # of a rank's predictions in memory
+
+Columns = dict[tuple[str, str], NDArray[np.float32]]
+"""(member, view) to (n, outputs) predictions."""
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """The rows of a split that are asked about, in the order in which they are, and how many of them are a chunk."""
+    """The rows of a split to predict, in order, and the number of rows per chunk."""
 
     rows: NDArray[np.int64]
     size: int
@@ -44,101 +46,98 @@ class Chunks:
         """Return the number of chunks."""
         return -(-len(self.rows) // self.size)
 
-    def rows_of(self, chunk: int) -> NDArray[np.int64]:
-        """Return the rows of a chunk, `size` of them but for the last."""
+    def rows_in(self, chunk: int) -> NDArray[np.int64]:
+        """Return the rows of a chunk: `size` of them, fewer in the last chunk."""
         return self.rows[chunk * self.size : (chunk + 1) * self.size]
 
-    def folder(self, predictions: Path, meta: LedgerMeta, computed_by: Sequence[str]) -> Path:
-        """Return where finished chunks of a ledger are kept until it is written.
+    def parts_dir(self, predictions: Path, meta: LedgerMeta, computed_by: Sequence[str]) -> Path:
+        """Return the directory of a ledger's finished chunks.
 
         Args:
-            predictions: of the run.
+            predictions: directory of the run's ledgers.
             meta: of the ledger.
-            computed_by: software and kind of device, of which a ledger is not a mixture.
+            computed_by: software and type of device; results of different ones are never mixed in a ledger.
         """
         content = {name: value for name, value in asdict(meta).items() if name != "skipped"}
-        words = json.dumps([content, self.size, hashlib.sha256(self.rows.tobytes()).hexdigest(), *computed_by])
-        return parts_of(predictions, meta.split) / hashlib.sha256(words.encode()).hexdigest()[:16]
+        text = json.dumps([content, self.size, hashlib.sha256(self.rows.tobytes()).hexdigest(), *computed_by])
+        return split_parts_dir(predictions, meta.split) / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def parts_of(predictions: Path, split: str) -> Path:
-    """Return the folder of all unfinished ledgers of a split."""
+def split_parts_dir(predictions: Path, split: str) -> Path:
+    """Return the directory of all unfinished ledgers of a split."""
     return predictions / f".{split}.parts"
 
 
-def dealt(todo: NDArray[np.int64], rank: int, world_size: int) -> list[int]:
-    """Return a rank's share of the chunks to do: consecutive ones, so that it reads a stretch of the shards."""
-    share: list[int] = todo[slice_of(len(todo), rank, world_size)].tolist()
+def rank_share(todo: NDArray[np.int64], rank: int, world_size: int) -> list[int]:
+    """Return the chunks that a rank has to do: consecutive ones, so that it reads consecutive samples of the shards."""
+    share: list[int] = todo[rank_slice(len(todo), rank, world_size)].tolist()
     return share
 
 
-def finished(folder: Path, chunks: int, meta: LedgerMeta, may_skip: bool = True) -> NDArray[np.bool_]:
-    """Return which of so many chunks lie in a folder, and make it tidy: one rank alone may do so.
+def find_finished_chunks(directory: Path, chunks: int, meta: LedgerMeta, may_skip: bool = True) -> NDArray[np.bool_]:
+    """Return (chunks,) which chunks are finished, and delete files of no use. Only one rank may call it.
 
-    Parts that are damaged or overlap are deleted, with a warning, and so is what belongs to other predictions of the split:
-    other weights, views or data. Unless samples may be skipped, so are parts of an earlier start that has skipped some.
+    Deletes, with a warning, parts that are damaged or overlap; parts of other predictions of the split (other weights,
+    views or data); and, unless samples may be skipped, parts of an earlier start that skipped some.
     """
-    for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
-        if other != folder:
+    for other in directory.parent.iterdir() if directory.parent.is_dir() else ():
+        if other != directory:
             shutil.rmtree(other) if other.is_dir() else other.unlink()
     done = np.zeros(chunks, dtype=np.bool_)
-    for path in folder.glob(".*"):  # of a process that was killed while writing
+    for path in directory.glob(".*"):  # of a process that was killed while writing
         path.unlink()
-    for path in part_paths(folder):
+    for path in part_paths(directory):
         try:
-            part = own_part(open_part(path), meta)
-            named = path == part_path(folder, part.first, part.stop)
-            if not named or part.stop > chunks or done[part.first : part.stop].any():
-                raise DataError(f"{path}: holds other chunks than it should")
+            part = check_part(open_part(path), meta)
+            is_named_right = path == part_path(directory, part.first, part.stop)
+            if not is_named_right or part.stop > chunks or done[part.first : part.stop].any():
+                raise DataError(f"{path}: holds other chunks than its name says")
             if part.skipped and not may_skip:
-                raise DataError(f"{path}: without samples that could not be read, such as {part.skipped[0]!r}")
+                raise DataError(f"{path}: lacks samples that could not be read, such as {part.skipped[0]!r}")
         except DataError as error:
-            _log.warning("predicted again: %s", error)
+            _log.warning("predicting again: %s", error)
             path.unlink()
         else:
             done[part.first : part.stop] = True
     return done
 
 
-Columns = dict[tuple[str, str], NDArray[np.float32]]
-"""(n, outputs) predictions by (member, view)."""
-
-
 class ChunkWriter:
-    """Keeps a rank's finished chunks in memory for some seconds, then writes them into one file.
+    """Collects a rank's finished chunks in memory for some seconds, then writes them to one file.
 
     Args:
-        folder: `Chunks.folder`.
-        table: makes the rows of a ledger from predictions of consecutive chunks, laid end to end.
+        directory: `Chunks.parts_dir`.
+        build_table: builds the rows of a ledger from the rows and columns of consecutive chunks.
     """
 
-    def __init__(self, folder: Path, table: Callable[[NDArray[np.int64], Columns], pa.Table]) -> None:
-        self._folder, self._table = folder, table
+    def __init__(self, directory: Path, build_table: Callable[[NDArray[np.int64], Columns], pa.Table]) -> None:
+        self._directory, self._build_table = directory, build_table
         self._started = self._written = time.monotonic()
-        self._held: list[tuple[int, NDArray[np.int64], Columns]] = []
+        self._pending: list[tuple[int, NDArray[np.int64], Columns]] = []
         self._skipped: list[str] = []
 
     def add(self, chunk: int, rows: NDArray[np.int64], columns: Columns, skipped: Sequence[str]) -> None:
-        """Take a finished chunk: its readable rows, their predictions, and the keys of the others."""
-        if self._held and chunk != self._held[-1][0] + 1:
+        """Add a finished chunk: its readable rows, their predictions, and the keys of its other samples."""
+        if self._pending and chunk != self._pending[-1][0] + 1:
             self.flush()
-        self._held.append((chunk, rows, columns))
+        self._pending.append((chunk, rows, columns))
         self._skipped += skipped
         now = time.monotonic()
-        held = sum(values.nbytes for _, _, own in self._held for values in own.values())
-        pause = max(_WRITE_AT_LEAST_EVERY_S, _WRITE_EVERY * (now - self._started))
-        if held > _WRITE_BYTES or now - self._written > pause:
+        size = sum(values.nbytes for _, _, columns in self._pending for values in columns.values())
+        interval = max(_MIN_WRITE_INTERVAL_S, _WRITE_INTERVAL_SHARE * (now - self._started))
+        if size > _MAX_PENDING_BYTES or now - self._written > interval:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held.
+        """Write the pending chunks.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the file cannot be written.
         """
-        if self._held:
-            rows = np.concatenate([rows for _, rows, _ in self._held])
-            columns = {name: np.concatenate([own[name] for _, _, own in self._held]) for name in self._held[0][2]}
-            first, stop = self._held[0][0], self._held[-1][0] + 1
-            write_part(self._folder, first, stop, self._table(rows, columns), self._skipped)
-        self._held, self._skipped, self._written = [], [], time.monotonic()
+        if self._pending:
+            rows = np.concatenate([rows for _, rows, _ in self._pending])
+            names = self._pending[0][2]
+            columns = {name: np.concatenate([columns[name] for _, _, columns in self._pending]) for name in names}
+            first, stop = self._pending[0][0], self._pending[-1][0] + 1
+            write_part(self._directory, first, stop, self._build_table(rows, columns), self._skipped)
+        self._pending, self._skipped, self._written = [], [], time.monotonic()

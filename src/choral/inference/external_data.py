@@ -1,5 +1,5 @@
-"""Data that a run is evaluated on beside its own: the ledger is called SPLIT@NAME, and RUN/predictions/data.json says
-where NAME lies."""
+"""Evaluation on other data than the run's own: their ledger is named SPLIT@NAME, and RUN/predictions/data.json stores where
+the data NAME are."""
 
 from __future__ import annotations
 
@@ -9,85 +9,92 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from choral.config import Config
-from choral.config.ensemble import LEGAL_NAME
+from choral.config.fields import NAME_PATTERN
 from choral.core.errors import ConfigError, DataError
 from choral.data.shards.index import Dataset, Index
-from choral.inference.trained_models import TrainedModel, is_assembled
+from choral.inference.models_file import is_assembled
+from choral.inference.trained_model import TrainedModel
 from choral.runs.run_dir import RunDir, read_json, write_json
 
-_AT = "@"
+_SEPARATOR = "@"
 _FILE = "data.json"
 
 
-def split_of(ledger: str) -> str:
-    """Return the split that a ledger is about, by the ledger's name: "test" of "test@customers"."""
-    return ledger.partition(_AT)[0]
+def split_from_ledger_name(ledger: str) -> str:
+    """Return the split of a ledger by the ledger's name: "test" for "test@customers"."""
+    return ledger.partition(_SEPARATOR)[0]
 
 
-def named_data(text: str) -> tuple[str, str]:
-    """Read [NAME=]FOLDER; without a name, the folder's."""
+def parse_data_option(text: str) -> tuple[str, str]:
+    """Return name and folder of the option --data [NAME=]FOLDER; name "" if it is not given."""
     name, equals, folder = text.partition("=")
-    if equals and LEGAL_NAME.fullmatch(name) and not Path(text).exists():
+    if equals and NAME_PATTERN.fullmatch(name) and not Path(text).exists():
         return name, folder
     return "", text
 
 
-def suffix_of(folder: RunDir, models: Sequence[TrainedModel], dataset: Dataset, name: str) -> str:
-    """Return what is appended to splits in the names of ledgers: nothing for the run's own data, "@NAME" for others.
+def compute_ledger_suffix(run_dir: RunDir, models: Sequence[TrainedModel], dataset: Dataset, name: str) -> str:
+    """Return the suffix of ledger names: "" for the run's own data, "@NAME" for others.
 
-    A run's own are the data that it was trained on, wherever they lie now; those of an assembled run, the data of its config.
+    A run's own data are those that it was trained on, wherever they are now; for an assembled run, those of its config.
 
     Args:
-        folder, voices: of the run.
-        dataset: that is evaluated on.
-        name: that was asked for; "": the folder's.
+        run_dir, models: of the run.
+        dataset: to evaluate on.
+        name: requested name; "": the name of the folder.
 
     Raises:
         ConfigError: another data set has been evaluated under that name.
     """
-    stored = Path(folder.config().data.shards).absolute()
-    if dataset.folder == stored or dataset.fingerprint == _own_fingerprint(folder, stored, models):
+    stored = Path(run_dir.config().data.shards).absolute()
+    if dataset.folder == stored or dataset.fingerprint == _own_fingerprint(run_dir, stored, models):
         return ""
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.folder.name).strip("-._") or "data"
-    known = (read_json(folder.predictions / _FILE) or {}).get(name)
-    if known is not None and known["fingerprint"] != dataset.fingerprint:
+    entry = (read_json(run_dir.predictions / _FILE) or {}).get(name)
+    if entry is not None and entry["fingerprint"] != dataset.fingerprint:
         raise ConfigError(
-            f"--data: '{name}' has been {known['shards']}, and holds other data; give these a name: "
+            f"--data: the name '{name}' already stands for other data, {entry['shards']}; choose another one: "
             f"--data NAME={dataset.folder}"
         )
-    return f"{_AT}{name}"
+    return f"{_SEPARATOR}{name}"
 
 
-def _own_fingerprint(folder: RunDir, stored: Path, models: Sequence[TrainedModel]) -> str:
-    if is_assembled(folder):  # its networks may have been trained on other data, each on its own
-        with contextlib.suppress(DataError):  # they lie elsewhere by now
+def _own_fingerprint(run_dir: RunDir, stored: Path, models: Sequence[TrainedModel]) -> str:
+    """Return the fingerprint of a run's own data.
+
+    Args:
+        run_dir, models: of the run.
+        stored: where its config says the data are.
+    """
+    if is_assembled(run_dir):  # its models may have been trained on different data
+        with contextlib.suppress(DataError):  # the data have been moved or deleted
             return Dataset.open(str(stored)).fingerprint
-    return models[0].dataset
+    return models[0].dataset_fingerprint
 
 
-def remember(folder: RunDir, dataset: Dataset, suffix: str) -> None:
-    """Note where the data of ledgers with a suffix lie."""
+def write_data_location(run_dir: RunDir, dataset: Dataset, suffix: str) -> None:
+    """Store in data.json where the data of ledgers with a suffix are; nothing for suffix ""."""
     if suffix:
-        path = folder.predictions / _FILE
+        path = run_dir.predictions / _FILE
         entry = {"shards": str(dataset.folder), "fingerprint": dataset.fingerprint}
-        write_json(path, {**(read_json(path) or {}), suffix.removeprefix(_AT): entry})
+        write_json(path, {**(read_json(path) or {}), suffix.removeprefix(_SEPARATOR): entry})
 
 
-def index_of(folder: RunDir, config: Config, ledger: str) -> Index:
-    """Return the index of the samples that a ledger is about.
+def open_ledger_index(run_dir: RunDir, config: Config, ledger: str) -> Index:
+    """Open the index of a ledger's samples.
 
     Raises:
-        DataError: the data are not where they were, or other data now.
+        DataError: the data have been moved, deleted or replaced.
     """
-    split, _, name = ledger.partition(_AT)
+    split, _, name = ledger.partition(_SEPARATOR)
     if not name:
         return Index.open(Dataset.open(config.data.shards), split)
-    known = (read_json(folder.predictions / _FILE) or {}).get(name)
-    if known is None:
+    entry = (read_json(run_dir.predictions / _FILE) or {}).get(name)
+    if entry is None:
         raise DataError(
-            f"{folder.predictions / _FILE}: says nothing of '{name}'; evaluate again, with --data {name}=FOLDER"
+            f"{run_dir.predictions / _FILE}: has no entry '{name}'; evaluate again, with --data {name}=FOLDER"
         )
-    dataset = Dataset.open(known["shards"])
-    if dataset.fingerprint != known["fingerprint"]:
-        raise DataError(f"{dataset.folder}: holds other data than those that were evaluated as '{name}'")
+    dataset = Dataset.open(entry["shards"])
+    if dataset.fingerprint != entry["fingerprint"]:
+        raise DataError(f"{dataset.folder}: holds other data than were evaluated as '{name}'")
     return Index.open(dataset, split)

@@ -1,14 +1,20 @@
-"""The prediction ledger: what an evaluation leaves behind, and all that voting, scoring and analysis read.
+"""The prediction ledger: the table of predictions that an evaluation writes, and that combining, scoring and analysis read.
 
-A Parquet file, one row a sample, sorted by key: `key`, `label`, and for every member and view one column "MEMBER/VIEW"
-of float32 predictions. By the task these are, and the label is: multiclass, probabilities over the classes, and a class id;
-multilabel, a probability for each label, and 0 or 1 for each; regression, the numbers. The JSON under the schema's
-metadata key `choral` says what the columns mean.
-Reading one column leaves the bytes of the others alone.
+A Parquet file with one row per sample, sorted by key. Its columns are `key`, `label`, and one column of float32
+predictions, "MEMBER/VIEW", for every member and view.
 
-The ranks of an evaluation write parts, Arrow IPC files of some chunks of the split each: they are mapped into memory and
-merged block by block, so that a merge needs the memory of one block, not of the ledger. The merged file does not depend on
-the number of ranks or parts.
+| task | label | predictions |
+|---|---|---|
+| multiclass | class id | probabilities of the classes |
+| multilabel | 0 or 1 for each label | a probability for each label |
+| regression | a number for each target | a number for each target |
+
+The JSON under the schema's metadata key `choral` describes the columns (`LedgerMeta`). Reading one column does not read the
+bytes of the others.
+
+The ranks of an evaluation write parts: Arrow IPC files with some chunks of the split each. Merging maps them into memory
+and goes block by block, so it needs the memory of one block, not of the ledger. The merged file does not depend on the
+number of ranks or parts.
 """
 
 from __future__ import annotations
@@ -26,32 +32,39 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError, did_you_mean
-from choral.inference.ledger_parts import PART_KEY, Part, checked_rows, open_all, part_path, single_array, written_aside
+from choral.inference.ledger_parts import (
+    PART_KEY,
+    Part,
+    atomic_writer,
+    check_and_sort_rows,
+    open_parts,
+    part_path,
+    single_array,
+)
+from choral.inference.prediction_checks import check_labels, check_predictions
 
 FORMAT = "choral-ledger-1"
 _META_KEY = b"choral"
-_BLOCK_BYTES = 8 << 20  # of one column in one row group: some thousand rows of 1,000 classes
-NETWORK_HINT = "; was the network trained with NaN?"
-_SUM_TOLERANCE = 1e-3
+_BLOCK_BYTES = 8 << 20  # of one column in one row group: about 2,000 rows of 1,000 classes
 
 
 @dataclass(frozen=True)
 class LedgerMeta:
-    """What a ledger holds.
+    """The metadata of a ledger.
 
     Attributes:
         classes: names of the classes, labels or targets, in the order of the predictions.
         members: names, in the order of the columns.
-        views: of the columns: "identity", "tta" (mean of the predictions over `tta_views`), or kept views by name.
-        split: that was evaluated.
+        views: of the columns: "identity", "tta" (average of the predictions over `tta_views`), or stored views by name.
+        split: name of the evaluated split, with "@NAME" for other data than the run's own.
         dataset: fingerprint of the packed data set.
-        evaluation: fingerprint of what predicted (weights, options): a part with another one is never merged.
+        evaluation: hash of the models and options; parts with different hashes are never merged.
         tta_views: the views that the "tta" columns average.
-        task: multiclass (as in all ledgers of before there were others), multilabel or regression.
-        average: what "tta" is of the predictions under its views; see `EvaluateConfig.average`.
-        features: numbers that are kept of what goes into the last layer, beside each column of predictions; 0: none.
-        skipped: samples that have no row because they could not be read, or nobody was asked about them: among held-out
-            predictions those that everybody has seen, among probes all but a part of many.
+        task: multiclass (also if the file does not say), multilabel or regression.
+        average: how "tta" averages its views; see `EvaluateConfig.average`.
+        features: number of feature values stored beside each column of predictions; 0: none.
+        skipped: number of samples without a row, because they could not be read or no model was to predict them: in a
+            held-out ledger, samples that every model was trained on; in a probe ledger, samples that were not selected.
     """
 
     classes: tuple[str, ...]
@@ -68,46 +81,46 @@ class LedgerMeta:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns of predictions, in the order of the file."""
+        """Names of the prediction columns, in the order of the file."""
         return tuple(f"{member}/{view}" for member in self.members for view in self.views)
 
     def to_json(self) -> str:
-        """Return the JSON that stands in the schema's metadata."""
+        """Return the JSON that is stored in the schema's metadata."""
         return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> LedgerMeta:
-        """Read what `to_json` wrote; ValueError, KeyError or TypeError where it is something else."""
+        """Parse what `to_json` wrote; ValueError, KeyError or TypeError if it is something else."""
         content = json.loads(text)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
         values: dict[str, Any] = {}
-        later = {"task": "multiclass", "average": "probabilities", "features": 0}  # what older ledgers do not say
+        defaults = {"task": "multiclass", "average": "probabilities", "features": 0}  # older ledgers lack these keys
         for item in fields(cls):
-            value = content.get(item.name, later[item.name]) if item.name in later else content[item.name]
+            value = content.get(item.name, defaults[item.name]) if item.name in defaults else content[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
 
-def features_of(view: str) -> str:
-    """Return what stands for a view in the name of the column of its features."""
+def feature_column_name(view: str) -> str:
+    """Return the name of a view's feature column, to use in place of the view's name."""
     return f"{view}:features"
 
 
-def ledger_table(
+def build_ledger_table(
     meta: LedgerMeta,
     keys: Sequence[str],
     labels: NDArray[Any],
     predictions: Mapping[tuple[str, str], NDArray[np.float32]],
 ) -> pa.Table:
-    """Return rows of a ledger as an Arrow table, in the order given.
+    """Build rows of a ledger as an Arrow table, in the given order.
 
     Args:
-        meta: what the ledger holds.
+        meta: of the ledger.
         keys: (n,) of the samples; n may be 0.
-        labels: (n,) int64, or (n, labels or targets) float32; see `Targets.of`.
-        predictions: (member, view) to (n, classes) float32, one entry for each of the meta's columns; with features also
-            (member, `features_of(view)`) to (n, features).
+        labels: (n,) int64, or (n, labels or targets) float32; see `Targets.take`.
+        predictions: (member, view) to (n, classes) float32, for each column of `meta`; with features also
+            (member, `feature_column_name(view)`) to (n, features).
     """
     schema = _schema(meta)
     columns = [pa.array(keys, pa.string()), _label_column(meta, labels)]
@@ -117,19 +130,19 @@ def ledger_table(
             assert values.shape == (len(keys), len(meta.classes)), (member, view, values.shape)
             columns.append(_as_lists(values))
     if meta.features:
-        few = (predictions[member, features_of(view)] for member in meta.members for view in meta.views)
-        columns += [_as_lists(np.asarray(values, dtype=np.float16)) for values in few]
+        features = (predictions[member, feature_column_name(view)] for member in meta.members for view in meta.views)
+        columns += [_as_lists(np.asarray(values, dtype=np.float16)) for values in features]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_part(folder: Path, first: int, stop: int, table: pa.Table, skipped: Sequence[str] = ()) -> Path:
-    """Write the rows of consecutive chunks into the folder of parts, atomically.
+    """Write the rows of consecutive chunks to a file in the directory of parts, atomically, and return its path.
 
     Args:
-        folder: for the parts of this ledger alone, made where it does not exist.
-        first, stop: the chunks that are in it, `stop` not included.
-        table: of `ledger_table`.
-        skipped: keys of their samples that could not be read: they need no row, and are counted in the ledger.
+        folder: for the parts of this ledger only; created if it does not exist.
+        first, stop: the chunks, `stop` not included.
+        table: from `build_ledger_table`.
+        skipped: keys of samples that could not be read: they have no row, and are counted in the ledger.
 
     Raises:
         DataError: the file cannot be written.
@@ -137,8 +150,8 @@ def write_part(folder: Path, first: int, stop: int, table: pa.Table, skipped: Se
     part = json.dumps({"first": first, "stop": stop, "skipped": list(skipped)})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), PART_KEY: part.encode()})
     path = part_path(folder, first, stop)
-    with written_aside(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-        # One batch: its columns can be mapped and indexed as single arrays.
+    with atomic_writer(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        # As one record batch, so that columns can be memory-mapped and indexed as single arrays.
         writer.write_table(table.combine_chunks())
     return path
 
@@ -150,24 +163,26 @@ def merge_parts(
 
     Args:
         folder: that `write_part` wrote to.
-        chunks: to expect; each must lie in one part.
-        expected_keys: of all samples of the split; each must have one row, or have been skipped, or left out.
-        out: the ledger, RUN/predictions/SPLIT.parquet.
-        meta: of the ledger; parts that hold something else are left-overs of an earlier evaluation.
-        left_out: keys of samples that nobody was asked about; they are counted as skipped.
+        chunks: number of chunks; each must be in exactly one part.
+        expected_keys: of all samples of the split; each must have one row, or be skipped, or be left out.
+        out: path of the ledger, RUN/predictions/SPLIT.parquet.
+        meta: of the ledger; parts with other metadata are left over from an earlier evaluation.
+        left_out: keys of samples that no model was to predict; they are counted as skipped.
 
     Raises:
-        DataError: a part is missing, stale or damaged; a key is missing, double or not of the split; a label is not what
-            the task has; predictions that are not finite, or as probabilities not from 0 to 1, or of classes do not sum
-            to 1 within 0.001. Chunks or keys are named.
+        DataError: a part is missing, stale or damaged; a key is missing, duplicated or not in the split; a label does not
+            fit the task; predictions are not finite, or not between 0 and 1, or do not sum to 1 within 0.001. The message
+            names chunks or keys.
     """
-    parts = [own_part(part, meta) for part in open_all(folder, chunks)]
-    keys, order = checked_rows(parts, expected_keys, left_out)
+    parts = [check_part(part, meta) for part in open_parts(folder, chunks)]
+    keys, order = check_and_sort_rows(parts, expected_keys, left_out)
     meta = replace(meta, skipped=len(left_out) + sum(len(part.skipped) for part in parts))
     schema = _schema(meta)
-    split_bytes = [f"{name}.list.element" for name in meta.columns]  # groups equal exponents: a tenth smaller
+    split_bytes = [
+        f"{name}.list.element" for name in meta.columns
+    ]  # makes the file a tenth smaller
     with (
-        written_aside(out) as file,
+        atomic_writer(out) as file,
         pq.ParquetWriter(
             file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=split_bytes
         ) as writer,
@@ -185,41 +200,41 @@ def merge_parts(
 def write_combined(
     out: Path, meta: LedgerMeta, keys: Sequence[str], labels: NDArray[Any], blocks: Iterable[NDArray[np.float32]]
 ) -> None:
-    """Write a ledger of one column, block by block and atomically.
+    """Write a ledger with one prediction column, block by block and atomically.
 
     Args:
-        out: the ledger.
-        meta: of one member and one view.
-        keys, labels: (N,) of all samples, as a ledger has them.
+        out: path of the ledger.
+        meta: with one member and one view.
+        keys, labels: (N,) of all samples, as in a ledger.
         blocks: (n, classes) float32 predictions of consecutive samples.
 
     Raises:
-        DataError: the file cannot be written, or predictions are none of the task.
+        DataError: the file cannot be written, or the predictions do not fit the task.
     """
     (name,) = meta.columns
     schema, start = _schema(meta), 0
     split_bytes = [f"{name}.list.element"]
     with (
-        written_aside(out) as file,
+        atomic_writer(out) as file,
         pq.ParquetWriter(
             file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=split_bytes
         ) as writer,
     ):
         for values in blocks:
             rows = slice(start, start + len(values))
-            own = pa.array(keys[rows], pa.string())
-            check_predictions(values, meta.task, name, own)
-            columns = [own, _label_column(meta, labels[rows]), _as_lists(values)]
+            block_keys = pa.array(keys[rows], pa.string())
+            check_predictions(values, meta.task, name, block_keys)
+            columns = [block_keys, _label_column(meta, labels[rows]), _as_lists(values)]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(values), 1))
             start += len(values)
 
 
 class Ledger:
-    """A merged ledger, opened for reading; columns are read when asked for, one at a time.
+    """A merged ledger, open for reading. Each method reads only the columns that it needs.
 
     Attributes:
         path: of the file.
-        meta: what it holds.
+        meta: describes its columns.
     """
 
     def __init__(self, path: Path, file: pq.ParquetFile, meta: LedgerMeta) -> None:
@@ -227,7 +242,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
-        """Open a ledger; only its footer is read. DataError if it is missing, damaged or something else."""
+        """Open a ledger, reading only its footer. DataError if it is missing, damaged or something else."""
         if not path.is_file():
             raise DataError(f"{path}: no predictions here; run `choral evaluate` first")
         try:
@@ -255,7 +270,7 @@ class Ledger:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views that every member has a column for."""
+        """Views for which every member has a column."""
         return self.meta.views
 
     @cached_property
@@ -273,7 +288,7 @@ class Ledger:
         """Return the (N, classes) float32 predictions of one member under one view.
 
         Raises:
-            DataError: no such member or view; the nearest name is shown.
+            DataError: there is no such member or view; the message names the nearest one.
         """
         self._require("member", member, self.members)
         self._require("view", view, self.views)
@@ -286,24 +301,24 @@ class Ledger:
         return values
 
     def features(self, member: str, view: str = "identity") -> NDArray[np.float32]:
-        """Return the (N, features) float32 features of one member under one view; of a ledger that keeps them."""
+        """Return the (N, features) float32 features of one member under one view, from a ledger that stores features."""
         self._require("member", member, self.members)
         self._require("view", view, self.views)
-        assert self.meta.features, f"{self.path} keeps no features"
-        column = self._file.read(columns=[f"{member}/{features_of(view)}"]).column(0)
+        assert self.meta.features, f"{self.path} stores no features"
+        column = self._file.read(columns=[f"{member}/{feature_column_name(view)}"]).column(0)
         return _as_array(single_array(column), self.meta.features).astype(np.float32)
 
     def blocks(self, view: str = "identity", members: Sequence[str] | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (members, n, classes) float32 predictions of consecutive rows, all rows in turn.
 
-        Memory is bounded by one block (some MB a member) however many samples there are.
+        Memory is bounded by one block (some MB per member), whatever the number of samples.
 
         Args:
-            view: of all of them.
-            members: whose columns are read, in this order; None: all.
+            view: of all members.
+            members: to read, in this order; None: all.
 
         Raises:
-            DataError: no such member or view, or the file is damaged.
+            DataError: there is no such member or view, or the file is damaged.
         """
         self._require("view", view, self.views)
         names = self.members if members is None else members
@@ -322,9 +337,11 @@ class Ledger:
             target[:] = _as_array(single_array(table.column(name)), len(self.classes))
         return values
 
-    def _require(self, kind: str, name: str, known: Sequence[str]) -> None:
-        if name not in known:
-            raise DataError(f"{self.path}: no {kind} {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}")
+    def _require(self, kind: str, name: str, available: Sequence[str]) -> None:
+        if name not in available:
+            raise DataError(
+                f"{self.path}: no {kind} {name!r}.{did_you_mean(name, available)} It has: {', '.join(available)}"
+            )
 
 
 def _schema(meta: LedgerMeta) -> pa.Schema:
@@ -334,8 +351,8 @@ def _schema(meta: LedgerMeta) -> pa.Schema:
     columns = [pa.field("key", pa.string(), nullable=False), pa.field("label", label, nullable=False)]
     columns += [pa.field(name, lists, nullable=False) for name in meta.columns]
     if meta.features:
-        few = pa.list_(pa.field("element", pa.float16(), nullable=False), meta.features)
-        columns += [pa.field(features_of(name), few, nullable=False) for name in meta.columns]
+        features = pa.list_(pa.field("element", pa.float16(), nullable=False), meta.features)
+        columns += [pa.field(feature_column_name(name), features, nullable=False) for name in meta.columns]
     return pa.schema(columns, metadata={_META_KEY: meta.to_json().encode()})
 
 
@@ -363,19 +380,20 @@ def _as_array(lists: pa.Array, width: int) -> NDArray[np.float32]:
     return values.reshape(-1, width)
 
 
-def own_part(part: Part, meta: LedgerMeta) -> Part:
-    """Return the part if it belongs to this evaluation; DataError, saying what is different, where it does not."""
+def check_part(part: Part, meta: LedgerMeta) -> Part:
+    """Return the part if it belongs to this evaluation; otherwise raise DataError with the keys that differ."""
     try:
-        found = LedgerMeta.from_json(part.table.schema.metadata[_META_KEY])
+        part_meta = LedgerMeta.from_json(part.table.schema.metadata[_META_KEY])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{part.path}: not a part of a ledger ({error}); evaluate again") from error
-    if found != meta:
-        other = [
-            item.name for item in fields(meta) if item.compare and getattr(found, item.name) != getattr(meta, item.name)
+    if part_meta != meta:
+        different = [
+            item.name
+            for item in fields(meta)
+            if item.compare and getattr(part_meta, item.name) != getattr(meta, item.name)
         ]
         raise DataError(
-            f"{part.path}: holds no predictions of this evaluation, but of an earlier one"
-            f" (other {', '.join(other)}); evaluate again"
+            f"{part.path}: holds predictions of an earlier evaluation (different: {', '.join(different)}); evaluate again"
         )
     return part
 
@@ -383,10 +401,10 @@ def own_part(part: Part, meta: LedgerMeta) -> Part:
 def _merged_block(
     parts: Sequence[Part], meta: LedgerMeta, schema: pa.Schema, keys: pa.Array, rows: NDArray[np.int64]
 ) -> pa.Table:
-    """Gather rows, given by their position in the parts laid end to end, and check them."""
+    """Gather rows, given by their positions in the concatenated parts, and check them."""
     ends = np.cumsum([len(part.table) for part in parts])
     owners = np.searchsorted(ends, rows, side="right")
-    picks = []  # of each part: where its rows go in the block, and which rows of the part they are
+    picks = []  # for each part: the positions of its rows in the block, and in the part
     for number, part in enumerate(parts):
         places = np.flatnonzero(owners == number)
         if len(places):
@@ -396,7 +414,7 @@ def _merged_block(
     labels = np.empty(shape, dtype=np.int64 if single else np.float32)
     for part, places, local in picks:
         labels[places] = _label_array(meta, part.column("label"))[local]
-    _check_labels(labels, meta, keys)
+    check_labels(labels, meta.task, len(meta.classes), keys)
     columns = [keys, _label_column(meta, labels)]
     for name in meta.columns:
         values = np.empty((len(rows), len(meta.classes)), dtype=np.float32)
@@ -404,44 +422,10 @@ def _merged_block(
             values[places] = _as_array(part.column(name), len(meta.classes))[local]
         check_predictions(values, meta.task, name, keys)
         columns.append(_as_lists(values))
-    for name in map(features_of, meta.columns if meta.features else ()):
-        few = np.empty((len(rows), meta.features), dtype=np.float16)
+    for name in map(feature_column_name, meta.columns if meta.features else ()):
+        features = np.empty((len(rows), meta.features), dtype=np.float16)
         for part, places, local in picks:
-            few[places] = _as_array(part.column(name), meta.features)[local]
-        check_predictions(few, "regression", name, keys)
-        columns.append(_as_lists(few))
+            features[places] = _as_array(part.column(name), meta.features)[local]
+        check_predictions(features, "regression", name, keys)
+        columns.append(_as_lists(features))
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _check_labels(labels: NDArray[Any], meta: LedgerMeta, keys: pa.Array) -> None:
-    if meta.task == "multiclass":
-        good, expected = (labels >= 0) & (labels < len(meta.classes)), f"0 to {len(meta.classes) - 1}"
-    elif meta.task == "multilabel":
-        good, expected = ((labels == 0) | (labels == 1)).all(axis=1), "0 or 1 for each"
-    else:
-        good, expected = np.isfinite(labels).all(axis=1), "finite numbers"
-    if not good.all():
-        row = int(np.flatnonzero(~good)[0])
-        raise DataError(f"sample {keys[row].as_py()!r}: label {labels[row]}, expected {expected}; evaluate again")
-
-
-def check_predictions(values: NDArray[np.floating], task: str, name: str, keys: pa.Array) -> None:
-    """Check (n, classes) predictions called `name`; DataError naming the first sample whose are none of the task."""
-    good = np.isfinite(values).all(axis=1)
-    if task == "multiclass":
-        with np.errstate(invalid="ignore"):  # infinities of both signs
-            sums = values.sum(axis=1, dtype=np.float64)
-        good &= (values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE)
-    elif task == "multilabel":
-        good &= ((values >= 0) & (values <= 1)).all(axis=1)
-    if good.all():
-        return
-    row = int(np.flatnonzero(~good)[0])
-    found = f"smallest {values[row].min():.6g}, largest {values[row].max():.6g}"
-    if task == "multiclass":
-        problem = f"is no probability distribution (sum {sums[row]:.6g}, {found}"
-    else:
-        problem = f"holds no {'probabilities' if task == 'multilabel' else 'finite numbers'} ({found}"
-    raise DataError(
-        f"sample {keys[row].as_py()!r}: {name} {problem}; {int((~good).sum())} such samples nearby){NETWORK_HINT}"
-    )

@@ -1,4 +1,4 @@
-"""The parts of a ledger, of some chunks each: opened without being read, checked against the samples expected."""
+"""The parts of a ledger, with some chunks each: memory-mapped, and checked against the samples of the split."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PART_KEY = b"choral-part"  # of the schema's metadata
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of consecutive chunks, mapped into memory.
+    """The memory-mapped rows of consecutive chunks.
 
     Attributes:
-        path: where they lie.
-        first, stop: the chunks.
-        table: one record batch, its columns as in the ledger.
-        skipped: keys that could not be read.
+        path: of the file.
+        first, stop: the chunks, `stop` not included.
+        table: one record batch with the columns of the ledger.
+        skipped: keys of samples that could not be read.
     """
 
     path: Path
@@ -43,12 +43,12 @@ class Part:
 
 
 def part_path(folder: Path, first: int, stop: int) -> Path:
-    """Return where the part of chunks first to stop - 1 lies."""
+    """Return the path of the part with chunks first to stop - 1."""
     return folder / f"part-{first:09d}-{stop:09d}.arrow"
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """Return the parts in a folder, in the order of their chunks."""
+    """Return the paths of the parts in a folder, in the order of their chunks."""
     return sorted(folder.glob("part-*.arrow"))
 
 
@@ -64,21 +64,21 @@ def open_part(path: Path) -> Part:
     return Part(path, first, stop, table, skipped)
 
 
-def open_all(folder: Path, chunks: int) -> list[Part]:
-    """Return the parts of all chunks, in order.
+def open_parts(folder: Path, chunks: int) -> list[Part]:
+    """Open the parts of all chunks, in order.
 
     Raises:
-        DataError: one is damaged, or the chunks of a split are not there once each; they are named.
+        DataError: a part is damaged, or a chunk is missing or occurs twice; the message names them.
     """
-    parts, following = [], 0
+    parts, next_chunk = [], 0
     for path in part_paths(folder):
         part = open_part(path)
-        if part.first < following:
+        if part.first < next_chunk:
             raise DataError(f"{path}: more than one prediction for chunk {part.first} of {chunks}; evaluate again")
-        _check_none_missing(folder, following, part.first, chunks)
+        _check_none_missing(folder, next_chunk, part.first, chunks)
         parts.append(part)
-        following = part.stop
-    _check_none_missing(folder, following, chunks, chunks)
+        next_chunk = part.stop
+    _check_none_missing(folder, next_chunk, chunks, chunks)
     return parts
 
 
@@ -89,21 +89,21 @@ def _check_none_missing(folder: Path, first: int, stop: int, chunks: int) -> Non
         )
 
 
-def checked_rows(
+def check_and_sort_rows(
     parts: Sequence[Part], expected_keys: Sequence[str], left_out: Sequence[str]
 ) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Check that each sample was predicted once, or skipped, and return the rows sorted by key.
+    """Check that each sample was predicted exactly once, or skipped, and return the rows sorted by key.
 
     Args:
         parts: of all chunks.
         expected_keys: of the split.
-        left_out: keys that nobody was asked about.
+        left_out: keys of samples that no model was to predict.
 
     Returns:
-        The keys, sorted, and for each the (n,) int64 position of its row in the parts laid end to end.
+        The sorted keys, and for each the (n,) int64 position of its row in the concatenated parts.
 
     Raises:
-        DataError: a key that is foreign, double or missing; up to three keys, and the parts they lie in, are named.
+        DataError: a key is not in the split, duplicated or missing; the message names up to three keys and their parts.
     """
     texts = pa.string()
     predicted = pa.concat_arrays([pa.array([], texts), *(part.column("key") for part in parts)])
@@ -112,40 +112,40 @@ def checked_rows(
     counts = [len(part.table) for part in parts] + [len(part.skipped) for part in parts] + [len(left_out)]
     places = np.repeat([*owners, *owners, "left out"], counts)
     expected = pa.array(expected_keys, texts)
-    foreign = np.flatnonzero(~_flags(pc.is_in(keys, expected)))
-    if len(foreign):
-        where = places[foreign[0]]
-        raise DataError(f"{where}: predictions for {_listing(keys, foreign)}, not in this split; evaluate again")
+    unexpected = np.flatnonzero(~_flags(pc.is_in(keys, expected)))
+    if len(unexpected):
+        where = places[unexpected[0]]
+        raise DataError(f"{where}: predictions for {_list_keys(keys, unexpected)}, not in this split; evaluate again")
     order = pc.sort_indices(keys).to_numpy().astype(np.int64)  # by UTF-8 bytes, which is the order of code points
     ordered = keys.take(order)
-    double = np.flatnonzero(_flags(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))))
-    if len(double):
-        where = f"{places[order[double[0]]]} and {places[order[double[0] + 1]]}"
-        raise DataError(f"{where}: more than one prediction for {_listing(ordered, double)}; evaluate again")
+    duplicates = np.flatnonzero(_flags(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))))
+    if len(duplicates):
+        where = f"{places[order[duplicates[0]]]} and {places[order[duplicates[0] + 1]]}"
+        raise DataError(f"{where}: more than one prediction for {_list_keys(ordered, duplicates)}; evaluate again")
     missing = np.flatnonzero(~_flags(pc.is_in(expected, keys)))
     if len(missing):
-        raise DataError(f"no prediction for {_listing(expected, missing)}; evaluate again")
+        raise DataError(f"no prediction for {_list_keys(expected, missing)}; evaluate again")
     rows = pc.sort_indices(predicted).to_numpy().astype(np.int64)
     return predicted.take(rows), rows
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write that becomes `path` once it is complete and on disk, or vanishes if an exception passes.
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write, which becomes `path` when it is complete and on disk, or is deleted after an exception.
 
     Raises:
-        DataError: it cannot be written, for instance because the disk is full; what was at `path` is still there.
+        DataError: the file cannot be written, for example because the disk is full; `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.written_aside(path) as file:
+        with files.atomic_file(path) as file:
             yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def single_array(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array; `combine_chunks` alone would copy it even where it is one chunk already."""
+    """Return a column as one array, without a copy if it has a single chunk (`combine_chunks` would copy it)."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
@@ -154,6 +154,7 @@ def _flags(mask: pa.Array) -> NDArray[np.bool_]:
     return flags
 
 
-def _listing(keys: pa.Array, positions: NDArray[np.int64]) -> str:
-    shown = ", ".join(repr(keys[int(position)].as_py()) for position in positions[:3])
-    return shown if len(positions) <= 3 else f"{shown} and {len(positions) - 3} more"
+def _list_keys(keys: pa.Array, positions: NDArray[np.int64]) -> str:
+    """Return the first three keys at some positions as text."""
+    text = ", ".join(repr(keys[int(position)].as_py()) for position in positions[:3])
+    return text if len(positions) <= 3 else f"{text} and {len(positions) - 3} more"

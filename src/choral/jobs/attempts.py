@@ -1,8 +1,7 @@
-"""How often a job was started without getting further, and how often it failed: the memory of a job that a scheduler
-starts again and again.
+"""Counts the starts and failures of a job that a scheduler restarts, in `attempts.json` in the job's directory.
 
-A scheduler's own counter (SLURM_RESTART_COUNT) knows neither whether a start got further nor who asked for it. This one
-stands in the job's folder and is written before a start, so that starts that end without a word count, too.
+SLURM_RESTART_COUNT does not show whether a start made progress or who requested it. This file does, and it is written
+before a start, so that starts that die without a message count too.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ from choral.core.errors import ChoralError
 
 @dataclass(frozen=True)
 class Attempts:
-    """What the last start of a job found.
+    """The counters of one job, as of its last start.
+
+    slurm/train.sbatch reads the first three fields by their position in the file. An exit status alone does not
+    show which process failed first, nor whether choral was started at all.
 
     Attributes:
-        job: what the scheduler calls the job; another job begins anew.
-        start: what the scheduler calls this start of the job.
-        given_up: whether the job failed for good. Its script reads these three, the first words of the file: an exit
-            status alone does not tell who failed and who was killed because of it, nor whether we were started at all.
-        progress: how far the job was, such as the step of its newest checkpoint.
-        stalls: starts in a row, the last one included, that found it there.
+        job: the scheduler's id of the job; the counters start at zero for another job.
+        start: the scheduler's number of this start of the job.
+        given_up: whether the job has failed for good.
+        progress: step of the newest checkpoint at the last start; -1 for none.
+        stalls: consecutive starts, including the last one, that found the job at `progress`.
         failures: starts that ended with an error.
     """
 
@@ -38,36 +39,36 @@ class Attempts:
 
     @classmethod
     def read(cls, path: Path, job: str, start: str = "") -> Attempts:
-        """Return what is known of a job, at a start; nothing where the file is missing, damaged or of another job."""
+        """Return the counters of `job`; all zero if the file is missing, damaged or belongs to another job."""
         try:
-            known = cls(**json.loads(path.read_text(encoding="utf-8")))
+            stored = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
-            known = cls()
-        return replace(known if known.job == job else cls(job=job), start=start)
+            stored = cls()
+        return replace(stored if stored.job == job else cls(job=job), start=start)
 
-    def started(self, path: Path, progress: int, max_stalls: int) -> Attempts:
-        """Count a start, before it, and return the new state.
+    def record_start(self, path: Path, progress: int, max_stalls: int) -> Attempts:
+        """Count a start that is about to happen; write and return the new state.
 
         Raises:
-            ChoralError: `max_stalls` starts found the job where it is; another one would find it there as well.
+            ChoralError: `max_stalls` consecutive starts made no progress.
         """
         stalls = self.stalls + 1 if progress == self.progress else 1
         if stalls > max_stalls:
             raise ChoralError(
-                f"started {max_stalls} times without getting further than step {max(progress, 0)}, so it is not started "
-                "again: look into the log for what ends it; if it is the time limit, give the job more time, or save more "
+                f"started {max_stalls} times without progress beyond step {max(progress, 0)}, so it is not started "
+                "again: look in the log for what ends it; if it is the time limit, give the job more time or save more "
                 "often (train.save_every_steps)"
             )
-        return replace(self, given_up=False, progress=progress, stalls=stalls)._written(path)
+        return replace(self, given_up=False, progress=progress, stalls=stalls)._write(path)
 
-    def failed(self, path: Path) -> Attempts:
-        """Count a failure and return the new state."""
-        return replace(self, failures=self.failures + 1)._written(path)
+    def record_failure(self, path: Path) -> Attempts:
+        """Count a failure; write and return the new state."""
+        return replace(self, failures=self.failures + 1)._write(path)
 
     def give_up(self, path: Path) -> Attempts:
-        """Note that the job shall not be started again, and return the new state."""
-        return replace(self, given_up=True)._written(path)
+        """Mark the job as failed for good; write and return the new state."""
+        return replace(self, given_up=True)._write(path)
 
-    def _written(self, path: Path) -> Attempts:
+    def _write(self, path: Path) -> Attempts:
         files.write_atomic(path, (json.dumps(asdict(self)) + "\n").encode())
         return self

@@ -1,4 +1,4 @@
-"""What a person sees of running jobs: a live table on a terminal, lines elsewhere (logs, CI)."""
+"""Shows running jobs: a live table on a terminal, lines of text anywhere else (logs, CI)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-LINES_EVERY_S = 30.0
+LINE_INTERVAL_S = 30.0
 _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "stopped": "yellow", "stopping": "yellow"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One job as it is shown; `elapsed_s` counts from its first start, `columns` are the job's own."""
+    """What is displayed of one job; `elapsed_s` counts from its first start, `columns` are specific to the job."""
 
     name: str
     state: str
@@ -29,23 +29,23 @@ class Row:
 
 
 class Display:
-    """Shows rows while it is entered.
+    """A context manager that displays rows.
 
     Args:
-        console: usually of stderr.
-        lines_every_s: where there is no terminal, seconds between lines about running jobs; changes of state are
-            shown at once.
-        kind: what a job is called in the table.
+        console: usually one that writes to stderr.
+        line_interval_s: seconds between lines about running jobs if there is no terminal. Changes of state are printed
+            at once.
+        label: heading of the column of job names, such as "member".
     """
 
-    def __init__(self, console: Console, lines_every_s: float = LINES_EVERY_S, kind: str = "job") -> None:
-        self._console, self._lines_every_s, self._kind = console, lines_every_s, kind
+    def __init__(self, console: Console, line_interval_s: float = LINE_INTERVAL_S, label: str = "job") -> None:
+        self._console, self._line_interval_s, self._label = console, line_interval_s, label
         self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
-        self._shown: dict[str, tuple[str, int]] = {}
-        self._next_lines = time.monotonic() + lines_every_s
+        self._printed: dict[str, tuple[str, int]] = {}  # state and attempt by job name
+        self._next_lines = time.monotonic() + line_interval_s
 
     def __enter__(self) -> Display:
-        """Begin to show."""
+        """Start the live table, if there is a terminal."""
         if self._live:
             self._live.start()
         return self
@@ -57,48 +57,49 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def show(self, rows: Sequence[Row]) -> None:
-        """Bring what is shown up to date."""
+    def update(self, rows: Sequence[Row]) -> None:
+        """Refresh the table, or print the lines that are due."""
         if self._live:
-            self._live.update(table(rows, self._kind), refresh=True)
+            self._live.update(render_table(rows, self._label), refresh=True)
             return
         due = time.monotonic() >= self._next_lines
         if due:
-            self._next_lines = time.monotonic() + self._lines_every_s
+            self._next_lines = time.monotonic() + self._line_interval_s
         for row in rows:
-            seen, now = self._shown.get(row.name, ("waiting", 0)), (row.state, row.attempt)
-            if seen != now or (due and row.state in ("running", "stopping")):
-                self._shown[row.name] = now
-                self.say(line(row))
+            before, now = self._printed.get(row.name, ("waiting", 0)), (row.state, row.attempt)
+            if before != now or (due and row.state in ("running", "stopping")):
+                self._printed[row.name] = now
+                self.print_message(format_line(row))
 
-    def say(self, message: str) -> None:
-        """Print a message, on a terminal above the table; brackets in it are no markup."""
+    def print_message(self, message: str) -> None:
+        """Print a message, above the table on a terminal; brackets in it are not markup."""
         self._console.print(Text(message), soft_wrap=True)
 
 
-def table(rows: Sequence[Row], kind: str = "job") -> Table:
-    """Return the rows as a table; columns of jobs that report less than others stay empty."""
+def render_table(rows: Sequence[Row], label: str = "job") -> Table:
+    """Return the rows as a table; cells of columns that a job does not report are empty."""
     names = list(dict.fromkeys(name for row in rows for name in row.columns))
     result = Table(box=box.SIMPLE_HEAD)
-    for heading in (kind, "state", "attempt", *names, "elapsed"):
+    for heading in (label, "state", "attempt", *names, "elapsed"):
         result.add_column(Text(heading))
     for row in rows:
         state = Text(row.state, style=_STYLES.get(row.state, ""))
         cells = [Text(row.columns.get(name, "")) for name in names]
-        attempt, elapsed = (str(row.attempt), clock(row.elapsed_s)) if row.attempt else ("", "")
+        attempt, elapsed = (str(row.attempt), format_duration(row.elapsed_s)) if row.attempt else ("", "")
         result.add_row(Text(row.name), state, attempt, *cells, elapsed)
     return result
 
 
-def line(row: Row) -> str:
-    """Return a row as one line."""
+def format_line(row: Row) -> str:
+    """Return a row as one line of text."""
     attempt = f" (attempt {row.attempt})" if row.attempt > 1 else ""
+    elapsed = [format_duration(row.elapsed_s)] if row.attempt else []
     details = [f"{name} {value}" for name, value in row.columns.items() if value]
-    return ", ".join([f"{row.name}: {row.state}{attempt}", *([clock(row.elapsed_s)] if row.attempt else []), *details])
+    return ", ".join([f"{row.name}: {row.state}{attempt}", *elapsed, *details])
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as m:ss or h:mm:ss."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,17 +1,17 @@
-"""The process between `run_jobs` and a job: it makes sure that no process of the job outlives its purpose.
+"""The process between `run_jobs` and a job. It ensures that every process of the job ends.
 
     python -I -S guard.py LIFELINE GRACE_S -- COMMAND [ARGUMENT ...]
 
-LIFELINE is the reading end of a pipe whose only writer is the parent. A byte `t` asks for a stop: SIGTERM to the job's
-process group, and SIGKILL to all that is left after GRACE_S. A byte `k` kills at once. End of file means that the
-parent is gone, kill -9 included: a stop with a short grace.
+LIFELINE is the read end of a pipe whose only writer is the parent. The byte `t` stops the job: SIGTERM to its process
+group, and after GRACE_S SIGKILL to every process that is left. The byte `k` kills at once. End of file means that the
+parent has ended, perhaps by kill -9: the job is stopped with a short grace period.
 
-A process group alone would not do: torchrun gives each worker a session of its own, and both it and Accelerate's
-launcher leave their children behind when they are killed. So the guard is a "child subreaper" (prctl(2)): whatever
-loses its parent becomes its child. It ends when it has no child left, with the exit status of the command, or 128 + the
+A process group is not enough. torchrun starts each worker in its own session, and both torchrun and Accelerate's launcher
+leave their children running when they are killed. So the guard is a "child subreaper" (prctl(2)): processes that lose
+their parent become its children. It ends when it has no child left, with the exit status of the command, or 128 + the
 number of the signal that ended it.
 
-This file runs as a script, outside the package, with the standard library alone: it starts in 50 ms.
+This file runs as a script, outside the package, and imports only the standard library: it starts in 50 ms.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-ORPHAN_GRACE_S = (
-    10.0  # without a parent: enough to save a checkpoint, short enough that the next call need not wait long
-)
-_LINGER_S = 5.0  # helpers (resource trackers, log uploaders) that outlive the command by a moment
-_DEATH_S = 10.0  # that SIGKILL may take; a process stuck in the kernel longer than this is reported and left
-_NOT_FOR_THE_GUARD = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Grace period once the parent is gone: enough to save a checkpoint, short enough for the next call to wait.
+ORPHAN_GRACE_S = 10.0
+_LINGER_S = 5.0  # how long helpers (resource trackers, log uploaders) may outlive the command
+_KILL_TIMEOUT_S = 10.0  # a process that survives SIGKILL for longer is stuck in the kernel: it is reported and left
+_IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Guard:
-    """State of one guarded command."""
+    """Runs one command and ends all its processes."""
 
     def __init__(self, lifeline: int, grace_s: float) -> None:
         self._lifeline, self._grace_s = lifeline, grace_s
@@ -45,37 +44,39 @@ class Guard:
         for end in (self._wake_read, wake_write):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(wake_write)
-        self._asked_by_signal = False
+        self._got_sigterm = False
         self._command_pid = 0
-        self.status: int | None = None  # of the command, once it has ended
+        self.status: int | None = None  # exit status of the command, once it has ended
         self._terminated = False
         self._linger_until: float | None = None
         self._kill_at: float | None = None
         self._killing_since: float | None = None
 
     def run(self, command: list[str]) -> int:
-        """Run the command and return its exit status once no process of it is left."""
-        # Signals that a scheduler sends to every process of a job are for the command; they must not end its guard.
-        dispositions = {number: signal.signal(number, signal.SIG_IGN) for number in _NOT_FOR_THE_GUARD}
+        """Run the command and return its exit status once all its processes have ended."""
+        # A scheduler may send these signals to every process of a job. They are for the command and must not end the guard.
+        dispositions = {number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED_SIGNALS}
         dispositions[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_signal)
-        dispositions[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only to be woken
+        dispositions[signal.SIGCHLD] = signal.signal(
+            signal.SIGCHLD, lambda number, frame: None
+        )  # only to wake up `select`
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._command_pid = _spawn(command, dispositions)
         while self._reap():
-            self._act(time.monotonic())
+            self._advance(time.monotonic())
             self._wait()
-            if self._killing_since is not None and time.monotonic() - self._killing_since > _DEATH_S:
+            if self._killing_since is not None and time.monotonic() - self._killing_since > _KILL_TIMEOUT_S:
                 print(
-                    f"choral: processes {sorted(_descendants())} survive SIGKILL and are left behind", file=sys.stderr
+                    f"choral: processes {sorted(_descendants())} survive SIGKILL and are left running", file=sys.stderr
                 )
                 break
         return 1 if self.status is None else self.status
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked_by_signal = True  # somebody terminated the guard itself: pass it on
+        self._got_sigterm = True  # the guard itself was terminated: pass it on to the command
 
     def _reap(self) -> bool:
-        """Collect the children that ended; return whether any is left."""
+        """Wait for the children that have ended; return whether any child is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -88,10 +89,11 @@ class Guard:
                 self.status = code if code >= 0 else 128 - code
                 self._linger_until = time.monotonic() + _LINGER_S
                 if self._terminated:
-                    _signal_all(signal.SIGTERM, outside_group=True)  # workers whose launcher is gone heard nothing yet
+                    _signal_all(signal.SIGTERM, outside_group=True)  # the launcher did not pass the signal on
 
-    def _act(self, now: float) -> None:
-        if self._asked_by_signal:
+    def _advance(self, now: float) -> None:
+        """Terminate or kill, if it is time."""
+        if self._got_sigterm:
             self._terminate(self._grace_s)
         if self._linger_until is not None and now >= self._linger_until:
             self._terminate(min(self._grace_s, _LINGER_S))
@@ -105,16 +107,16 @@ class Guard:
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         if not self._terminated:
             self._terminated = True
-            # To the group: launchers pass it on to their workers, who would otherwise be told twice.
+            # Only to the group: launchers pass the signal on to their workers, which would otherwise get it twice.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self._asked_by_signal = False
+            self._got_sigterm = False
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(0, signal.SIGTERM)
             if self.status is not None:
                 _signal_all(signal.SIGTERM, outside_group=True)
 
     def _wait(self) -> None:
-        """Sleep until something happens: a word from the parent, a signal, or time to kill."""
+        """Sleep until the parent sends a byte, a signal arrives, or it is time to kill."""
         due = self._kill_at if self._terminated else self._linger_until
         timeout = None if due is None else max(0.0, due - time.monotonic())
         if self._killing_since is not None:
@@ -125,10 +127,10 @@ class Guard:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         if self._lifeline in ready:
-            word = os.read(self._lifeline, 64)
-            if b"k" in word:
+            message = os.read(self._lifeline, 64)
+            if b"k" in message:
                 self._terminate(0.0)
-            elif word:
+            elif message:
                 self._terminate(self._grace_s)
             else:
                 self._lifeline = -1
@@ -137,7 +139,7 @@ class Guard:
 
 def _spawn(command: list[str], dispositions: Mapping[signal.Signals, Any]) -> int:
     """Start the command in the guard's process group, with these signal dispositions, and return its pid."""
-    # Blocked until the child has its own dispositions: a signal that came between fork and exec would be lost.
+    # SIGTERM is blocked until the child has set its dispositions: a signal between fork and exec would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     guard = os.getpid()
     pid = os.fork()
@@ -148,12 +150,12 @@ def _spawn(command: list[str], dispositions: Mapping[signal.Signals, Any]) -> in
         signal.set_wakeup_fd(-1)
         for number, disposition in dispositions.items():
             signal.signal(number, disposition)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, its children should not
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # should the guard itself be killed, the launcher hears of it
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, but its children should not
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # the launcher gets SIGTERM if the guard is killed
         if os.getppid() != guard:
             os._exit(128 + signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        os.execvp(command[0], command)  # noqa: S606 - no shell is the point
+        os.execvp(command[0], command)  # noqa: S606 - without a shell on purpose
     except OSError as error:
         print(f"choral: {command[0]}: cannot be started: {error.strerror}", file=sys.stderr, flush=True)
     finally:
@@ -161,10 +163,10 @@ def _spawn(command: list[str], dispositions: Mapping[signal.Signals, Any]) -> in
 
 
 def _signal_all(number: signal.Signals, outside_group: bool = False) -> None:
-    """Signal every descendant, or those alone that left the guard's process group."""
+    """Send a signal to every descendant, or only to those outside the guard's process group."""
     group = os.getpgrp()
     if sys.platform != "linux" and number == signal.SIGKILL:
-        os.killpg(group, number)  # without /proc the group, the guard with it, is all that can be reached
+        os.killpg(group, number)  # without /proc only the group can be reached, including the guard
     for pid in _descendants():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if not outside_group or os.getpgid(pid) != group:
@@ -172,29 +174,29 @@ def _signal_all(number: signal.Signals, outside_group: bool = False) -> None:
 
 
 def _descendants() -> set[int]:
-    """Return the pids below this process, zombies excluded; where there is no /proc, none."""
+    """Return the pids of all descendants except zombies; empty without /proc."""
     children: dict[int, list[int]] = {}
     zombies = set()
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = entry.read_bytes().rpartition(b")")[2].split()[:2]
-        except (OSError, ValueError):  # ended since it was listed
+        except (OSError, ValueError):  # it has ended meanwhile
             continue
         pid = int(entry.parent.name)
         children.setdefault(int(parent), []).append(pid)
         if state == b"Z":
             zombies.add(pid)
-    found: set[int] = set()
+    descendants: set[int] = set()
     pending = [os.getpid()]
     while pending:
-        below = children.get(pending.pop(), [])
-        found.update(below)
-        pending.extend(below)
-    return found - zombies
+        pids = children.get(pending.pop(), [])
+        descendants.update(pids)
+        pending.extend(pids)
+    return descendants - zombies
 
 
 def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":  # elsewhere the process group and the pipe have to do
+    if sys.platform == "linux":  # other systems make do with the process group and the pipe
         import ctypes
 
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""What a job is and how it ended: the words that this machine and a cluster share."""
+"""`Job` and `Outcome`: a command to run and how it ended, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Job:
 
     Attributes:
         name: unique among the jobs of a call.
-        command: program and arguments; no shell looks at them.
-        folder: stdout and stderr are appended to its `log.txt`. Made where it does not exist, not entered.
-        env: variables added to this process's environment; the slot's variables win over them.
+        command: program and arguments; no shell interprets them.
+        folder: stdout and stderr are appended to `log.txt` in it. Created if missing; it is not the working directory.
+        env: variables added to this process's environment; the variables of the slot override them.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """File of the job's output."""
+        """Path of the file that the job's output goes to."""
         return self.folder / "log.txt"
 
 
@@ -36,11 +36,11 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        state: "stopped" means that it did not get the chance to finish; the same call continues it.
+        state: "stopped" means that the job was stopped before it finished; calling `run_jobs` again continues it.
         exit_code: of the last attempt, 128 + number for a signal; None if there was no attempt.
-        attempts: starts of the command.
-        log_tail: the last lines of the last attempt; empty for a job that is done.
-        reason: why it failed, in words; else empty.
+        attempts: how often the command was started.
+        log_tail: last lines of the last attempt's output; empty for a job that is done.
+        reason: why the job failed; empty otherwise.
     """
 
     job: Job
@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """The outcome in words; of a failed job with where its log is and how it ends."""
+        """The outcome as text; for a failed job with the path and the last lines of its log."""
         if self.state != "failed":
             return f"{self.job.name}: {self.state}"
         attempts = f"{self.attempts} attempt{'' if self.attempts == 1 else 's'}"
@@ -60,21 +60,21 @@ class Outcome:
         return f"{self.job.name}: failed, {self.reason} ({attempts}); log: {self.job.log}{ending}"
 
 
-class Feed(Protocol):
-    """Jobs that become known only as others end: a search, whose next step depends on what the steps before have shown."""
+class JobSource(Protocol):
+    """Creates jobs one at a time: for a search whose next trial depends on the results of the trials before."""
 
-    def next(self) -> Job | None:
-        """Return the next job, for a free slot; None: none as yet. Asked again whenever a slot is free."""
+    def next_job(self) -> Job | None:
+        """Return the next job for a free slot, or None for no job now. Called again whenever a slot is free."""
 
-    def enough(self, job: Job) -> bool:
-        """Return whether a running job is to be ended, since nobody needs the rest; called about once a second."""
+    def should_end(self, job: Job) -> bool:
+        """Return whether a running job is no longer needed and should be stopped; called about once a second."""
 
-    def ended(self, outcome: Outcome) -> None:
-        """Take note of how a job of this feed has ended; one that was ended by `enough` counts as stopped."""
+    def job_ended(self, outcome: Outcome) -> None:
+        """Handle the end of a job of this source; a job that `should_end` ended counts as stopped."""
 
 
 def describe_exit(code: int) -> str:
-    """Return an exit status in words."""
+    """Return an exit status as text, such as "exit status 1" or "killed by SIGTERM"."""
     if code == 127:
         return "its command cannot be started"
     if code <= 128:

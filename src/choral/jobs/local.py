@@ -1,7 +1,7 @@
-"""Run jobs in parallel on this machine: slots, retries, a clean stop, no orphan.
+"""Run jobs in parallel on this machine, with slots, retries, a clean stop and no orphaned processes.
 
-Each job runs under a guard (`guard.py`) in a process group of its own. All state is in the caller's folders: after an
-interruption of any kind, kill -9 included, the same call starts what is not done again.
+Each job runs under a guard (`guard.py`) in its own process group. All state is in the caller's directories: after any
+interruption, including kill -9, the same call restarts the jobs that are not done.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from choral.core.errors import ConfigError, Stopped
 from choral.core.stop_signals import StopSignals
 from choral.jobs.display import Display, Row
 from choral.jobs.guard import ORPHAN_GRACE_S
-from choral.jobs.job import Feed, Job, Outcome, describe_exit
+from choral.jobs.job import Job, JobSource, Outcome, describe_exit
 from choral.jobs.process import JobProcess
 
 __all__ = ["Job", "Outcome", "run_jobs"]
 
 GRACE_S = 60.0  # torchrun gives its workers 30 s
-_POLL_S, _SHOW_S = 0.1, 1.0
-_MAX_STALLS = 3  # restarts in a row after "stopped, run again" that got no further
-_LOG_WAIT_S = ORPHAN_GRACE_S + 20.0  # that processes of a killed earlier run may take to end
-_BACKSTOP_S = 15.0  # beyond the grace: a guard that has not ended by then does not work
+_POLL_S, _DISPLAY_S = 0.1, 1.0
+_MAX_STALLS = 3  # consecutive restarts after exit status 75 that made no progress
+_LOG_WAIT_S = ORPHAN_GRACE_S + 20.0  # how long processes of a killed earlier run may take to end
+_GUARD_TIMEOUT_S = 15.0  # after the grace period; a guard that still runs then is broken
 
 
 def run_jobs(
@@ -38,67 +38,68 @@ def run_jobs(
     retries: int = 1,
     grace_s: float = GRACE_S,
     console: Console | None = None,
-    kind: str = "job",
-    feed: Feed | None = None,
+    label: str = "job",
+    source: JobSource | None = None,
 ) -> list[Outcome]:
-    """Run jobs, as many at once as there are slots, and return how each ended, in the order of `jobs`, then of the feed.
+    """Run jobs, one per slot at a time, and return their outcomes, in the order of `jobs`, then of `source`.
 
-    Exit status 0 is done. 75 is "stopped, run again": started again without counting as a failure, until it came three
-    times in a row without progress. Anything else is a failure: started again up to `retries` times. A job that fails
-    for good does not stop the others.
+    Exit status 0 means done. 75 means "stopped, run again": the job is restarted without counting a failure, unless that
+    happened three times in a row without progress. Any other status is a failure; the job is restarted up to `retries`
+    times. A job that fails for good does not stop the others.
 
-    SIGINT, SIGTERM and SIGHUP stop everything: each job's process group gets SIGTERM, and whatever is left of it after
-    `grace_s` SIGKILL; a second Ctrl-C kills at once. The jobs then count as stopped, and the caller goes on. Signals
-    are handled only if this is called in the main thread. If this process is killed, its jobs end by themselves.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 stop everything: each job's process group gets SIGTERM, and after `grace_s` the
+    processes that are left get SIGKILL; a second Ctrl-C kills at once. These jobs count as stopped, and the call returns.
+    Signals are handled only in the main thread. If this process is killed, its jobs end by themselves.
 
     Args:
         jobs: with distinct names and folders.
-        slots: one mapping of environment variables a slot.
-        progress: what to show of a running job, as columns; called about once a second.
-        progress_token: a value that changes when a job gets further, for instance its last checkpoint.
-        retries: failures of a job that are tried again.
+        slots: one mapping of environment variables per slot.
+        progress: returns the columns to display for a job that was started; called about once a second.
+        progress_token: returns a value that changes when a job makes progress, such as its newest checkpoint.
+        retries: how many failures of a job are followed by a restart.
         grace_s: seconds between SIGTERM and SIGKILL.
         console: for the table or lines; stderr by default.
-        kind: what a job is called in the table.
-        feed: gives further jobs when those are started; it ends the call by giving none while none is running.
+        label: heading of the column of job names.
+        source: creates further jobs once all of `jobs` are started. The call ends when no job is running and it creates
+            none.
 
     Raises:
-        ConfigError: no slot, no command, or two jobs with one name or folder.
+        ConfigError: there is no slot, a job has no command, or two jobs share a name or folder.
     """
-    if not jobs and feed is None:
+    if not jobs and source is None:
         return []
     _check(jobs, slots)
-    runner = _Runner(jobs, slots, progress_token, retries, grace_s, feed)
-    with StopSignals() as signals, Display(console or Console(stderr=True), kind=kind) as display:
-        next_show = 0.0
+    runner = _Runner(jobs, slots, progress_token, retries, grace_s, source)
+    with StopSignals() as signals, Display(console or Console(stderr=True), label=label) as display:
+        next_display = 0.0
         try:
-            runner.draw()
+            runner.take_from_source()
             while runner.unfinished:
                 if signals.stop:
                     runner.stop(kill=signals.kill)
-                runner.start_waiting()
-                runner.collect()
-                if runner.messages or time.monotonic() >= next_show:
-                    next_show = time.monotonic() + _SHOW_S
-                    runner.end_needless()
-                    display.show(runner.rows(progress))
+                runner.start_waiting_jobs()
+                runner.handle_ended_jobs()
+                if runner.messages or time.monotonic() >= next_display:
+                    next_display = time.monotonic() + _DISPLAY_S
+                    runner.stop_unneeded_jobs()
+                    display.update(runner.rows(progress))
                     while runner.messages:
-                        display.say(runner.messages.pop(0))
-                runner.draw()
+                        display.print_message(runner.messages.pop(0))
+                runner.take_from_source()
                 if runner.unfinished:
                     time.sleep(_POLL_S)
         finally:
-            runner.destroy()  # has nothing to do, unless an exception passes
-        display.show(runner.rows(progress))
+            runner.kill_all()  # does nothing unless an exception was raised
+        display.update(runner.rows(progress))
     return runner.outcomes()
 
 
 @dataclass
 class _Task:
-    """A job on its way."""
+    """The state of one job."""
 
     job: Job
-    fed: bool = False  # by the feed
+    from_source: bool = False
     state: Literal["waiting", "running", "stopping", "done", "failed", "stopped"] = "waiting"
     attempts: int = 0
     failures: int = 0
@@ -108,7 +109,7 @@ class _Task:
     slot: Mapping[str, str] = field(default_factory=dict)
     first_start: float = 0.0
     end: float = 0.0
-    blocked_since: float | None = None  # by processes of an earlier run
+    blocked_since: float | None = None  # since when processes of an earlier run hold its log
     exit_code: int | None = None
     log_tail: str = ""
     reason: str = ""
@@ -120,7 +121,7 @@ class _Task:
 
 
 class _Runner:
-    """The queue, the slots and the rules for starting again."""
+    """Assigns jobs to slots, and restarts them."""
 
     def __init__(
         self,
@@ -129,9 +130,9 @@ class _Runner:
         progress_token: Callable[[Job], object] | None,
         retries: int,
         grace_s: float,
-        feed: Feed | None = None,
+        source: JobSource | None = None,
     ) -> None:
-        self._feed = feed
+        self._source = source
         self._tasks = [_Task(job) for job in jobs]
         self._free_slots = list(slots)
         self._progress_token = progress_token or (lambda job: None)
@@ -151,26 +152,31 @@ class _Runner:
     def outcomes(self) -> list[Outcome]:
         return [task.outcome for task in self._tasks]
 
-    def draw(self) -> None:
-        """Take jobs from the feed, a job for each slot that no waiting one will take."""
-        if self._feed is None or self._stopping_since is not None:
+    def take_from_source(self) -> None:
+        """Take a job from the source for each free slot that no waiting job will use."""
+        if self._source is None or self._stopping_since is not None:
             return
         while sum(task.state == "waiting" for task in self._tasks) < len(self._free_slots):
-            job = self._feed.next()
+            job = self._source.next_job()
             if job is None:
                 return
-            self._tasks.append(_Task(job, fed=True))
+            self._tasks.append(_Task(job, from_source=True))
             _check([task.job for task in self._tasks], [{}])
 
-    def end_needless(self) -> None:
-        """Ask running jobs to end that the feed has enough of."""
-        for task, process in self._active if self._feed is not None else ():
-            if task.fed and task.state == "running" and self._feed is not None and self._feed.enough(task.job):
+    def stop_unneeded_jobs(self) -> None:
+        """Stop running jobs that the source no longer needs."""
+        for task, process in self._active if self._source is not None else ():
+            if (
+                task.from_source
+                and task.state == "running"
+                and self._source is not None
+                and self._source.should_end(task.job)
+            ):
                 task.state = "stopping"
                 process.stop()
 
-    def start_waiting(self) -> None:
-        """Give free slots to waiting jobs, in order."""
+    def start_waiting_jobs(self) -> None:
+        """Assign free slots to waiting jobs, in order."""
         for task in self._tasks:
             if not self._free_slots:
                 return
@@ -200,15 +206,13 @@ class _Runner:
         if task.blocked_since is None:
             task.blocked_since = now
             self.messages.append(
-                f"{task.job.name}: waiting for processes of an earlier run that are still at work in {task.job.folder}"
+                f"{task.job.name}: waiting for processes of an earlier run that still use {task.job.folder}"
             )
         elif now - task.blocked_since > _LOG_WAIT_S:
-            self._finish(
-                task, "failed", f"processes of another run are at work in {task.job.folder}: end them, or wait for them"
-            )
+            self._finish(task, "failed", f"processes of another run use {task.job.folder}: end them, or wait for them")
 
-    def collect(self) -> None:
-        """Take note of the jobs that have ended, and decide what comes next for them."""
+    def handle_ended_jobs(self) -> None:
+        """Free the slots of jobs that have ended, and finish or restart these jobs."""
         for task, process in self._active:
             code = process.poll()
             if code is None:
@@ -231,7 +235,7 @@ class _Runner:
             self._finish(task, "failed", f"it stopped by itself {task.stalls} times in a row without progress")
         else:
             task.state = "waiting"
-            self.messages.append(f"{task.job.name}: stopped by itself (exit status 75); starting it again")
+            self.messages.append(f"{task.job.name}: stopped by itself (exit status 75); restarting it")
 
     def _after_failure(self, task: _Task, code: int) -> None:
         task.failures += 1
@@ -240,17 +244,17 @@ class _Runner:
         else:
             task.state = "waiting"
             last = task.log_tail.splitlines()[-1:] or ["no output"]
-            self.messages.append(f"{task.job.name}: {describe_exit(code)}, starting it again ({last[0]})")
+            self.messages.append(f"{task.job.name}: {describe_exit(code)}, restarting it ({last[0]})")
 
     def _finish(self, task: _Task, state: Literal["done", "failed", "stopped"], reason: str = "") -> None:
         task.state, task.reason, task.end = state, reason, time.monotonic()
         if state == "failed":
             self.messages.append(task.outcome.message)
-        if self._feed is not None and task.fed:
-            self._feed.ended(task.outcome)
+        if self._source is not None and task.from_source:
+            self._source.job_ended(task.outcome)
 
     def stop(self, kill: bool) -> None:
-        """Stop all jobs, waiting ones at once; to be called again until none is left."""
+        """Stop all jobs; call it again until none is left. Waiting jobs end at once, running ones after saving."""
         now = time.monotonic()
         if self._stopping_since is None:
             self._stopping_since = now
@@ -259,18 +263,18 @@ class _Runner:
                 if task.state == "waiting":
                     self._finish(task, "stopped")
             for task, process in self._active:
-                if task.state != "stopping":  # already, by the feed
+                if task.state != "stopping":  # it is not being stopped already
                     task.state = "stopping"
                     process.stop()
         if kill and not self._killed:
             self._killed = True
             for _, process in self._active:
                 process.kill()
-        if now - self._stopping_since > self._grace_s + _BACKSTOP_S:
-            self.destroy()
+        if now - self._stopping_since > self._grace_s + _GUARD_TIMEOUT_S:
+            self.kill_all()
 
-    def destroy(self) -> None:
-        """Kill what is running, without further ceremony."""
+    def kill_all(self) -> None:
+        """Kill all running jobs without a grace period."""
         for _, process in self._active:
             process.destroy()
 
@@ -282,7 +286,7 @@ class _Runner:
             if progress and task.attempts:
                 try:
                     columns = progress(task.job)
-                except Exception as error:  # what is only shown must not end hours of work
+                except Exception as error:  # a display error must not end hours of work
                     columns = {"progress": f"{type(error).__name__}: {error}"}
             elapsed_s = (task.end or now) - task.first_start if task.attempts else 0.0
             rows.append(Row(task.job.name, task.state, task.attempts, elapsed_s, columns))
@@ -292,10 +296,10 @@ class _Runner:
 def _check(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
     if not slots:
         raise ConfigError("jobs: no slot to run them in")
-    for kind, values in (("name", [job.name for job in jobs]), ("folder", [str(job.folder) for job in jobs])):
-        double = sorted({value for value in values if values.count(value) > 1})
-        if double:
-            raise ConfigError(f"jobs: two jobs have the {kind} {double[0]!r}; each needs its own")
+    for attribute, values in (("name", [job.name for job in jobs]), ("folder", [str(job.folder) for job in jobs])):
+        duplicates = sorted({value for value in values if values.count(value) > 1})
+        if duplicates:
+            raise ConfigError(f"jobs: two jobs have the {attribute} {duplicates[0]!r}; each needs its own")
     for job in jobs:
         if not job.command:
             raise ConfigError(f"jobs: {job.name} has no command")

@@ -1,4 +1,4 @@
-"""One attempt at a job: the parent's side of `guard.py`, and the end of the job's log."""
+"""One attempt at a job: the parent's side of `guard.py`, and the tail of the job's log."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pathlib import Path
 
 from choral.jobs import guard
 
-_COOKIE = "CHORAL_JOB"  # environment variable by which the processes of an attempt are known, wherever they went
+_COOKIE = "CHORAL_JOB"  # environment variable that identifies the processes of an attempt, whatever their parent
 _TAIL_BYTES, _TAIL_LINES = 16384, 15
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class JobProcess:
-    """A running command and all processes that come from it.
+    """A running command and all its descendants; create it with `start`.
 
-    Use `start`. Output goes to the end of the log, after a line that says which attempt it is.
+    Output is appended to the log, after a line with the number of the attempt.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], lifeline: int, cookie: str, log: Path, log_start: int) -> None:
@@ -36,13 +36,13 @@ class JobProcess:
     def start(
         cls, command: Sequence[str], log: Path, env: Mapping[str, str], attempt: int, grace_s: float
     ) -> JobProcess | None:
-        """Start a command, or return None while processes of an earlier attempt or run still hold the log.
+        """Start a command; return None if processes of an earlier attempt or run still hold the log.
 
         Args:
-            command: program and arguments; no shell looks at them.
-            log: appended to; its folder is made.
+            command: program and arguments; no shell interprets them.
+            log: appended to; its folder is created.
             env: added to the environment of this process.
-            attempt: number, for the log.
+            attempt: number of this attempt, for the log.
             grace_s: seconds between SIGTERM and SIGKILL.
 
         Raises:
@@ -51,7 +51,7 @@ class JobProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         cookie = uuid.uuid4().hex
         with log.open("ab") as stream:
-            # The lock lives as long as any process has the log as its output: it shows orphans of every kind.
+            # The lock lives as long as any process has the log as its output, so it detects every kind of orphan.
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -62,7 +62,7 @@ class JobProcess:
             log_start = stream.tell()
             stream.write(f"===== attempt {attempt}, {started}: {shlex.join(command)}\n".encode())
             stream.flush()
-            read_end, write_end = os.pipe()  # neither is inherited, but for the one passed on by name
+            read_end, write_end = os.pipe()  # not inheritable, except for the end that pass_fds names
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-I", "-S", guard.__file__, str(read_end), str(grace_s), "--", *command],
@@ -70,7 +70,7 @@ class JobProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a group of its own; a Ctrl-C at the keyboard reaches the parent alone
+                    start_new_session=True,  # its own process group: Ctrl-C reaches only the parent
                     pass_fds=(read_end,),
                 )
             except BaseException:
@@ -81,67 +81,74 @@ class JobProcess:
         return cls(process, write_end, cookie, log, log_start)
 
     def poll(self) -> int | None:
-        """Return the exit status (128 + the number of a signal) once no process of the command is left, else None."""
+        """Return the exit status (128 + number for a signal), or None while any process of the command is left."""
         code = self._process.poll()
         if code is None:
             return None
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-        if code < 0:  # the guard itself was killed: nobody looks after its processes but us
-            self._sweep()
+        if code < 0:  # the guard itself was killed, so its processes are left to us
+            self._kill_leftovers()
             return 128 - code
         return code
 
     def stop(self) -> None:
-        """Ask the command to save and end: SIGTERM now, SIGKILL after the grace."""
-        self._tell(b"t")
+        """Stop the command: SIGTERM now, so that it can save, and SIGKILL after the grace period."""
+        self._send(b"t")
 
     def kill(self) -> None:
-        """End all processes of the command now."""
-        self._tell(b"k")
+        """Kill all processes of the command now."""
+        self._send(b"k")
 
     def destroy(self) -> None:
-        """End all processes of the command, its guard included, without the guard's help, and wait for it."""
+        """Kill all processes of the command and its guard, without the guard's help, and wait for the guard."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._sweep()
+        self._kill_leftovers()
         self.poll()
 
     def log_tail(self) -> str:
-        """Return the last lines that this attempt wrote, without control characters."""
-        return tail(self._log, self._log_start)
+        """Return the last lines that this attempt wrote; see the function `read_log_tail`."""
+        return read_log_tail(self._log, self._log_start)
 
-    def _tell(self, word: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         if self._lifeline >= 0:
             with contextlib.suppress(BrokenPipeError):
-                os.write(self._lifeline, word)
+                os.write(self._lifeline, message)
 
-    def _sweep(self) -> None:
-        """Kill whatever still carries this attempt's cookie; a process may start another one meanwhile, so repeat."""
+    def _kill_leftovers(self) -> None:
+        """Kill the processes that carry this attempt's cookie; repeat, since one may start another meanwhile."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        mark = f"{_COOKIE}={self._cookie}".encode()
+        variable = f"{_COOKIE}={self._cookie}".encode()
         for _ in range(100):
-            left = [int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/environ") if _holds(entry, mark)]
-            if not left:
+            pids = [
+                int(entry.parent.name)
+                for entry in Path("/proc").glob("[0-9]*/environ")
+                if _has_variable(entry, variable)
+            ]
+            if not pids:
                 return
-            for pid in left:
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
 
 
-def _holds(environ: Path, mark: bytes) -> bool:
+def _has_variable(environ: Path, variable: bytes) -> bool:
     try:
-        return mark in environ.read_bytes().split(b"\0")
+        return variable in environ.read_bytes().split(b"\0")
     except OSError:  # ended, or another user's
         return False
 
 
-def tail(path: Path, start: int = 0) -> str:
-    """Return the last lines of a log after byte `start`: of a progress bar its last state, no control characters."""
+def read_log_tail(path: Path, start: int = 0) -> str:
+    """Return the last 15 lines that are not empty of a log after byte `start`, without control characters.
+
+    Of a progress bar only the last state is kept. A missing file is empty.
+    """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)

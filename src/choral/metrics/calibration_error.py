@@ -1,8 +1,8 @@
-"""Expected calibration error: how far confidence is from the share that is right, over bins of equally many samples.
+"""Expected calibration error (ECE): mean distance between confidence and accuracy, over bins of equally many samples.
 
-Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning", https://doi.org/10.1609/aaai.v29i1.9602;
-bins of equal mass as in Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154, for in steps of equal width most samples
-of a good network lie in the last one.
+Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning", https://doi.org/10.1609/aaai.v29i1.9602.
+Bins have equal mass, as in Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154: with bins of equal width, most samples
+of an accurate network fall into the last one.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 15
+DEFAULT_BINS = 15
 
 
-def expected_calibration_error(confidence: NDArray[np.floating], hit: NDArray[np.bool_], bins: int = BINS) -> float:
-    """Return the mean over bins of |mean confidence - share that is right|, 0 to 1.
+def expected_calibration_error(
+    confidence: NDArray[np.floating], is_correct: NDArray[np.bool_], bins: int = DEFAULT_BINS
+) -> float:
+    """Return the mean over bins of |mean confidence - accuracy|, 0 to 1.
 
-    It is biased upwards: also of perfectly calibrated predictions it is above 0, the more so the fewer samples a bin has.
-    Samples of equal confidence that lie across the end of a bin count on both sides in proportion.
+    The estimate is biased upwards: it is positive even for perfectly calibrated predictions, and grows as bins get smaller.
+    Samples of equal confidence that straddle the border of two bins count in both, in proportion.
 
     Args:
-        confidence: (N,) in [0, 1], of what was said.
-        hit: (N,) whether it was right.
-        bins: of equally many samples; at most N.
+        confidence: (N,) probability of the predicted class, in [0, 1].
+        is_correct: (N,) whether the prediction is correct.
+        bins: number of bins of equal mass; at most N are used.
     """
     order = np.argsort(confidence, kind="stable")
     ordered = confidence[order].astype(np.float64)
-    runs = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
-    gaps = np.add.reduceat(ordered - hit[order], runs)
-    # The sum of gaps over the k least sure samples, for any k: linear within a run of equal ones.
-    places, sums = np.append(runs, len(order)), np.append(0.0, np.cumsum(gaps))
-    ends = np.linspace(0, len(order), min(bins, len(order)) + 1)
-    return float(np.abs(np.diff(np.interp(ends, places, sums))).sum() / len(order))
+    run_starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
+    gaps = np.add.reduceat(ordered - is_correct[order], run_starts)
+    # Cumulative gap over the k least confident samples, for any real k: linear within a run of equal confidences.
+    positions, cumulative = np.append(run_starts, len(order)), np.append(0.0, np.cumsum(gaps))
+    edges = np.linspace(0, len(order), min(bins, len(order)) + 1)
+    return float(np.abs(np.diff(np.interp(edges, positions, cumulative))).sum() / len(order))

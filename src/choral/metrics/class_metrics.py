@@ -1,7 +1,7 @@
-"""Metrics of classes, of the samples or of any draw of them, all from a few sums.
+"""Multiclass metrics of a split, or of any number of bootstrap draws of it at once, from a few weighted sums.
 
-As scikit-learn defines them. Means over classes (macro) leave out classes that have no sample, or that are neither there nor
-predicted (F1); a draw may lack classes that the split has.
+Definitions are scikit-learn's. Macro averages leave out classes without samples (F1: classes that neither occur nor are
+predicted), since a draw may lack classes that the split has.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.metrics.debiased_calibration import Gaps
+from choral.metrics.debiased_calibration import CalibrationGaps
 from choral.metrics.estimate import nan_mean
 from choral.metrics.per_sample import correct, log_losses, top_class
-from choral.metrics.ranking import Ranking, rankings_of, resampled_rankings
+from choral.metrics.ranking import Ranking, build_rankings, compute_ranking_metrics
 
-_MANY = 10  # classes: with so many the top 5 are asked for, with fewer the top 2
+_MANY_CLASSES = 10  # from here on top-5 is reported, below top-2
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """What is measured.
+    """Labels and predictions of a multiclass split, and the metrics computed from them.
 
     Attributes:
         labels: (N,) int64.
         predictions: (N, C) float32.
-        probabilities: whether predictions are that; without, there are only metrics of what was decided.
-        decided: (N,) int64, the classes that were decided for; None: the most probable.
+        has_probabilities: whether `predictions` are probabilities. If not (hard vote), only metrics of the predicted class
+            are computed.
+        decisions: (N,) int64, the predicted classes where they are not the argmax (thresholds, costs); None: the argmax.
     """
 
     labels: NDArray[np.int64]
     predictions: NDArray[np.float32]
-    probabilities: bool = True
-    decided: NDArray[np.int64] | None = None
+    has_probabilities: bool = True
+    decisions: NDArray[np.int64] | None = None
 
     @property
     def classes(self) -> int:
@@ -43,49 +44,56 @@ class ClassMetrics:
         return int(self.predictions.shape[1])
 
     @cached_property
-    def given(self) -> NDArray[np.int64]:
-        """(N,) the classes that were decided for."""
-        return top_class(self.predictions) if self.decided is None else self.decided
+    def predicted(self) -> NDArray[np.int64]:
+        """(N,) predicted classes."""
+        return top_class(self.predictions) if self.decisions is None else self.decisions
 
     @property
-    def top(self) -> int:
-        """The k of top-k: 5, of fewer than ten classes 2; 0 of two."""
-        return 5 if self.classes >= _MANY else 2 if self.classes > 2 else 0
+    def top_k(self) -> int:
+        """The k of top-k accuracy: 5, with fewer than ten classes 2; 0 (not reported) with two classes."""
+        return 5 if self.classes >= _MANY_CLASSES else 2 if self.classes > 2 else 0
 
     @cached_property
-    def gaps(self) -> Gaps:
-        """Of the probability of the class that was decided for from the share that is right."""
-        said = self.predictions[np.arange(len(self.labels)), self.given]
-        return Gaps.of(np.clip(said, 0, 1), self.labels == self.given)
+    def calibration_gaps(self) -> CalibrationGaps:
+        """Gaps between the probability of the predicted class and the accuracy."""
+        confidence = self.predictions[np.arange(len(self.labels)), self.predicted]
+        return CalibrationGaps.from_predictions(np.clip(confidence, 0, 1), self.labels == self.predicted)
 
-    def sums(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Return, for (some, N) times that samples are there, (some,) metrics that need no ranking.
+    def compute_overall(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Return the metrics that need no ranking, (draws,) each.
 
-        accuracy, top_2 or top_5 (equal probabilities count against), balanced_accuracy, f1_macro, f1_micro (which is the
-        accuracy); of probabilities log_loss (nats) and brier (sum over classes of the squared error, 0 to 2; of two
-        classes half of it, as it is usual).
+        accuracy, top_2 or top_5 (ties count as wrong), balanced_accuracy, f1_macro, f1_micro (equal to the accuracy); of
+        probabilities also log_loss (nats) and brier (squared error summed over classes, 0 to 2; halved for two classes, as
+        is usual).
+
+        Args:
+            counts: (draws, N) how often each draw holds each sample.
         """
-        weights = times.astype(np.float64)
+        weights = counts.astype(np.float64)
         total = weights.sum(axis=1)
         names, columns = self._columns
         with np.errstate(invalid="ignore"):
-            found = dict(zip(names, (weights @ columns / total[:, None]).T, strict=True))
-        classes = self.by_class(times)
-        found["balanced_accuracy"] = nan_mean(classes["recall"])
-        found["f1_macro"] = nan_mean(classes["f1"])
-        found["f1_micro"] = found["accuracy"]
-        return found
+            metrics = dict(zip(names, (weights @ columns / total[:, None]).T, strict=True))
+        by_class = self.compute_by_class(counts)
+        metrics["balanced_accuracy"] = nan_mean(by_class["recall"])
+        metrics["f1_macro"] = nan_mean(by_class["f1"])
+        metrics["f1_micro"] = metrics["accuracy"]
+        return metrics
 
-    def by_class(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Return (some, C) precision, recall and f1 of each class; NaN where there is nothing to divide by."""
-        weights = np.ascontiguousarray(times.T, dtype=np.float64)
-        labels, given, hits = (matrix @ weights for matrix in self._members)
+    def compute_by_class(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Return (draws, C) precision, recall and f1 of each class; NaN where the denominator is 0."""
+        weights = np.ascontiguousarray(counts.T, dtype=np.float64)
+        actual, predicted, hits = (matrix @ weights for matrix in self._class_matrices)
         with np.errstate(invalid="ignore"):
-            return {"precision": (hits / given).T, "recall": (hits / labels).T, "f1": (2 * hits / (given + labels)).T}
+            return {
+                "precision": (hits / predicted).T,
+                "recall": (hits / actual).T,
+                "f1": (2 * hits / (predicted + actual)).T,
+            }
 
-    def rankings(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Return (some, C) average_precision and roc_auc, of each class against the others, and (some,) their means."""
-        precisions, areas = resampled_rankings(self._rankings, times)
+    def compute_rankings(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Return one-vs-rest average_precision and roc_auc: (draws,) macro averages, and (draws, C) as "METRIC/class"."""
+        precisions, areas = compute_ranking_metrics(self._rankings, counts)
         return {
             "roc_auc": nan_mean(areas),
             "average_precision": nan_mean(precisions),
@@ -95,41 +103,44 @@ class ClassMetrics:
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        """(C, C) samples of each class (row) that were taken for each (column)."""
-        pairs = self.labels * self.classes + self.given
+        """(C, C) confusion matrix: rows are true classes, columns predicted ones."""
+        pairs = self.labels * self.classes + self.predicted
         return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
 
     @cached_property
     def _rankings(self) -> list[Ranking | None]:
-        return rankings_of(self.labels[:, None] == np.arange(self.classes), self.predictions)
+        return build_rankings(self.labels[:, None] == np.arange(self.classes), self.predictions)
 
     @cached_property
     def _columns(self) -> tuple[list[str], NDArray[np.float64]]:
-        columns = {"accuracy": correct(self.labels, self.given)}
-        if self.probabilities:
-            own = self.predictions[np.arange(len(self.labels)), self.labels]
-            if self.top:
-                ahead = (self.predictions >= own[:, None]).sum(axis=1)  # itself included
-                columns[f"top_{self.top}"] = (ahead <= self.top).astype(np.float64)
+        """Names and (N, metrics) values of the metrics that are means over samples."""
+        columns = {"accuracy": correct(self.labels, self.predicted)}
+        if self.has_probabilities:
+            of_label = self.predictions[np.arange(len(self.labels)), self.labels]
+            if self.top_k:
+                rank = (self.predictions >= of_label[:, None]).sum(axis=1)  # from 1: the label itself counts
+                columns[f"top_{self.top_k}"] = (rank <= self.top_k).astype(np.float64)
             columns["log_loss"] = log_losses(self.labels, self.predictions)
             squares = np.einsum("nc,nc->n", self.predictions, self.predictions, dtype=np.float64)
-            brier = squares - 2 * own.astype(np.float64) + 1
+            brier = squares - 2 * of_label.astype(np.float64) + 1
             columns["brier"] = brier / 2 if self.classes == 2 else brier
         return list(columns), np.stack(list(columns.values()), axis=1)
 
     @cached_property
-    def _members(self) -> tuple[Any, Any, Any]:
-        """Three (C, N) sparse matrices: of each class its samples, those taken for it, and those rightly so."""
-        hit = self.labels == self.given
-        return tuple(
-            _one_hot(classes, weights, self.classes)
-            for classes, weights in ((self.labels, hit | True), (self.given, hit | True), (self.labels, hit))
+    def _class_matrices(self) -> tuple[Any, Any, Any]:
+        """Three sparse (C, N) indicator matrices: samples of each class, samples predicted as it, and its true positives."""
+        is_correct = self.labels == self.predicted
+        everything = np.ones(len(self.labels))
+        return (
+            _class_indicator(self.labels, everything, self.classes),
+            _class_indicator(self.predicted, everything, self.classes),
+            _class_indicator(self.labels, is_correct, self.classes),
         )
 
 
-def _one_hot(of_sample: NDArray[np.int64], weights: NDArray[Any], count: int) -> Any:
-    """Return the sparse (count, N) float64 matrix that has each sample's weight in its row."""
+def _class_indicator(classes: NDArray[np.int64], weights: NDArray[Any], count: int) -> Any:
+    """Return the sparse (count, N) float64 matrix that holds each sample's weight in the row of its class."""
     from scipy.sparse import csr_array
 
-    samples = np.arange(len(of_sample))
-    return csr_array((weights.astype(np.float64), (of_sample, samples)), shape=(count, len(of_sample)))
+    samples = np.arange(len(classes))
+    return csr_array((weights.astype(np.float64), (classes, samples)), shape=(count, len(classes)))

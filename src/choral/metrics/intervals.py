@@ -2,10 +2,12 @@
 
 Efron 1979, "Bootstrap methods: another look at the jackknife", https://doi.org/10.1214/aos/1176344552.
 
-A score is the mean of one number a sample, or is made from such means, or from the samples as a whole. Samples are drawn
-with replacement, as many as there are, and the score of each such draw is noted: the interval spans the middle 95 % of
-them. Two predictors are compared on the same draws: what is hard for both cancels out, and the interval of the difference
-is narrower than those of the scores.
+A draw is N samples taken with replacement from the N samples of the split. A score is evaluated on every draw; the interval
+spans the central 95 % of the results. Two predictors are compared on the same draws: samples that are hard for both cancel
+out, so the interval of the difference is narrower than those of the scores.
+
+`scipy.stats.bootstrap` is not used: here all metrics of all predictors share one set of draws, held as counts, so that a
+thousand columns of means cost one matrix product.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _CHUNK = 1 << 21  # counts held at a time: some 40 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the ends of its confidence interval."""
+    """A value and the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -36,11 +38,11 @@ def bootstrap(values: NDArray[np.float64], *, seed: int = 0, draws: int = DRAWS,
 
     Args:
         values: (N,) one number a sample, N >= 1.
-        seed: the same seed, draws and N mean the same draws of samples.
-        draws: of N samples each.
-        level: that the interval covers, in (0, 1).
+        seed: the same seed, draws and N give the same draws of samples.
+        draws: number of draws.
+        level: coverage of the interval, in (0, 1).
     """
-    return interval_of(values, resampled_means(values[:, None], seed=seed, draws=draws)[:, 0], level=level)
+    return mean_interval(values, bootstrap_means(values[:, None], seed=seed, draws=draws)[:, 0], level=level)
 
 
 def paired_bootstrap(
@@ -55,27 +57,27 @@ def paired_bootstrap(
     return bootstrap(a - b, seed=seed, draws=draws, level=level)
 
 
-def resampled_means(values: NDArray[np.float64], *, seed: int = 0, draws: int = DRAWS) -> NDArray[np.float64]:
-    """Return the means of every column over the same `draws` draws of samples.
+def bootstrap_means(values: NDArray[np.float64], *, seed: int = 0, draws: int = DRAWS) -> NDArray[np.float64]:
+    """Return the means of every column over the same draws of samples.
 
     Args:
-        values: (N, K), N >= 1: K numbers a sample. All K share the draws, so that the difference of two columns of the
-            result is the bootstrap of their paired difference, and one pass serves all rows of a table.
+        values: (N, K), N >= 1: K numbers a sample. All K share the draws, so the difference of two columns of the result is
+            the bootstrap of their paired difference, and one pass serves all rows of a table.
         seed: of the draws.
-        draws: of N samples each, with replacement.
+        draws: number of draws of N samples each, with replacement.
 
     Returns:
         (draws, K) float64.
     """
-    parts = [times.astype(np.float64) @ values for times in resampled_counts(len(values), seed=seed, draws=draws)]
+    parts = [counts.astype(np.float64) @ values for counts in bootstrap_counts(len(values), seed=seed, draws=draws)]
     means: NDArray[np.float64] = np.concatenate(parts) / len(values)
     return means
 
 
-def resampled_counts(count: int, *, seed: int = 0, draws: int = DRAWS) -> Iterator[NDArray[np.int64]]:
-    """Yield, some draws at a time, (some, count) int64: how often each of `count` samples was drawn.
+def bootstrap_counts(count: int, *, seed: int = 0, draws: int = DRAWS) -> Iterator[NDArray[np.int64]]:
+    """Yield (some draws, count) int64 blocks: how often each draw holds each of `count` samples.
 
-    The same count and seed give the same draws as everywhere in this module; fewer draws are the first of them.
+    The same count and seed give the same draws throughout this package; fewer draws are the first ones of more.
     """
     assert count > 0, "an interval needs at least one sample"
     random = np.random.default_rng(seed)
@@ -87,16 +89,15 @@ def resampled_counts(count: int, *, seed: int = 0, draws: int = DRAWS) -> Iterat
         yield np.bincount(picks.ravel(), minlength=size * count).reshape(size, count)
 
 
-def interval_of(values: NDArray[np.float64], means: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
-    """Return the mean of (N,) `values` and the percentile interval of its (draws,) resampled `means`.
+def mean_interval(values: NDArray[np.float64], means: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
+    """Return the mean of (N,) `values` and the percentile interval of its (draws,) bootstrap `means`.
 
-    The mean is summed exactly, and the ends are rounded to twelve decimals: no digit depends on the order in which a
-    machine adds.
+    The mean is summed exactly and the bounds are rounded to twelve decimals: no digit depends on the order of summation.
     """
-    return interval_around(math.fsum(values) / len(values), means, level=level)
+    return percentile_interval(math.fsum(values) / len(values), means, level=level)
 
 
-def interval_around(value: float, draws: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
-    """Return a score and the percentile interval of what it was on (draws,) draws, rounded to twelve decimals."""
+def percentile_interval(value: float, draws: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
+    """Return a value with the percentile interval of its values on the draws, (draws,), rounded to twelve decimals."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, round(float(low), 12), round(float(high), 12))

@@ -1,4 +1,4 @@
-"""All metrics of one predictor, with intervals: of the samples together, and of each class, label or target."""
+"""All metrics of one predictor with confidence intervals: overall, and for each class, label or target."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.metrics.calibration_error import BINS, expected_calibration_error
+from choral.metrics.calibration_error import DEFAULT_BINS, expected_calibration_error
 from choral.metrics.class_metrics import ClassMetrics
-from choral.metrics.debiased_calibration import Gaps, debiased_calibration_error
-from choral.metrics.estimate import Estimate, Measure, bounded, resampled
-from choral.metrics.multilabel_metrics import LabelMetrics
-from choral.metrics.proportions import RANKED, SHARES, of_shares, overlaps
+from choral.metrics.debiased_calibration import CalibrationGaps, debiased_calibration_error
+from choral.metrics.estimate import Estimate, MetricFunction, bootstrap_metrics, logit_scale_estimate
+from choral.metrics.multilabel_metrics import MultilabelMetrics
+from choral.metrics.proportions import PROPORTION_METRICS, RANKING_METRICS, confusion_counts, with_theoretical_interval
 from choral.metrics.ranking import affordable_draws
-from choral.metrics.regression_metrics import NumberMetrics
-from choral.metrics.reliability import wilson, wilson_f1
+from choral.metrics.regression_metrics import RegressionMetrics
+from choral.metrics.reliability import wilson_f1_interval, wilson_interval
 
-Metrics = ClassMetrics | LabelMetrics | NumberMetrics
-ORDER = {
+Metrics = ClassMetrics | MultilabelMetrics | RegressionMetrics
+METRIC_NAMES = {
     "multiclass": (
         *("accuracy", "top_2", "top_5", "balanced_accuracy", "f1_macro", "f1_micro", "roc_auc", "average_precision"),
         *("log_loss", "brier", "ece"),
@@ -28,27 +28,28 @@ ORDER = {
     "multilabel": ("mean_ap", "roc_auc", "f1", "f1_macro", "exact_match", "log_loss", "brier", "ece"),
     "regression": ("rmse", "mae", "r2", "spearman"),
 }
-OF_CLASS = {
+CLASS_METRIC_NAMES = {
     "multiclass": ("precision", "recall", "f1", "roc_auc", "average_precision"),
     "multilabel": ("average_precision", "roc_auc", "precision", "recall", "f1"),
-    "regression": ORDER["regression"],
+    "regression": METRIC_NAMES["regression"],
 }
-_BOUNDED = (*RANKED, "f1_macro")
+_LOGIT_SCALE_METRICS = (*RANKING_METRICS, "f1_macro")
+_Sampled = tuple[NDArray[np.float64], NDArray[np.float64]]  # the value of a metric, and its values on the draws
 
 
 @dataclass(frozen=True)
-class Card:
-    """What is known of a predictor.
+class MetricReport:
+    """The metrics of a predictor on N samples.
 
     Attributes:
         task: multiclass, multilabel or regression.
         count: N.
-        overall: metric to estimate, in the order of `ORDER`; of several targets none but r2 and spearman, their means.
+        overall: metric to estimate, in the order of `METRIC_NAMES`; with several targets only r2 and spearman, averaged.
         by_class: class, label or target to metric to estimate.
-        counts: samples of each class or label; none of regression.
-        confusion: (C, C) of multiclass, row true, column predicted.
-        plain_ece: calibration error as it is usually computed, biased upwards; None where there are no probabilities.
-        bins: of it.
+        counts: samples of each class or label; empty for regression.
+        confusion: (C, C) confusion matrix of multiclass, rows true, columns predicted.
+        standard_ece: the usual binned calibration error, biased upwards; None without probabilities.
+        bins: number of bins of the debiased `ece`; 0 without probabilities.
     """
 
     task: str
@@ -57,161 +58,173 @@ class Card:
     by_class: dict[str, dict[str, Estimate]]
     counts: dict[str, int] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
-    plain_ece: float | None = None
-    bins: int = BINS
+    standard_ece: float | None = None
+    bins: int = DEFAULT_BINS
 
 
-def card_of(
+def compute_metric_report(
     task: str,
     labels: NDArray[Any],
     predictions: NDArray[np.float32],
     classes: Sequence[str],
     *,
-    probabilities: bool = True,
-    decided: NDArray[Any] | None = None,
+    has_probabilities: bool = True,
+    decisions: NDArray[Any] | None = None,
     seed: int = 0,
-) -> Card:
-    """Return all metrics of a predictor; those of two on the same samples and seed have the same draws.
+) -> MetricReport:
+    """Return all metrics of a predictor. Reports on the same samples with the same seed share their bootstrap draws.
 
-    `ece` is the debiased calibration error, see `choral.metrics.debiased_calibration`. Rankings (roc_auc and
-    average_precision, of each class against the others) have 2,000 draws, or of very many as many as are affordable.
+    `ece` is the debiased calibration error, see `choral.metrics.debiased_calibration`. Rankings (one-vs-rest roc_auc and
+    average_precision) use 2,000 draws, on very large splits fewer.
 
     Args:
         task: multiclass, multilabel or regression.
         labels: (N,) int64; (N, L) 0 and 1; or (N, T) numbers.
         predictions: (N, C) float32.
         classes: C names of classes, labels or targets.
-        probabilities: of multiclass, whether predictions are that; not so of a hard vote.
-        decided: (N,) classes or (N, L) labels that were decided for; None: the most probable, those above one half.
+        has_probabilities: multiclass: whether predictions are probabilities; false for a hard vote.
+        decisions: (N,) predicted classes or (N, L) predicted labels; None: the argmax, labels above one half.
         seed: of the draws.
     """
-    metrics = measured(task, labels, predictions, probabilities=probabilities, decided=decided)
-    found = resampled(overall_measure(metrics), len(labels), seed=seed)
-    own = resampled(class_measure(metrics), len(labels), seed=seed)
-    if ranks(metrics):
-        assert not isinstance(metrics, NumberMetrics)
+    metrics = build_metrics(task, labels, predictions, has_probabilities=has_probabilities, decisions=decisions)
+    overall = bootstrap_metrics(overall_metric_function(metrics), len(labels), seed=seed)
+    of_classes = bootstrap_metrics(class_metric_function(metrics), len(labels), seed=seed)
+    if has_rankings(metrics):
+        assert not isinstance(metrics, RegressionMetrics)
         draws = affordable_draws(predictions.size)
-        ranked = resampled(metrics.rankings, len(labels), seed=seed, draws=draws)
-        found |= {name: values for name, values in ranked.items() if not name.endswith("/class")}
-        own |= {name.removesuffix("/class"): values for name, values in ranked.items() if name.endswith("/class")}
-    ends = {} if isinstance(metrics, NumberMetrics) else _ends_by_class(metrics, own)
-    by_class = {
-        name: {
-            metric: _estimate(
-                metric, float(own[metric][0][number]), own[metric][1][:, number], ends.get((metric, number))
-            )
-            for metric in OF_CLASS[task]
-            if metric in own
-        }
-        for number, name in enumerate(classes)
-    }
-    return Card(
+        rankings = bootstrap_metrics(metrics.compute_rankings, len(labels), seed=seed, draws=draws)
+        for name, values in rankings.items():
+            (of_classes if name.endswith("/class") else overall)[name.removesuffix("/class")] = values
+    return MetricReport(
         task=task,
         count=len(labels),
-        overall=estimates_of(metrics, found),
-        by_class=by_class,
-        counts=_counts(task, labels, classes),
+        overall=build_estimates(metrics, overall),
+        by_class=_estimates_by_class(task, metrics, of_classes, classes),
+        counts=_count_classes(task, labels, classes),
         confusion=metrics.confusion if isinstance(metrics, ClassMetrics) else None,
-        plain_ece=_plain_ece(metrics),
-        bins=_gaps(metrics).of_sample.shape[1] if ranks(metrics) else 0,
+        standard_ece=_standard_ece(metrics),
+        bins=_calibration_gaps(metrics).by_sample.shape[1] if has_rankings(metrics) else 0,
     )
 
 
-def measured(
+def build_metrics(
     task: str,
     labels: NDArray[Any],
     predictions: NDArray[np.float32],
     *,
-    probabilities: bool = True,
-    decided: NDArray[Any] | None = None,
+    has_probabilities: bool = True,
+    decisions: NDArray[Any] | None = None,
 ) -> Metrics:
-    """Return what is measured; arguments as for `card_of`."""
+    """Return the metrics object of a task; arguments as for `compute_metric_report`."""
     if task == "multiclass":
-        return ClassMetrics(labels, predictions, probabilities, decided)
+        return ClassMetrics(labels, predictions, has_probabilities, decisions)
     if task == "multilabel":
-        return LabelMetrics(labels > 0, predictions, decided)
-    return NumberMetrics(labels, predictions)
+        return MultilabelMetrics(labels > 0, predictions, decisions)
+    return RegressionMetrics(labels, predictions)
 
 
-def ranks(metrics: Metrics) -> bool:
-    """Whether there is a ranking of samples by probability."""
-    return isinstance(metrics, LabelMetrics) or (isinstance(metrics, ClassMetrics) and metrics.probabilities)
+def has_rankings(metrics: Metrics) -> bool:
+    """Whether the predictions are probabilities, by which samples can be ranked."""
+    return isinstance(metrics, MultilabelMetrics) or (isinstance(metrics, ClassMetrics) and metrics.has_probabilities)
 
 
-def overall_measure(metrics: Metrics) -> Measure:
-    """Return the function of draws that gives the metrics of all samples together, but for rankings."""
-    if not isinstance(metrics, NumberMetrics):
-        return metrics.sums
-    numbers = metrics
+def overall_metric_function(metrics: Metrics) -> MetricFunction:
+    """Return the function of draws that computes the metrics of all samples, without rankings."""
+    if not isinstance(metrics, RegressionMetrics):
+        return metrics.compute_overall
+    regression = metrics
 
-    def of_targets(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        found = numbers.by_target(times)
-        several = numbers.labels.shape[1] > 1  # in units of their own: only what has no unit has a mean
+    def average_targets(counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        by_target = regression.compute_by_target(counts)
+        several = regression.labels.shape[1] > 1  # targets differ in unit: only unitless metrics have a mean
         return {
-            name: values.mean(axis=1) for name, values in found.items() if not several or name in ("r2", "spearman")
+            name: values.mean(axis=1) for name, values in by_target.items() if not several or name in ("r2", "spearman")
         }
 
-    return of_targets
+    return average_targets
 
 
-def class_measure(metrics: Metrics) -> Measure:
-    """Return the function of draws that gives the metrics of each class, label or target, but for rankings."""
+def class_metric_function(metrics: Metrics) -> MetricFunction:
+    """Return the function of draws that computes the metrics of each class, label or target, without rankings."""
     if isinstance(metrics, ClassMetrics):
-        return metrics.by_class
-    return metrics.by_label if isinstance(metrics, LabelMetrics) else metrics.by_target
+        return metrics.compute_by_class
+    return metrics.compute_by_label if isinstance(metrics, MultilabelMetrics) else metrics.compute_by_target
 
 
-def estimates_of(
-    metrics: Metrics, found: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
-) -> dict[str, Estimate]:
-    """Return estimates from values and draws of metrics of all samples together, in the order of `ORDER`."""
-    estimates = {name: _estimate(name, float(value), draws) for name, (value, draws) in found.items()}
-    if not isinstance(metrics, NumberMetrics):
-        estimates |= {name: of_shares(metrics, name, estimates[name]) for name in SHARES if name in estimates}
-    if ranks(metrics):
-        estimates["ece"] = debiased_calibration_error(_gaps(metrics))
-    task = {ClassMetrics: "multiclass", LabelMetrics: "multilabel", NumberMetrics: "regression"}[type(metrics)]
-    return {name: estimates[name] for name in ORDER[task] if name in estimates}
+def build_estimates(metrics: Metrics, overall: Mapping[str, _Sampled]) -> dict[str, Estimate]:
+    """Return estimates of the overall metrics, in the order of `METRIC_NAMES`, each with the interval that covers best.
+
+    Args:
+        metrics: of the samples.
+        overall: metric to its value and its values on the draws.
+    """
+    estimates = {name: _estimate(name, float(value), draws) for name, (value, draws) in overall.items()}
+    if not isinstance(metrics, RegressionMetrics):
+        estimates |= {
+            name: with_theoretical_interval(metrics, name, estimates[name])
+            for name in PROPORTION_METRICS
+            if name in estimates
+        }
+    if has_rankings(metrics):
+        estimates["ece"] = debiased_calibration_error(_calibration_gaps(metrics))
+    task = {ClassMetrics: "multiclass", MultilabelMetrics: "multilabel", RegressionMetrics: "regression"}[type(metrics)]
+    return {name: estimates[name] for name in METRIC_NAMES[task] if name in estimates}
+
+
+def _estimates_by_class(
+    task: str, metrics: Metrics, of_classes: Mapping[str, _Sampled], classes: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+    bounds = {} if isinstance(metrics, RegressionMetrics) else _wilson_bounds_by_class(metrics, of_classes)
+    by_class: dict[str, dict[str, Estimate]] = {}
+    for number, name in enumerate(classes):
+        by_class[name] = {}
+        for metric in CLASS_METRIC_NAMES[task]:
+            if metric in of_classes:
+                value, draws = of_classes[metric]
+                by_class[name][metric] = _estimate(
+                    metric, float(value[number]), draws[:, number], bounds.get((metric, number))
+                )
+    return by_class
 
 
 def _estimate(
-    metric: str, value: float, draws: NDArray[np.float64], ends: tuple[float, float] | None = None
+    metric: str, value: float, draws: NDArray[np.float64], bounds: tuple[float, float] | None = None
 ) -> Estimate:
-    """Return an estimate with the interval that holds best."""
-    if metric in _BOUNDED:
-        return bounded(value, draws)
-    return Estimate(value, draws, ends)
+    if metric in _LOGIT_SCALE_METRICS:
+        return logit_scale_estimate(value, draws)
+    return Estimate(value, draws, bounds)
 
 
-def _ends_by_class(
-    metrics: ClassMetrics | LabelMetrics, own: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+def _wilson_bounds_by_class(
+    metrics: ClassMetrics | MultilabelMetrics, of_classes: Mapping[str, _Sampled]
 ) -> dict[tuple[str, int], tuple[float, float]]:
-    """Return Wilson's intervals of precision, recall and F1 by metric and class, which hold also if they are 0 or 1."""
-    hits, given, labels = overlaps(metrics)
-    ends = {}
-    for metric, shared in (("precision", given), ("recall", labels), ("f1", given + labels - hits)):
-        for number in np.flatnonzero(shared).tolist():
-            value = float(own[metric][0][number])
-            ends[metric, number] = (wilson_f1 if metric == "f1" else wilson)(value, int(shared[number]))
-    return ends
+    """Return Wilson's intervals of precision, recall and F1 by metric and class; they hold at 0 and 1 too."""
+    hits, predicted, actual = confusion_counts(metrics)
+    bounds = {}
+    for metric, trials in (("precision", predicted), ("recall", actual), ("f1", predicted + actual - hits)):
+        for number in np.flatnonzero(trials).tolist():
+            value = float(of_classes[metric][0][number])
+            interval = wilson_f1_interval if metric == "f1" else wilson_interval
+            bounds[metric, number] = interval(value, int(trials[number]))
+    return bounds
 
 
-def _counts(task: str, labels: NDArray[Any], classes: Sequence[str]) -> dict[str, int]:
+def _count_classes(task: str, labels: NDArray[Any], classes: Sequence[str]) -> dict[str, int]:
     if task == "regression":
         return {}
     counts = np.bincount(labels, minlength=len(classes)) if task == "multiclass" else (labels > 0).sum(axis=0)
     return dict(zip(classes, counts.tolist(), strict=True))
 
 
-def _gaps(metrics: Metrics) -> Gaps:
-    assert not isinstance(metrics, NumberMetrics)
-    return metrics.gaps
+def _calibration_gaps(metrics: Metrics) -> CalibrationGaps:
+    assert not isinstance(metrics, RegressionMetrics)
+    return metrics.calibration_gaps
 
 
-def _plain_ece(metrics: Metrics) -> float | None:
-    if isinstance(metrics, LabelMetrics):
+def _standard_ece(metrics: Metrics) -> float | None:
+    if isinstance(metrics, MultilabelMetrics):
         return expected_calibration_error(metrics.predictions.reshape(-1), metrics.labels.reshape(-1))
-    if isinstance(metrics, ClassMetrics) and metrics.probabilities:
-        said = metrics.predictions[np.arange(len(metrics.labels)), metrics.given]
-        return expected_calibration_error(said, metrics.labels == metrics.given)
+    if isinstance(metrics, ClassMetrics) and metrics.has_probabilities:
+        confidence = metrics.predictions[np.arange(len(metrics.labels)), metrics.predicted]
+        return expected_calibration_error(confidence, metrics.labels == metrics.predicted)
     return None

@@ -1,4 +1,4 @@
-"""P values of several comparisons that are looked at together."""
+"""P values corrected for several comparisons made at once."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 
 def holm(values: Sequence[float], comparisons: int | None = None) -> list[float]:
-    """Return p values after Holm 1979, "A simple sequentially rejective multiple test procedure", in the same order.
+    """Return Holm-adjusted p values, in the order given.
 
-    What is below a level then is significant at it: the chance of a single false alarm among all comparisons is below it.
+    Holm 1979, "A simple sequentially rejective multiple test procedure". Rejecting all p values
+    below a level keeps the probability of any false rejection below it.
 
     Args:
         values: p values, 0 to 1.
-        comparisons: that were made; None: as many as there are values. Fewer where some are one and the same.
+        comparisons: number of comparisons; None: as many as there are values. Fewer if some are identical.
     """
     count = len(values) if comparisons is None else comparisons
-    found, largest = [0.0] * len(values), 0.0
-    for place, number in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        largest = max(largest, min(1.0, values[number] * max(1, count - place)))
-        found[number] = largest
-    return found
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, position in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, values[position] * max(1, count - rank)))
+        adjusted[position] = largest
+    return adjusted

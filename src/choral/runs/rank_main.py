@@ -1,4 +1,4 @@
-"""What the main modules of ranks share: their `Runtime`, the lock of the run folder, and errors in one line each."""
+"""The main function of a rank: creates its `Runtime`, locks the run directory, and prints errors on one line."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from choral.core.process_group import Runtime
 
 
-def as_rank(config: Config, folder: RunDir, work: Callable[[Runtime], None]) -> int:
-    """Do the work of this process, one of those that the launcher started, on a run, and return its exit status."""
+def run_rank(config: Config, run_dir: RunDir, work: Callable[[Runtime], None]) -> int:
+    """Run `work` on this rank, with the run directory locked by the main rank, and return the exit status."""
 
     def start() -> Runtime:
         from choral.core.process_group import Runtime
 
-        return Runtime(config.train.precision, 1, config.train.timeout_s, folder.stop_file)
+        return Runtime(config.train.precision, 1, config.train.timeout_s, run_dir.stop_file)
 
-    def locked(run: Runtime) -> None:
-        with folder.lock() if run.is_main else nullcontext():
-            work(run)
+    def locked(runtime: Runtime) -> None:
+        with run_dir.lock() if runtime.is_main else nullcontext():
+            work(runtime)
 
-    return from_start_to_end(start, locked)
+    return run_with_runtime(start, locked)
 
 
-def from_start_to_end(start: Callable[[], Runtime], work: Callable[[Runtime], None]) -> int:
-    """Start this process's rank, do its work, end it, and return its exit status."""
+def run_with_runtime(start: Callable[[], Runtime], work: Callable[[Runtime], None]) -> int:
+    """Create the `Runtime` of this rank, run `work`, end the runtime, and return the exit status."""
     from choral.core.process_group import set_up_logging
 
-    run: Runtime | None = None
+    runtime: Runtime | None = None
     try:
-        run = start()
-        set_up_logging(run.rank)
-        work(run)
+        runtime = start()
+        set_up_logging(runtime.rank)
+        work(runtime)
     except ChoralError as error:
-        prefix = "error" if run is None or run.is_main else f"error on rank {run.rank}"
+        prefix = "error" if runtime is None or runtime.is_main else f"error on rank {runtime.rank}"
         print(f"{prefix}: {error}", file=sys.stderr)
         return error.exit_code
     finally:
-        if run is not None:
-            run.end()
+        if runtime is not None:
+            runtime.end()
     return 0

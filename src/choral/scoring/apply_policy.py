@@ -1,4 +1,4 @@
-"""From what members say about an image to what the run answers: combined, calibrated and decided."""
+"""Applies a prediction policy: from member predictions to the prediction of each image."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from choral.config import Average
 from choral.ensembles.rules import Combiner
-from choral.inference.prediction_types import Answer, ClassPrediction, MultilabelPrediction, RegressionPrediction
+from choral.inference.prediction_types import ClassPrediction, MultilabelPrediction, Prediction, RegressionPrediction
 from choral.metrics.per_sample import top_class
 from choral.scoring.calibration_maps import CalibrationMap
-from choral.scoring.decision_fitting import plain_decision
+from choral.scoring.decision_fitting import default_decision
 from choral.scoring.policy import PredictionPolicy
 
 
-def plain_answering(
+def build_default_policy(
     task: str, classes: Sequence[str], members: Sequence[str], views: Sequence[str], average: Average = "probabilities"
 ) -> PredictionPolicy:
-    """Return how a run answers that was never calibrated: the mean over views and members, and the most probable."""
+    """Return the policy of a run that was never calibrated: the mean over views and members, and the most probable class."""
     return PredictionPolicy(
         of="",
         task=task,
@@ -31,40 +31,44 @@ def plain_answering(
         rule=Combiner("mean" if task == "regression" else "soft", task),
         calibration=CalibrationMap("none", task),
         conformal=None,
-        decision=plain_decision(task),
+        decision=default_decision(task),
         unsure_below=None,
         fitted_on={},
         evaluation="",
     )
 
 
-def answers_of(
-    answering: PredictionPolicy, names: Sequence[str], by_member: NDArray[np.float32], said: NDArray[np.float32]
-) -> list[Answer]:
-    """Return the answer for each image of a batch.
+def apply_policy(
+    policy: PredictionPolicy, names: Sequence[str], by_member: NDArray[np.float32], predictions: NDArray[np.float32]
+) -> list[Prediction]:
+    """Return the prediction of each image of a batch.
 
     Args:
-        answering: how.
-        names: (B,) what the images are called; "" where they have no name.
-        by_member: (members, B, outputs) what each member that is heard predicts, its views averaged.
-        said: (B, outputs) what they say together, calibrated: `PredictionPolicy.said`.
+        policy: of the run or bundle.
+        names: (B,) names of the images; "": no name.
+        by_member: (members, B, outputs) predictions of each member, averaged over views.
+        predictions: (B, outputs) combined and calibrated, from `PredictionPolicy.combine`.
     """
-    make = {"multilabel": _labels, "regression": _numbers}.get(answering.task, _class)
-    found = []
+    build = {
+        "multiclass": _build_class_prediction,
+        "multilabel": _build_multilabel_prediction,
+        "regression": _build_regression_prediction,
+    }[policy.task]
+    result = []
     for row, name in enumerate(names):
-        votes = dict(zip(answering.members, by_member[:, row], strict=True))
-        found.append(make(answering, name, said[row : row + 1], votes))
-    return found
+        votes = dict(zip(policy.members, by_member[:, row], strict=True))
+        result.append(build(policy, name, predictions[row : row + 1], votes))
+    return result
 
 
-def described(answering: PredictionPolicy) -> str:
-    """Return in one line how a run or a bundle answers."""
-    parts = [answering.of]
-    method = answering.calibration.method
+def describe_policy(policy: PredictionPolicy) -> str:
+    """Return one line that describes the policy of a run or a bundle."""
+    parts = [policy.of]
+    method = policy.calibration.method
     if method != "none":
-        value = f" {answering.calibration.temperature:.4g}" if method == "temperature" else ""
+        value = f" {policy.calibration.temperature:.4g}" if method == "temperature" else ""
         parts.append(f"calibrated by {method}{value}")
-    decision = answering.decision
+    decision = policy.decision
     if decision.kind == "costs":
         parts.append("least expected cost")
     elif decision.thresholds:
@@ -72,68 +76,70 @@ def described(answering: PredictionPolicy) -> str:
             f"{name} from {value:.3f} ({(decision.rules or {})[name]})" for name, value in decision.thresholds.items()
         ]
         parts.append("thresholds " + ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else ""))
-    if answering.conformal is not None:
-        kind = "intervals" if answering.task == "regression" else "sets"
-        parts.append(f"{kind} of {100 * answering.conformal.coverage:g} % coverage ({answering.conformal.score})")
-    if answering.unsure_below is not None:
-        parts.append(f"unsure below {answering.unsure_below:.3f}")
-    if fitted := answering.fitted_on:
+    if policy.conformal is not None:
+        kind = "intervals" if policy.task == "regression" else "sets"
+        parts.append(f"{kind} of {100 * policy.conformal.coverage:g} % coverage ({policy.conformal.score})")
+    if policy.unsure_below is not None:
+        parts.append(f"unsure below {policy.unsure_below:.3f}")
+    if fitted := policy.fitted_on:
         parts.append(f"fitted on {fitted['split']} ({fitted['samples']} samples)")
     return "; ".join(parts)
 
 
-def _class(
-    answering: PredictionPolicy, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
-) -> Answer:
-    names, chosen = answering.classes, int(answering.decide(said)[0])
-    probability = float(said[0, chosen])
-    unsure = None if answering.unsure_below is None else probability < answering.unsure_below
+def _build_class_prediction(
+    policy: PredictionPolicy, image: str, predictions: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
+) -> Prediction:
+    names, chosen = policy.classes, int(policy.decide(predictions)[0])
+    probability = float(predictions[0, chosen])
+    unsure = None if policy.unsure_below is None else probability < policy.unsure_below
     return ClassPrediction(
         image,
         names[chosen],
         probability,
-        tuple(said[0].tolist()),
+        tuple(predictions[0].tolist()),
         {name: (names[int(top_class(values))], float(values.max())) for name, values in votes.items()},
-        possible=_possible(answering, said),
+        possible=_list_possible(policy, predictions),
         unsure=unsure,
     )
 
 
-def _labels(
-    answering: PredictionPolicy, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
-) -> Answer:
-    shares = dict(zip(answering.classes, said[0].tolist(), strict=True))
-    given = _named(answering.classes, answering.decide(said)[0])
-    by_member = {name: _named(answering.classes, answering.decide(values[None])[0]) for name, values in votes.items()}
-    labels = {name: shares[name] for name in sorted(given, key=lambda name: -shares[name])}
-    return MultilabelPrediction(image, labels, shares, by_member, possible=_possible(answering, said))
+def _build_multilabel_prediction(
+    policy: PredictionPolicy, image: str, predictions: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
+) -> Prediction:
+    shares = dict(zip(policy.classes, predictions[0].tolist(), strict=True))
+    assigned = _select_names(policy.classes, policy.decide(predictions)[0])
+    by_member = {name: _select_names(policy.classes, policy.decide(values[None])[0]) for name, values in votes.items()}
+    labels = {name: shares[name] for name in sorted(assigned, key=lambda name: -shares[name])}
+    return MultilabelPrediction(image, labels, shares, by_member, possible=_list_possible(policy, predictions))
 
 
-def _numbers(
-    answering: PredictionPolicy, image: str, said: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
-) -> Answer:
-    names = answering.classes
-    values = dict(zip(names, said[0].tolist(), strict=True))
+def _build_regression_prediction(
+    policy: PredictionPolicy, image: str, predictions: NDArray[np.float32], votes: Mapping[str, NDArray[np.float32]]
+) -> Prediction:
+    names = policy.classes
+    values = dict(zip(names, predictions[0].tolist(), strict=True))
     spread = np.stack(list(votes.values())).astype(np.float64).std(axis=0)
-    own = {member: dict(zip(names, numbers.tolist(), strict=True)) for member, numbers in votes.items()}
+    by_member = {member: dict(zip(names, numbers.tolist(), strict=True)) for member, numbers in votes.items()}
     intervals: dict[str, tuple[float, float] | None] | None = None
-    if answering.conformal is not None:
-        half = dict(zip(names, answering.conformal.quantiles, strict=True))
+    if policy.conformal is not None:
+        half = dict(zip(names, policy.conformal.quantiles, strict=True))
         intervals = {
             name: (value - half[name], value + half[name]) if math.isfinite(half[name]) else None
             for name, value in values.items()
         }
-    return RegressionPrediction(image, values, dict(zip(names, spread.tolist(), strict=True)), own, intervals=intervals)
+    return RegressionPrediction(
+        image, values, dict(zip(names, spread.tolist(), strict=True)), by_member, intervals=intervals
+    )
 
 
-def _possible(answering: PredictionPolicy, said: NDArray[np.float32]) -> tuple[str, ...] | None:
-    """Return the classes or labels of the set, most probable first; None: there are no sets."""
-    if answering.conformal is None:
+def _list_possible(policy: PredictionPolicy, predictions: NDArray[np.float32]) -> tuple[str, ...] | None:
+    """Return the classes or labels of the prediction set, most probable first; None: the policy has no sets."""
+    if policy.conformal is None:
         return None
-    held = answering.conformal.sets(said)[0]
-    order = np.argsort(-said[0], kind="stable")
-    return tuple(answering.classes[place] for place in order if held[place])
+    in_set = policy.conformal.sets(predictions)[0]
+    order = np.argsort(-predictions[0], kind="stable")
+    return tuple(policy.classes[place] for place in order if in_set[place])
 
 
-def _named(names: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(name for name, held in zip(names, mask, strict=True) if held)
+def _select_names(names: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(name for name, selected in zip(names, mask, strict=True) if selected)

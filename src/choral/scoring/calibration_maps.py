@@ -1,7 +1,7 @@
-"""Calibration maps: from combined probabilities to ones that come true as often as they say, fitted to validation data.
+"""Calibration maps from combined probabilities to probabilities that match observed frequencies, fitted on validation data.
 
-They are fitted after members and views are averaged, for an average of calibrated members is not sure enough. Which method
-is worth it is told by predictions of samples that the map was not fitted to (`cross_fitted`).
+They are fitted after averaging members and views, because an average of calibrated members is underconfident. Methods are
+compared on samples that the map was not fitted to (`cross_fit`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.data.shards.splits import key_hashes
-from choral.ensembles.rules import log_scores, probabilities_of, tempered
-from choral.ensembles.temperature import Calibration
+from choral.data.shards.splits import hash_keys
+from choral.ensembles.rules import apply_temperature, log_scores, probabilities_from_scores
+from choral.ensembles.temperature import TemperatureFitter
 
 METHODS = ("none", "temperature", "vector", "isotonic")
 FOLDS = 5
-FEWEST = 2 * FOLDS
-"""Samples that something can be calibrated on."""
-_AT_ONCE = 1 << 20  # numbers
+MIN_SAMPLES = 2 * FOLDS
+"""Fewest samples that a map is fitted on."""
+_CHUNK = 1 << 20  # numbers that are in memory together
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class CalibrationMap:
 
     Attributes:
         method: one of `METHODS`.
-        task: multiclass or multilabel; of regression there is none but "none".
-        temperature: by which log probabilities (multilabel: logits) are divided.
-        weights, biases: (classes,) of vector: what they are multiplied with, and what is added.
-        knots: of isotonic: of each class the probabilities and what they become, rising both; linear between them.
+        task: multiclass or multilabel; regression only has "none".
+        temperature: divisor of log probabilities (multilabel: of logits).
+        weights, biases: (classes,) factors and offsets of log probabilities or logits; method vector.
+        knots: for each class, increasing probabilities before and after the map, linear in between; method isotonic.
     """
 
     method: str
@@ -45,12 +45,12 @@ class CalibrationMap:
     knots: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
 
     def __call__(self, predictions: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n, classes) float32 calibrated predictions of (n, classes) float32 ones."""
+        """Return the calibrated predictions of (n, classes) float32 predictions, of the same shape and type."""
         if self.method == "temperature":
-            return tempered(predictions, self.temperature, self.task)
+            return apply_temperature(predictions, self.temperature, self.task)
         if self.method == "vector":
             weights, biases = np.array(self.weights, np.float32), np.array(self.biases, np.float32)
-            return probabilities_of(log_scores(predictions, self.task) * weights + biases, self.task)
+            return probabilities_from_scores(log_scores(predictions, self.task) * weights + biases, self.task)
         if self.method == "isotonic":
             mapped = np.empty(predictions.shape)
             for column, (before, after) in enumerate(self.knots):
@@ -62,7 +62,7 @@ class CalibrationMap:
 
     @property
     def steepness(self) -> float:
-        """By how much the map enlarges a small difference of probabilities at most, 1 to 1000; of smooth methods 1."""
+        """The largest slope of the map, from 1 to 1000; 1 for smooth methods."""
         slopes = [1.0]
         for before, after in self.knots:
             widths = np.maximum(np.diff(before), 1e-12)
@@ -70,18 +70,18 @@ class CalibrationMap:
         return min(max(slopes), 1000.0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
-        own: dict[str, dict[str, Any]] = {
+        """Return plain JSON for `from_json`."""
+        parameters: dict[str, dict[str, Any]] = {
             "none": {},
             "temperature": {"temperature": self.temperature},
             "vector": {"weights": list(self.weights), "biases": list(self.biases)},
             "isotonic": {"knots": [[list(part) for part in pair] for pair in self.knots]},
         }
-        return {"method": self.method, **own[self.method]}
+        return {"method": self.method, **parameters[self.method]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], task: str) -> CalibrationMap:
-        """Read what `to_json` gave; ValueError, KeyError or TypeError where it is something else."""
+        """Read the result of `to_json`; raises ValueError, KeyError or TypeError on anything else."""
         if content["method"] not in METHODS:
             raise ValueError(f"calibration {content['method']!r}")
         return cls(
@@ -94,15 +94,17 @@ class CalibrationMap:
         )
 
 
-def fit_map(method: str, task: str, labels: NDArray[Any], predictions: NDArray[np.float32]) -> CalibrationMap:
+def fit_calibration_map(
+    method: str, task: str, labels: NDArray[Any], predictions: NDArray[np.float32]
+) -> CalibrationMap:
     """Return a map fitted to labelled samples.
 
     Args:
-        method: temperature: one number (Guo et al. 2017, https://arxiv.org/abs/1706.04599). vector: a weight and a bias a
-            class (the same paper), drawn to that temperature as strongly as one sample would; of multilabel this is Platt
-            scaling of each label. isotonic: a rising function of each class against all others (Zadrozny and Elkan 2002,
-            https://doi.org/10.1145/775047.775151), which no longer tells apart what it maps to the same, and sums to 1 again
-            by division. none.
+        method: temperature: one number (Guo et al. 2017, https://arxiv.org/abs/1706.04599). vector: a weight and a bias per
+            class (same paper), regularized towards the temperature with the weight of one sample; for multilabel this is
+            Platt scaling of each label. isotonic: an increasing function per class, one against the rest (Zadrozny and Elkan
+            2002, https://doi.org/10.1145/775047.775151), normalized to a sum of 1; it can map different probabilities to
+            the same one. none: the identity.
         task: multiclass or multilabel.
         labels: (n,) classes, or (n, classes) 0 and 1, n >= 1.
         predictions: (n, classes) probabilities.
@@ -110,48 +112,48 @@ def fit_map(method: str, task: str, labels: NDArray[Any], predictions: NDArray[n
     if method == "none":
         return CalibrationMap("none", task)
     if method == "isotonic":
-        return _isotonic(task, labels, predictions)
-    calibration = Calibration(task, *predictions.shape)
+        return _fit_isotonic(task, labels, predictions)
+    calibration = TemperatureFitter(task, *predictions.shape)
     calibration.add(labels, predictions)
     temperature = calibration.fit().value
     if method == "temperature":
         return CalibrationMap("temperature", task, temperature)
-    return _vector(task, labels, log_scores(predictions, task), 1 / temperature)
+    return _fit_vector(task, labels, log_scores(predictions, task), 1 / temperature)
 
 
-def cross_fitted(
+def cross_fit(
     method: str, task: str, keys: Sequence[str], labels: NDArray[Any], predictions: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return calibrated predictions, each by a map that was fitted to other samples.
+    """Return out-of-fold calibrated predictions: each by a map that was fitted to other samples.
 
-    There are five folds by a hash of the keys; the map of a fold is fitted to the others. What is chosen after the map (a
-    method, a quantile, a threshold) is chosen on these, for on its own samples a map looks better than it is.
+    A hash of the keys makes five folds; the map of a fold is fitted to the other folds. Methods, quantiles and thresholds
+    are chosen on these predictions, because a map is biased on the samples that it was fitted to.
 
     Args:
-        method, task, labels, predictions: as for `fit_map`.
+        method, task, labels, predictions: as for `fit_calibration_map`.
         keys: (n,) of the samples.
 
     Raises:
         DataError: fewer than ten samples.
     """
-    if len(keys) < FEWEST:
-        raise DataError(f"{len(keys)} validation samples are too few to calibrate on: expected {FEWEST} at least")
+    if len(keys) < MIN_SAMPLES:
+        raise DataError(f"{len(keys)} validation samples are too few to calibrate on: expected at least {MIN_SAMPLES}")
     if method == "none":
         return predictions
-    # Ranks of hashes, so that folds are of the same size, and none is empty.
-    folds = np.argsort(np.argsort(key_hashes(keys, 0, "folds of calibration"), kind="stable")) % FOLDS
+    # Ranks of hashes, so that folds have equal sizes and none is empty.
+    folds = np.argsort(np.argsort(hash_keys(keys, 0, "folds of calibration"), kind="stable")) % FOLDS
     found = np.empty_like(predictions)
     for fold in range(FOLDS):
         others = folds != fold
-        found[~others] = fit_map(method, task, labels[others], predictions[others])(predictions[~others])
+        found[~others] = fit_calibration_map(method, task, labels[others], predictions[others])(predictions[~others])
     return found
 
 
-def _isotonic(task: str, labels: NDArray[Any], predictions: NDArray[np.float32]) -> CalibrationMap:
+def _fit_isotonic(task: str, labels: NDArray[Any], predictions: NDArray[np.float32]) -> CalibrationMap:
     from sklearn.isotonic import IsotonicRegression  # a second to import
 
     count, classes = predictions.shape
-    floor = 1 / (classes * (count + 1))  # what never happened is not impossible, nor is the rest certain
+    floor = 1 / (classes * (count + 1))  # an event that never occurred is not impossible, nor is the rest certain
     knots = []
     for column in range(classes):
         true = labels == column if task == "multiclass" else labels[:, column] > 0
@@ -160,21 +162,21 @@ def _isotonic(task: str, labels: NDArray[Any], predictions: NDArray[np.float32])
     return CalibrationMap("isotonic", task, knots=tuple(knots))
 
 
-def _vector(task: str, labels: NDArray[Any], scores: NDArray[np.float32], inverse: float) -> CalibrationMap:
+def _fit_vector(task: str, labels: NDArray[Any], scores: NDArray[np.float32], inverse: float) -> CalibrationMap:
     from scipy.optimize import minimize
 
     count, classes = scores.shape
     start = np.concatenate([np.full(classes, inverse), np.zeros(classes)])
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        away = values - start
-        total, slope = float(away @ away) / 2, away.copy()
-        step = max(1, _AT_ONCE // classes)
+        offset = values - start
+        total, gradient = float(offset @ offset) / 2, offset.copy()
+        step = max(1, _CHUNK // classes)
         for first in range(0, count, step):
             rows = slice(first, first + step)
-            part, part_slope = _vector_loss(task, labels[rows], scores[rows].astype(np.float64), values)
-            total, slope = total + part, slope + part_slope
-        return total / count, slope / count
+            part, part_gradient = _vector_loss(task, labels[rows], scores[rows].astype(np.float64), values)
+            total, gradient = total + part, gradient + part_gradient
+        return total / count, gradient / count
 
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7}).x
     weights, biases = found[:classes].tolist(), found[classes:].tolist()
@@ -184,7 +186,7 @@ def _vector(task: str, labels: NDArray[Any], scores: NDArray[np.float32], invers
 def _vector_loss(
     task: str, labels: NDArray[Any], scores: NDArray[np.float64], values: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.float64]]:
-    """Return the sum of log losses and its slope in weights and biases."""
+    """Return the sum of log losses and its gradient with respect to weights and biases."""
     classes = scores.shape[1]
     mapped = scores * values[:classes] + values[classes:]
     if task == "multilabel":

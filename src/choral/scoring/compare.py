@@ -1,9 +1,9 @@
-"""Two predictors beside each other: every metric in pairs, McNemar's test, and the samples that changed sides.
+"""Compares two predictors: paired differences of every metric, McNemar's test, and the samples that only one gets right.
 
 McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages",
-https://doi.org/10.1007/BF02295996: of the samples that one of two predictors alone got right, either should have half if
-both were equally good. The test is exact, by the binomial distribution. For numbers, which are never right, the same test is
-one of signs: which of the two is closer.
+https://doi.org/10.1007/BF02295996: if two predictors are equally accurate, each has half of the samples that only one of
+them gets right. The test is exact, by the binomial distribution. For regression, the same test is a sign test of which
+prediction is closer.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.ensembles.score_rows import SEED, Numbers
+from choral.ensembles.score_rows import SEED, IntervalDict
 from choral.metrics.estimate import Estimate
-from choral.metrics.metric_report import Card, card_of
-from choral.metrics.per_sample import label_log_losses
+from choral.metrics.metric_report import MetricReport, compute_metric_report
+from choral.metrics.per_sample import multilabel_log_losses
 from choral.scoring.predictor import Predictor
-from choral.scoring.predictor_report import defined
-from choral.scoring.stored_predictor import METRICS, Record, estimates_of
+from choral.scoring.predictor_report import interval_or_none
+from choral.scoring.stored_predictor import METRICS, StoredPredictions, compute_estimates
 
-OF_CLASS = {"multiclass": "recall", "multilabel": "average_precision", "regression": "rmse"}
-"""The metric by which classes, labels or targets are compared one by one."""
-_MOST_NUMBERS = 100  # samples of regression that are told
+CLASS_METRICS = {"multiclass": "recall", "multilabel": "average_precision", "regression": "rmse"}
+"""The metric that classes, labels or targets are compared by."""
+_MAX_CHANGED_REGRESSION = 100  # samples
 
 
-class Pair(TypedDict):
-    """A metric of both predictors, and that of the second less that of the first; None: not defined."""
+class MetricComparison(TypedDict):
+    """A metric of both predictors, and its difference, second minus first; None: undefined."""
 
     name: str
     metric: str
     n: int
-    a: Numbers | None
-    b: Numbers | None
-    difference: Numbers | None
+    a: IntervalDict | None
+    b: IntervalDict | None
+    difference: IntervalDict | None
 
 
-class Part(Pair):
-    """Of a class or slice, with how many of its samples the second predictor alone, or the first alone, got right."""
+class GroupComparison(MetricComparison):
+    """A metric of a class or slice, with the number of samples that only b (gained) or only a (lost) gets right."""
 
     gained: int
     lost: int
 
 
-class Sides(TypedDict):
-    """How many samples who got right, of numbers: who is closer; and the exact test of only_a against only_b."""
+class OutcomeCounts(TypedDict):
+    """Samples by which predictor is right (regression: closer), and the exact test of only_a against only_b."""
 
     test: str
     both: int
@@ -57,19 +57,19 @@ class Sides(TypedDict):
     p_value: float
 
 
-class Change(TypedDict):
-    """A sample that one alone got right, or, of numbers, about which the errors differ most."""
+class ChangedSample(TypedDict):
+    """A sample that only one predictor gets right or, for regression, whose errors differ most."""
 
     key: str
     label: Any
     a: Any
     b: Any
     better: str  # a or b
-    shift: float  # by how much b is nearer the truth: in probability, of labels in log loss, of numbers in errors by spread
+    shift: float  # gain of b: in probability; multilabel: in log loss; regression: in errors divided by the spread
 
 
 class Comparison(TypedDict):
-    """What `compare` returns: plain JSON."""
+    """Result of `compare_predictors`: plain JSON."""
 
     task: str
     split: str
@@ -77,39 +77,40 @@ class Comparison(TypedDict):
     n: int
     a: str
     b: str
-    metrics: list[Pair]
-    sides: Sides
-    classes: list[Part]
+    metrics: list[MetricComparison]
+    sides: OutcomeCounts
+    classes: list[GroupComparison]
     column: str
-    slices: list[Part]
-    changed: list[Change]
+    slices: list[GroupComparison]
+    changed: list[ChangedSample]
 
 
 def check_comparable(a: Predictor, b: Predictor, names: tuple[str, str]) -> None:
-    """Refuse to compare what was said about different samples.
+    """Refuse to compare predictors of different samples.
 
     Raises:
-        DataError: saying in what the two differ.
+        DataError: samples, labels, classes, task, data set or split differ; the message says which.
     """
     one, other = a.ledger, b.ledger
     reason = ""
     if one.meta.task != other.meta.task or one.classes != other.classes:
-        reason = f"they predict other things ({one.meta.task}: {_few(one.classes)}; {other.meta.task}: {_few(other.classes)})"
+        tasks = "; ".join(f"{ledger.meta.task}: {_abbreviate(ledger.classes)}" for ledger in (one, other))
+        reason = f"their tasks or classes differ ({tasks})"
     elif one.meta.dataset != other.meta.dataset:
-        reason = f"their data have different fingerprints ({one.meta.dataset[:12]} and {other.meta.dataset[:12]})"
+        reason = f"the fingerprints of their data differ ({one.meta.dataset[:12]} and {other.meta.dataset[:12]})"
     elif one.meta.split != other.meta.split:
-        reason = f"they were asked about different splits ({one.meta.split} and {other.meta.split})"
+        reason = f"they were evaluated on different splits ({one.meta.split} and {other.meta.split})"
     elif one.keys != other.keys or not np.array_equal(one.labels, other.labels):
         common = len(set(one.keys) & set(other.keys))
-        reason = f"they were asked about {len(one)} and {len(other)} samples, of which {common} are the same"
+        reason = f"they were evaluated on {len(one)} and {len(other)} samples, of which {common} are the same"
     if reason:
         raise DataError(
-            f"{names[0]} and {names[1]} cannot be compared: {reason}; a difference would be one of the data as much as of "
-            "the predictors. Evaluate both on the same shards"
+            f"{names[0]} and {names[1]} cannot be compared: {reason}; the data would contribute to the difference. "
+            "Evaluate both on the same shards"
         )
 
 
-def compare(
+def compare_predictors(
     a: Predictor,
     b: Predictor,
     names: tuple[str, str],
@@ -120,17 +121,17 @@ def compare(
 
     Args:
         a, b: the first and the second.
-        names: what they are called in the result.
-        column, slices: of metadata, to masks over the samples; none: no slices.
+        names: of both in the result.
+        column, slices: name of a metadata column, and a mask over the samples for each of its values; none: no slices.
 
     Raises:
-        DataError: they are about different samples.
+        DataError: the samples differ.
     """
     check_comparable(a, b, names)
     ledger = a.ledger
     task, labels = ledger.meta.task, ledger.labels
-    said = (a.answers, b.answers)
-    side, cards = _side(task, labels, said), (_card(a), _card(b))
+    decisions = (a.decisions, b.decisions)
+    winners, reports = _find_winners(task, labels, decisions), (_compute_report(a), _compute_report(b))
     return Comparison(
         task=task,
         split=ledger.meta.split,
@@ -138,147 +139,165 @@ def compare(
         n=len(ledger),
         a=names[0],
         b=names[1],
-        metrics=_metrics(cards),
-        sides=_sides(task, labels, said, side),
-        classes=_classes(a, b, cards),
+        metrics=_compare_metrics(reports),
+        sides=_count_outcomes(task, labels, decisions, winners),
+        classes=_compare_classes(a, b, reports),
         column=column,
-        slices=[_slice(name, mask, a, b, side) for name, mask in (slices or {}).items()],
-        changed=_changed(a, b, side),
+        slices=[_compare_slice(name, mask, a, b, winners) for name, mask in (slices or {}).items()],
+        changed=_list_changed(a, b, winners),
     )
 
 
-def _metrics(cards: tuple[Card, Card]) -> list[Pair]:
-    one, other = (card.overall for card in cards)
-    return [_pair(metric, metric, cards[0].count, one[metric], other[metric]) for metric in one if metric in other]
+def _compare_metrics(reports: tuple[MetricReport, MetricReport]) -> list[MetricComparison]:
+    one, other = (report.overall for report in reports)
+    return [
+        _compare_estimates(metric, metric, reports[0].count, one[metric], other[metric])
+        for metric in one
+        if metric in other
+    ]
 
 
-def _classes(a: Predictor, b: Predictor, cards: tuple[Card, Card]) -> list[Part]:
-    """Return the classes, labels or targets, by the metric of each that says most of it alone."""
+def _compare_classes(a: Predictor, b: Predictor, reports: tuple[MetricReport, MetricReport]) -> list[GroupComparison]:
+    """Return the comparison of each class, label or target, by its most informative metric (`CLASS_METRICS`)."""
     ledger = a.ledger
-    task, labels, metric = ledger.meta.task, ledger.labels, OF_CLASS[ledger.meta.task]
-    one, other = cards
-    sides = _sides_of_outputs(task, labels, (a.answers, b.answers))
+    task, labels, metric = ledger.meta.task, ledger.labels, CLASS_METRICS[ledger.meta.task]
+    one, other = reports
+    winners = _find_output_winners(task, labels, (a.decisions, b.decisions))
     parts = []
     for number, name in enumerate(ledger.classes):
-        own = sides[labels == number] if task == "multiclass" else sides[:, number]
+        of_class = winners[labels == number] if task == "multiclass" else winners[:, number]
         count = len(ledger) if task == "regression" else one.counts[name]
-        pair = _pair(name, metric, count, one.by_class[name][metric], other.by_class[name][metric])
-        parts.append(Part(**pair, gained=int((own > 0).sum()), lost=int((own < 0).sum())))
+        pair = _compare_estimates(name, metric, count, one.by_class[name][metric], other.by_class[name][metric])
+        parts.append(GroupComparison(**pair, gained=int((of_class > 0).sum()), lost=int((of_class < 0).sum())))
     return parts
 
 
-def _slice(name: str, mask: NDArray[np.bool_], a: Predictor, b: Predictor, side: NDArray[np.int8]) -> Part:
+def _compare_slice(
+    name: str, mask: NDArray[np.bool_], a: Predictor, b: Predictor, winners: NDArray[np.int8]
+) -> GroupComparison:
     task = a.ledger.meta.task
     metric, labels = METRICS[task][0], a.ledger.labels[mask]
-    records = {key: Record.of(predictor).of_samples(mask) for key, predictor in (("a", a), ("b", b))}
-    found = estimates_of(task, labels, records)[metric]
-    pair = _pair(name, metric, int(mask.sum()), found["a"], found["b"])
-    return Part(**pair, gained=int((side[mask] > 0).sum()), lost=int((side[mask] < 0).sum()))
+    records = {key: StoredPredictions.of(predictor).select(mask) for key, predictor in (("a", a), ("b", b))}
+    found = compute_estimates(task, labels, records)[metric]
+    pair = _compare_estimates(name, metric, int(mask.sum()), found["a"], found["b"])
+    return GroupComparison(**pair, gained=int((winners[mask] > 0).sum()), lost=int((winners[mask] < 0).sum()))
 
 
-def _pair(name: str, metric: str, count: int, one: Estimate, other: Estimate) -> Pair:
-    return Pair(
+def _compare_estimates(name: str, metric: str, count: int, one: Estimate, other: Estimate) -> MetricComparison:
+    return MetricComparison(
         name=name,
         metric=metric,
         n=count,
-        a=defined(one.interval),
-        b=defined(other.interval),
-        difference=defined(other.minus(one)),
+        a=interval_or_none(one.interval),
+        b=interval_or_none(other.interval),
+        difference=interval_or_none(other.minus(one)),
     )
 
 
-def _card(predictor: Predictor) -> Card:
+def _compute_report(predictor: Predictor) -> MetricReport:
     ledger = predictor.ledger
-    return card_of(
+    return compute_metric_report(
         ledger.meta.task,
         ledger.labels,
         predictor.predictions,
         ledger.classes,
-        probabilities=predictor.gives_probabilities,
-        decided=predictor.decided,
+        has_probabilities=predictor.gives_probabilities,
+        decisions=predictor.decided,
         seed=SEED,
     )
 
 
-def _sides_of_outputs(task: str, labels: NDArray[Any], said: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[np.int8]:
-    """Return 1 where the second alone is right, or closer, -1 where the first is: (N,), or (N, labels or targets)."""
+def _find_output_winners(
+    task: str, labels: NDArray[Any], decisions: tuple[NDArray[Any], NDArray[Any]]
+) -> NDArray[np.int8]:
+    """Return 1 where only the second is right (regression: is closer), -1 where only the first is, else 0.
+
+    The shape is (N,), or (N, labels or targets).
+    """
     if task == "regression":
-        errors = [abs(values.astype(np.float64) - labels) for values in said]
+        errors = [abs(values.astype(np.float64) - labels) for values in decisions]
         return _signs(errors[0], errors[1])
-    right = [_right(labels, values) for values in said]
+    right = [_is_correct(labels, values) for values in decisions]
     return _signs(right[1], right[0])
 
 
-def _side(task: str, labels: NDArray[Any], said: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[np.int8]:
-    """Return the (N,) sides of whole samples: all labels are right; of several numbers the mean error, each by its spread."""
+def _find_winners(task: str, labels: NDArray[Any], decisions: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[np.int8]:
+    """Return the (N,) winners of whole samples, as `_find_output_winners` does.
+
+    A multilabel sample is right if all labels are; regression compares mean errors, each divided by the target's spread.
+    """
     if task == "multiclass":
-        return _sides_of_outputs(task, labels, said)
+        return _find_output_winners(task, labels, decisions)
     if task == "multilabel":
-        right: list[NDArray[np.bool_]] = [np.all(_right(labels, values), axis=1) for values in said]
+        right: list[NDArray[np.bool_]] = [np.all(_is_correct(labels, values), axis=1) for values in decisions]
         return _signs(right[1], right[0])
-    return _signs(_errors(labels, said[0]), _errors(labels, said[1]))
+    return _signs(_compute_relative_errors(labels, decisions[0]), _compute_relative_errors(labels, decisions[1]))
 
 
 def _signs(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int8]:
-    """Return 1 where one is larger than the other, -1 where it is smaller, else 0."""
+    """Return 1 where the first is larger, -1 where it is smaller, else 0."""
     return (one > other).astype(np.int8) - (one < other).astype(np.int8)
 
 
-def _right(labels: NDArray[Any], said: NDArray[Any]) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = said == (labels > 0 if labels.ndim == 2 else labels)
+def _is_correct(labels: NDArray[Any], decisions: NDArray[Any]) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = decisions == (labels > 0 if labels.ndim == 2 else labels)
     return right
 
 
-def _errors(labels: NDArray[Any], said: NDArray[Any]) -> NDArray[np.float64]:
+def _compute_relative_errors(labels: NDArray[Any], decisions: NDArray[Any]) -> NDArray[np.float64]:
     spread = labels.std(axis=0, dtype=np.float64)
-    errors: NDArray[np.float64] = (abs(said.astype(np.float64) - labels) / np.where(spread > 0, spread, 1)).mean(axis=1)
+    errors: NDArray[np.float64] = (abs(decisions.astype(np.float64) - labels) / np.where(spread > 0, spread, 1)).mean(
+        axis=1
+    )
     return errors
 
 
-def _sides(task: str, labels: NDArray[Any], said: tuple[NDArray[Any], NDArray[Any]], side: NDArray[np.int8]) -> Sides:
-    from scipy.stats import binomtest  # a second of imports
+def _count_outcomes(
+    task: str, labels: NDArray[Any], decisions: tuple[NDArray[Any], NDArray[Any]], winners: NDArray[np.int8]
+) -> OutcomeCounts:
+    from scipy.stats import binomtest  # takes a second to import
 
-    only_a, only_b = int((side < 0).sum()), int((side > 0).sum())
-    same = side == 0
+    only_a, only_b = int((winners < 0).sum()), int((winners > 0).sum())
+    same = winners == 0
     if task == "regression":
         both, test = int(same.sum()), "sign test, exact"
     else:
-        right = _right(labels, said[0])
+        right = _is_correct(labels, decisions[0])
         both, test = int((same & (right if right.ndim == 1 else right.all(axis=1))).sum()), "McNemar, exact"
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     neither = int(same.sum()) - both
-    return Sides(test=test, both=both, only_a=only_a, only_b=only_b, neither=neither, p_value=p_value)
+    return OutcomeCounts(test=test, both=both, only_a=only_a, only_b=only_b, neither=neither, p_value=p_value)
 
 
-def _changed(a: Predictor, b: Predictor, side: NDArray[np.int8]) -> list[Change]:
-    """Return the samples that changed sides, those that one lost first, the largest shifts first."""
+def _list_changed(a: Predictor, b: Predictor, winners: NDArray[np.int8]) -> list[ChangedSample]:
+    """Return the samples that only one predictor gets right, those of the first one first, by decreasing shift."""
     task, labels, keys = a.ledger.meta.task, a.ledger.labels, a.ledger.keys
-    said, answers = (a.predictions, b.predictions), (a.answers, b.answers)
+    predictions, decisions = (a.predictions, b.predictions), (a.decisions, b.decisions)
     if task == "multiclass":
-        one, other = (values[np.arange(len(labels)), labels].astype(np.float64) for values in said)
+        one, other = (values[np.arange(len(labels)), labels].astype(np.float64) for values in predictions)
     elif task == "multilabel":
-        one, other = (-label_log_losses(labels > 0, values) for values in said)
+        one, other = (-multilabel_log_losses(labels > 0, values) for values in predictions)
     else:
-        one, other = (-_errors(labels, values) for values in said)
+        one, other = (-_compute_relative_errors(labels, values) for values in predictions)
     shift = other - one
-    rows = np.flatnonzero(side)
-    order = rows[np.lexsort((-abs(shift[rows]), side[rows]))]
-    if task == "regression":  # every sample has a side: the largest shifts say enough
-        order = order[np.argsort(-abs(shift[order]), kind="stable")][:_MOST_NUMBERS]
+    rows = np.flatnonzero(winners)
+    order = rows[np.lexsort((-abs(shift[rows]), winners[rows]))]
+    if task == "regression":  # every sample has a winner; list the largest shifts only
+        order = order[np.argsort(-abs(shift[order]), kind="stable")][:_MAX_CHANGED_REGRESSION]
     return [
-        Change(
+        ChangedSample(
             key=keys[row],
-            label=_plain(task, a.ledger.classes, labels[row]),
-            a=_plain(task, a.ledger.classes, answers[0][row]),
-            b=_plain(task, a.ledger.classes, answers[1][row]),
-            better="b" if side[row] > 0 else "a",
+            label=_to_plain(task, a.ledger.classes, labels[row]),
+            a=_to_plain(task, a.ledger.classes, decisions[0][row]),
+            b=_to_plain(task, a.ledger.classes, decisions[1][row]),
+            better="b" if winners[row] > 0 else "a",
             shift=round(float(shift[row]), 6),
         )
         for row in order.tolist()
     ]
 
 
-def _plain(task: str, classes: Sequence[str], label: Any) -> Any:
+def _to_plain(task: str, classes: Sequence[str], label: Any) -> Any:
     if task == "multiclass":
         return classes[int(label)]
     if task == "multilabel":
@@ -286,5 +305,5 @@ def _plain(task: str, classes: Sequence[str], label: Any) -> Any:
     return {name: round(float(value), 6) for name, value in zip(classes, label, strict=True)}
 
 
-def _few(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"

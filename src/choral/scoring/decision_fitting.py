@@ -1,4 +1,4 @@
-"""What is decided with calibrated probabilities: sets, thresholds and costs, chosen on validation data."""
+"""Fits what a policy does with calibrated probabilities: sets, thresholds and costs, on validation data."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ RESIDUAL = "residual"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Labelled predictions that nothing was fitted to: calibrated by maps of other folds.
+class HeldOutPredictions:
+    """Labelled predictions whose calibration was fitted to other folds, so that decisions can be fitted to them.
 
     Attributes:
         task, classes: of the predictions.
@@ -37,116 +37,118 @@ class Evidence:
     predictions: NDArray[np.float32]
 
 
-def conformal_of(evidence: Evidence, score: str, coverage: float, by_class: bool) -> Conformal:
-    """Return sets or intervals of a coverage.
+def fit_conformal(held_out: HeldOutPredictions, score: str, coverage: float, by_class: bool) -> Conformal:
+    """Return conformal sets or intervals with a target coverage.
 
-    Multiclass: one quantile, or with `by_class` one of each class, from its own samples (Vovk's label-conditional sets).
-    Multilabel: the sets hold each label that applies with the coverage, from the samples to which it applies. Regression:
-    each target's interval, by the absolute errors.
+    Multiclass: one quantile, or with `by_class` one per class from its own samples (Vovk's label-conditional sets).
+    Multilabel: one quantile per label from the samples to which it applies, so that the sets contain each applicable label
+    with the target coverage. Regression: one quantile per target, of the absolute errors.
 
     Args:
-        evidence: that quantiles are of.
-        score: lac, aps, raps; "": aps, of multilabel and regression what there is.
+        held_out: the samples that quantiles are computed from.
+        score: lac, aps or raps; "": aps, or the only score of multilabel and regression.
         coverage: in (0, 1).
-        by_class: of multiclass.
+        by_class: multiclass only.
 
     Raises:
-        ConfigError: a coverage outside, or a score that is none of the task.
+        ConfigError: the coverage is out of range, or the task does not have the score.
     """
-    usual = {"multiclass": SCORES, "multilabel": ("lac",), "regression": (RESIDUAL,)}[evidence.task]
-    score = score or ("aps" if evidence.task == "multiclass" else usual[0])
-    if score not in usual:
+    allowed = {"multiclass": SCORES, "multilabel": ("lac",), "regression": (RESIDUAL,)}[held_out.task]
+    score = score or ("aps" if held_out.task == "multiclass" else allowed[0])
+    if score not in allowed:
         raise ConfigError(
-            f"--set: no score '{score}' of task {evidence.task}.{did_you_mean(score, usual)} There are: {', '.join(usual)}"
+            f"--set: no score '{score}' for {held_out.task}.{did_you_mean(score, allowed)} There are: {', '.join(allowed)}"
         )
     if not 0 < coverage < 1:
         raise ConfigError(f"--coverage: expected a number between 0 and 1, such as 0.9, or none, got {coverage:g}")
-    if by_class and evidence.task != "multiclass":
-        raise ConfigError("--by-class: is for classes; of labels and numbers, each has its own quantile as it is")
-    labels, predictions = evidence.labels, evidence.predictions
-    if evidence.task == "regression":
+    if by_class and held_out.task != "multiclass":
+        raise ConfigError("--by-class: only for multiclass; each label or target has its own quantile anyway")
+    labels, predictions = held_out.labels, held_out.predictions
+    if held_out.task == "regression":
         residuals = np.abs(predictions.astype(np.float64) - labels)
         samples = [residuals[:, column] for column in range(residuals.shape[1])]
     else:
         scores = conformal_scores(predictions, score)
-        if evidence.task == "multilabel":
+        if held_out.task == "multilabel":
             samples = [scores[labels[:, column] > 0, column] for column in range(scores.shape[1])]
         else:
-            own = scores[np.arange(len(labels)), labels]
-            samples = [own[labels == number] for number in range(scores.shape[1])] if by_class else [own]
+            true_scores = scores[np.arange(len(labels)), labels]
+            classes = range(scores.shape[1])
+            samples = [true_scores[labels == number] for number in classes] if by_class else [true_scores]
     quantiles = tuple(conformal_quantile(one, coverage) for one in samples)
     return Conformal(score, coverage, quantiles, tuple(map(len, samples)))
 
 
-def plain_decision(task: str) -> Decision:
-    """Return the decision where none is asked for: the most probable class, labels above one half, or the numbers."""
+def default_decision(task: str) -> Decision:
+    """Return the decision without options: the most probable class, labels above one half, or the numbers."""
     return Decision({"multiclass": "argmax", "multilabel": "thresholds", "regression": "value"}[task])
 
 
-def decision_of(evidence: Evidence, costs: str, thresholds: Sequence[str]) -> Decision:
-    """Return the decision that is asked for, its thresholds chosen.
+def fit_decision(held_out: HeldOutPredictions, costs: str, thresholds: Sequence[str]) -> Decision:
+    """Return a decision with costs, or with thresholds chosen by rules.
 
     Args:
-        evidence: that thresholds are chosen on.
-        costs: a file or "true->predicted=10,...", see `costs_of`; "": none.
-        thresholds: RULE or CLASS:RULE each, of multiclass one class alone; see `choose_threshold`. Of multilabel, a rule
-            without a name is for all labels that have none of their own; labels without any keep one half.
+        held_out: the samples that thresholds are chosen on.
+        costs: a file or "true->predicted=10,...", see `parse_costs`; "": none.
+        thresholds: RULE or CLASS:RULE each, see `choose_threshold`. Multiclass: exactly one class. Multilabel: a rule without
+            a name is for all labels without a rule of their own; labels without any rule keep one half.
 
     Raises:
-        ConfigError: costs and thresholds together, what the task has not, unknown classes, or a rule that is not reached.
+        ConfigError: both costs and thresholds, options that do not fit the task, unknown classes, or a rule that no
+            threshold satisfies.
     """
     if not costs and not thresholds:
-        return plain_decision(evidence.task)
-    if evidence.task == "regression":
-        raise ConfigError("--cost, --threshold: are for classes and labels; of numbers nothing is decided")
+        return default_decision(held_out.task)
+    if held_out.task == "regression":
+        raise ConfigError("--cost, --threshold: only for multiclass and multilabel, not for regression")
     if costs and thresholds:
-        raise ConfigError("--cost and --threshold: choose one: a cost matrix says where thresholds lie")
+        raise ConfigError("--cost and --threshold: choose one; a cost matrix implies thresholds")
     if costs:
-        if evidence.task != "multiclass":
-            raise ConfigError("--cost: is for classes; of labels choose thresholds")
-        return Decision("costs", costs=tuple(map(tuple, costs_of(costs, evidence.classes).tolist())))
-    rules = _rules(thresholds, evidence)
+        if held_out.task != "multiclass":
+            raise ConfigError("--cost: only for multiclass; use --threshold for labels")
+        return Decision("costs", costs=tuple(map(tuple, parse_costs(costs, held_out.classes).tolist())))
+    rules = _parse_rules(thresholds, held_out)
     chosen = {}
     for name, rule in rules.items():
-        column = evidence.classes.index(name)
-        applies = evidence.labels == column if evidence.task == "multiclass" else evidence.labels[:, column] > 0
+        column = held_out.classes.index(name)
+        applies = held_out.labels == column if held_out.task == "multiclass" else held_out.labels[:, column] > 0
         try:
-            chosen[name] = choose_threshold(applies, evidence.predictions[:, column], rule).value
+            chosen[name] = choose_threshold(applies, held_out.predictions[:, column], rule).value
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     return Decision("thresholds", chosen, rules)
 
 
-def _rules(thresholds: Sequence[str], evidence: Evidence) -> dict[str, str]:
+def _parse_rules(thresholds: Sequence[str], held_out: HeldOutPredictions) -> dict[str, str]:
     """Return the rule of each class or label that has one."""
     rules: dict[str, str] = {}
     for text in thresholds:
         name, _, rule = text.rpartition(":")
         if name:
-            rules[_known(name, evidence.classes, "--threshold")] = rule
-    plain = [text for text in thresholds if ":" not in text]
-    if evidence.task == "multilabel":
-        if len(plain) > 1:
+            rules[_check_class(name, held_out.classes, "--threshold")] = rule
+    unnamed = [text for text in thresholds if ":" not in text]
+    if held_out.task == "multilabel":
+        if len(unnamed) > 1:
             raise ConfigError(
-                f"--threshold: {' and '.join(plain)}: one rule for all labels; name labels with LABEL:RULE"
+                f"--threshold: {' and '.join(unnamed)}: only one rule can be for all labels; use LABEL:RULE"
             )
-        return {name: rules.get(name, plain[0]) for name in evidence.classes} if plain else rules
-    if plain or len(rules) != 1:
-        example = f"{evidence.classes[-1]}:{(plain or ['f1'])[0]}"
-        raise ConfigError(f"--threshold: name the one class that has a threshold: --threshold '{example}'")
+        return {name: rules.get(name, unnamed[0]) for name in held_out.classes} if unnamed else rules
+    if unnamed or len(rules) != 1:
+        example = f"{held_out.classes[-1]}:{(unnamed or ['f1'])[0]}"
+        raise ConfigError(f"--threshold: name the one class that has a threshold, such as --threshold '{example}'")
     return rules
 
 
-def costs_of(text: str, classes: Sequence[str]) -> NDArray[np.float64]:
-    """Return the (classes, classes) cost of a sample of the row's class when the column's is answered.
+def parse_costs(text: str, classes: Sequence[str]) -> NDArray[np.float64]:
+    """Return the (classes, classes) costs, true class (row) by predicted class (column).
 
     Args:
-        text: a .yaml file, {true: {predicted: cost}}, or "true->predicted=10,true->predicted=0.5". What is not named costs
-            0 where it is right and 1 where it is wrong.
+        text: a .yaml file, {true: {predicted: cost}}, or "true->predicted=10,true->predicted=0.5". Pairs that are not named
+            cost 0 where the prediction is correct and 1 where it is wrong.
         classes: names.
 
     Raises:
-        ConfigError: an unknown class, or what is no number.
+        ConfigError: an unknown class, or a cost that is no finite number.
     """
     found: list[tuple[str, str, str]] = []
     if text.endswith((".yaml", ".yml")):
@@ -162,7 +164,7 @@ def costs_of(text: str, classes: Sequence[str]) -> NDArray[np.float64]:
             found.append((match[1].strip(), match[2].strip(), match[3]))
     costs = 1.0 - np.eye(len(classes))
     for true, predicted, cost in found:
-        places = [classes.index(_known(name, classes, "--cost")) for name in (true, predicted)]
+        places = [classes.index(_check_class(name, classes, "--cost")) for name in (true, predicted)]
         try:
             costs[places[0], places[1]] = float(cost)
         except ValueError:
@@ -172,7 +174,7 @@ def costs_of(text: str, classes: Sequence[str]) -> NDArray[np.float64]:
     return costs
 
 
-def _known(name: str, classes: Sequence[str], option: str) -> str:
+def _check_class(name: str, classes: Sequence[str], option: str) -> str:
     if name not in classes:
         raise ConfigError(f"{option}: no class '{name}'.{did_you_mean(name, classes)} There are: {', '.join(classes)}")
     return name

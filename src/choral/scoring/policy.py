@@ -1,7 +1,7 @@
-"""How a run answers: RUN/answer.json holds all that was fitted or chosen on validation data, and is used for new images.
+"""The prediction policy of a run: everything fitted or chosen on validation data, stored in RUN/answer.json.
 
-Which members and views are heard, how they are combined, calibrated, and what is decided. It holds for the weights that it
-was fitted to alone, and is refused with others.
+It names the members and views, and defines how they are combined, calibrated and turned into decisions. It applies to the
+weights that it was fitted to, and is refused with others.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from numpy.typing import NDArray
 from choral.config import Average
 from choral.core.errors import DataError
 from choral.ensembles.member_predictions import MemberPredictions
-from choral.ensembles.rules import Combiner, log_scores, probabilities_of
+from choral.ensembles.rules import Combiner, log_scores, probabilities_from_scores
 from choral.inference.ledger import Ledger
 from choral.metrics.conformal import conformal_scores, prediction_sets
-from choral.metrics.decision import least_cost, with_threshold
+from choral.metrics.decision import apply_threshold, minimize_expected_cost
 from choral.metrics.per_sample import top_class
 from choral.runs.run_dir import RunDir, read_json, write_json
 from choral.scoring.calibration_maps import CalibrationMap
 
 FORMAT = "choral-answer-1"
-FILE = "answer.json"
+POLICY_FILE = "answer.json"
 _EVEN = 0.5
 _STALE = (
-    "was fitted to other weights than there are now, or with another evaluate.checkpoint; run `choral evaluate` and "
-    "`choral calibrate` again, or delete it to go without calibration and decision"
+    "was fitted to other weights than the current ones, or with another evaluate.checkpoint; run `choral evaluate` and "
+    "`choral calibrate` again, or delete it to predict without calibration and decision"
 )
 
 
 @dataclass(frozen=True)
 class Conformal:
-    """Sets of classes or labels, or intervals around numbers, that hold the truth with a stated probability.
+    """Conformal sets of classes or labels, or intervals of numbers, that contain the truth with a stated probability.
 
     Attributes:
-        score: lac, aps or raps, see `choral.metrics.conformal`; residual: of numbers.
-        coverage: that was asked for.
-        quantiles: one for all classes, or one of each class, label or target; infinite where so few samples cannot say.
-        samples: of the quantile, or of each one.
+        score: lac, aps or raps, see `choral.metrics.conformal`; residual for regression.
+        coverage: the target probability.
+        quantiles: one for all classes, or one per class, label or target; infinite where there are too few samples.
+        samples: number of samples behind each quantile.
     """
 
     score: str
@@ -52,20 +52,20 @@ class Conformal:
     samples: tuple[int, ...]
 
     def sets(self, predictions: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which classes or labels (n, classes) probabilities leave possible, (n, classes) bool."""
+        """Return the prediction sets of (n, classes) probabilities, as an (n, classes) mask."""
         return prediction_sets(conformal_scores(predictions, self.score), np.array(self.quantiles))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is answered, given probabilities.
+    """How probabilities become a decision.
 
     Attributes:
-        kind: argmax: the most probable class. thresholds: of labels those, of classes the one, that reach theirs. costs:
-            the class of the least expected cost. value: of numbers, themselves.
-        thresholds: of some classes, or of all labels.
-        rules: how each was chosen.
-        costs: (classes, classes) of the true class (row) when another (column) is answered.
+        kind: argmax: the most probable class. thresholds: the labels (multiclass: the class) whose probability reaches its
+            threshold. costs: the class of the lowest expected cost. value: the predicted numbers (regression).
+        thresholds: by class or label.
+        rules: by class or label, how its threshold was chosen.
+        costs: (classes, classes), true class by predicted class.
     """
 
     kind: str
@@ -76,21 +76,21 @@ class Decision:
 
 @dataclass(frozen=True)
 class PredictionPolicy:
-    """What a run says about a sample, given what its members say about it under each view.
+    """How a run turns the predictions of its members under each view into one prediction per sample.
 
     Attributes:
-        of: name of the predictor whose calibration this is, such as soft+tta.
+        of: name of the calibrated predictor, such as soft+tta.
         task, classes: of the predictions.
-        members: that are heard, in the order of the rule's weights.
-        views: canonical name to what it counts; the sum is 1.
-        average: of views: probabilities, or geometric or logits (of softmax and sigmoid the same).
-        rule: that combines members.
+        members: in the order of the rule's weights.
+        views: canonical name to weight; the weights sum to 1.
+        average: over views: of probabilities, geometric, or of logits (equal to geometric for softmax and sigmoid).
+        rule: combines the members.
         calibration: of the combined probabilities.
-        conformal: None: no sets.
-        decision: what is answered.
-        unsure_below: the probability of a class below which it is called unsure; None: never.
-        fitted_on: split, number of samples, and SHA-256 of the ledger; empty where nothing was fitted.
-        evaluation: fingerprint of the weights and inputs, as the ledger has it.
+        conformal: sets or intervals; None: neither.
+        decision: applied to the calibrated probabilities.
+        unsure_below: a class whose probability is lower is reported as unsure; None: never.
+        fitted_on: split, number of samples and SHA-256 of the ledger; empty where nothing was fitted.
+        evaluation: fingerprint of weights and inputs, as in the ledger.
     """
 
     of: str
@@ -109,23 +109,27 @@ class PredictionPolicy:
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether predictions are probabilities; of numbers and of shares of votes they are not."""
+        """Whether predictions are probabilities; numbers and shares of votes are not."""
         return self.rule.gives_probabilities
 
-    def answer_of(self, stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, stack: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the (n, classes) float32 calibrated predictions.
 
         Args:
-            stack: (members, views, n, classes) float32 what each member says under each view, in the order of both here.
+            stack: (members, views, n, classes) float32 predictions, in the order of `members` and `views`.
         """
-        return self.said(self.by_member(stack))
+        return self.combine(self.average_views(stack))
 
-    def said(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the (n, classes) float32 calibrated predictions, from what `by_member` returns."""
-        return self.calibration(self.rule(own).predictions)
+    def combine(self, member_predictions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the (n, classes) float32 calibrated predictions of members whose views are averaged."""
+        return self.calibration(self.rule(member_predictions).predictions)
 
-    def by_member(self, stack: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return what each member says by itself, its views averaged: (members, n, classes) float32; see `answer_of`."""
+    def average_views(self, stack: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the predictions of each member, averaged over views: (members, n, classes) float32.
+
+        Args:
+            stack: as for `predict`.
+        """
         weights = np.array(list(self.views.values()))
         if self.average == "probabilities" or self.task == "regression":
             mean: NDArray[np.float32] = np.einsum("v,mvnc->mnc", weights, stack, dtype=np.float64).astype(np.float32)
@@ -133,29 +137,29 @@ class PredictionPolicy:
         members, views, count, classes = stack.shape
         scores = log_scores(stack.reshape(-1, classes), self.task).reshape(members, views, count, classes)
         combined = np.einsum("v,mvnc->mnc", weights, scores, dtype=np.float64).reshape(-1, classes)
-        return probabilities_of(combined.astype(np.float32), self.task).reshape(members, count, classes)
+        return probabilities_from_scores(combined.astype(np.float32), self.task).reshape(members, count, classes)
 
     def decide(self, predictions: NDArray[np.float32]) -> NDArray[Any]:
-        """Return the (n,) int64 class of each sample, of multilabel (n, labels) bool which labels are given."""
+        """Return the decided class of each sample, (n,) int64; multilabel: the decided labels, (n, labels) bool."""
         if self.task == "multilabel":
             return predictions >= self.thresholds
         if self.decision.kind == "costs":
-            return least_cost(predictions, np.array(self.decision.costs))
+            return minimize_expected_cost(predictions, np.array(self.decision.costs))
         if self.decision.kind == "thresholds" and self.decision.thresholds:
             ((name, value),) = self.decision.thresholds.items()
-            return with_threshold(predictions, self.classes.index(name), value)
+            return apply_threshold(predictions, self.classes.index(name), value)
         return top_class(predictions)
 
     @property
     def thresholds(self) -> NDArray[np.float32]:
-        """Of multilabel: (labels,) the probability from which on each label is given."""
+        """The probability from which each label is assigned, (labels,) float32; multilabel only."""
         chosen = self.decision.thresholds or {}
-        # Above one half where nothing was chosen, as it is without an answer.json.
+        # Without a chosen threshold, a label needs more than one half, as without an answer.json.
         even = float(np.nextafter(np.float32(_EVEN), np.float32(1)))
         return np.array([chosen.get(name, even) for name in self.classes], np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads, as plain JSON; infinite quantiles are null."""
+        """Return plain JSON for `from_json`; infinite quantiles are null."""
         conformal = None
         if self.conformal is not None:
             quantiles = [value if math.isfinite(value) else None for value in self.conformal.quantiles]
@@ -190,7 +194,7 @@ class PredictionPolicy:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PredictionPolicy:
-        """Read what `to_json` gave; ValueError, KeyError or TypeError where it is something else."""
+        """Read the result of `to_json`; raises ValueError, KeyError or TypeError on anything else."""
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
         task, rule, decision = str(content["task"]), content["rule"], content["decision"]
@@ -201,7 +205,7 @@ class PredictionPolicy:
             classes=tuple(content["classes"]),
             members=tuple(content["members"]),
             views={str(name): float(weight) for name, weight in content["views"].items()},
-            average=_average(content["average"]),
+            average=_parse_average(content["average"]),
             rule=Combiner(
                 rule["rule"],
                 task,
@@ -211,7 +215,7 @@ class PredictionPolicy:
                 float(rule["temperature"]),
             ),
             calibration=CalibrationMap.from_json(content["calibration"], task),
-            conformal=_conformal(content["conformal"]),
+            conformal=_parse_conformal(content["conformal"]),
             decision=Decision(
                 decision["kind"],
                 decision.get("thresholds"),
@@ -226,44 +230,44 @@ class PredictionPolicy:
         return found
 
     def _check(self) -> None:
-        """ValueError where parts do not belong together, as after an edit by hand."""
+        """Raise ValueError where parts do not match, as after an edit by hand."""
         classes, decision = len(self.classes), self.decision
         if unknown := sorted(set(decision.thresholds or {}) - set(self.classes)):
-            raise ValueError(f"thresholds of {', '.join(unknown)}, which are no classes")
+            raise ValueError(f"thresholds of unknown classes {', '.join(unknown)}")
         if decision.kind == "costs" and [len(row) for row in decision.costs] != [classes] * classes:
-            raise ValueError(f"costs that are not {classes} x {classes}")
+            raise ValueError(f"costs are not {classes} x {classes}")
         if self.conformal is not None and len(self.conformal.quantiles) not in (1, classes):
             raise ValueError(f"{len(self.conformal.quantiles)} quantiles of {classes} classes")
-        heard = len(self.rule.groups) or len(self.members)
-        if not heard or len(self.rule.weights) not in (0, heard):
-            raise ValueError(f"{len(self.rule.weights)} weights of {heard} members")
+        count = len(self.rule.groups) or len(self.members)
+        if not count or len(self.rule.weights) not in (0, count):
+            raise ValueError(f"{len(self.rule.weights)} weights of {count} members")
 
 
-def _average(name: str) -> Average:
+def _parse_average(name: str) -> Average:
     if name not in get_args(Average):
         raise ValueError(f"average {name!r}")
     return cast(Average, name)
 
 
-def _conformal(content: Mapping[str, Any] | None) -> Conformal | None:
+def _parse_conformal(content: Mapping[str, Any] | None) -> Conformal | None:
     if content is None:
         return None
     quantiles = tuple(math.inf if value is None else float(value) for value in content["quantiles"])
     return Conformal(content["score"], float(content["coverage"]), quantiles, tuple(content["samples"]))
 
 
-def answer_path(folder: RunDir) -> Path:
-    """Return where a run keeps how it answers."""
-    return folder.path / FILE
+def policy_path(folder: RunDir) -> Path:
+    """Return the path of a run's answer.json."""
+    return folder.path / POLICY_FILE
 
 
-def read_answer(folder: RunDir) -> PredictionPolicy | None:
-    """Return how a run answers; None where nothing was calibrated.
+def read_policy(folder: RunDir) -> PredictionPolicy | None:
+    """Return the policy of a run; None where it has not been calibrated.
 
     Raises:
         DataError: the file is damaged.
     """
-    path = answer_path(folder)
+    path = policy_path(folder)
     if not path.is_file():
         return None
     try:
@@ -272,34 +276,34 @@ def read_answer(folder: RunDir) -> PredictionPolicy | None:
         raise DataError(f"{path}: is damaged ({error!r}); run `choral calibrate` again, or delete it") from error
 
 
-def write_answer(folder: RunDir, answering: PredictionPolicy) -> None:
-    """Keep how a run answers."""
-    write_json(answer_path(folder), answering.to_json())
+def write_policy(folder: RunDir, policy: PredictionPolicy) -> None:
+    """Write the policy of a run to RUN/answer.json."""
+    write_json(policy_path(folder), policy.to_json())
 
 
-def check_answer(folder: RunDir, answering: PredictionPolicy, evaluation: str) -> None:
-    """Refuse an answer that was fitted to other weights, inputs or classes.
+def check_policy(folder: RunDir, policy: PredictionPolicy, evaluation: str) -> None:
+    """Refuse a policy that was fitted to other weights, inputs or classes.
 
     Raises:
-        DataError: saying what to do.
+        DataError: the fingerprints differ.
     """
-    if answering.evaluation != evaluation:
-        raise DataError(f"{answer_path(folder)}: {_STALE}")
+    if policy.evaluation != evaluation:
+        raise DataError(f"{policy_path(folder)}: {_STALE}")
 
 
-def reason_not_calibrated(answering: PredictionPolicy, ledger: Ledger) -> str:
-    """Return why an answer says nothing about the samples of a ledger; "" where it does."""
-    if answering.evaluation != ledger.meta.evaluation:
+def reason_policy_not_applicable(policy: PredictionPolicy, ledger: Ledger) -> str:
+    """Return the reason why a policy cannot be applied to a ledger; "" where it can."""
+    if policy.evaluation != ledger.meta.evaluation:
         return _STALE
-    if answering.fitted_on["split"] == ledger.meta.split:
-        return f"was fitted on '{ledger.meta.split}', and what is scored must be something else"
-    missing = [name for name in answer_panel(answering, ledger).views if name not in ledger.views]
+    if policy.fitted_on["split"] == ledger.meta.split:
+        return f"was fitted on '{ledger.meta.split}', which therefore cannot be scored with it"
+    missing = [name for name in select_policy_inputs(policy, ledger).views if name not in ledger.views]
     return f"needs {', '.join(missing)} of {ledger.path}: evaluate with evaluate.keep_views=true" if missing else ""
 
 
-def answer_panel(answering: PredictionPolicy, ledger: Ledger) -> MemberPredictions:
-    """Return the members and columns of a ledger that an answer hears."""
-    meta, views, weights = ledger.meta, tuple(answering.views), tuple(answering.views.values())
-    if views == meta.tta_views and len(set(weights)) == 1 and answering.average == meta.average:
-        return MemberPredictions(ledger, answering.members, ("tta",))
-    return MemberPredictions(ledger, answering.members, views, view_weights=weights)
+def select_policy_inputs(policy: PredictionPolicy, ledger: Ledger) -> MemberPredictions:
+    """Return the members and views of a ledger that a policy combines."""
+    meta, views, weights = ledger.meta, tuple(policy.views), tuple(policy.views.values())
+    if views == meta.tta_views and len(set(weights)) == 1 and policy.average == meta.average:
+        return MemberPredictions(ledger, policy.members, ("tta",))
+    return MemberPredictions(ledger, policy.members, views, view_weights=weights)

@@ -1,4 +1,4 @@
-"""The card of one predictor: all that its predictions of a split say about it, as plain JSON."""
+"""The report of one predictor on one split: all metrics, by class, and confusions, as plain JSON."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from choral.ensembles.score_rows import SEED, Numbers
+from choral.ensembles.score_rows import SEED, IntervalDict
 from choral.metrics.estimate import Estimate
 from choral.metrics.intervals import DRAWS, LEVEL, Interval
-from choral.metrics.metric_report import Card, card_of
+from choral.metrics.metric_report import MetricReport, compute_metric_report
 from choral.scoring.predictor import Predictor
 
-_LARGEST_CONFUSION = 100  # classes: of more, only the most frequent confusions are told
+_LARGEST_CONFUSION = 100  # classes; with more, only the most frequent confusions are reported
 _CONFUSIONS = 20
 
 
 class Confusion(TypedDict):
-    """So many samples of one class were taken for another; `share` of those of the class."""
+    """Samples of one class that were predicted as another; `share` of the samples of the class."""
 
     label: str
     predicted: str
@@ -27,20 +27,20 @@ class Confusion(TypedDict):
     share: float
 
 
-class CardJson(TypedDict):
-    """What `card_json` returns; a value or interval of None is not defined."""
+class PredictorReport(TypedDict):
+    """Result of `build_predictor_report`; None: undefined."""
 
     name: str
     task: str
     split: str
     n: int
     skipped: int
-    decided: bool  # by thresholds or costs, see `choral calibrate`; else the most probable, labels above one half
+    decided: bool  # with thresholds or costs of `choral calibrate`; else the most probable class, labels above one half
     classes: list[str]
-    metrics: dict[str, Numbers | None]
-    plain_ece: float | None  # as it is usually computed, biased upwards; `ece` in metrics is debiased
+    metrics: dict[str, IntervalDict | None]
+    plain_ece: float | None  # standard estimate, biased upwards; `ece` in metrics is debiased
     bins: int
-    by_class: dict[str, dict[str, Numbers | None]]
+    by_class: dict[str, dict[str, IntervalDict | None]]
     counts: dict[str, int]
     confusion: list[list[int]] | None  # row true, column predicted
     confusions: list[Confusion]  # the most frequent
@@ -49,21 +49,21 @@ class CardJson(TypedDict):
     bootstrap: dict[str, float]
 
 
-def card_json(predictor: Predictor) -> CardJson:
-    """Return the card of a predictor: every metric with a 95 % interval, of each class, label or target as well."""
+def build_predictor_report(predictor: Predictor) -> PredictorReport:
+    """Return every metric of a predictor with a 95 % interval, overall and for each class, label or target."""
     ledger = predictor.ledger
     task = ledger.meta.task
-    card = card_of(
+    metrics = compute_metric_report(
         task,
         ledger.labels,
         predictor.predictions,
         ledger.classes,
-        probabilities=predictor.gives_probabilities,
-        decided=predictor.decided,
+        has_probabilities=predictor.gives_probabilities,
+        decisions=predictor.decided,
         seed=SEED,
     )
-    small = card.confusion is not None and len(ledger.classes) <= _LARGEST_CONFUSION
-    return CardJson(
+    keep_matrix = metrics.confusion is not None and len(ledger.classes) <= _LARGEST_CONFUSION
+    return PredictorReport(
         name=predictor.name,
         task=task,
         split=ledger.meta.split,
@@ -71,38 +71,38 @@ def card_json(predictor: Predictor) -> CardJson:
         skipped=ledger.meta.skipped,
         decided=predictor.decided is not None,
         classes=list(ledger.classes),
-        metrics={name: defined(estimate.interval) for name, estimate in card.overall.items()},
-        plain_ece=card.plain_ece,
-        bins=card.bins,
-        by_class={name: _defined(own) for name, own in card.by_class.items()},
-        counts=card.counts,
-        confusion=card.confusion.tolist() if small and card.confusion is not None else None,
-        confusions=_confusions(card, ledger.classes),
+        metrics={name: interval_or_none(estimate.interval) for name, estimate in metrics.overall.items()},
+        plain_ece=metrics.standard_ece,
+        bins=metrics.bins,
+        by_class={name: _intervals_or_none(own) for name, own in metrics.by_class.items()},
+        counts=metrics.counts,
+        confusion=metrics.confusion.tolist() if keep_matrix and metrics.confusion is not None else None,
+        confusions=_list_confusions(metrics, ledger.classes),
         dataset=ledger.meta.dataset,
         evaluation=ledger.meta.evaluation,
         bootstrap={"draws": DRAWS, "level": LEVEL, "seed": SEED},
     )
 
 
-def defined(interval: Interval) -> Numbers | None:
-    """Return a value with its interval as plain JSON; None where it, or its interval, is not defined."""
+def interval_or_none(interval: Interval) -> IntervalDict | None:
+    """Return a value with its interval as plain JSON; None where one of the numbers is undefined."""
     if not all(map(math.isfinite, (interval.value, interval.low, interval.high))):
         return None
-    return Numbers(value=interval.value, low=interval.low, high=interval.high)
+    return IntervalDict(value=interval.value, low=interval.low, high=interval.high)
 
 
-def _defined(estimates: Mapping[str, Estimate]) -> dict[str, Numbers | None]:
-    return {name: defined(estimate.interval) for name, estimate in estimates.items()}
+def _intervals_or_none(estimates: Mapping[str, Estimate]) -> dict[str, IntervalDict | None]:
+    return {name: interval_or_none(estimate.interval) for name, estimate in estimates.items()}
 
 
-def _confusions(card: Card, classes: Any) -> list[Confusion]:
-    if card.confusion is None:
+def _list_confusions(metrics: MetricReport, classes: Any) -> list[Confusion]:
+    if metrics.confusion is None:
         return []
-    wrong = card.confusion - np.diag(np.diag(card.confusion))
+    wrong = metrics.confusion - np.diag(np.diag(metrics.confusion))
     found = []
     for place in np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]:
         label, predicted = divmod(int(place), len(classes))
         if count := int(wrong[label, predicted]):
-            share = count / int(card.confusion[label].sum())
+            share = count / int(metrics.confusion[label].sum())
             found.append(Confusion(label=classes[label], predicted=classes[predicted], count=count, share=share))
     return found

@@ -1,4 +1,4 @@
-"""What stands behind a predictor's name: which members it hears, under which views, by which rule."""
+"""How a predictor is computed: its members, views and rule, so that it can be applied to another ledger."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from numpy.typing import NDArray
 
 from choral.config import Average, Config
 from choral.core.errors import ConfigError, DataError
-from choral.ensembles.fitting_data import FittingData, fit_of, known_of, rule_names
+from choral.ensembles.fitting_data import FittingData, available_rules, fit_rule, load_fitting_data
 from choral.ensembles.learned_views import learn_views
 from choral.ensembles.member_predictions import LEARNED, MemberPredictions
-from choral.ensembles.rules import Combiner, mean_rule
+from choral.ensembles.rules import Combiner, mean_rule_name
 from choral.ensembles.score_rows import scored_views
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir, read_json
-from choral.scoring.predictor import COMBINED, Predictor, predictor_of
+from choral.scoring.predictor import COMBINED, Predictor, load_predictor
 
 
 @dataclass(frozen=True)
 class ScoredPredictor:
-    """How a predictor comes to what it says, fitted where it needs to be.
+    """A predictor with the members, views and fitted rule that it is computed from.
 
     Attributes:
-        predictor: what it said about the split that is scored.
-        known: what there is to fit on.
-        members: that it hears.
+        predictor: its predictions on the scored split.
+        fitting_data: the data that rules are fitted on.
+        members: that it combines.
         columns: views of the ledger that are averaged.
-        rule: that combines the members.
-        weights: of the columns; none: all alike.
+        rule: combines the members.
+        weights: of the columns; empty: equal weights.
     """
 
     predictor: Predictor
-    known: FittingData
+    fitting_data: FittingData
     members: tuple[str, ...]
     columns: tuple[str, ...]
     rule: Combiner
@@ -43,7 +43,7 @@ class ScoredPredictor:
 
     @property
     def views(self) -> dict[str, float]:
-        """What each view counts, those that a column of the ledger averages one by one; the sum is 1."""
+        """The weight of each view, which sum to 1; the views behind an averaged column are listed one by one."""
         meta = self.predictor.ledger.meta
         names = meta.tta_views if self.columns == ("tta",) else self.columns
         return dict(zip(names, self.weights or (1 / len(names),) * len(names), strict=True))
@@ -53,48 +53,52 @@ class ScoredPredictor:
         """How views are averaged; see `EvaluateConfig.average`."""
         return cast(Average, self.predictor.ledger.meta.average) if self.columns == ("tta",) else "probabilities"
 
-    def of(self, ledger: Ledger) -> NDArray[np.float32]:
-        """Return what it says about the samples of another ledger of the same members and views, (N, classes) float32."""
-        panel = MemberPredictions(ledger, self.members, self.columns, view_weights=self.weights)
-        return np.concatenate([self.rule(stack).predictions for _, stack in panel.blocks()])
+    def predict(self, ledger: Ledger) -> NDArray[np.float32]:
+        """Return the (N, classes) float32 predictions on another ledger with the same members and views."""
+        inputs = MemberPredictions(ledger, self.members, self.columns, view_weights=self.weights)
+        return np.concatenate([self.rule(stack).predictions for _, stack in inputs.blocks()])
 
 
-def recipe_of(folder: RunDir, config: Config, split: str, name: str) -> ScoredPredictor:
-    """Return the recipe of a predictor of a split.
+def load_scored_predictor(folder: RunDir, config: Config, split: str, name: str) -> ScoredPredictor:
+    """Return a predictor of a split together with the way it is computed.
 
     Args:
         folder, config: of the run.
-        split: that is scored; rules are fitted as `predictor_of` does.
-        name: one of `predictor_names`.
+        split: the scored split; rules are fitted as in `load_predictor`.
+        name: one of `list_predictors`.
 
     Raises:
-        ConfigError: no such predictor, or a combination with other tools' predictions, which cannot be asked again.
-        DataError: as `predictor_of`.
+        ConfigError: no such predictor, or a combination with predictions of other tools, which cannot be recomputed.
+        DataError: as `load_predictor`.
     """
-    predictor = predictor_of(folder, config, split, name)
+    predictor = load_predictor(folder, config, split, name)
     ledger = predictor.ledger
-    known = known_of(folder, config, ledger)
+    fitting_data = load_fitting_data(folder, config, ledger)
     if predictor.name.startswith(COMBINED):
-        return _combination(folder, predictor, known)
-    mean = Combiner(mean_rule(ledger.meta.task), ledger.meta.task)
+        return _load_combination(folder, predictor, fitting_data)
+    mean = Combiner(mean_rule_name(ledger.meta.task), ledger.meta.task)
     for view, suffix in scored_views(ledger):
-        panel = MemberPredictions(ledger, ledger.members, (view,))
+        inputs = MemberPredictions(ledger, ledger.members, (view,))
         for member in ledger.members:
             if predictor.name == f"member/{member}{suffix}":
-                return ScoredPredictor(predictor, known, (member,), (view,), mean)
-        for rule in rule_names(panel, known):
+                return ScoredPredictor(predictor, fitting_data, (member,), (view,), mean)
+        for rule in available_rules(inputs, fitting_data):
             if predictor.name == f"{rule}{suffix}":
-                return ScoredPredictor(predictor, known, panel.members, (view,), fit_of(rule, panel, known).combiner)
+                return ScoredPredictor(
+                    predictor,
+                    fitting_data,
+                    inputs.members,
+                    (view,),
+                    fit_rule(rule, inputs, fitting_data).combiner,
+                )
     if predictor.name == f"{mean.rule}+{LEARNED}":
-        learned = learn_views(ledger, ledger.members, known)
-        return ScoredPredictor(predictor, known, ledger.members, learned.kept, mean, learned.kept_weights)
-    raise ConfigError(
-        f"--of {predictor.name}: is what was calibrated already; name what is to be calibrated, such as soft"
-    )
+        learned = learn_views(ledger, ledger.members, fitting_data)
+        return ScoredPredictor(predictor, fitting_data, ledger.members, learned.kept, mean, learned.kept_weights)
+    raise ConfigError(f"--of {predictor.name}: is calibrated already; name the predictor to calibrate, such as soft")
 
 
-def _combination(folder: RunDir, predictor: Predictor, known: FittingData) -> ScoredPredictor:
-    """Return that of a combination that `choral combine` kept."""
+def _load_combination(folder: RunDir, predictor: Predictor, fitting_data: FittingData) -> ScoredPredictor:
+    """Return a combination that `choral combine` wrote."""
     path = folder.path / predictor.name / "rule.json"
     content: Mapping[str, Any] = read_json(path) or {}
     try:
@@ -112,9 +116,10 @@ def _combination(folder: RunDir, predictor: Predictor, known: FittingData) -> Sc
         weights = tuple(given[name] for name in columns) if given else ()
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is damaged ({error!r}); run `choral combine` again") from error
-    others = [name for name in members if name not in predictor.ledger.members]
-    if others:
+    external = [name for name in members if name not in predictor.ledger.members]
+    if external:
         raise ConfigError(
-            f"--of {predictor.name}: {', '.join(others)} came from another tool's file, and cannot be asked about new images"
+            f"--of {predictor.name}: {', '.join(external)} came from the file of another tool, which cannot be evaluated "
+            "on new images"
         )
-    return ScoredPredictor(predictor, known, members, columns, rule, weights)
+    return ScoredPredictor(predictor, fitting_data, members, columns, rule, weights)

@@ -1,4 +1,7 @@
-"""Where the figures of a run go beside the terminal: a line of JSON, W&B, TensorBoard, each behind the same interface."""
+"""Where the metrics of a run are logged: metrics.jsonl, W&B, TensorBoard, the progress bar, all with one interface.
+
+In: metrics of a step. Out: files, or requests to W&B. Open this file first, then `jsonl`, the simplest sink.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
-class Sink(Protocol):
-    """Takes reports; one that fails says so once and takes no more: a tracker must never cost a run."""
+class MetricSink(Protocol):
+    """Logs metrics. After its first failure it logs one warning and ignores all further calls: tracking never fails a run."""
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Take the figures of a split ("train", "val") after `step` optimizer steps."""
+        """Log the metrics of a split ("train", "val") after `step` optimizer steps."""
 
     def close(self, failed: bool) -> None:
-        """Write what is pending; nothing is logged afterwards."""
+        """Flush; nothing is logged afterwards."""

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON a report, in the order of the steps, each report once however often a run was killed."""
+"""metrics.jsonl: one JSON line per logged step, ordered by step, without duplicates even if a run was killed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from choral.runs.run_dir import write_atomic
 
 
-class JsonLines:
-    """Appends to a file.
+class JsonlSink:
+    """A metric sink that appends to a JSON Lines file.
 
     Args:
         path: of the file.
-        start_step: where this start of the run begins; reports of later steps, by one that was killed, are dropped.
+        start_step: step at which this process continues; lines of later steps, from a killed process, are deleted.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
         self._path = path
-        _drop_reports_after(path, start_step)
+        _delete_lines_after(path, start_step)
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append a line."""
@@ -29,11 +29,11 @@ class JsonLines:
             stream.write(json.dumps(line) + "\n")
 
     def close(self, failed: bool) -> None:
-        """Do nothing: each line was written at once."""
+        """Do nothing: every line has been written already."""
 
 
-def _drop_reports_after(path: Path, step: int) -> None:
-    """Remove the reports of steps that are about to be made again, and a line that was cut off."""
+def _delete_lines_after(path: Path, step: int) -> None:
+    """Delete the lines of steps that will be repeated, and an incomplete line."""
     if not path.is_file():
         return
     kept: list[str] = []

@@ -1,22 +1,21 @@
-"""Runs that an agent of a W&B sweep starts: each in a folder of its own, for the agent gives them all the same command."""
+"""Separate run directories for the runs of a W&B sweep, since the sweep agent starts all of them with one command."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from choral.config import Config
 
 
-def run_of_sweep() -> str:
-    """Return the id that an agent gave the run of this process; "" outside of a sweep."""
+def sweep_run_id() -> str:
+    """Return the id that the sweep agent gave this process's run; "" outside of a sweep."""
     return os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
 
 
-def named_by_sweep(config: Config) -> Config:
-    """Return the config with the id of the sweep's run behind its name; outside of a sweep as it is.
+def with_sweep_run_name(config: Config) -> Config:
+    """Return the config with the sweep's run id appended to the run name; unchanged outside of a sweep.
 
-    The agent tells both ids to the process that it starts, and to nobody before: no command line can contain them.
+    The agent passes the id in the environment of the process that it starts, so a command line cannot contain it.
     """
-    run = run_of_sweep()
-    return replace(config, run=f"{config.run[: 63 - len(run)]}-{run}") if run else config
+    run = sweep_run_id()
+    return config.replace(run=f"{config.run[: 63 - len(run)]}-{run}") if run else config

@@ -1,4 +1,4 @@
-"""Curves for TensorBoard in RUN/tensorboard, through Accelerate's tracker."""
+"""Writes event files to RUN/tensorboard, with Accelerate's TensorBoard tracker."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _log = logging.getLogger(__name__)
 
 
 def check_installed() -> None:
-    """Raise ConfigError unless TensorBoard, which is an extra, is installed."""
+    """Raise ConfigError if TensorBoard, an optional dependency, is not installed."""
     if find_spec("tensorboard") is None:
         raise ConfigError("tracking.tensorboard: not installed; pip install 'choral[tensorboard]', or set it to false")
 
 
 class TensorBoard:
-    """Writes event files.
+    """A metric sink for TensorBoard.
 
     Args:
         folder: of the run.
-        start_step: where this start of the run begins; TensorBoard hides what an earlier one wrote of later steps.
+        start_step: step at which this process continues; TensorBoard hides later steps that an earlier process logged.
 
     Raises:
-        ConfigError: it is not installed. Whatever else goes wrong, then or later, is said once and left.
+        ConfigError: TensorBoard is not installed. Any other failure is logged once and disables this sink.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
@@ -39,7 +39,7 @@ class TensorBoard:
             self._tracker = TensorBoardTracker("tensorboard", str(folder), purge_step=start_step + 1)
             self._tracker.start()
         except Exception as error:
-            self._give_up(error)
+            self._disable(error)
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
@@ -47,8 +47,8 @@ class TensorBoard:
             return
         try:
             self._tracker.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
-        except Exception as error:  # a tracker must never cost a training run
-            self._give_up(error)
+        except Exception as error:  # tracking never fails a run
+            self._disable(error)
 
     def close(self, failed: bool) -> None:
         """Close the event file."""
@@ -57,8 +57,8 @@ class TensorBoard:
         try:
             self._tracker.finish()
         except Exception as error:
-            self._give_up(error)
+            self._disable(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self._tracker = None
-        _log.warning("TensorBoard failed (%s): no more is written for it", error)
+        _log.warning("TensorBoard failed (%s): it is disabled for the rest of this run", error)

@@ -1,4 +1,4 @@
-"""Runs of Weights & Biases: offline where nobody is logged in, and never the reason that a run of choral fails."""
+"""Logging to Weights & Biases: offline without a login, and never the reason that a run fails."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.config import Config
-from choral.config.files import to_values
+from choral.config.files import to_dict
 from choral.runs.run_dir import RunDir, write_atomic
-from choral.tracking.sweep import run_of_sweep
+from choral.tracking.sweep import sweep_run_id
 
 _log = logging.getLogger(__name__)
 
@@ -25,25 +25,26 @@ JobType = Literal["train", "member", "evaluation"]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image to be shown: (H, W, 3) uint8 RGB, and what is said of it."""
+class CaptionedImage:
+    """An image, (H, W, 3) uint8 RGB, with its caption."""
 
     image: NDArray[np.uint8]
     caption: str
 
 
 class WandbRun:
-    """A run of W&B; all that it cannot do is said once and then left.
+    """A metric sink for W&B. After its first failure it logs one warning and ignores all further calls.
 
-    A run of choral has one for its training and one for its evaluations, each with the same id at every start, so that
-    a continued run continues its curves. Members of an ensemble and its evaluation form a group.
+    A run of choral has one W&B run for its training and one for its evaluations. Each keeps its id across restarts, so
+    that a continued run continues its curves. The members of an ensemble and its evaluation form a group.
 
     Args:
-        config, folder: of the run of choral.
+        config: of the run.
+        run_dir: of the run.
         job_type: "train", "member" or "evaluation".
     """
 
-    def __init__(self, config: Config, folder: RunDir, job_type: JobType) -> None:
+    def __init__(self, config: Config, run_dir: RunDir, job_type: JobType) -> None:
         self._run: Any = None
         tracking = config.tracking
         mode: str = tracking.wandb
@@ -52,49 +53,49 @@ class WandbRun:
         if mode == "off":
             return
         os.environ.setdefault("WANDB_SILENT", "true")
-        if mode != "online":  # offline must mean it: wandb's own telemetry would still call home
+        if mode != "online":  # otherwise wandb's telemetry still connects to the network
             os.environ["WANDB_MODE"] = "offline"
             os.environ["WANDB_ERROR_REPORTING"] = "false"
-        with _Forgiven(self, "could not start"):
+        with _DisableOnError(self, "could not start"):
             import wandb
 
-            ensemble = folder.path.parent.parent if job_type == "member" else folder.path
+            ensemble = run_dir.path.parent.parent if job_type == "member" else run_dir.path
             self._run = wandb.init(
                 project=tracking.project,
                 entity=tracking.entity,
-                name=folder.name if job_type != "evaluation" else f"{folder.name} evaluation",
+                name=run_dir.name if job_type != "evaluation" else f"{run_dir.name} evaluation",
                 group=tracking.group or RunDir(ensemble).name,
                 job_type=job_type,
-                dir=str(folder.path),
+                dir=str(run_dir.path),
                 mode="online" if mode == "online" else "offline",
-                id=_id_of(folder, job_type),
+                id=_read_or_create_id(run_dir, job_type),
                 resume="allow" if mode == "online" else None,
-                config=to_values(config),
+                config=to_dict(config),
                 settings=wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True),
             )
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
-        with _Forgiven(self, "does not take reports"):
+        with _DisableOnError(self, "could not log metrics"):
             if self._run is not None:
                 self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
 
-    def show(self, split: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> None:
-        """Send what an evaluation of a split came to: the table of scores, and images of the worst predictions."""
-        with _Forgiven(self, "does not take the evaluation"):
+    def log_evaluation(self, split: str, rows: Sequence[Mapping[str, Any]], images: Sequence[CaptionedImage]) -> None:
+        """Log the evaluation of a split: the table of scores, and the images with the largest losses."""
+        with _DisableOnError(self, "could not log the evaluation"):
             if self._run is None:
                 return
             import wandb
 
-            flat = [_flat(row) for row in rows]
+            flat = [_flatten(row) for row in rows]
             columns = list(dict.fromkeys(key for row in flat for key in row))
             table = wandb.Table(columns=columns, data=[[row.get(column) for column in columns] for row in flat])
-            images = [wandb.Image(picture.image, caption=picture.caption) for picture in pictures]
-            self._run.log({f"{split}/scores": table, f"{split}/worst": images})
+            logged = [wandb.Image(image.image, caption=image.caption) for image in images]
+            self._run.log({f"{split}/scores": table, f"{split}/worst": logged})
 
-    def send_checkpoint(self, path: Path, run_name: str) -> None:
-        """Send the folder of a checkpoint as an artifact of type "model"."""
-        with _Forgiven(self, "does not take the checkpoint"):
+    def log_checkpoint(self, path: Path, run_name: str) -> None:
+        """Log the folder of a checkpoint as an artifact of type "model"."""
+        with _DisableOnError(self, "could not log the checkpoint"):
             if self._run is None:
                 return
             import wandb
@@ -104,26 +105,28 @@ class WandbRun:
             self._run.log_artifact(artifact)
 
     def close(self, failed: bool) -> None:
-        """Wait until all is written, or sent."""
-        with _Forgiven(self, "could not finish"):
+        """Wait until everything is written or uploaded."""
+        with _DisableOnError(self, "could not finish"):
             if self._run is not None:
                 self._run.finish(exit_code=int(failed))
 
     @property
-    def took_all(self) -> bool:
-        """Whether nothing has gone wrong so far."""
+    def is_healthy(self) -> bool:
+        """Whether W&B is enabled and nothing has failed so far."""
         return self._run is not None
 
-    def _give_up(self, what: str, error: BaseException) -> None:
+    def _disable(self, problem: str, error: BaseException) -> None:
         self._run = None
-        _log.warning("W&B %s (%s): nothing more goes there; all figures stand in the run folder", what, error)
+        _log.warning(
+            "W&B %s (%s): it is disabled for the rest of this run; all metrics are in the run directory", problem, error
+        )
 
 
-class _Forgiven:
-    """A context whose exceptions end the tracking, not the run."""
+class _DisableOnError:
+    """A context manager whose exceptions disable the tracking instead of failing the run."""
 
-    def __init__(self, run: WandbRun, what: str) -> None:
-        self._run, self._what = run, what
+    def __init__(self, run: WandbRun, problem: str) -> None:
+        self._run, self._problem = run, problem
 
     def __enter__(self) -> None:
         return None
@@ -131,12 +134,12 @@ class _Forgiven:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        self._run._give_up(self._what, error)
+        self._run._disable(self._problem, error)
         return True
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row without nesting: "log_loss.low" and so on."""
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with nested keys joined by dots, such as "log_loss.low"."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
@@ -146,15 +149,15 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _id_of(folder: RunDir, job_type: JobType) -> str:
-    """Return the id that the folder keeps for its training, or its evaluations: the same at every start.
+def _read_or_create_id(run_dir: RunDir, job_type: JobType) -> str:
+    """Return the W&B run id of a run's training or evaluations, which is stored in the run directory.
 
-    That of a training that an agent of a sweep started is the agent's.
+    In a sweep, the training gets the id from the sweep agent.
     """
-    path = folder.path / ("wandb-id-evaluation" if job_type == "evaluation" else "wandb-id")
+    path = run_dir.path / ("wandb-id-evaluation" if job_type == "evaluation" else "wandb-id")
     if not path.is_file():
-        given = run_of_sweep() if job_type == "train" else ""
-        write_atomic(path, f"{given or uuid.uuid4().hex[:16]}\n")
+        sweep_id = sweep_run_id() if job_type == "train" else ""
+        write_atomic(path, f"{sweep_id or uuid.uuid4().hex[:16]}\n")
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -1,4 +1,8 @@
-"""`accelerate launch -m choral.training CONFIG [key=value ...]`: train one network on the ranks that the launcher starts."""
+"""`accelerate launch -m choral.training CONFIG [key=value ...]`: train one model on the ranks that the launcher starts.
+
+The calls go down: `main` reads the config and checks it, `train` (loop.py) decides what happens at which step, `Trainer`
+(trainer.py) makes one optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -7,141 +11,116 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from choral.config import Config
 from choral.config.files import load_config
-from choral.core.errors import ChoralError, ConfigError, DataError, OutOfMemory, Stopped
-from choral.data.augment.host_transforms import check_host_transforms
-from choral.data.loading.boosting_weights import why_not_trained
-from choral.data.loading.resampling import select
-from choral.data.loading.targets import Targets
-from choral.data.shards.index import Dataset, Index
+from choral.core.errors import ChoralError, DataError, OutOfMemory, Stopped
+from choral.data.loading.boosting_weights import reason_not_trained
 from choral.runs.run_dir import RunDir
-from choral.tracking.sweep import named_by_sweep
-from choral.tracking.tensorboard import check_installed
+from choral.tracking.sweep import with_sweep_run_name
+from choral.training.preflight import preflight
+
+if TYPE_CHECKING:
+    from choral.core.process_group import Runtime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the command line says, and return the exit status."""
+    """Train as the command line says, and return the exit status: 0 done, 1 failed, 2 usage, 75 stopped, start again."""
     parser = argparse.ArgumentParser(
         prog="accelerate launch launch/train.py",
-        description="Train one network, or continue it. Example: accelerate launch launch/train.py cells.yaml train.lr=1e-3",
+        description="Train one model, or resume its training. "
+        "Example: accelerate launch launch/train.py cells.yaml train.lr=1e-3",
     )
     parser.add_argument("config", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.lr=3e-4")
-    parser.add_argument("--folder", type=Path, help="the run folder, instead of runs/NAME")
+    parser.add_argument("--folder", type=Path, help="the run directory (default: runs/NAME)")
     options = parser.parse_intermixed_args(arguments)
-    rank = int(os.environ.get("RANK", "0"))  # set by the launcher; needed before there is a process group
+    is_main_rank = os.environ.get("RANK", "0") == "0"  # set by the launcher; there is no process group yet
     try:
         config = load_config(options.config, options.overrides)
-        if not options.folder:
-            config = named_by_sweep(config)
-        folder = RunDir(options.folder) if options.folder else RunDir.of(config)
-        folder.check_same(config)
-        if folder.result is not None:
-            if rank == 0:
-                print(f"{folder.path}: already trained", file=sys.stderr)
-            return 0
-        if reason := why_not_trained(config.data.resample, folder):
-            if rank == 0:
-                print(f"{folder.path}: not trained: {reason}", file=sys.stderr)
+        if options.folder:
+            run_dir = RunDir(options.folder)
+        else:
+            config = with_sweep_run_name(config)
+            run_dir = RunDir.from_config(config)
+        run_dir.check_same_config(config)
+        if reason := _reason_to_skip(config, run_dir):
+            if is_main_rank:
+                print(f"{run_dir.path}: {reason}", file=sys.stderr)
             return 0
         preflight(config)
     except ChoralError as error:
-        if rank == 0:  # every rank finds the same; once is enough
+        if is_main_rank:  # every rank meets the same error; one message is enough
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return _train(config, folder)
+    return _train_on_rank(config, run_dir, is_main_rank)
 
 
-def preflight(config: Config) -> None:
-    """Find what would fail later: missing or damaged shards, unknown splits, another task, too few samples, host transforms.
-
-    torch is not imported, unless host transforms are named: Albumentations needs it.
-
-    Raises:
-        ConfigError, DataError: naming the folder, shard, split, column or key.
-    """
-    if config.tracking.tensorboard:
-        check_installed()
-    dataset = Dataset.open(Path(config.data.shards))
-    dataset.verify_present()
-    for split in (config.data.train_split, config.data.val_split):
-        index = Index.open(dataset, split)
-        targets = Targets.open(config, index)
-        if not len(index):
-            raise DataError(f"{dataset.folder}: split '{split}' is empty; pack again with another --val or --test")
-        training = split == config.data.train_split
-        selection = select(config.data.resample, index) if training else None
-        rows = None if selection is None else selection.rows % len(index)
-        if config.task == "multilabel" and not any(block.any() for block in targets.blocks(rows)):
-            raise DataError(
-                f"{dataset.folder}: no sample of split '{split}' has any label: nothing can be learnt from it, nor measured; "
-                "give it some, or pack with another --seed"
-            )
-        if training:
-            samples = len(index) if rows is None else len(rows)
-    if config.train.batch_size > samples:
-        resample = config.data.resample
-        which = f" of {resample.kind} {resample.number + 1}" if resample.kind in ("fold", "bag") else ""
-        raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} is more than the {samples} training samples{which}"
-        )
-    kind, _, place = config.model.weights.partition(":")
-    if kind == "file" and not Path(place).is_file():
-        raise ConfigError(f"model.weights: {place}: no such file")
-    check_host_transforms(config.augment.host, config.data.image_size)
+def _reason_to_skip(config: Config, run_dir: RunDir) -> str:
+    """Return why there is nothing to train; "" if there is."""
+    if run_dir.result is not None:
+        return "already trained"
+    reason = reason_not_trained(config.data.resample, run_dir)
+    return f"not trained: {reason}" if reason else ""
 
 
-def _train(config: Config, folder: RunDir) -> int:
-    from choral.core.process_group import Runtime, set_up_logging  # torch only now: a misspelt key is told at once
+def _train_on_rank(config: Config, run_dir: RunDir, is_main_rank: bool) -> int:
+    """Train as one rank of the launcher's, and return the exit status."""
+    from choral.core.process_group import set_up_logging  # imports torch: not before the config has been checked
     from choral.training.loop import train
 
-    settings = config.train
     try:
-        run = Runtime(
-            settings.precision,
-            1 if settings.accumulate_steps == "auto" else settings.accumulate_steps,
-            settings.timeout_s,
-            folder.stop_file,
-            bucket_mib=settings.ddp_bucket_mib,
-            static_graph=settings.ddp_static_graph,
-            compression=settings.gradient_compression,
-        )
+        runtime = _start_runtime(config, run_dir)
     except ChoralError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main_rank:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    set_up_logging(run.rank)
+    set_up_logging(runtime.rank)
     try:
-        if run.is_main:
-            with folder.lock():
-                folder.claim(config)
-                _with_status(folder, lambda: train(config, folder, run))
+        if runtime.is_main:
+            with run_dir.lock():
+                run_dir.store_config(config)
+                _record_outcome(run_dir, lambda: train(config, run_dir, runtime))
         else:
-            train(config, folder, run)
+            train(config, run_dir, runtime)
     except ChoralError as error:
-        if run.is_main:
+        if runtime.is_main:
             print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, DataError | OutOfMemory):  # the kinds that a single rank can meet
-            print(f"error on rank {run.rank}: {error}", file=sys.stderr)
+        elif isinstance(error, DataError | OutOfMemory):  # errors that a single rank can meet
+            print(f"error on rank {runtime.rank}: {error}", file=sys.stderr)
         return error.exit_code
     finally:
-        run.end()
+        runtime.end()
     return 0
 
 
-def _with_status(folder: RunDir, work: Callable[[], object]) -> None:
-    """Run `work` and leave in status.json how it ended; launchers lose exit statuses, the folder does not."""
+def _start_runtime(config: Config, run_dir: RunDir) -> Runtime:
+    from choral.core.process_group import Runtime
+
+    train = config.train
+    return Runtime(
+        train.precision,
+        1 if train.accumulate_steps == "auto" else train.accumulate_steps,
+        train.timeout_s,
+        run_dir.stop_file,
+        bucket_mib=train.ddp_bucket_mib,
+        static_graph=train.ddp_static_graph,
+        compression=train.gradient_compression,
+    )
+
+
+def _record_outcome(run_dir: RunDir, work: Callable[[], object]) -> None:
+    """Run `work` and write to status.json how it ended: launchers lose exit statuses, the run directory does not."""
     try:
         work()
     except Stopped as stopped:
-        folder.report(**{**folder.status, "state": "stopped", "reason": str(stopped)})
+        run_dir.write_status(**{**run_dir.status, "state": "stopped", "reason": str(stopped)})
         raise
     except BaseException as error:
-        folder.report(**{**folder.status, "state": "failed", "reason": f"{type(error).__name__}: {error}"})
+        run_dir.write_status(**{**run_dir.status, "state": "failed", "reason": f"{type(error).__name__}: {error}"})
         raise
-    folder.report(**{**folder.status, "state": "done"})
+    run_dir.write_status(**{**run_dir.status, "state": "done"})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run between two starts: what is written into its folder, and how a new start takes it up."""
+"""Saving and resuming a training run: checkpoints, and result.json at the end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from choral.models.checkpoint_tensors import load_model_tensors, load_optimizer, optimizer_state, save_tensors
 from choral.runs.checkpoints import (
-    EMA,
-    MODEL,
-    SOUP,
+    EMA_FILE,
+    MODEL_FILE,
+    SOUP_FILE,
     check_same_data,
     checkpoint_path,
+    find_latest_intact,
     mark_best,
-    newest_intact,
-    read_meta,
-    step_of,
+    read_checkpoint_state,
+    step_from_path,
 )
 from choral.runs.run_dir import write_json
 from choral.training.state import TrainState
@@ -29,56 +29,59 @@ from choral.training.weight_averages import Weights
 _log = logging.getLogger(__name__)
 
 
-def resume(trainer: Trainer) -> TrainState:
-    """Load the newest intact checkpoint (all ranks the one that the main rank chose), or start at step 0."""
-    folder, run = trainer.folder, trainer.run
-    path = newest_intact(folder.checkpoints) if run.is_main else None
-    step = step_of(path) if path else -1
-    step = int(run.broadcast(torch.tensor([step], device=run.device)).item())
+def resume_from_checkpoint(trainer: Trainer) -> TrainState:
+    """Load the newest intact checkpoint into the trainer and return its state; the state of step 0 if there is none.
+
+    The main rank chooses the checkpoint, and all ranks load the same one.
+    """
+    run_dir, runtime = trainer.run_dir, trainer.runtime
+    latest = find_latest_intact(run_dir.checkpoints) if runtime.is_main else None
+    step = step_from_path(latest) if latest else -1
+    step = int(runtime.broadcast(torch.tensor([step], device=runtime.device)).item())
     if step < 0:
         return TrainState()
-    path = checkpoint_path(folder.checkpoints, step)
-    meta = read_meta(path)
-    check_same_data(trainer.fingerprint, meta["dataset"], folder.path)
-    state = TrainState(**meta["state"])
+    path = checkpoint_path(run_dir.checkpoints, step)
+    content = read_checkpoint_state(path)
+    check_same_data(trainer.fingerprint, content["dataset"], run_dir.path)
+    state = TrainState(**content["state"])
     trainer.network.load_state_dict(load_model_tensors(path))
     trainer.enter_phase(state.step)
     load_optimizer(path, trainer.optimizer, trainer.network)
-    trainer.schedule = replace(trainer.schedule, lr=meta["lr"])
-    trainer.start_average()
+    trainer.schedule = replace(trainer.schedule, lr=content["lr"])
+    trainer.start_moving_average()
     if trainer.average is not None:
-        trainer.average.load(load_model_tensors(path, EMA))
-    if run.accelerator.scaler is not None and meta["loss_scaler"]:
-        run.accelerator.scaler.load_state_dict(meta["loss_scaler"])
-    if run.is_main:
-        _mark_if_best(trainer, state)  # it may have been killed between the two writes
+        trainer.average.load(load_model_tensors(path, EMA_FILE))
+    if runtime.accelerator.scaler is not None and content["loss_scaler"]:
+        runtime.accelerator.scaler.load_state_dict(content["loss_scaler"])
+    if runtime.is_main:
+        _mark_if_best(trainer, state)  # the run may have been killed after the checkpoint and before the mark
     _log.info("continuing at step %d of %d", state.step, trainer.schedule.total_steps)
     return state
 
 
-def save(trainer: Trainer, state: TrainState) -> None:
-    """Write a checkpoint (main rank; the others wait), and point to it when it is the best."""
-    if trainer.run.is_main:
-        weights: dict[str, Weights] = {MODEL: trainer.network.state_dict()}
+def save_checkpoint(trainer: Trainer, state: TrainState) -> None:
+    """Write a checkpoint on the main rank while the others wait, and mark it as the best one if it is."""
+    if trainer.runtime.is_main:
+        weights: dict[str, Weights] = {MODEL_FILE: trainer.network.state_dict()}
         if trainer.average is not None:
-            weights[EMA] = trainer.average.weights
+            weights[EMA_FILE] = trainer.average.weights
         if trainer.soup is not None:
-            weights[SOUP] = trainer.soup
+            weights[SOUP_FILE] = trainer.soup
         save_tensors(
-            trainer.folder.checkpoints,
+            trainer.run_dir.checkpoints,
             state.step,
             weights,
             optimizer_state(trainer.optimizer, trainer.network),
-            _describe(trainer, state),
+            _checkpoint_content(trainer, state),
             trainer.config.train.keep_checkpoints,
         )
         _mark_if_best(trainer, state)
-    trainer.run.barrier()
+    trainer.runtime.barrier()
 
 
-def finish(trainer: Trainer, state: TrainState, further: Mapping[str, Any] | None = None) -> None:
-    """Write result.json, whose presence says that training is done; the last checkpoint is there by then."""
-    if trainer.run.is_main:
+def write_result(trainer: Trainer, state: TrainState, extra: Mapping[str, Any] | None = None) -> None:
+    """Write result.json, which marks the training as finished; the last checkpoint must be on disk by then."""
+    if trainer.runtime.is_main:
         result = {
             "steps": state.step,
             "best_step": state.best_step,
@@ -87,21 +90,21 @@ def finish(trainer: Trainer, state: TrainState, further: Mapping[str, Any] | Non
             "train_minutes": state.seconds / 60,
             "dataset": trainer.fingerprint,
             **state.report,
-            **(further or {}),
+            **(extra or {}),
         }
-        write_json(trainer.folder.path / "result.json", result)
-    trainer.run.barrier()
+        write_json(trainer.run_dir.path / "result.json", result)
+    trainer.runtime.barrier()
 
 
 def _mark_if_best(trainer: Trainer, state: TrainState) -> None:
     if state.best_step == state.step and state.best_value is not None:
         metric = trainer.config.best_metric
-        mark_best(trainer.folder.checkpoints, state.step, metric, state.best_value, state.best_weights)
+        mark_best(trainer.run_dir.checkpoints, state.step, metric, state.best_value, state.best_weights)
 
 
-def _describe(trainer: Trainer, state: TrainState) -> dict[str, Any]:
-    """Return what a checkpoint holds beside tensors: where the run stands, and what it takes to use the network."""
-    scaler = trainer.run.accelerator.scaler
+def _checkpoint_content(trainer: Trainer, state: TrainState) -> dict[str, Any]:
+    """Return the JSON of a checkpoint: the state of the run, and what it takes to use the model without the run."""
+    scaler = trainer.runtime.accelerator.scaler
     snapshot = trainer.schedule.snapshot_at(state.step)
     return {
         **({"snapshot": snapshot} if snapshot else {}),

@@ -1,4 +1,4 @@
-"""Numbers that are not numbers: noticed by all ranks before an update, told apart from fp16's overflows."""
+"""Checks for NaN and infinity: all ranks notice them before an update, and distinguish them from fp16 overflows."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from torch import Tensor
 from choral.core.errors import ChoralError
 from choral.core.process_group import Runtime
 
-SKIPS_IN_A_ROW = 24
-"""Attempts at one step, each with half the loss scale of the one before: from 2^16 down to 2^-8."""
+MAX_ATTEMPTS = 24
+"""Attempts at one fp16 step, each with half the loss scale of the one before: from 2^16 down to 2^-8."""
 
 
 class NotFinite(ChoralError):
-    """A loss or gradient was infinite or not a number; raised on all ranks alike, before the update."""
+    """A loss or gradient is infinite or NaN. All ranks raise it, before the update."""
 
 
-def check_loss(run: Runtime, loss: Tensor, step: int) -> None:
-    """Raise on all ranks if the loss of any is not finite.
+def check_loss(runtime: Runtime, loss: Tensor, step: int) -> None:
+    """Raise on all ranks if the loss of any rank is not finite.
 
     Args:
-        run: of this rank; all must call it.
+        runtime: this rank; every rank must call.
         loss: 0-d, this rank's share.
         step: for the message.
 
     Raises:
         NotFinite: naming the step and the ranks.
     """
-    ranks = ranks_not_finite(run, loss)
+    ranks = find_non_finite_ranks(runtime, loss)
     if ranks:
         named = ", ".join(str(rank) for rank in ranks)
         raise NotFinite(
@@ -36,15 +36,15 @@ def check_loss(run: Runtime, loss: Tensor, step: int) -> None:
         )
 
 
-def ranks_not_finite(run: Runtime, loss: Tensor) -> list[int]:
-    """Return the ranks whose loss (0-d) is infinite or not a number, the same on all of them; all must call it."""
-    flags = torch.zeros(run.world_size, device=run.device)
-    flags[run.rank] = ~torch.isfinite(loss)
-    return [int(rank) for rank in run.sum(flags).nonzero().flatten().tolist()]
+def find_non_finite_ranks(runtime: Runtime, loss: Tensor) -> list[int]:
+    """Return the ranks whose loss (0-d) is infinite or NaN, the same list on all ranks; every rank must call."""
+    flags = torch.zeros(runtime.world_size, device=runtime.device)
+    flags[runtime.rank] = ~torch.isfinite(loss)
+    return [int(rank) for rank in runtime.sum(flags).nonzero().flatten().tolist()]
 
 
 def check_gradient(norm: Tensor, loss: Tensor, step: int) -> None:
-    """Raise if the norm of a gradient that ranks have summed, so that all hold the same, is not finite.
+    """Raise if the norm of the all-reduced gradient, which is the same on all ranks, is not finite.
 
     Raises:
         NotFinite: naming the step.

@@ -1,71 +1,57 @@
-"""The curve of a range test as a self-contained SVG."""
+"""The figure of a learning-rate range test: training loss over learning rate."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from choral.core.svg import CURVE, GRID, MARK, QUIET, line, page, polyline, round_scale, text, upright
+from choral.core.figures import BLUE, ORANGE, add_title, figure_style
 
-_WIDTH, _HEIGHT = 720, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 56, 60
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def draw_curve(rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], chosen: float | None) -> str:
-    """Return an SVG image: loss over learning rate, on a logarithmic axis.
+@figure_style()
+def draw_loss_curve(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], chosen: float | None
+) -> Figure:
+    """Return a figure of the loss over the learning rate, on a logarithmic axis.
 
     Args:
-        rates, losses, smoothed: of each step; rates ascend from above 0.
+        rates, losses, smoothed: one entry per step; rates ascend from above 0.
         chosen: the rate to mark; None: none was found.
     """
-    first, last = math.floor(math.log10(rates[0]) + 1e-9), math.ceil(math.log10(rates[-1]) - 1e-9)
-    low, high, ticks = _scale(losses, smoothed)
-    last = max(last, first + 1)
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    def x(rate: float) -> float:
-        share = (math.log10(rate) - first) / (last - first)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(loss: float) -> float:
-        share = (min(loss, 9 * high) - low) / (high - low)  # what lies outside is clipped
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [
-        f'<clipPath id="plot"><rect x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" '
-        f'height="{_HEIGHT - _TOP - _BOTTOM}"/></clipPath>',
-        text(_LEFT, 28, "Learning-rate range test", size=16, weight="bold"),
-    ]
-    for tick in ticks:
-        parts.append(line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), GRID))
-        parts.append(text(_LEFT - 10, y(tick) + 4.5, f"{tick:g}", QUIET, anchor="end"))
-    for power in range(first, last + 1):
-        parts.append(line(x(10.0**power), _HEIGHT - _BOTTOM, x(10.0**power), _HEIGHT - _BOTTOM + 5, QUIET))
-        label = f"10{str(power).translate(_SUPERSCRIPTS)}"
-        parts.append(text(x(10.0**power), _HEIGHT - _BOTTOM + 21, label, QUIET, anchor="middle"))
-    parts.append(line(_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, QUIET))
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(text(middle, _HEIGHT - 14, "learning rate (per step, logarithmic)", anchor="middle"))
-    parts.append(upright(20, (_TOP + _HEIGHT - _BOTTOM) / 2, "training loss"))
-    dots = (
-        f'<circle cx="{x(rate):.1f}" cy="{y(loss):.1f}" r="2"/>'
-        for rate, loss in zip(rates, losses, strict=True)
-        if low <= loss <= high
-    )
-    parts.append(f'<g fill="{CURVE}" fill-opacity="0.3">{"".join(dots)}</g>')
-    points = [(x(rate), y(loss)) for rate, loss in zip(rates, smoothed, strict=True)]
-    parts.append(polyline(points, CURVE, clip="plot"))
+    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+    add_title(figure, "Learning-rate range test")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.plot(rates, losses, "o", color=BLUE, alpha=0.3, markersize=3.5, markeredgewidth=0, label="loss of each step")
+    axes.plot(rates, smoothed, color=BLUE, label="smoothed")
     if chosen is not None:
-        place = x(chosen)
-        left_half = place < middle
-        parts.append(line(place, _TOP - 4, place, _HEIGHT - _BOTTOM, MARK, width=1.5, dash="5 4"))
-        label, anchor = f"chosen: {chosen:.1e}", "start" if left_half else "end"
-        parts.append(text(place + (7 if left_half else -7), _TOP + 6, label, MARK, anchor=anchor))
-    parts.append(text(_WIDTH - _RIGHT, 28, "dots: each step; line: smoothed", QUIET, anchor="end"))
-    return page(_WIDTH, _HEIGHT, parts)
+        axes.axvline(chosen, color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2, label=f"chosen: {chosen:.1e}")
+    axes.set_ylim(_limit_losses(losses, smoothed))
+    axes.xaxis.set_major_locator(LogLocator(numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(_format_power))
+    axes.grid(axis="y")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0, ncols=3)
+    return figure
 
 
-def _scale(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Return the ends of the loss axis and its ticks at round numbers; a divergence at the end does not flatten the rest."""
-    floor = min(losses)
-    return round_scale(floor, min(max(smoothed), max(losses[:10]) + 0.5 * (max(losses[:10]) - floor)))
+def _limit_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of the loss axis: a divergence at the end leaves the axis and does not flatten the rest."""
+    low = min(losses)
+    high = min(max(smoothed), max(losses[:10]) + 0.5 * (max(losses[:10]) - low))
+    margin = 0.08 * max(high - low, 1e-6)
+    return low - margin, high + margin
+
+
+def _format_power(value: float, _: int | None = None) -> str:
+    return f"10{f'{value:e}'.partition('e')[2].lstrip('+0').replace('-0', '-').translate(_SUPERSCRIPTS) or '⁰'}"

@@ -1,4 +1,4 @@
-"""Where a training run stands."""
+"""The state of a training run, which a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -6,47 +6,48 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from choral.runs.checkpoints import EMA, MODEL, SOUP
+from choral.runs.checkpoints import EMA_FILE, MODEL_FILE, SOUP_FILE
 
 LOWER_IS_BETTER = ("log_loss", "mae", "rmse")
-VARIANTS = {"": MODEL, "ema_": EMA, "soup_": SOUP}
-"""What stands before the keys of a report on further weights, and the file of a checkpoint that holds them."""
+WEIGHT_VARIANTS = {"": MODEL_FILE, "ema_": EMA_FILE, "soup_": SOUP_FILE}
+"""Prefix of a metric's name in reports to the checkpoint's file of the weights that were measured."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a training run stands."""
+    """How far a training run has come, and its best validation so far."""
 
     step: int = 0
     """Optimizer steps made."""
     skipped: int = 0
-    """Attempts at a step whose gradient overflowed fp16; each was made again with a smaller loss scale."""
+    """Attempts at a step whose gradient overflowed fp16; each was repeated with a smaller loss scale."""
     validated_step: int = 0
-    """The step of the last validation, and what it found:"""
+    """Step of the last validation."""
     report: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last validation by name."""
     best_step: int = -1
     best_value: float | None = None
-    """Of the metric that chooses the best checkpoint; higher is better. None: not validated yet."""
-    best_weights: str = MODEL
-    """Which of the checkpoint's weights are the best."""
+    """Value of the metric that chooses the best checkpoint, negated if lower is better; None before any validation."""
+    best_weights: str = MODEL_FILE
+    """The file of the best checkpoint that holds the best weights."""
     seconds: float = 0.0
-    """Spent training, over all starts of the run."""
+    """Time spent in training steps, over all starts of the run."""
 
     def advance(self, seconds: float, skipped: int = 0) -> TrainState:
         """Return the state one step later."""
         return replace(self, step=self.step + 1, seconds=self.seconds + seconds, skipped=self.skipped + skipped)
 
-    def validated(self, report: Mapping[str, float], metric: str) -> TrainState:
+    def with_validation(self, report: Mapping[str, float], metric: str) -> TrainState:
         """Return the state after a validation at its step.
 
         Args:
-            report: metrics by name, those of averaged weights with their prefix; added to what the step's report holds.
-            metric: chooses the best weights. The first whose metric is finite are the best so far; later ones must be
-                better than those.
+            report: metrics by name, those of averaged weights with their prefix; merged with an earlier report of the
+                same step.
+            metric: chooses the best weights: the first with a finite value, then each that is strictly better.
         """
         merged = {**self.report, **report} if self.validated_step == self.step else dict(report)
         state = replace(self, validated_step=self.step, report=merged)
-        for prefix, weights in VARIANTS.items():
+        for prefix, weights in WEIGHT_VARIANTS.items():
             if prefix + metric in report:
                 value = report[prefix + metric] * (-1 if metric in LOWER_IS_BETTER else 1)
                 if math.isfinite(value) and (state.best_value is None or value > state.best_value):
@@ -54,12 +55,12 @@ class TrainState:
         return state
 
     def is_due(self, every: float, total: int) -> bool:
-        """Whether a multiple of `every` steps (fractions allowed) has just been reached, or the last step."""
+        """Whether this step is the last one, or has just reached a multiple of `every` steps (fractions allowed)."""
         return self.step > 0 and (self.step == total or int(self.step / every) > int((self.step - 1) / every))
 
     def out_of_patience(self, steps: float) -> bool:
-        """Whether the last validation found nothing better than one that lies `steps` or more before it; 0: never.
+        """Whether the best validation lies `steps` or more before the last one; 0: never.
 
-        Where no validation has found a finite value yet, the start counts as the best one.
+        Until a validation finds a finite value, step 0 counts as the best one.
         """
         return steps > 0 and self.validated_step - max(self.best_step, 0) >= steps

@@ -1,4 +1,4 @@
-"""Averages of a network's weights beside the weights that are trained."""
+"""Weight averaging: an exponential moving average (EMA) during training, and the mean of checkpoints (soup)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Weights = Mapping[str, Tensor]
 
 
 class MovingAverage:
-    """Exponential moving average of everything in a network's state dict (Polyak and Juditsky 1992; Tan and Le 2019).
+    """Exponential moving average of a model's state dict (Polyak and Juditsky 1992; Tan and Le 2019).
 
-    After step t = 0, 1, ... each float tensor becomes d * average + (1 - d) * current, d = min(decay, (1 + t) / (10 + t)):
-    the early, bad weights are forgotten fast. BatchNorm's running statistics are averaged like the weights, so that they
-    are as far behind as the weights they belong to; copied ones would be those of other weights. Integers are copied.
+    After step t = 0, 1, ... each float tensor becomes d * average + (1 - d) * current, d = min(decay, (1 + t) / (10 + t)),
+    which forgets the early weights fast. BatchNorm's running statistics are averaged like the weights, so that they lag
+    as far behind as the weights do; copied statistics would belong to other weights. Integers are copied.
 
     Args:
-        network: outside DistributedDataParallel, on its device; the average starts as a copy of it.
+        network: unwrapped (not DistributedDataParallel), on its device; the average starts as a copy of it.
         decay: 0 < decay < 1.
     """
 
@@ -30,7 +30,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights that step `step`, counted from 0, has made."""
+        """Update the average with the weights after step `step`, counted from 0."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
         current = network.state_dict()
         floats = [name for name, value in self.weights.items() if value.is_floating_point()]
@@ -40,29 +40,29 @@ class MovingAverage:
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
-        """Continue from the average of an earlier start; memory formats stay."""
+        """Load the average of a checkpoint, keeping memory formats."""
         for name, value in self.weights.items():
             value.copy_(weights[name])
 
 
-def mean_of(ingredients: Sequence[Weights]) -> dict[str, Tensor]:
-    """Return the mean of state dicts, added up in float64; integers are those of the last."""
+def average_weights(state_dicts: Sequence[Weights]) -> dict[str, Tensor]:
+    """Return the mean of state dicts, summed in float64; integers are taken from the last."""
     mean: dict[str, Tensor] = {}
-    for name, last in ingredients[-1].items():
+    for name, last in state_dicts[-1].items():
         if last.is_floating_point():
-            total = torch.stack([one[name].double() for one in ingredients]).sum(0)
-            mean[name] = (total / len(ingredients)).to(last.dtype)
+            total = torch.stack([one[name].double() for one in state_dicts]).sum(0)
+            mean[name] = (total / len(state_dicts)).to(last.dtype)
         else:
             mean[name] = last.clone()
     return mean
 
 
 @contextmanager
-def holding(network: nn.Module, weights: Weights) -> Iterator[None]:
-    """Put other weights into a network, in place, and its own ones back, bit for bit, at the end."""
-    own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+def temporary_weights(network: nn.Module, weights: Weights) -> Iterator[None]:
+    """Load other weights into a network, in place, and restore its own, bit for bit, on exit."""
+    saved = {name: value.detach().clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)
     try:
         yield
     finally:
-        network.load_state_dict(own)
+        network.load_state_dict(saved)

@@ -1,1 +1,4 @@
-"""The search for better settings: trials of one network as jobs, chosen and ended early by Optuna, kept in RUN/tune/."""
+"""Hyperparameter search: trials of one model as jobs, chosen and ended early by Optuna, stored in RUN/tune/.
+
+In: a config with a `tune` section. Out: trials, each an ordinary run, and the best config. Open `study` first.
+"""

@@ -1,4 +1,4 @@
-"""What is searched: ranges and choices by config key, and from a point of them to the keys that a trial sets."""
+"""The search space: ranges and choices by config key, and the conversion between its points and configs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from choral.config import Config
-from choral.config.files import to_values, with_overrides
+from choral.config.files import to_dict, with_overrides
 from choral.config.tune import STRENGTH
 from choral.core.errors import ConfigError
-from choral.tuning.strength import LARGEST, has_strength, strengthened
+from choral.tuning.strength import MAX_FACTOR, has_strength, scale_strengths
 
-_TRAINED = ("full", "partial", "gradual", "lp_ft")  # strategies that train more than the head
+_BACKBONE_STRATEGIES = ("full", "partial", "gradual", "lp_ft")  # strategies that train more than the head
 Value = float | int | str
-"""Of one key, as Optuna keeps it: of a choice its text."""
+"""The value of one key as Optuna stores it; a choice is stored as its text."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; `log`: each factor as likely; `step`: a grid from low on."""
+    """Numbers from `low` to `high`, both included.
+
+    The repr of this class and of `Choice` is stored in space.json to recognise the same space: do not rename fields.
+
+    Attributes:
+        log: sample uniformly in the logarithm.
+        step: distance of the grid that starts at `low`; None for a continuous range.
+        whole: whether the values are integers.
+    """
 
     low: float
     high: float
@@ -28,81 +36,81 @@ class Range:
     step: float | None = None
     whole: bool = False
 
-    def holds(self, value: Any) -> bool:
-        """Return whether a value of the config is one of them."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not self.low <= value <= self.high:
+    def contains(self, value: Any) -> bool:
+        """Return whether a value of the config lies in the range."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not self.low <= value <= self.high:
             return False
         steps = (value - self.low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
-    def ends(self) -> list[Any]:
-        """Return the values that are tried out on a config before anything is started."""
+    def boundary_values(self) -> list[Any]:
+        """Return the values that are validated in a config before anything is started."""
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Values of any kind, by their text."""
+    """A list of values of any type, by their text."""
 
     values: Mapping[str, Any]
 
-    def holds(self, value: Any) -> bool:
-        """Return whether a value of the config is one of them."""
-        return _text(value) in self.values
+    def contains(self, value: Any) -> bool:
+        """Return whether a value of the config is one of the choices."""
+        return _value_text(value) in self.values
 
-    def ends(self) -> list[Any]:
-        """Return the values that are tried out on a config before anything is started."""
+    def boundary_values(self) -> list[Any]:
+        """Return the values that are validated in a config before anything is started."""
         return list(self.values.values())
 
 
 Space = Mapping[str, Range | Choice]
 
 
-def space_of(config: Config, rates: Sequence[str]) -> Space:
-    """Return what is searched of a config: as `tune.space` says, else what is of use to its strategy and network.
+def build_search_space(config: Config, rates: Sequence[str]) -> Space:
+    """Return the search space of a config: `tune.space`, or by default the keys that affect its strategy and model.
 
     Args:
-        config: of one network.
-        rates: the drop rates that the network takes, of drop_rate and drop_path_rate.
+        config: of one model.
+        rates: those of drop_rate and drop_path_rate that the model accepts.
 
     Raises:
-        ConfigError: nothing would be searched; a key is unknown, or a value does not fit it; each is named.
+        ConfigError: the space is empty, a key is unknown, or a value is invalid for its key; the message names it.
     """
-    usual = _usual(config, rates)
+    defaults = _default_ranges(config, rates)
     if not config.tune.space:
-        if not usual:
+        if not defaults:
             raise ConfigError(
-                f"tune.space: with finetune.strategy: {config.finetune.strategy} there is nothing to search by itself: "
+                f"tune.space: with finetune.strategy: {config.finetune.strategy} there are no default ranges: "
                 + (
-                    "which keys are of use depends on what it turns out to be: choose full, partial, gradual, lp_ft or head"
+                    "they depend on the strategy that it resolves to: choose full, partial, gradual, lp_ft or head"
                     if config.finetune.strategy == "auto"
-                    else "the head is fitted, and its regularisation chosen on the validation split; name keys that you want"
+                    else "the head is fitted, with its regularisation chosen on the validation split; list keys in tune.space"
                 )
             )
-        return usual
+        return defaults
     space: dict[str, Range | Choice] = {}
-    for key, given in config.tune.space.items():
-        if given == "auto":
-            if key not in usual:
-                known = f"; there is one of {', '.join(usual)}" if usual else ""
-                raise ConfigError(f"tune.space.{key}: there is no range for it by itself{known}: expected low and high")
-            space[key] = usual[key]
-        elif isinstance(given, tuple):
-            space[key] = Choice({_text(value): value for value in given})
+    for key, requested in config.tune.space.items():
+        if requested == "auto":
+            if key not in defaults:
+                available = f" (only for {', '.join(defaults)})" if defaults else ""
+                raise ConfigError(f"tune.space.{key}: it has no default range{available}; expected low and high")
+            space[key] = defaults[key]
+        elif isinstance(requested, tuple):
+            space[key] = Choice({_value_text(value): value for value in requested})
         else:
-            space[key] = _range(config, key, given)
-    _try_out(config, space)
+            space[key] = _parse_range(config, key, requested)
+    _validate_space(config, space)
     return space
 
 
-def changes_of(config: Config, space: Space, point: Mapping[str, Value]) -> dict[str, Any]:
-    """Return the dotted config keys, with values, that a point of a space sets in a config.
+def config_overrides(config: Config, space: Space, point: Mapping[str, Value]) -> dict[str, Any]:
+    """Return the overrides (dotted config key to value) for a point of a space.
 
     Args:
-        config: that the search began with.
-        space: which the point lies in.
-        point: key to value; keys that it lacks stay as they are.
+        config: the base config of the search.
+        space: that contains the point.
+        point: key to value; other keys are not overridden.
     """
     changes: dict[str, Any] = {}
     for key, value in point.items():
@@ -110,77 +118,79 @@ def changes_of(config: Config, space: Space, point: Mapping[str, Value]) -> dict
         if isinstance(axis, Choice):
             changes[key] = axis.values[str(value)]
         elif key == STRENGTH:
-            changes |= strengthened(config.augment, float(value))
+            changes |= scale_strengths(config.augment, float(value))
         else:
             changes[key] = int(value) if axis.whole else float(f"{float(value):.4g}")
     return changes
 
 
-def own_point(config: Config, space: Space) -> dict[str, Value]:
-    """Return the point that stands for the config itself; without the keys whose values do not lie in the space."""
+def point_from_config(config: Config, space: Space) -> dict[str, Value]:
+    """Return the point of the config's own values, without the keys whose values are outside the space."""
     point: dict[str, Value] = {}
     for key, axis in space.items():
-        value = (1.0 if has_strength(config.augment) else 0.0) if key == STRENGTH else _value(config, key)
-        if axis.holds(value):
-            point[key] = _text(value) if isinstance(axis, Choice) else value
+        value = (1.0 if has_strength(config.augment) else 0.0) if key == STRENGTH else _config_value(config, key)
+        if axis.contains(value):
+            point[key] = _value_text(value) if isinstance(axis, Choice) else value
     return point
 
 
-def _usual(config: Config, rates: Sequence[str]) -> Space:
-    """Return the ranges that are searched by themselves, about the values of the config."""
+def _default_ranges(config: Config, rates: Sequence[str]) -> Space:
+    """Return the default ranges, around the values of the config."""
     strategy, train = config.finetune.strategy, config.train
-    if strategy not in (*_TRAINED, "head"):
+    if strategy not in (*_BACKBONE_STRATEGIES, "head"):
         return {}
-    found: dict[str, Range | Choice] = {}
-    found["train.lr"] = Range(1e-5, 1e-1, log=True) if train.lr == "auto" else _about(train.lr)
-    found["train.weight_decay"] = _about(train.weight_decay) if train.weight_decay else Range(1e-4, 0.3, log=True)
-    if strategy in _TRAINED:
-        found["train.layer_decay"] = Range(min(0.5, train.layer_decay), 1.0)
+    ranges: dict[str, Range | Choice] = {}
+    ranges["train.lr"] = Range(1e-5, 1e-1, log=True) if train.lr == "auto" else _decade_around(train.lr)
+    ranges["train.weight_decay"] = (
+        _decade_around(train.weight_decay) if train.weight_decay else Range(1e-4, 0.3, log=True)
+    )
+    if strategy in _BACKBONE_STRATEGIES:
+        ranges["train.layer_decay"] = Range(min(0.5, train.layer_decay), 1.0)
     if "drop_rate" in rates:
-        found["model.drop_rate"] = Range(0.0, max(0.5, config.model.drop_rate))
-    if "drop_path_rate" in rates and strategy in _TRAINED:
-        found["model.drop_path_rate"] = Range(0.0, max(0.3, config.model.drop_path_rate))
-    found[STRENGTH] = Range(0.0, LARGEST)
-    return found
+        ranges["model.drop_rate"] = Range(0.0, max(0.5, config.model.drop_rate))
+    if "drop_path_rate" in rates and strategy in _BACKBONE_STRATEGIES:
+        ranges["model.drop_path_rate"] = Range(0.0, max(0.3, config.model.drop_path_rate))
+    ranges[STRENGTH] = Range(0.0, MAX_FACTOR)
+    return ranges
 
 
-def _about(value: float) -> Range:
+def _decade_around(value: float) -> Range:
     return Range(float(f"{value / 10:.4g}"), float(f"{value * 10:.4g}"), log=True)
 
 
-def _range(config: Config, key: str, given: Mapping[str, Any]) -> Range:
-    low, high, step = given["low"], given["high"], given.get("step")
+def _parse_range(config: Config, key: str, requested: Mapping[str, Any]) -> Range:
+    low, high, step = requested["low"], requested["high"], requested.get("step")
     if key == STRENGTH:
-        if low < 0 or high > LARGEST:
-            raise ConfigError(f"tune.space.{key}: expected a range within 0 to {LARGEST:g}")
-        return Range(low, high, bool(given.get("log")), step)
-    value = _value(config, key)
+        if low < 0 or high > MAX_FACTOR:
+            raise ConfigError(f"tune.space.{key}: expected a range within 0 to {MAX_FACTOR:g}")
+        return Range(low, high, bool(requested.get("log")), step)
+    value = _config_value(config, key)
     whole = all(isinstance(number, int) for number in (low, high, step or 1)) and not isinstance(value, float)
-    return Range(low, high, bool(given.get("log")), step, whole)
+    return Range(low, high, bool(requested.get("log")), step, whole)
 
 
-def _try_out(config: Config, space: Space) -> None:
-    """Check that each key takes the ends of its range, or all its choices, as a config file's would be."""
+def _validate_space(config: Config, space: Space) -> None:
+    """Check that each key takes the boundary_values of its range, or all its choices, as a config file's would be."""
     for key, axis in space.items():
         if key != STRENGTH:
-            for value in axis.ends():
+            for value in axis.boundary_values():
                 with_overrides(config, {key: value}, f"tune.space.{key}")
 
 
-def _value(config: Config, key: str) -> Any:
-    values: Any = to_values(config)
+def _config_value(config: Config, key: str) -> Any:
+    values: Any = to_dict(config)
     for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
-            # The same words as for a key of a file, with the nearest name.
+            # Raises the same error as for an unknown key in a file, with the closest name.
             with_overrides(config, {key: 0}, f"tune.space.{key}")
-            raise ConfigError(f"tune.space.{key}: is no value that could be searched")
+            raise ConfigError(f"tune.space.{key}: is a section, not a value")
         values = values[part]
     return values
 
 
-def _text(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(_value_text, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -16,8 +16,8 @@ from torchvision.transforms import functional as F
 
 from choral.analysis.probes import perturb as perturb_module
 from choral.analysis.probes.families import FAMILIES, Probe
-from choral.analysis.probes.jpeg import compressed
-from choral.analysis.probes.perturb import Perturbed, draws_of, perturb
+from choral.analysis.probes.jpeg import compress_jpeg
+from choral.analysis.probes.perturb import Perturbation, make_draws, perturb
 from choral.data.loading.crop import Crop
 from choral.data.loading.input_spec import ImageSpec, InputSpec
 
@@ -41,7 +41,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 def changed(images: torch.Tensor, family: str, strength: float, sign: int = 1) -> torch.Tensor:
     """Return what a probe makes of uint8 images, as values from 0 to 1."""
-    draws = draws_of(family, KEYS[: len(images)])
+    draws = make_draws(family, KEYS[: len(images)])
     found = perturb(normalised(images), Probe(family, strength, sign), draws, MEAN, STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return found * std + mean
@@ -55,7 +55,7 @@ def homographies(monkeypatch: pytest.MonkeyPatch, family: str, strength: float) 
         seen.append(matrices)
         return levels
 
-    monkeypatch.setattr(perturb_module, "warp", warp)
+    monkeypatch.setattr(perturb_module, "warp_batch", warp)
     changed(photos(), family, strength)
     return np.linalg.inv(seen[0].double().numpy())
 
@@ -181,7 +181,7 @@ def test_compression_is_pillows(size: int, quality: int) -> None:
             Image.fromarray(image).save(stream, "JPEG", quality=quality)
             read.append(np.array(Image.open(stream)))
     expected = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).float()
-    found = compressed(images, quality).float()
+    found = compress_jpeg(images, quality).float()
     assert (found - expected).abs().mean() < 0.7
     assert ((found - expected).abs() > 3).float().mean() < 0.02
     lost = (expected - images).abs().mean()
@@ -190,7 +190,7 @@ def test_compression_is_pillows(size: int, quality: int) -> None:
 
 
 def test_occlusion_covers_the_share_with_the_mean_colour() -> None:
-    draws = draws_of("occlusion", KEYS)
+    draws = make_draws("occlusion", KEYS)
     images = normalised(photos())
     for strength in (0.05, 0.33):
         found = perturb(images, Probe("occlusion", strength), draws, MEAN, STD)
@@ -209,7 +209,7 @@ def test_flips_and_turns_are_exact() -> None:
     images = normalised(photos())
 
     def shown(family: str) -> torch.Tensor:
-        return perturb(images, Probe(family, 1), draws_of(family, KEYS), MEAN, STD)
+        return perturb(images, Probe(family, 1), make_draws(family, KEYS), MEAN, STD)
 
     assert torch.equal(shown("hflip"), images.flip(3)) and torch.equal(shown("vflip"), images.flip(2))
     turns = [
@@ -230,7 +230,7 @@ class Keys:
 def test_what_is_done_depends_on_the_key_alone(probe: Probe) -> None:
     """Not on the row, nor on who else is in the batch, nor on the memory format."""
     input_spec = InputSpec(ImageSpec(SIZE, Crop("resized"), "antialias"), MEAN, STD)
-    shows, images = Perturbed(Keys()), normalised(photos())  # type: ignore[arg-type]
+    shows, images = Perturbation(Keys()), normalised(photos())  # type: ignore[arg-type]
     whole = shows(images, probe.name, input_spec, np.arange(COUNT))
     assert whole.shape == images.shape and whole.dtype == torch.float32 and torch.isfinite(whole).all()
     assert (whole - images).abs().amax((1, 2, 3)).min() > 0.05, "every image is changed"
@@ -250,7 +250,7 @@ def test_nothing_is_lost_where_nothing_is_changed(family: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("probe", [family.probes[-1] for family in FAMILIES], ids=lambda probe: probe.family)
 def test_a_gpu_shows_the_same(probe: Probe) -> None:
-    images, draws = normalised(photos(64)), draws_of(probe.family, KEYS)
+    images, draws = normalised(photos(64)), make_draws(probe.family, KEYS)
     found = perturb(images.cuda(), probe, draws, MEAN, STD).cpu()
     difference = (found - perturb(images, probe, draws, MEAN, STD)).abs()
     # A level of 255 is 0.02 here, where what is resampled or coded is rounded to levels.

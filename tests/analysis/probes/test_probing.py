@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from choral.analysis.probe_curves import curves_of, probe_predictions
+from choral.analysis.probe_curves import read_curves, read_probe_predictions
 from choral.analysis.probes import plan as plan_module
-from choral.analysis.probes.feature_sketch import Sketch
-from choral.analysis.probes.plan import chosen_rows, plan_probes, probe_path
+from choral.analysis.probes.feature_sketch import FeatureSketch
+from choral.analysis.probes.plan import plan_probes, probe_path, select_samples
 from choral.analysis.probes.probe_pass import probe
 from choral.cli import main
 from choral.config import Config
@@ -31,7 +30,7 @@ from choral.inference.evaluation_pass import evaluate
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir
 from made_members import made_members
-from thread_ranks import on_ranks
+from thread_ranks import run_on_ranks
 
 MEMBERS = "ensemble.members=[{name: a}, {name: b}, {name: c, set: {data.image_size: 40, data.eval_crop: center}}]"
 SETTINGS = ["data.cache_gib=0", "evaluate.batch_size=3", "evaluate.checkpoint=last", "evaluate.splits=[val]"]
@@ -57,9 +56,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def probe_on_ranks(
-    config: Config, folder: RunDir, ranks: int, told_to_stop: Callable[[int], bool] = lambda rank: False
+    config: Config, folder: RunDir, ranks: int, stop_requested: Callable[[int], bool] = lambda rank: False
 ) -> list[BaseException]:
-    return on_ranks(lambda run: probe(config, folder, run, "val", FAMILIES, force=True), ranks, told_to_stop)
+    return run_on_ranks(lambda run: probe(config, folder, run, "val", FAMILIES, force=True), ranks, stop_requested)
 
 
 def test_ranks_and_stops_change_nothing(config: Config, tmp_path: Path, decoded: list[int], run: Runtime) -> None:
@@ -76,12 +75,12 @@ def test_ranks_and_stops_change_nothing(config: Config, tmp_path: Path, decoded:
     assert [item.name for item in path.parent.iterdir()] == ["val.parquet"]
     left = 3 * 5 + 1 + 4  # within the second chunk, of three looks and five views
 
-    def told_to_stop(rank: int) -> bool:
+    def stop_requested(rank: int) -> bool:
         nonlocal left
         left -= rank == 0
         return left <= 0
 
-    assert len(probe_on_ranks(config, folder, 1, told_to_stop)) == 1
+    assert len(probe_on_ranks(config, folder, 1, stop_requested)) == 1
     assert [part.name for part in path.parent.glob(".val.parts/*/part-*")] == ["part-000000000-000000001.arrow"]
     decoded.clear()
     assert probe_on_ranks(config, folder, 2) == [] and len(decoded) == 13 - 3
@@ -89,7 +88,7 @@ def test_ranks_and_stops_change_nothing(config: Config, tmp_path: Path, decoded:
 
     # Unchanged images get the mean of what the members say in an ordinary evaluation.
     evaluate(config, folder, run)
-    ledger, probed = Ledger.open(folder.predictions / "val.parquet"), probe_predictions(folder, config, "val")
+    ledger, probed = Ledger.open(folder.predictions / "val.parquet"), read_probe_predictions(folder, config, "val")
     assert probed is not None and probed.model == "soft" and probed.ledger.keys == ledger.keys
     said = np.mean([ledger.predictions(member) for member in ledger.members], axis=0)
     np.testing.assert_allclose(probed.predictions(None), said, atol=1e-6)
@@ -97,14 +96,14 @@ def test_ranks_and_stops_change_nothing(config: Config, tmp_path: Path, decoded:
     for one in probed.probes:
         assert np.abs(probed.predictions(one) - said).max() > 1e-4, one
         assert np.abs(probed.features(one) - probed.features(None)).max() > 1e-4, one
-    curves = curves_of(folder, config, "val")
+    curves = read_curves(folder, config, "val")
     assert curves is not None and curves.n == curves.total == 13
     assert [curve.family for curve in curves.curves] == ["noise", "rot90"]
 
 
 def test_one_network_a_part_of_the_samples_and_further_families(config: Config, tmp_path: Path, run: Runtime) -> None:
-    config = replace(config, ensemble=replace(config.ensemble, members=()))
-    config = replace(config, analyze=replace(config.analyze, probe_samples=7))
+    config = config.replace(ensemble=config.ensemble.replace(members=()))
+    config = config.replace(analyze=config.analyze.replace(probe_samples=7))
     folder = made_members(config, tmp_path / "run")
     probe(config, folder, run, "val", ["hflip"])
     first = Ledger.open(probe_path(folder, "val"))
@@ -116,9 +115,9 @@ def test_one_network_a_part_of_the_samples_and_further_families(config: Config, 
     both = Ledger.open(probe_path(folder, "val"))
     assert both.views == ("identity", "hflip@1", "vflip@1") and both.keys == first.keys
     assert np.array_equal(both.predictions("member/model", "hflip@1"), first.predictions("member/model", "hflip@1"))
-    curves = curves_of(folder, config, "val")
+    curves = read_curves(folder, config, "val")
     assert curves is not None and (curves.n, curves.total, curves.predictor) == (7, 13, "member/model")
-    more = replace(config, analyze=replace(config.analyze, probe_samples=9))  # of other samples nothing is kept
+    more = config.replace(analyze=config.analyze.replace(probe_samples=9))  # of other samples nothing is kept
     assert plan_probes(more, folder, dataset, "val", ["vflip"]).meta.views == ("identity", "vflip@1")
     probe(more, folder, run, "val", ["vflip"])
     assert set(first.keys) < set(Ledger.open(probe_path(folder, "val")).keys)
@@ -136,22 +135,22 @@ def test_other_tasks(photos: Path, tmp_path: Path, config_file: Path, run: Runti
     config = load_config(config_file, [*SETTINGS, f"task={task}", f"data.shards={packed.folder}", members])
     folder = made_members(config, tmp_path / "run")
     probe(config, folder, run, "val", ["hflip", "blur"])
-    curves = curves_of(folder, config, "val")
+    curves = read_curves(folder, config, "val")
     assert curves is not None and len(curves.curves) == 2 and curves.n == packed.splits["val"].samples
     assert (curves.predictor, curves.metric) == (("soft", "mean_ap") if task == "multilabel" else ("mean", "rmse"))
 
 
 def test_samples_are_chosen_by_their_keys(monkeypatch: pytest.MonkeyPatch, config: Config, tmp_path: Path) -> None:
     keys = [f"key {number}" for number in range(1000)]
-    chosen = {key for key, is_one in zip(keys, chosen_rows(keys, 100), strict=True) if is_one}
+    chosen = {key for key, is_one in zip(keys, select_samples(keys, 100), strict=True) if is_one}
     assert len(chosen) == 100
-    again = [key for key, is_one in zip(keys[::-1], chosen_rows(keys[::-1], 100), strict=True) if is_one]
-    assert chosen == set(again) and chosen_rows(keys, 5000).all()
+    again = [key for key, is_one in zip(keys[::-1], select_samples(keys[::-1], 100), strict=True) if is_one]
+    assert chosen == set(again) and select_samples(keys, 5000).all()
     assert abs(np.mean([int(key.split()[1]) for key in chosen]) - 500) < 100
     folder = made_members(config, tmp_path / "run")
     dataset = Dataset.open(config.data.shards)
     assert plan_probes(config, folder, dataset, "val", ["hflip"]).samples == 2000
-    monkeypatch.setattr(plan_module, "MOST_BYTES", 4 * 3 * 2 * 5)  # three classes, with and without a flip
+    monkeypatch.setattr(plan_module, "MAX_LEDGER_BYTES", 4 * 3 * 2 * 5)  # three classes, with and without a flip
     assert plan_probes(config, folder, dataset, "val", ["hflip"]).samples == 5
 
 
@@ -169,14 +168,14 @@ def test_features_of_the_last_layer_keep_their_distances() -> None:
             return found
 
     torch.manual_seed(0)
-    images, sketch = torch.rand(12, 3, 16, 16) - 0.5, Sketch(64)
+    images, sketch = torch.rand(12, 3, 16, 16) - 0.5, FeatureSketch(64)
     network = Network().eval()
     with torch.inference_mode():
         logits, features = sketch(network, images)
         assert torch.equal(logits, network(images)) and torch.equal(features, images.flatten(1))
-        kept = sketch.kept("a", features)
-    assert kept.shape == (12, 64) and torch.equal(kept, sketch.kept("a", features))
-    assert not torch.allclose(kept, sketch.kept("b", features))
+        kept = sketch.reduce("a", features)
+    assert kept.shape == (12, 64) and torch.equal(kept, sketch.reduce("a", features))
+    assert not torch.allclose(kept, sketch.reduce("b", features))
     unit = features / features.norm(dim=1, keepdim=True)
     exact, found = torch.cdist(unit, unit), torch.cdist(kept, kept)
     upper = exact > 0.1
@@ -206,7 +205,7 @@ def test_the_command(
     assert content["n"] == 10 and [curve["family"] for curve in content["curves"]] == ["darker", "hflip"]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert "soft on val, images changed: 10 of 13 samples" in said.out and "already probed" in said.err
+    assert "soft on val, perturbed images: 10 of 13 samples" in said.out and "already been probed" in said.err
     assert max(map(len, said.out.splitlines())) <= 80
     assert len(asked) == 1
     assert main(["probe", str(folder.path), "--families", "rotated"]) == 2

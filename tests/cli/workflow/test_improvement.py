@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from choral.analysis.advice import Advice, Line
+from choral.analysis.advice import Advice, AdviceLine
 from choral.cli.workflow import improvement as improving
-from choral.cli.workflow.improvement import Improved, baseline_config, improve, improved_of
-from choral.cli.workflow.improvement_table import print_improved
+from choral.cli.workflow.improvement import Improvement, baseline_config, improve, read_improvement
+from choral.cli.workflow.improvement_table import print_improvement
 from choral.config import Config
 from choral.config.files import load_config
 from choral.core.errors import ChoralError, Stopped
-from choral.ensembles.score_rows import Numbers
-from choral.inference.evaluation_request import Request
+from choral.ensembles.score_rows import IntervalDict
+from choral.inference.evaluation_request import EvaluationRequest
 from choral.runs.run_dir import RunDir, write_json
 from made_runs import write_ledger
 
-FIGURE = Numbers(value=0.1, low=0.05, high=0.15)
+FIGURE = IntervalDict(value=0.1, low=0.05, high=0.15)
 QUIET = Console(quiet=True)
 
 
-def line(family: str, **settings: object) -> Line:
+def line(family: str, **settings: object) -> AdviceLine:
     key, value = next(iter(settings.items()))
-    return Line(
+    return AdviceLine(
         family, key, value, settings, 1.0, "", FIGURE, 0.01, "undone", FIGURE, 0.01, 0.5, 0.05, f"{family} pays"
     )
 
@@ -39,7 +38,7 @@ class Bench:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.right: dict[str, float] = {}
-        self.advice: dict[str, tuple[Line, ...]] = {}
+        self.advice: dict[str, tuple[AdviceLine, ...]] = {}
         self.done: list[str] = []
         self.codes: dict[str, int] = {}
         monkeypatch.setattr(improving, "train_all", self.train)
@@ -51,21 +50,21 @@ class Bench:
         if code := self.codes.pop(f"train {folder.name}", 0):
             return code
         if folder.result is None:
-            folder.claim(config)
+            folder.store_config(config)
             write_json(folder.path / "result.json", {})
             self.done.append(f"train {folder.name}")
         return 0
 
-    def evaluate(self, request: Request, processes: int) -> int:
+    def evaluate(self, request: EvaluationRequest, processes: int) -> int:
         for split in request.split.split(","):
-            path = request.folder.predictions / f"{split}.parquet"
+            path = request.run_dir.predictions / f"{split}.parquet"
             if not path.is_file():
                 labels = np.arange(200) % 3
-                right = np.arange(200) < 200 * self.right[request.folder.name]
+                right = np.arange(200) < 200 * self.right[request.run_dir.name]
                 said = np.full((200, 3), 0.05, np.float32)
                 said[np.arange(200), np.where(right, labels, (labels + 1) % 3)] = 0.9
                 write_ledger(path, labels, {("model", "identity"): said})
-                self.done.append(f"{split} {request.folder.name}")
+                self.done.append(f"{split} {request.run_dir.name}")
         return 0
 
     def advise(self, folder: RunDir) -> Advice:
@@ -106,8 +105,8 @@ def test_two_rounds_are_kept_each_on_top_of_the_one_before(bench: Bench, config:
     second = RunDir(Path("runs/cells-augment2")).config()
     assert (second.augment.brightness, second.augment.rotate, second.step) == (0.4, 45, "+augment 2")
     kept = load_config("runs/cells-baseline/improved.yaml")
-    assert kept == replace(config, augment=second.augment)
-    assert improved_of(RunDir(Path("runs/cells-baseline"))) == found
+    assert kept == config.replace(augment=second.augment)
+    assert read_improvement(RunDir(Path("runs/cells-baseline"))) == found
 
 
 def test_what_does_not_pay_is_not_kept_and_ends_it(bench: Bench, config: Config) -> None:
@@ -116,7 +115,7 @@ def test_what_does_not_pay_is_not_kept_and_ends_it(bench: Bench, config: Config)
     found = improve(config, 1, 2, QUIET)
     assert found.final == found.baseline and found.settings == {} and found.test == {}
     assert [(one.run, one.kept) for one in found.rounds] == [("cells-augment1", False)]
-    assert "not all on the better side" in found.rounds[0].reason
+    assert "does not lie entirely on the better side" in found.rounds[0].reason
     assert bench.done[-1] == "test cells-baseline"
     assert load_config("runs/cells-baseline/improved.yaml") == config
 
@@ -134,7 +133,7 @@ def test_it_continues_where_it_was_stopped(bench: Bench, config: Config) -> None
     bench.codes = {"train cells-augment1": 75}
     with pytest.raises(Stopped, match="cells-augment1: stopped"):
         improve(config, 1, 1, QUIET)
-    assert improved_of(RunDir(Path("runs/cells-baseline"))) is None
+    assert read_improvement(RunDir(Path("runs/cells-baseline"))) is None
     before = list(bench.done)
     found = improve(config, 1, 1, QUIET)
     assert bench.done[len(before) :][0] == "train cells-augment1" and found.final == "cells-augment1"
@@ -176,8 +175,8 @@ def test_the_table_says_what_was_tried_and_kept(bench: Bench, config: Config) ->
     bench.advice = {"cells-baseline": (line("darker", brightness=0.4),)}
     found = improve(config, 1, 1, QUIET)
     console = Console(record=True, width=120, file=io.StringIO())
-    print_improved(found, console)
+    print_improvement(found, console)
     text = console.export_text()
     assert "+20.00 [" in text
     assert "Kept: augment.brightness: 0.4" in text and "round 1: darker: kept" in text
-    assert Improved.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert Improvement.from_json(json.loads(json.dumps(found.to_json()))) == found

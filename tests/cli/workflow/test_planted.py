@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from choral.analysis.advice import advice_of
+from choral.analysis.advice import read_advice
 from choral.cli.workflow.improvement import improve
 from choral.config.files import load_config
 from choral.data.packing.options import PackOptions
@@ -38,7 +38,7 @@ def test_letters_that_training_never_saw_turned(tmp_path: Path, monkeypatch: pyt
     started = launch_in_process(monkeypatch)
     found = improve(load_config("letters.yaml"), 1, 1, Console(quiet=True))
     baseline = RunDir(Path("runs") / found.baseline)
-    advice = advice_of(baseline, baseline.config(), "val")
+    advice = read_advice(baseline, baseline.config(), "val")
     assert advice is not None and advice.lines[0].family == "rotation"
     assert {one.family for one in advice.rejected} >= {"darker", "vflip", "blur"}
     assert found.settings["rotate"] >= 30 and found.rounds[0].kept

@@ -13,11 +13,11 @@ from rich.console import Console
 from choral.cli import main
 from choral.cli.workflow import run_stages as steps
 from choral.cli.workflow import stages, summary
-from choral.cli.workflow.improvement import Improved, baseline_config
+from choral.cli.workflow.improvement import Improvement, baseline_config
 from choral.config import STAGES, Config
 from choral.config.files import load_config
 from choral.core.errors import ConfigError, Stopped
-from choral.inference.evaluation_request import Request
+from choral.inference.evaluation_request import EvaluationRequest
 from choral.runs.run_dir import RunDir, write_json
 from choral.scoring.scoreboard.recording import record_steps
 from made_runs import predictions, write_ledger
@@ -52,22 +52,22 @@ class Done:
         monkeypatch.setattr(stages, "print_improved", lambda *arguments: None)
 
     def train_all(self, config: Config, folder: RunDir, console: Console) -> int:
-        assert folder == RunDir.of(config)
-        folder.claim(config)
+        assert folder == RunDir.from_config(config)
+        folder.store_config(config)
         write_json(folder.path / "result.json", {})
         self.log.append(f"train {config.run} rotate={config.augment.rotate:g}")
         return self.codes.get(config.run, 0)
 
-    def evaluate(self, request: Request, processes: int) -> int:
-        self.log.append(f"evaluate {request.folder.name} {request.split or 'all'}")
+    def evaluate(self, request: EvaluationRequest, processes: int) -> int:
+        self.log.append(f"evaluate {request.run_dir.name} {request.split or 'all'}")
         for split, seed in (("val", 1), ("test", 2)):
             if split in (request.split or "val,test").split(","):
-                names = ("a", "b", "c") if request.folder.name == "cells" else ("model",)
+                names = ("a", "b", "c") if request.run_dir.name == "cells" else ("model",)
                 labels, said = predictions(60, names, seed=seed)
                 write_ledger(
-                    request.folder.predictions / f"{split}.parquet", labels, said, evaluation=request.folder.name
+                    request.run_dir.predictions / f"{split}.parquet", labels, said, evaluation=request.run_dir.name
                 )
-                record_steps(request.folder, request.folder.config(), split)
+                record_steps(request.run_dir, request.run_dir.config(), split)
         return 0
 
     def export(self, folder: RunDir, config: Config, console: Console) -> Path:
@@ -80,14 +80,14 @@ class Done:
             "analyze", "val is <b>darker</b> than train", (("../cells-baseline/advice.yaml", "The advice"),)
         )
 
-    def improve(self, config: Config, seeds: int, rounds: int, progress: Console, test: bool) -> Improved:
+    def improve(self, config: Config, seeds: int, rounds: int, progress: Console, test: bool) -> Improvement:
         assert not test, "the test split is for the end"
         self.log.append("improve")
         improved = improved_with(self.settings)
-        write_json(RunDir.of(baseline_config(config)).path / "improved.json", improved.to_json())
+        write_json(RunDir.from_config(baseline_config(config)).path / "improved.json", improved.to_json())
         if self.settings:
             augmented = load_config("cells.yaml", ["run=cells-augment1", "step=+augment"])
-            RunDir.of(augmented).claim(augmented)
+            RunDir.from_config(augmented).store_config(augmented)
         return improved
 
     def run(self, *overrides: str) -> tuple[int, str]:
@@ -98,7 +98,7 @@ class Done:
         )
 
 
-def improved_with(settings: dict[str, Any]) -> Improved:
+def improved_with(settings: dict[str, Any]) -> Improvement:
     content: dict[str, Any] = {
         "format": "choral-improved-1",
         "run": "cells",
@@ -113,7 +113,7 @@ def improved_with(settings: dict[str, Any]) -> Improved:
     if settings:
         tried = {"number": 1, "run": "cells-augment1", "families": ["rotation"], "settings": settings, "validation": []}
         content["rounds"] = [{**tried, "kept": True, "reason": "kept: the accuracy on val is better"}]
-    return Improved.from_json(content)
+    return Improvement.from_json(content)
 
 
 def test_by_itself_it_packs_trains_and_evaluates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,10 +122,10 @@ def test_by_itself_it_packs_trains_and_evaluates(folder: Path, monkeypatch: pyte
     assert code == 0
     assert done.log == ["pack", "train cells rotate=0", "evaluate cells all", "score cells"]
     assert [line.split(":")[0] for line in output.strip().splitlines()] == [
-        "Run folder",
-        "Ask it",
-        "Beside earlier steps",
-        "What it gets wrong",
+        "Run directory",
+        "Classify images",
+        "Compare with earlier steps",
+        "Analyse errors",
     ]
     assert not (folder / "runs" / "cells" / "summary.html").exists()
 
@@ -147,11 +147,11 @@ def test_the_whole_workflow_looks_at_test_data_once_at_the_end(folder: Path, mon
     names = [line.split()[0] for line in output[first:second].splitlines() if " [" in line and "step" not in line]
     assert names[:4] == ["baseline", "+tta", "+augment", "+tta"]
     assert names[4].startswith("cells")
-    assert "look at this test split" in output[second:]
+    assert "use of this test split" in output[second:]
     page = (folder / "runs" / "cells" / "summary.html").read_text(encoding="utf-8")
     assert "val is &lt;b&gt;darker&lt;/b&gt; than train" in page
     assert "rotation: kept: the accuracy on val is better" in page
-    assert page.count("<svg") == 2
+    assert page.count('<img src="data:image/svg+xml;base64,') == 2
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
     done.log.clear()
     assert done.run("stages=[evaluate]")[0] == 0
@@ -181,9 +181,9 @@ def test_an_analysis_needs_a_baseline(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     with pytest.raises(
-        ConfigError, match=r"stages: analyze is about runs/cells-baseline, which is not there: choose base"
+        ConfigError, match=r"stages: analyze needs runs/cells-baseline, which does not exist: add the stage base"
     ):
-        stages.before_ensemble(load_config("cells.yaml", ["stages=[analyze]"]), Console(file=io.StringIO()))
+        stages.prepare_ensemble(load_config("cells.yaml", ["stages=[analyze]"]), Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("chosen", ["evaluate", "[baseline, evaluate]"])
@@ -191,7 +191,7 @@ def test_an_evaluation_needs_a_run_before_anything_is_trained(
     chosen: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = Done(monkeypatch)
-    with pytest.raises(ConfigError, match=r"stages: evaluate is about runs/cells, which is not there: choose ensemble"):
+    with pytest.raises(ConfigError, match=r"stages: evaluate needs runs/cells, which does not exist: add the stage ensemble"):
         done.run(f"stages={chosen}")
     assert done.log == []
 
@@ -200,12 +200,12 @@ def test_an_ensemble_without_what_was_found_to_help_says_so(folder: Path, monkey
     done, told = Done(monkeypatch, {"rotate": 15.0}), io.StringIO()
     done.run("stages=[baseline, improve]")
     console = Console(file=told, width=100)
-    stages.before_ensemble(load_config("cells.yaml", [MEMBERS, "stages=[evaluate, ensemble]"]), console)
-    assert "without what improved cells-baseline (augment.rotate: 15.0), for improve is not" in told.getvalue()
+    stages.prepare_ensemble(load_config("cells.yaml", [MEMBERS, "stages=[evaluate, ensemble]"]), console)
+    assert "the ensemble does not use the improvement of cells-baseline (augment.rotate: 15.0)" in told.getvalue()
     told.truncate(0)
     done.run("stages=[improve, ensemble]")
     assert done.log[-1] == "train cells rotate=15"
-    stages.before_ensemble(load_config("cells.yaml", [MEMBERS, "stages=[ensemble, evaluate]"]), console)
+    stages.prepare_ensemble(load_config("cells.yaml", [MEMBERS, "stages=[ensemble, evaluate]"]), console)
     assert "without" not in told.getvalue(), "what the ensemble was trained with is used"
 
 
@@ -226,7 +226,7 @@ def test_stages_are_chosen(
     words: list[str], expected: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Config] = []
-    monkeypatch.setattr("choral.cli.workflow.run_all", lambda config, *consoles: seen.append(config) or 0)
+    monkeypatch.setattr("choral.cli.run_verbs.run_all", lambda config, *consoles: seen.append(config) or 0)
     assert main(["run", "cells.yaml", *words]) == 0
     assert seen[0].chosen_stages == tuple(expected)
 
@@ -240,7 +240,7 @@ def test_stages_are_chosen(
         (["--skip", "tune"], "--skip: there is no stage 'tune'."),
         (
             ["--until", "pack", "--skip", "pack"],
-            "stages: none is left of pack, ensemble, evaluate: see --only, --skip and --until",
+            "stages: --only, --skip and --until leave none of pack, ensemble, evaluate",
         ),
         (["--until", "pack,analyze"], "--until: expected one stage"),
         (["--until", "all"], "--until: expected one stage"),

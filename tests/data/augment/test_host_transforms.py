@@ -1,4 +1,4 @@
-"""Transforms of Albumentations: refused in time, and the same bits in whatever worker."""
+"""Albumentations transforms: errors are detected early, and any worker gives the same bits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from choral.config.augment import HostTransform, plain
+from choral.config.augment import HostTransform, parse_untyped
 from choral.config.files import load_config
 from choral.core.errors import ChoralError, ConfigError
 from choral.data.augment.host_transforms import HostTransforms, check_host_transforms
-from choral.training.__main__ import preflight
+from choral.training.preflight import preflight
 from image_bytes import photo
 
 TRANSFORMS = (
@@ -42,7 +42,7 @@ def test_a_sample_depends_on_seed_epoch_and_row_alone() -> None:
         assert (other != whole).any((1, 2, 3)).all()
 
 
-def test_probabilities_hold() -> None:
+def test_probabilities_are_respected() -> None:
     transforms = HostTransforms([HostTransform(name="InvertImg", arguments={"p": "0.3"})], 1)
     rows = np.arange(600)
     images = np.zeros((600, 4, 4, 3), np.uint8)
@@ -70,8 +70,8 @@ def test_probabilities_hold() -> None:
         (3.5, 3.5),
     ],
 )
-def test_strings_become_what_they_mean(text: Any, value: Any) -> None:
-    assert plain(text) == value and type(plain(text)) is type(value)
+def test_strings_are_parsed_to_values(text: Any, value: Any) -> None:
+    assert parse_untyped(text) == value and type(parse_untyped(text)) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -86,29 +86,29 @@ def test_strings_become_what_they_mean(text: Any, value: Any) -> None:
         ("CLAHE", {"p": "1.5"}, "arguments: CLAHE: p: Input should be less than or equal to 1"),
         ("RandomCrop", {}, "arguments: RandomCrop: height: Field required"),
         ("RandomCrop", {"height": 8, "width": 8}, r"RandomCrop.*\(8, 8, 3\), uint8\. Expected a transform that"),
-        ("Normalize", {"p": "0"}, r"one of \(32, 32, 3\), float32"),
-        ("ToTensorV2", {}, r"one of \(3, 32, 32\), torch.uint8"),
+        ("Normalize", {"p": "0"}, r"to \(32, 32, 3\), float32"),
+        ("ToTensorV2", {}, r"to \(3, 32, 32\), torch.uint8"),
         ("MaskDropout", {}, "MaskDropout.*mask"),
         ("BBoxSafeRandomCrop", {}, "BBoxSafeRandomCrop.*bboxes"),
         ("HistogramMatching", {}, "hm_metadata"),
     ],
 )
-def test_what_cannot_work_is_refused(name: str, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_transforms_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_host_transforms([HostTransform(name=name, arguments=arguments)], 32)
 
 
-def test_what_works_is_not_refused() -> None:
+def test_valid_transforms_are_accepted() -> None:
     check_host_transforms([*TRANSFORMS, HostTransform(name="RandomResizedCrop", arguments={"size": ["32", "32"]})], 32)
 
 
-def test_a_transform_that_fails_later_is_named() -> None:
+def test_a_transform_that_fails_in_a_worker_is_named() -> None:
     transforms = HostTransforms([HostTransform(name="RandomCrop", arguments={"height": 32, "width": 32, "p": 1})], 0)
     with pytest.raises(ChoralError, match=r"augment\.host\[0\] \(RandomCrop\): "):
         transforms.apply(photo(16, 16), transforms.seeds(0, ROWS)[0])
 
 
-def test_it_is_found_before_anything_starts(shards: Path, tmp_path: Path) -> None:
+def test_invalid_transforms_are_detected_before_training(shards: Path, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(
         f"data: {{shards: '{shards}', image_size: 32}}\ntrain: {{batch_size: 4}}\n"
@@ -118,7 +118,7 @@ def test_it_is_found_before_anything_starts(shards: Path, tmp_path: Path) -> Non
         preflight(load_config(file))
 
 
-def test_nobody_imports_albumentations_without_need() -> None:
+def test_albumentations_is_imported_only_if_needed() -> None:
     code = (
         "import sys, choral.data.loading.input_pipeline, choral.data.augment.host_transforms as h, choral.training.__main__\n"
         "h.check_host_transforms((), 32)\n"

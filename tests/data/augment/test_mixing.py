@@ -1,4 +1,4 @@
-"""Mixup and cutmix: the same as in ten lines of plain PyTorch, and the same on any number of ranks."""
+"""Mixup and cutmix: equal to a ten-line PyTorch reference, and independent of the number of ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from scipy import stats
 
 from choral.config import AugmentConfig, Config, DataConfig, TrainConfig
-from choral.data.augment.mixing import Mixing, mix, partners_of, with_partners
+from choral.data.augment.mixing import Mixing, add_partners, mix_batch, partner_positions
 from choral.data.loading.device_loader import Batch
-from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split, training_batches
-from choral.data.loading.normalize_cpu import Normalizer
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
+from choral.data.loading.normalize_cpu import CpuNormalizer
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import open_dataset, open_split
 from choral.data.shards.index import Index
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,7 +42,8 @@ def config_of(shards: Path, batch: int, micro_steps: int = 1, on_bad: str = "fai
 def batches_of(config: Config, rank: int, world: int, tmp_path: Path, steps: int = 4) -> list[Batch]:
     place = RankPlace(rank, world, torch.device("cpu"))
     split = open_split(config, open_dataset(config.data), "train", place)
-    with training_batches(config, split, place, MEAN, STD, range(steps), tmp_path / "bad.jsonl") as batches:
+    pipeline = InputPipeline(config, split, place, Normalization(MEAN, STD), tmp_path / "bad.jsonl")
+    with pipeline.training_batches(range(steps)) as batches:
         return list(batches)
 
 
@@ -63,22 +67,22 @@ def test_mixing_equals_the_reference(count: int, channels_last: bool) -> None:
         images = images.contiguous(memory_format=torch.channels_last)
     parameters = Mixing(0.8, 1.0, 0.9, seed=1).parameters(0, np.arange(count), SIZE)
     expected = reference(images, parameters["mix_box"].tolist(), parameters["mix_weight"].tolist())
-    partners = partners_of(count)
+    partners = partner_positions(count)
     tensors = {name: torch.from_numpy(values) for name, values in parameters.items()}
-    torch.testing.assert_close(mix(images, torch.from_numpy(partners), tensors), expected)
-    on_host = Normalizer(MEAN, STD, channels_last).mix(images, {**parameters, "partners": partners})
+    torch.testing.assert_close(mix_batch(images, torch.from_numpy(partners), tensors), expected)
+    on_host = CpuNormalizer(MEAN, STD, channels_last).mix(images, {**parameters, "partners": partners})
     torch.testing.assert_close(on_host, expected)
     assert on_host.stride() == images.stride()
 
 
-def test_the_share_is_the_area_that_is_left() -> None:
+def test_cutmix_share_is_the_remaining_area() -> None:
     parameters = Mixing(0, 1.0, 1.0, seed=1).parameters(0, ROWS, SIZE)
     assert (parameters["mix_weight"] == 1).all()
     own = torch.zeros(2, 1, SIZE, SIZE)
     own[0] = 1
     for i in range(200):
         box = {name: torch.from_numpy(values[i : i + 1]) for name, values in parameters.items()}
-        assert mix(own, torch.tensor([1]), box).mean().item() == pytest.approx(parameters["share"][i], abs=1e-6)
+        assert mix_batch(own, torch.tensor([1]), box).mean().item() == pytest.approx(parameters["share"][i], abs=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
@@ -89,7 +93,7 @@ def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     assert parameters["share"].dtype == np.float32
 
 
-def test_one_or_the_other_each_as_likely_and_as_often_as_asked_for() -> None:
+def test_mixup_and_cutmix_are_equally_likely_with_the_configured_probability() -> None:
     parameters = Mixing(1.0, 1.0, 0.6, seed=1).parameters(0, ROWS, 224)
     mixup, cutmix = parameters["mix_weight"] < 1, parameters["mix_box"].any(1)
     assert not (mixup & cutmix).any()
@@ -102,12 +106,12 @@ def test_one_or_the_other_each_as_likely_and_as_often_as_asked_for() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 13])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_rank_reads_the_partners_it_lacks(count: int, world: int) -> None:
+def test_every_rank_also_reads_missing_partners(count: int, world: int) -> None:
     micro_batch = np.random.default_rng(0).permutation(100)[:count]
     pairs = {}
     for rank in range(world):
         mine = slice(count * rank // world, count * (rank + 1) // world)
-        rows, partners = with_partners(micro_batch, mine)
+        rows, partners = add_partners(micro_batch, mine)
         own = rows[: mine.stop - mine.start]
         np.testing.assert_array_equal(own, micro_batch[mine])
         assert len(rows) - len(own) <= 2
@@ -136,7 +140,7 @@ def test_mixed_samples_are_the_same_on_any_number_of_ranks(
             assert np.concatenate([part.rows for part in parts]).tolist() == whole.rows.tolist()
     for whole in expected:
         assert whole.partners is not None and whole.shares is not None
-        partners = partners_of(len(whole.rows))
+        partners = partner_positions(len(whole.rows))
         assert whole.partners.tolist() == labels[whole.rows[partners]].tolist()
         assert whole.images.shape == (batch // micro_steps, 3, SIZE, SIZE)
 
@@ -161,4 +165,4 @@ def test_a_sample_mixed_with_an_unreadable_one_is_not_valid(
     log = (tmp_path / "bad.jsonl").read_text()
     parts = [batches_of(config, rank, 3, tmp_path, steps=1)[0] for rank in range(3)]
     assert torch.equal(torch.cat([part.valid for part in parts]), whole.valid)
-    assert (tmp_path / "bad.jsonl").read_text() == 2 * log, "one rank records it, the one whose own it is"
+    assert (tmp_path / "bad.jsonl").read_text() == 2 * log, "only the rank whose batch it belongs to records it"

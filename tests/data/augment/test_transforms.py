@@ -1,4 +1,4 @@
-"""Each change against another library's, or a formula's: SciPy, torchvision, colorsys."""
+"""Each augmentation compared with another library (SciPy, torchvision, colorsys) or a formula."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scipy import ndimage, stats
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from augment_configs import build_augment
 from choral.data.augment import rand_augment as policy
-from choral.data.augment.colour import apply
-from choral.data.augment.geometry import warp, warp_image
-from choral.data.augment.parameters import with_selections
-from choral.data.augment.texture import add_noise, add_noise_to_image, blur, blur_image
-from choral.data.loading.normalize_cpu import Normalizer
+from choral.data.augment.colour import adjust_colours
+from choral.data.augment.geometry import warp_batch, warp_image
+from choral.data.augment.parameters import add_positions
+from choral.data.augment.texture import add_noise_to_batch, add_noise_to_image, blur_batch, blur_image
+from choral.data.loading.normalize_cpu import CpuNormalizer
 from image_bytes import photo
-from random_changes import augment_of
 
 SIZE = 48
 ROWS = np.arange(30)
@@ -37,19 +37,19 @@ def planes(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def changed(images: NDArray[np.uint8], **keys: Any) -> NDArray[np.float32]:
-    """What the CPU path makes of images, not normalised, with values from 0 to 255."""
-    parameters = augment_of(**keys).parameters(0, ROWS[: len(images)], SIZE)
-    return 255 * Normalizer((0, 0, 0), (1, 1, 1), True)(images, parameters).permute(0, 2, 3, 1).numpy()
+    """Return images augmented by the CPU path, not normalized, with values from 0 to 255."""
+    parameters = build_augment(**keys).parameters(0, ROWS[: len(images)], SIZE)
+    return 255 * CpuNormalizer((0, 0, 0), (1, 1, 1), True)(images, parameters).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(
     "keys", [{"rotate": 40.0}, {"shear": 20.0, "zoom": (0.5, 2.0)}, {"perspective": 0.3, "translate": 0.2}]
 )
-def test_a_resampled_image_is_scipys(keys: dict[str, Any]) -> None:
+def test_resampling_equals_scipy(keys: dict[str, Any]) -> None:
     images = images_of(10)
-    homographies = augment_of(**keys).parameters(0, ROWS[:10], SIZE)["homography"]
-    found = warp(planes(images), torch.from_numpy(homographies), None).permute(0, 2, 3, 1).numpy()
-    filled = warp(planes(images), torch.from_numpy(homographies), FILL_TENSOR).permute(0, 2, 3, 1).numpy()
+    homographies = build_augment(**keys).parameters(0, ROWS[:10], SIZE)["homography"]
+    found = warp_batch(planes(images), torch.from_numpy(homographies), None).permute(0, 2, 3, 1).numpy()
+    filled = warp_batch(planes(images), torch.from_numpy(homographies), FILL_TENSOR).permute(0, 2, 3, 1).numpy()
     down, right = np.mgrid[:SIZE, :SIZE].astype(float)
     for i, image in enumerate(images):
         u, v, w = np.einsum("ij,jyx->iyx", homographies[i], np.stack([right, down, np.ones_like(down)]))
@@ -65,9 +65,9 @@ def test_a_resampled_image_is_scipys(keys: dict[str, Any]) -> None:
 
 def test_rotation_turns_by_degrees_about_the_centre() -> None:
     image = images_of(1)[0]
-    parameters = augment_of(rotate=180.0).parameters(0, ROWS, SIZE)
+    parameters = build_augment(rotate=180.0).parameters(0, ROWS, SIZE)
     angles = np.degrees(np.arctan2(parameters["homography"][:, 1, 0], parameters["homography"][:, 0, 0]))
-    many = augment_of(rotate=180.0).parameters(0, np.arange(2000), SIZE)["homography"]
+    many = build_augment(rotate=180.0).parameters(0, np.arange(2000), SIZE)["homography"]
     drawn = np.degrees(np.arctan2(many[:, 1, 0], many[:, 0, 0]))
     assert stats.kstest(drawn, stats.uniform(-180, 360).cdf).pvalue > 0.01
     for angle, homography in zip(angles[:5], parameters["homography"], strict=False):
@@ -78,8 +78,8 @@ def test_rotation_turns_by_degrees_about_the_centre() -> None:
         assert abs(found.astype(int) - expected[0].permute(1, 2, 0).numpy())[inner].max() <= 1
 
 
-def test_perspective_moves_each_corner_by_its_own_draw_at_most_so_far() -> None:
-    homographies = augment_of(perspective=0.2).parameters(0, np.arange(500), SIZE)["homography"]
+def test_perspective_shifts_each_corner_independently_within_the_limit() -> None:
+    homographies = build_augment(perspective=0.2).parameters(0, np.arange(500), SIZE)["homography"]
     corners = np.array([[0, 0, 1], [SIZE - 1, 0, 1], [SIZE - 1, SIZE - 1, 1], [0, SIZE - 1, 1]], float)
     moved = np.einsum("bij,cj->bci", np.linalg.inv(homographies), corners)
     offsets = moved[..., :2] / moved[..., 2:] - corners[:, :2]
@@ -87,10 +87,10 @@ def test_perspective_moves_each_corner_by_its_own_draw_at_most_so_far() -> None:
     assert abs(np.corrcoef(offsets.reshape(500, 8).T) - np.eye(8)).max() < 0.2
 
 
-def test_saturation_and_grey_are_torchvisions() -> None:
+def test_saturation_and_grey_equal_torchvision() -> None:
     images = images_of()
     values = planes(images).float() / 255
-    matrices = augment_of(saturation=1.0).parameters(0, ROWS, SIZE)["colour"]
+    matrices = build_augment(saturation=1.0).parameters(0, ROWS, SIZE)["colour"]
     found = changed(images, saturation=1.0)
     for i, factor in enumerate((matrices[:, 0, 0] - 0.299) / (1 - 0.299)):
         expected = 255 * F.adjust_saturation(values[i], float(factor)).permute(1, 2, 0).numpy()
@@ -101,9 +101,9 @@ def test_saturation_and_grey_are_torchvisions() -> None:
     assert 0.2 < some.mean() < 0.6
 
 
-def test_hue_turns_the_plane_of_yiq() -> None:
+def test_hue_rotates_the_iq_plane() -> None:
     images = (images_of(3) // 2) + 60  # no value is clipped
-    matrices = augment_of(hue=0.3).parameters(0, ROWS[:3], SIZE)["colour"]
+    matrices = build_augment(hue=0.3).parameters(0, ROWS[:3], SIZE)["colour"]
     found = changed(images, hue=0.3)
     for i, image in enumerate(images):
         for at in ((0, 0), (5, 40), (30, 20)):
@@ -113,17 +113,17 @@ def test_hue_turns_the_plane_of_yiq() -> None:
             assert np.hypot(*other[1:]) == pytest.approx(np.hypot(in_phase, quadrature), abs=0.012)
         np.testing.assert_allclose(matrices[i].sum(1), 1, atol=1e-6, err_msg="grey stays grey")
     angles = []
-    for matrix in augment_of(hue=0.3).parameters(0, np.arange(1000), SIZE)["colour"]:
+    for matrix in build_augment(hue=0.3).parameters(0, np.arange(1000), SIZE)["colour"]:
         _, i_of_red, q_of_red = colorsys.rgb_to_yiq(*(matrix @ (1.0, 0.0, 0.0)))
         angles.append(np.arctan2(q_of_red, i_of_red) - np.arctan2(0.21, 0.6))
     turns = np.array(angles) / (2 * np.pi)
     assert abs(turns).max() < 0.31 and turns.max() > 0.28 and turns.min() < -0.28
 
 
-def test_one_matrix_is_all_colours_one_after_the_other() -> None:
+def test_the_combined_colour_matrix_equals_the_sequence() -> None:
     keys = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
     images = images_of() // 3 + 80
-    parameters = augment_of(**keys).parameters(0, ROWS, SIZE)
+    parameters = build_augment(**keys).parameters(0, ROWS, SIZE)
     found = changed(images, **keys)
     for i, image in enumerate(planes(images).float() / 255):
         factor = float((parameters["colour"][i, 0, 0] - 0.299) / (1 - 0.299))
@@ -134,10 +134,10 @@ def test_one_matrix_is_all_colours_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("sigma", [(0.1, 0.5), (1.0, 8.0), (100.0, 200.0)])
-def test_blur_is_scipys(sigma: tuple[float, float]) -> None:
+def test_blur_equals_scipy(sigma: tuple[float, float]) -> None:
     images = images_of(4)
-    kernels = augment_of(blur=1.0, blur_sigma=sigma).parameters(0, ROWS[:4], SIZE)["blur"]
-    batch = blur(planes(images).float(), torch.from_numpy(kernels)).permute(0, 2, 3, 1).numpy()
+    kernels = build_augment(blur=1.0, blur_sigma=sigma).parameters(0, ROWS[:4], SIZE)["blur"]
+    batch = blur_batch(planes(images).float(), torch.from_numpy(kernels)).permute(0, 2, 3, 1).numpy()
     for i, image in enumerate(images):
         weights = kernels[i].astype(float)
         expected = ndimage.correlate1d(image.astype(float), weights, 0, mode="mirror")
@@ -151,7 +151,7 @@ def test_blur_is_scipys(sigma: tuple[float, float]) -> None:
             assert abs(batch[i] - smooth).max() < 1.5, "cut off at three standard deviations"
 
 
-def test_noise_is_normal_and_of_each_sample_its_own() -> None:
+def test_noise_is_normal_and_differs_between_samples() -> None:
     images = np.full((4, SIZE, SIZE, 3), 128, np.uint8)
     keys = {"noise": 1.0, "noise_std": (0.05, 0.05)}
     noise = (changed(images, **keys) - 128) / 255 / 0.05
@@ -161,20 +161,20 @@ def test_noise_is_normal_and_of_each_sample_its_own() -> None:
     assert abs(np.corrcoef(flat) - np.eye(4)).max() < 0.05
     for lag in (1, 3, 3 * SIZE, 64, 4096):
         assert abs(np.corrcoef(flat[0, :-lag], flat[0, lag:])[0, 1]) < 0.05
-    parameters = augment_of(**keys).parameters(1, ROWS[:4], SIZE)
+    parameters = build_augment(**keys).parameters(1, ROWS[:4], SIZE)
     tensors = {name: torch.from_numpy(values) for name, values in parameters.items()}
-    batch = add_noise(torch.full((4, 3, SIZE, SIZE), 0.5), tensors).permute(0, 2, 3, 1).numpy()
+    batch = add_noise_to_batch(torch.full((4, 3, SIZE, SIZE), 0.5), tensors).permute(0, 2, 3, 1).numpy()
     for i, key in enumerate(parameters["noise_key"].tolist()):
         one = np.full((SIZE, SIZE, 3), 0.5, np.float32)
         add_noise_to_image(one, 0.05, key)
         np.testing.assert_allclose(one, batch[i], atol=1e-7)
-    assert abs(np.corrcoef(batch[0].ravel(), flat[0])[0, 1]) < 0.05, "another epoch, other noise"
+    assert abs(np.corrcoef(batch[0].ravel(), flat[0])[0, 1]) < 0.05, "noise differs between epochs"
 
 
-def test_an_erased_rectangle_is_the_mean_and_nothing_else_changes() -> None:
+def test_erasing_sets_a_rectangle_to_the_mean_and_nothing_else() -> None:
     images = images_of()
-    parameters = augment_of(erasing=0.7).parameters(0, ROWS, SIZE)
-    normalize = Normalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), False)
+    parameters = build_augment(erasing=0.7).parameters(0, ROWS, SIZE)
+    normalize = CpuNormalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), False)
     found, plain = normalize(images, parameters), normalize(images, None)
     for i, (top, left, bottom, right) in enumerate(parameters["erased"].tolist()):
         inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
@@ -183,10 +183,10 @@ def test_an_erased_rectangle_is_the_mean_and_nothing_else_changes() -> None:
         assert torch.equal(found[i][:, ~inside], plain[i][:, ~inside])
 
 
-def torchvisions(name: str, image: torch.Tensor, strength: float) -> torch.Tensor:
-    """What torchvision's RandAugment does, with linear interpolation."""
+def torchvision_result(name: str, image: torch.Tensor, strength: float) -> torch.Tensor:
+    """Return the result of torchvision's RandAugment operation, with linear interpolation."""
     if name in ("ShearX", "ShearY"):
-        # The matrix itself: F.affine turns the sign of the angle, and the sign is drawn anyway.
+        # Use the matrix directly: F.affine flips the sign of the angle, and the sign is random anyway.
         matrix = [1.0, strength, 0.0, 0.0, 1.0, 0.0] if name == "ShearX" else [1.0, 0.0, 0.0, strength, 1.0, 0.0]
         picture = F.to_pil_image(image)
         centre = 0.5 * strength  # Pillow counts from the corner of the first pixel, we from its centre
@@ -212,33 +212,33 @@ def torchvisions(name: str, image: torch.Tensor, strength: float) -> torch.Tenso
     return other[name]()
 
 
-@pytest.mark.parametrize("name", policy.NAMES)
-def test_operations_of_a_policy_are_torchvisions(name: str) -> None:
+@pytest.mark.parametrize("name", policy.OPERATION_NAMES)
+def test_policy_operations_equal_torchvision(name: str) -> None:
     rows = np.arange(300)
-    parameters = augment_of(policy="randaugment", policy_ops=1, policy_magnitude=15.0).parameters(0, rows, SIZE)
+    parameters = build_augment(policy="randaugment", policy_ops=1, policy_magnitude=15.0).parameters(0, rows, SIZE)
     if name.startswith("Translate"):  # whole pixels, as torchvision
         whole = np.rint(parameters["policy_homography"][..., :2, 2])
         parameters["policy_homography"][..., :2, 2] = whole
-    chosen = np.flatnonzero(parameters["policy"][:, 0] == policy.NAMES.index(name))[:6]
+    chosen = np.flatnonzero(parameters["policy"][:, 0] == policy.OPERATION_NAMES.index(name))[:6]
     assert len(chosen) == 6
     own = {key: values[chosen] for key, values in parameters.items()}
     images = images_of(6)
     images[1] = 77  # one level only
-    tensors = {key: torch.from_numpy(values) for key, values in with_selections(own).items()}
-    batch = policy.apply(planes(images), tensors, FILL_TENSOR)
+    tensors = {key: torch.from_numpy(values) for key, values in add_positions(own).items()}
+    batch = policy.apply_policy(planes(images), tensors, FILL_TENSOR)
     for i in range(6):
-        one = torch.from_numpy(policy.apply_to_image(images[i], own, i, FILL)).permute(2, 0, 1)
-        expected = torchvisions(name, planes(images)[i], float(own["policy_strength"][i, 0]))
+        one = torch.from_numpy(policy.apply_policy_to_image(images[i], own, i, FILL)).permute(2, 0, 1)
+        expected = torchvision_result(name, planes(images)[i], float(own["policy_strength"][i, 0]))
         for found in (one, batch[i]):
             difference = (found.int() - expected.int()).abs()
-            if name.startswith("Shear") or name == "Rotate":  # the edge is blended with what comes in, in other ways
+            if name.startswith("Shear") or name == "Rotate":  # the edge is blended with the fill colour in another way
                 assert (difference > 1).float().mean() < 0.06
             else:
                 assert difference.max() <= 1
 
 
 def test_colours_of_doubles_stay_in_range() -> None:
-    parameters = augment_of(brightness=1.0, saturation=1.0).parameters(0, ROWS, SIZE)
+    parameters = build_augment(brightness=1.0, saturation=1.0).parameters(0, ROWS, SIZE)
     tensors = {name: torch.from_numpy(values) for name, values in parameters.items()}
-    values = apply(planes(images_of()).float() / 255, tensors)
+    values = adjust_colours(planes(images_of()).float() / 255, tensors)
     assert values.min() >= 0 and values.max() <= 1

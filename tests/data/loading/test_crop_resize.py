@@ -1,4 +1,4 @@
-"""Where crops lie, and that resizing agrees with Pillow."""
+"""Boxes of crops, and resizing compared with Pillow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_random_crops_lie_in_the_image(height: int, width: int, row: int, low: f
     assert 0 <= box.left <= box.left + box.width <= width and box.width >= 1
 
 
-def test_random_crops_have_the_areas_and_ratios_asked_for() -> None:
+def test_random_crops_have_the_configured_areas_and_ratios() -> None:
     crop = Crop("random", scale=(0.2, 0.6), ratio=(0.5, 2.0))
     boxes = np.array([crop.box(400, 500, draws) for draws in crop.draws(0, np.arange(3000)).tolist()])
     areas = boxes[:, 2] * boxes[:, 3] / (400 * 500)
@@ -40,7 +40,7 @@ def test_random_crops_have_the_areas_and_ratios_asked_for() -> None:
     assert all(abs(centre.mean() - 0.5) < 0.02 for centre in centres)
 
 
-def test_an_image_too_narrow_for_the_ratios_gives_its_middle() -> None:
+def test_an_image_too_narrow_for_the_ratios_is_cropped_at_its_centre() -> None:
     crop = Crop("random", scale=(0.9, 1.0), ratio=(0.9, 1.1))
     assert crop.box(10, 200, crop.draws(0, np.arange(1))[0].tolist()) == Box(0, 94, 10, 11)
     assert crop.box(200, 10, crop.draws(0, np.arange(1))[0].tolist()) == Box(94, 0, 11, 10)
@@ -56,7 +56,7 @@ def test_draws_depend_on_seed_epoch_and_row_alone() -> None:
     assert (dataclasses.replace(crop, seed=2).draws(2, rows) != draws).all()
 
 
-def test_other_crops_take_all_of_the_image() -> None:
+def test_other_crops_take_the_whole_image() -> None:
     for kind in ("resized", "center"):
         crop = Crop(kind)
         assert crop.draws(0, np.arange(3)).shape == (3, 0)
@@ -67,7 +67,7 @@ def test_other_crops_take_all_of_the_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("invalid", "message"),
     [
         ({"kind": "centre"}, "crop kind 'centre': expected one of resized, center, random"),
         ({"crop_pct": 0.0}, "crop_pct 0.0"),
@@ -77,35 +77,35 @@ def test_other_crops_take_all_of_the_image() -> None:
         ({"ratio": (0.0, 1.0)}, "crop ratio"),
     ],
 )
-def test_nonsense_is_refused(wrong: dict[str, object], message: str) -> None:
+def test_invalid_values_are_refused(invalid: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Crop(**wrong)  # type: ignore[arg-type]
+        Crop(**invalid)  # type: ignore[arg-type]
 
 
-def resized(image: NDArray[np.uint8], shape: tuple[int, int], how: str) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8], shape: tuple[int, int], resize: str) -> NDArray[np.uint8]:
     out = np.zeros((*shape, 3), np.uint8)
-    resize_into(image, out, how)  # type: ignore[arg-type]
+    resize_into(image, out, resize)  # type: ignore[arg-type]
     return out
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (64, 50), (301, 200), (7, 9)])
-def test_antialias_is_pillow_within_one_level(shape: tuple[int, int]) -> None:
+def test_antialias_equals_pillow_within_one_level(shape: tuple[int, int]) -> None:
     image = photo(150, 210)
     expected = np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
     assert np.abs(resized(image, shape, "antialias").astype(int) - expected).max() <= 1
 
 
-def test_fast_is_opencv_linear() -> None:
+def test_fast_equals_opencv_linear() -> None:
     image = photo(150, 210)
     expected = cv2.resize(image, (64, 50), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(resized(image, (50, 64), "fast"), expected)
 
 
-@pytest.mark.parametrize("how", ["antialias", "fast"])
-def test_parts_and_read_only_images_are_resized_as_copies_are(how: str) -> None:
+@pytest.mark.parametrize("resize", ["antialias", "fast"])
+def test_parts_and_read_only_images_are_resized_like_copies(resize: str) -> None:
     image = photo(150, 210)
     part = image[11:131, 20:177]
     image.flags.writeable = False
-    np.testing.assert_array_equal(resized(part, (64, 64), how), resized(part.copy(), (64, 64), how))
-    np.testing.assert_array_equal(resized(image, (64, 64), how), resized(image.copy(), (64, 64), how))
-    np.testing.assert_array_equal(resized(image, (150, 210), how), image)
+    np.testing.assert_array_equal(resized(part, (64, 64), resize), resized(part.copy(), (64, 64), resize))
+    np.testing.assert_array_equal(resized(image, (64, 64), resize), resized(image.copy(), (64, 64), resize))
+    np.testing.assert_array_equal(resized(image, (150, 210), resize), image)

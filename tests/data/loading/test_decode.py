@@ -1,4 +1,4 @@
-"""Decoding: the table of decode.py row by row, and everything that is refused."""
+"""Decoding: each row of the table in decode.py, and refused files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from choral.core.errors import DataError
 from choral.data.loading import decode as decode_module
 from choral.data.loading.decode import TooManyPixels, decode, full_size, stored_size
-from choral.data.loading.image_headers import exif_orientation
+from choral.data.loading.image_headers import read_exif_orientation
 from image_bytes import encoded, photo
 
 TURNED = {
@@ -55,7 +55,7 @@ def jpeg_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         ((40, 56), {"restart_marker_rows": 1}),
     ],
 )
-def test_jpegs_are_the_same_pixels_from_every_library(shape: tuple[int, int], options: dict[str, object]) -> None:
+def test_all_libraries_decode_jpegs_to_the_same_pixels(shape: tuple[int, int], options: dict[str, object]) -> None:
     data = encoded(photo(*shape), "JPEG", **options)
     image = decode(data)
     assert image.dtype == np.uint8 and image.flags.c_contiguous
@@ -76,14 +76,14 @@ def test_orientation_is_applied_in_every_format(name: str, orientation: int) -> 
         assert full_size(data) == decode(data).shape[:2]
 
 
-def test_damaged_metadata_do_not_matter() -> None:
+def test_damaged_metadata_is_ignored() -> None:
     data = encoded(photo(24, 40), "JPEG", orientation=6)
     at = data.index(b"Exif\x00\x00") + 6
     for length in range(24):
         broken = data[:at] + b"\xff" * length + data[at + length :]
         assert decode(broken).shape in ((24, 40, 3), (40, 24, 3))
-    assert exif_orientation(b"II*\x00\x08\x00\x00\x00\xff\xff") == 0
-    assert exif_orientation(b"") == 0
+    assert read_exif_orientation(b"II*\x00\x08\x00\x00\x00\xff\xff") == 0
+    assert read_exif_orientation(b"") == 0
 
 
 @pytest.mark.usefixtures("jpeg_library")
@@ -158,7 +158,7 @@ def test_floats_must_lie_between_0_and_1() -> None:
             decode(encoded(np.array(wrong, np.float32), "TIFF"))
 
 
-def test_transparency_shows_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51], [0, 0, 0, 128]]], np.uint8)
     expected = [[[200, 100, 0], [255, 255, 255], [244, 224, 204], [127, 127, 127]]]
     for name, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
@@ -200,15 +200,15 @@ def test_several_frames_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "no bytes at all"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", r"a PostScript drawing \(EPS\); only JPEG, PNG"),
+        (b"", "the file is empty"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", r"a PostScript drawing \(EPS\); supported formats are JPEG, PNG"),
         (b"\xc5\xd0\xd3\xc6\x1e\x00", r"a PostScript drawing \(EPS\)"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', r"a vector drawing \(SVG\)"),
         (b'\xef\xbb\xbf <?xml version="1.0"?>\n<!-- x -->\n<svg/>', r"a vector drawing \(SVG\)"),
         (b"<!DOCTYPE html><html>", "an HTML or XML document"),
         (b"%PDF-1.7", "a PDF document"),
         (b"\x00\x00\x00\x18ftypheic", "a HEIC, AVIF or video file"),
-        (b"just some text", "not an image, it begins with b'just some te'"),
+        (b"just some text", r"not an image \(it begins with b'just some te'"),
         (b"\x00" * 100, "not an image"),
         (b"\xff\xd8\xff", "a JPEG without a frame header"),
         (b"\xff\xd8\xff\xd9", "a JPEG without a frame header"),
@@ -219,7 +219,7 @@ def test_several_frames_are_refused(name: str) -> None:
         (b"\x89PNG\r\n\x1a\n", "a PNG that is damaged or cut short"),
     ],
 )
-def test_what_is_no_image_is_named(data: bytes, reason: str) -> None:
+def test_files_that_are_not_images_are_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         decode(data)
 
@@ -246,7 +246,7 @@ def bomb(name: str, side: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-def test_bombs_are_refused_before_decoding(name: str) -> None:
+def test_decompression_bombs_are_refused_before_decoding(name: str) -> None:
     with pytest.raises(DataError, match=r"pixels, more than the limit of 178,956,970 \(data.max_pixels\)"):
         decode(bomb(name, 60_000))
 
@@ -261,7 +261,7 @@ def test_the_limit_counts_pixels(name: str) -> None:
 
 @pytest.mark.usefixtures("jpeg_library")
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
-def test_a_header_tells_the_size_of_an_image(name: str) -> None:
+def test_stored_size_is_read_from_the_header(name: str) -> None:
     data = encoded(photo(20, 31), name)
     assert stored_size(data) == (20, 31)
     with pytest.raises(TooManyPixels):
@@ -288,7 +288,7 @@ def test_a_jpeg_without_its_end_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("jpeg_library")
-def test_a_jpeg_that_can_be_mended_decodes_alike_everywhere() -> None:
+def test_a_repairable_jpeg_decodes_to_the_same_pixels_in_every_library() -> None:
     data = encoded(photo(120, 160), "JPEG", quality=95)
     middle = len(data) // 2
     data = data[:middle] + bytes(40) + data[middle + 40 :]
@@ -310,4 +310,4 @@ def test_flipped_bits_give_pixels_or_a_reason(name: str) -> None:
             assert str(error)
             outcomes["refused"] += 1
     if name == "PNG":
-        assert outcomes["decoded"] <= 3  # checksums find nearly all
+        assert outcomes["decoded"] <= 3  # checksums detect almost all

@@ -1,4 +1,4 @@
-"""The decoded cache: the same pixels, built once, rebuilt when it is not what it should be."""
+"""The decoded cache: same pixels as decode, built once, rebuilt if damaged or outdated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from choral.core.errors import DataError
 from choral.data.loading import decoded_cache as cache_module
 from choral.data.loading.decode import decode
 from choral.data.loading.decoded_cache import DecodedCache
-from choral.data.loading.input_pipeline import RankPlace, open_dataset, open_split
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import open_dataset, open_split
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
 
@@ -48,24 +49,24 @@ def check_pixels(cache: DecodedCache, index: Index, store: LocalStore) -> None:
         np.testing.assert_array_equal(np.broadcast_to(cached, image.shape), image)
 
 
-def test_it_holds_the_pixels_of_decode(index: Index, store: LocalStore, tmp_path: Path) -> None:
+def test_cached_pixels_equal_decode(index: Index, store: LocalStore, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     cache = build(index, tmp_path, progress=lambda done, samples: calls.append((done, samples)))
     assert calls == [(done, 13) for done in range(1, 14)]
     check_pixels(cache, index, store)
     check_pixels(pickle.loads(pickle.dumps(cache)), index, store)
-    check_pixels(build(index, tmp_path, progress=lambda done, samples: pytest.fail("built again")), index, store)
+    check_pixels(build(index, tmp_path, progress=lambda done, samples: pytest.fail("rebuilt")), index, store)
     assert len(list(tmp_path.iterdir())) == 2, "the file and its lock"
 
 
-def test_it_is_the_same_file_for_any_number_of_workers(index: Index, tmp_path: Path) -> None:
+def test_the_file_does_not_depend_on_the_number_of_workers(index: Index, tmp_path: Path) -> None:
     for workers in (0, 1, 5):
         build(index, tmp_path / str(workers), workers=workers)
     assert len({only_file(tmp_path / str(workers)).read_bytes() for workers in (0, 1, 5)}) == 1
 
 
 @pytest.mark.parametrize("left", [0, 1, 16, 1000, -1, -9, -30, -200])
-def test_a_truncated_file_is_built_again(index: Index, store: LocalStore, tmp_path: Path, left: int) -> None:
+def test_a_truncated_file_is_rebuilt(index: Index, store: LocalStore, tmp_path: Path, left: int) -> None:
     build(index, tmp_path)
     path = only_file(tmp_path)
     whole = path.read_bytes()
@@ -74,9 +75,7 @@ def test_a_truncated_file_is_built_again(index: Index, store: LocalStore, tmp_pa
     assert path.read_bytes() == whole
 
 
-def test_a_file_of_other_data_or_of_another_format_is_built_again(
-    index: Index, store: LocalStore, tmp_path: Path
-) -> None:
+def test_a_file_of_another_data_set_or_format_is_rebuilt(index: Index, store: LocalStore, tmp_path: Path) -> None:
     build(index, tmp_path)
     path = only_file(tmp_path)
     whole = path.read_bytes()
@@ -99,25 +98,25 @@ def test_a_split_over_the_budget_is_not_cached(
     def none(budget: float) -> None:
         caplog.clear()
         assert DecodedCache.open_or_build(index, store, tmp_path, budget, 1) is None
-        assert "decoded anew each epoch" in caplog.text
+        assert "decoded again in every epoch" in caplog.text
 
     none(1e-5)  # by the estimate
-    monkeypatch.setattr(cache_module, "_PROBED", 1)  # the first image is small: now it shows only while building
+    monkeypatch.setattr(cache_module, "_PROBED", 1)  # underestimates: the overrun is detected while building
     none(3.5e-4)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
     build(index, tmp_path, 1.0)
-    none(1e-5)  # though it is there
+    none(1e-5)  # although the file exists
 
 
-def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(
+def test_an_unwritable_folder_disables_the_cache(
     index: Index, store: LocalStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
     assert DecodedCache.open_or_build(index, store, tmp_path / "file", 1.0, 1) is None
-    assert "no cache in" in caplog.text
+    assert "cannot be written or read" in caplog.text
 
 
-def test_bad_images_are_reported_when_asked_for(damaged: Callable[..., Index], tmp_path: Path) -> None:
+def test_bad_images_raise_when_read(damaged: Callable[..., Index], tmp_path: Path) -> None:
     index = damaged(4, 12)
     for _ in range(2):
         cache = build(index, tmp_path / "cache")
@@ -127,7 +126,7 @@ def test_bad_images_are_reported_when_asked_for(damaged: Callable[..., Index], t
         assert cache.get(5).size
 
 
-def test_a_missing_shard_fails_and_leaves_nothing(damaged: Callable[..., Index], tmp_path: Path) -> None:
+def test_a_missing_shard_fails_and_leaves_no_file(damaged: Callable[..., Index], tmp_path: Path) -> None:
     index = damaged()
     index.dataset.shard_path(1).unlink()
     with pytest.raises(DataError, match=r"train-000001.tar: shard cannot be opened"):
@@ -150,11 +149,11 @@ print(len(done), int(cache.get(3).sum()))
 """
 
 
-def test_processes_that_need_it_at_once_build_it_once(index: Index, packed: Path, tmp_path: Path) -> None:
+def test_concurrent_processes_build_the_cache_once(index: Index, packed: Path, tmp_path: Path) -> None:
     leftover = tmp_path / f"train-{index.dataset.fingerprint[:16]}.decoded.99999.part"
     leftover.write_bytes(b"of a process that was killed")
     with (tmp_path / f"train-{index.dataset.fingerprint[:16]}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # so that both arrive before either starts
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that both wait before either builds
         command = [sys.executable, "-c", BUILD, str(packed), str(tmp_path)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
@@ -166,7 +165,9 @@ def test_processes_that_need_it_at_once_build_it_once(index: Index, packed: Path
     assert not leftover.exists()
 
 
-def test_its_description_can_be_read_by_others(index: Index, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_description_is_json_at_the_end_of_the_file(
+    index: Index, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     build(index, tmp_path)
     data = only_file(tmp_path).read_bytes()
@@ -176,9 +177,7 @@ def test_its_description_can_be_read_by_others(index: Index, tmp_path: Path, cap
     assert not caplog.records
 
 
-def test_a_disk_of_the_machine_s_own_takes_the_cache(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_choral_scratch_holds_the_cache(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHORAL_SCRATCH", str(tmp_path / "scratch"))
     config = load_config(config_file)
     split = open_split(config, open_dataset(config.data), "val", RankPlace(0, 1, torch.device("cpu"), 1))

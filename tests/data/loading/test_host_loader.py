@@ -1,11 +1,11 @@
-"""The host stage: what batches hold, whoever makes them, and what becomes of samples that cannot be read."""
+"""The host stage: batches do not depend on the workers, and samples that cannot be read are skipped or reported."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +19,29 @@ from choral.data.loading.crop import Crop
 from choral.data.loading.decode import decode
 from choral.data.loading.decoded_cache import DecodedCache
 from choral.data.loading.host_loader import BatchRequest, HostBatch, HostLoader
+from choral.data.loading.input_spec import ImageSpec
+from choral.data.loading.resize import Resize
 from choral.data.loading.sample_pipeline import SamplePipeline
-from choral.data.shards.epoch_plan import EpochPlan, exact_rows
+from choral.data.shards.epoch_plan import EpochPlan, evaluation_batches
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
 
 SIZE = 32
+CROP = Crop("random", seed=5)
 
 
-def loader(index: Index, orders: Iterator[BatchRequest] | list[BatchRequest], **changes: object) -> HostLoader:
-    settings = {
-        "size": SIZE,
-        "crop": Crop("random", seed=5),
-        "resize": "fast",
-        "workers": 2,
-        "kind": "thread",
-        "cache": None,
-        "policy": BadSamples("fail"),
-    }
-    return HostLoader(index, LocalStore(index.dataset), orders, **{**settings, **changes})  # type: ignore[arg-type]
+def loader(
+    index: Index,
+    requests: Iterable[BatchRequest],
+    *,
+    crop: Crop = CROP,
+    resize: Resize = "fast",
+    cache: DecodedCache | None = None,
+    **changes: object,
+) -> HostLoader:
+    samples = SamplePipeline(index, LocalStore(index.dataset), [ImageSpec(SIZE, crop, resize)], cache=cache)
+    settings = {"workers": 2, "worker_kind": "thread", "policy": BadSamples("fail")}
+    return HostLoader(samples, requests, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def training(index: Index, batch: int = 4, epochs: int = 2) -> Iterator[BatchRequest]:
@@ -48,21 +52,23 @@ def training(index: Index, batch: int = 4, epochs: int = 2) -> Iterator[BatchReq
 
 
 def evaluation(index: Index, batch: int) -> list[BatchRequest]:
-    return [BatchRequest(rows, 0, step) for step, rows in enumerate(exact_rows(len(index), 0, 1, batch))]
+    return [BatchRequest(rows, 0, step) for step, rows in enumerate(evaluation_batches(len(index), 0, 1, batch))]
 
 
 def contents(batches: HostLoader) -> list[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     found = []
     with batches:
         for batch in batches:
-            assert batch.images.shape == (len(batch.order.rows), SIZE, SIZE, 3)
+            assert batch.images.shape == (len(batch.request.rows), SIZE, SIZE, 3)
             assert batch.valid.all()
             found.append((batch.images.copy(), batch.rows.copy()))
             batch.release()
     return found
 
 
-def check_same(found: list[tuple[NDArray[np.uint8], NDArray[np.int64]]], index: Index, **changes: object) -> None:
+def check_same_config(
+    found: list[tuple[NDArray[np.uint8], NDArray[np.int64]]], index: Index, **changes: object
+) -> None:
     others = contents(loader(index, training(index), **changes))
     assert len(others) == len(found) == 6
     for (images, rows), (expected, expected_rows) in zip(others, found, strict=True):
@@ -79,22 +85,22 @@ def test_a_sample_is_the_same_for_any_threads_and_with_a_cache(
     expected = contents(loader(index, training(index), resize=resize, crop=crop, workers=0))
     for workers in (0, 1, 3):
         for used in (None, cache):
-            check_same(expected, index, resize=resize, crop=crop, workers=workers, cache=used)
+            check_same_config(expected, index, resize=resize, crop=crop, workers=workers, cache=used)
 
 
 def test_a_sample_is_the_same_from_processes(index: Index, store: LocalStore, tmp_path: Path) -> None:
     cache = DecodedCache.open_or_build(index, store, tmp_path, 1.0, 1)
     expected = contents(loader(index, training(index)))
-    check_same(expected, index, kind="process", workers=1)
-    check_same(expected, index, kind="process", workers=3, cache=cache)
-    check_same(expected, index, kind="process", workers=0)
+    check_same_config(expected, index, worker_kind="process", workers=1)
+    check_same_config(expected, index, worker_kind="process", workers=3, cache=cache)
+    check_same_config(expected, index, worker_kind="process", workers=0)
     expected = contents(loader(index, training(index), resize="antialias"))
-    check_same(expected, index, kind="process", workers=1, resize="antialias")
+    check_same_config(expected, index, worker_kind="process", workers=1, resize="antialias")
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("batch", [1, 5, 13, 20])
-def test_evaluation_brings_each_sample_once(index: Index, workers: int, batch: int) -> None:
+def test_evaluation_yields_each_sample_once(index: Index, workers: int, batch: int) -> None:
     with loader(index, evaluation(index, batch), workers=workers, crop=Crop("center")) as batches:
         rows, labels = [], []
         for item in batches:
@@ -114,8 +120,8 @@ def test_a_rank_without_samples_gets_no_batches_and_no_workers(index: Index) -> 
 
 def test_random_crops_change_with_the_epoch_only(index: Index) -> None:
     rows = np.array([3, 7])
-    orders = [BatchRequest(rows, 0, 0), BatchRequest(rows, 1, 0), BatchRequest(rows[::-1], 0, 9)]
-    first, second, third = (images for images, _ in contents(loader(index, orders)))
+    requests = [BatchRequest(rows, 0, 0), BatchRequest(rows, 1, 0), BatchRequest(rows[::-1], 0, 9)]
+    first, second, third = (images for images, _ in contents(loader(index, requests)))
     assert (first != second).any()
     np.testing.assert_array_equal(first, third[::-1])
 
@@ -149,7 +155,7 @@ def test_a_batch_stays_until_it_is_released(index: Index) -> None:
         third.release()
 
 
-def test_batches_wait_ready(index: Index) -> None:
+def test_ready_reports_complete_batches(index: Index) -> None:
     with loader(index, training(index), workers=1) as batches:
         while not batches.ready():
             pass
@@ -159,7 +165,7 @@ def test_batches_wait_ready(index: Index) -> None:
         assert isinstance(next(batches), HostBatch)
 
 
-def test_closing_ends_threads_in_the_middle_of_work(index: Index) -> None:
+def test_closing_stops_threads_during_work(index: Index) -> None:
     before = threading.active_count()
     batches = loader(index, training(index, epochs=1000), workers=3)
     held = next(batches)
@@ -171,7 +177,7 @@ def test_closing_ends_threads_in_the_middle_of_work(index: Index) -> None:
     assert list(batches) == []
 
 
-def test_a_forgotten_loader_ends_its_threads(index: Index) -> None:
+def test_a_garbage_collected_loader_stops_its_threads(index: Index) -> None:
     before = threading.active_count()
     batches = loader(index, training(index))
     del batches
@@ -179,7 +185,7 @@ def test_a_forgotten_loader_ends_its_threads(index: Index) -> None:
 
 
 class _ThreadSettings(LocalStore):
-    """Notes how many threads torch may use where samples are read."""
+    """Records how many threads torch may use in the thread that reads a sample."""
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         seen.add((threading.current_thread().name, torch.get_num_threads()))
@@ -194,17 +200,10 @@ def test_worker_threads_keep_torch_to_one_thread_and_the_callers_setting(index: 
     later: list[int] = []
     try:
         torch.set_num_threads(2)
-        orders = evaluation(index, 4)
-        settings = {"size": SIZE, "crop": Crop(), "kind": "thread", "cache": None, "policy": BadSamples()}
+        samples = SamplePipeline(index, _ThreadSettings(index.dataset), [ImageSpec(SIZE, Crop(), "antialias")])
+        requests = evaluation(index, 4)
         seen.clear()
-        with HostLoader(
-            index,
-            _ThreadSettings(index.dataset),
-            orders,
-            resize="antialias",
-            workers=3,
-            **settings,  # type: ignore[arg-type]
-        ) as batches:
+        with HostLoader(samples, requests, workers=3, worker_kind="thread", policy=BadSamples()) as batches:
             for batch in batches:
                 batch.release()
         assert torch.get_num_threads() == 2
@@ -217,17 +216,17 @@ def test_worker_threads_keep_torch_to_one_thread_and_the_callers_setting(index: 
     assert {threads for _, threads in seen} == {1} and len(seen) >= 1
 
 
-def test_a_defect_in_a_worker_reaches_the_consumer_with_its_cause(
+def test_a_bug_in_a_worker_is_raised_in_the_consumer_with_its_cause(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: SamplePipeline, row: int, draws: list[float], out: NDArray[np.uint8]) -> None:
         if row == 9:
-            raise ZeroDivisionError("our own mistake")
+            raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(SamplePipeline, "_fill_one", fail)
+    monkeypatch.setattr(SamplePipeline, "_load_sample", fail)
     for workers in (0, 2):
         batches = loader(index, evaluation(index, 4), workers=workers)
-        for _ in range(2):  # in order: the batches before it come first
+        for _ in range(2):  # in order: earlier batches come first
             next(batches).release()
         with pytest.raises(RuntimeError, match="decoding failed in epoch 0, step 2") as caught:
             next(batches)
@@ -235,18 +234,21 @@ def test_a_defect_in_a_worker_reaches_the_consumer_with_its_cause(
         assert list(batches) == []
 
 
-def test_orders_that_fail_do_so_in_the_callers_thread(index: Index) -> None:
-    def orders() -> Iterator[BatchRequest]:
+def test_requests_that_fail_do_so_in_the_callers_thread(index: Index) -> None:
+    def requests() -> Iterator[BatchRequest]:
         yield BatchRequest(np.arange(3), 0, 0)
         raise KeyError("plan")
 
-    with pytest.raises(KeyError, match="plan"), loader(index, orders()) as batches:
+    with pytest.raises(KeyError, match="plan"), loader(index, requests()) as batches:
         next(batches)
 
 
-def test_a_later_order_may_not_be_larger(index: Index) -> None:
-    orders = [BatchRequest(np.arange(2), 0, 0), BatchRequest(np.arange(3), 0, 1)]
-    with pytest.raises(ValueError, match="an order of 3 rows after a first one of 2"), loader(index, orders) as batches:
+def test_a_later_request_may_not_be_larger(index: Index) -> None:
+    requests = [BatchRequest(np.arange(2), 0, 0), BatchRequest(np.arange(3), 0, 1)]
+    with (
+        pytest.raises(ValueError, match="a request of 3 rows after a first one of 2"),
+        loader(index, requests) as batches,
+    ):
         next(batches)
 
 
@@ -271,8 +273,8 @@ def test_bad_samples_are_skipped_counted_and_listed(
     log = tmp_path / "bad.jsonl"
     policy = BadSamples("skip", 0.2, log)
     rows = np.array([5, 6, 11, 12])
-    orders = [BatchRequest(rows, epoch, 0) for epoch in range(3)]
-    with loader(index, orders, kind=kind, workers=workers, policy=policy) as batches:
+    requests = [BatchRequest(rows, epoch, 0) for epoch in range(3)]
+    with loader(index, requests, worker_kind=kind, workers=workers, policy=policy) as batches:
         for batch in batches:
             assert batch.valid.tolist() == [True, False, False, True]
             assert not batch.images[1:3].any() and batch.images[[0, 3]].any()
@@ -280,7 +282,7 @@ def test_bad_samples_are_skipped_counted_and_listed(
             batch.release()
     assert policy.count == 2
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["key"] for line in lines] == index.keys([6, 11]), "each once, not once an epoch"
+    assert [line["key"] for line in lines] == index.keys([6, 11]), "each is listed once, not once per epoch"
     assert lines[0]["shard"].endswith(".tar") and lines[0]["offset"] == index.row(6).offset
     assert "not an image" in lines[0]["reason"]
 
@@ -303,24 +305,24 @@ def test_a_shard_cut_short_is_named(damaged: Callable[..., Index]) -> None:
     record = index.row(12)
     path = index.dataset.shard_path(record.shard)
     path.write_bytes(path.read_bytes()[: record.offset + 10])
-    with pytest.raises(DataError, match=rf"{path.name}.*{record.key}.*cut short"):
+    with pytest.raises(DataError, match=rf"{path.name}.*{record.key}.*truncated"):
         contents_of_all(loader(index, evaluation(index, 5)))
 
 
 def test_shrinking_in_the_decoder_is_close_and_excludes_a_cache(
     index: Index, store: LocalStore, tmp_path: Path
 ) -> None:
-    orders = evaluation(index, 13)
+    requests = evaluation(index, 13)
     for crop in (Crop("resized"), Crop("random", scale=(0.9, 1.0))):
         (whole, _), (shrunk, _) = (
-            contents(loader(index, orders, resize="antialias", crop=dataclasses.replace(crop, shrink=shrink)))[0]
+            contents(loader(index, requests, resize="antialias", crop=dataclasses.replace(crop, shrink=shrink)))[0]
             for shrink in (False, True)
         )
         assert (whole != shrunk).any(), "no image was large enough"
         assert np.abs(whole.astype(int) - shrunk).mean() < 6
     cache = DecodedCache.open_or_build(index, store, tmp_path, 1.0, 1)
-    with pytest.raises(ConfigError, match=r"crop.shrink and a decoded cache exclude each other"):
-        loader(index, orders, crop=Crop("random", shrink=True), cache=cache)
+    with pytest.raises(ConfigError, match=r"crop.shrink cannot be combined with a decoded cache"):
+        loader(index, requests, crop=Crop("random", shrink=True), cache=cache)
 
 
 def test_center_is_resize_then_crop(index: Index, store: LocalStore) -> None:

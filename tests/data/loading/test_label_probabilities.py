@@ -1,4 +1,4 @@
-"""Labels that are not certain: probabilities of classes from columns, as targets of the loss or as weights of samples."""
+"""Class probabilities from columns: soft targets of the loss, or sample weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch.nn import functional as F
 from choral.config import Config, DataConfig, ResampleConfig, TrainConfig
 from choral.core.errors import ChoralError, ConfigError, DataError
 from choral.data.loading.device_loader import Batch
-from choral.data.loading.input_pipeline import RankPlace, Split, open_training_split
 from choral.data.loading.label_probabilities import LabelProbabilities
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import Split, open_training_split
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset, Index
 from choral.training.objective import Objective
-from toys import CLASSES, colour_image
+from toy_data import CLASSES, colour_image
 
 CPU = torch.device("cpu")
-ROWS = {  # label: blau, gelb, rot; the wrong ones: wide (above 1), gap, note
+ROWS = {  # label: blau, gelb, rot; invalid columns: wide (above 1), gap, note
     "blau": ("1", "0", "0"),
     "gelb": ("0.2", "0.5", "0.3"),
     "rot": ("0.25", "0.1", "0.65"),
@@ -51,15 +52,15 @@ def expected(index: Index) -> np.ndarray:
 
 
 @pytest.mark.parametrize("columns", [{"rot": "r", "blau": "b", "gelb": "g"}, {"rot": "r", "gelb": "g"}])
-def test_probabilities_stand_by_class_and_one_class_has_the_rest(index: Index, columns: dict[str, str]) -> None:
+def test_probabilities_are_in_class_order_and_one_class_may_be_omitted(index: Index, columns: dict[str, str]) -> None:
     found = LabelProbabilities.open(columns, index)
     rows = np.array([7, 0, 7, 3])
-    values = found.of(rows)
+    values = found.take(rows)
     assert values.dtype == np.float32 and values.shape == (4, 3)
     np.testing.assert_allclose(values, expected(index)[rows], atol=1e-6)
 
 
-def test_weights_are_the_probability_of_the_label_with_mean_one_over_what_is_trained_on(index: Index) -> None:
+def test_weights_are_proportional_to_the_label_probability_with_mean_one(index: Index) -> None:
     found = LabelProbabilities.open({"rot": "r", "blau": "b"}, index)
     own = np.array([1, 0.5, 0.65])[index.labels]
     np.testing.assert_allclose(found.weights(None), own / own.mean(), rtol=1e-6)
@@ -73,9 +74,13 @@ def test_weights_are_the_probability_of_the_label_with_mean_one_over_what_is_tra
         (
             {"rott": "r", "blau": "b"},
             ConfigError,
-            r"train\.label_probabilities\.rott: there is no such class.*mean rot\?",
+            r"train\.label_probabilities\.rott: no such class.*mean rot\?",
         ),
-        ({"rot": "r"}, ConfigError, r"2 classes have no column \(blau, gelb\): expected one of each class"),
+        (
+            {"rot": "r"},
+            ConfigError,
+            r"2 classes have no column \(blau, gelb\): expected a column for each class",
+        ),
         ({"rot": "r", "blau": "bb"}, DataError, r"no column 'bb'"),
         ({"rot": "note", "blau": "b"}, DataError, r"column 'note' of split train is string, expected numbers"),
         ({"rot": "gap", "blau": "b"}, DataError, r"column 'gap' .* has no value for 1 samples, first '2-"),
@@ -88,7 +93,7 @@ def test_weights_are_the_probability_of_the_label_with_mean_one_over_what_is_tra
         ({"rot": "r", "blau": "b", "gelb": "b"}, DataError, r"the sum of columns r, b, b .* expected 1$"),
     ],
 )
-def test_what_is_no_probability_is_refused(
+def test_invalid_probabilities_are_refused(
     index: Index, columns: dict[str, str], error: type[ChoralError], text: str
 ) -> None:
     with pytest.raises(error, match=text):
@@ -105,16 +110,16 @@ def training(packed: Path, resample: ResampleConfig | None = None, **train: obje
 
 
 def batch_of(rows: np.ndarray, split: Split, **mixed: object) -> Batch:
-    labels = torch.from_numpy(split.targets.of(rows))
+    labels = torch.from_numpy(split.targets.take(rows))
     valid = torch.ones(len(rows), dtype=torch.bool)
     return Batch(torch.zeros(len(rows), 3, 2, 2), labels, valid, rows, 0, 0, **mixed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce", "focal"])
-def test_the_loss_is_that_to_the_probabilities(packed: Path, index: Index, loss: str) -> None:
-    """Smoothed as labels are; of mixed images, to the mixture of the two."""
+def test_the_loss_uses_the_probabilities_as_targets(packed: Path, index: Index, loss: str) -> None:
+    """They are smoothed like labels; the target of a mixed image is the mixture of both."""
     config, split = training(packed, loss=loss, label_smoothing=0.1)
-    goal = Objective.of(config, split, CPU)
+    goal = Objective.from_config(config.train, split, CPU)
     rows, others, shares = np.array([4, 1, 9]), np.array([2, 2, 0]), torch.tensor([0.3, 1.0, 0.6])
     logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
     soft = torch.from_numpy(expected(index)).float()
@@ -129,13 +134,13 @@ def test_the_loss_is_that_to_the_probabilities(packed: Path, index: Index, loss:
         return -(truth * (1 - p) ** 2 * p.log()).sum(1)
 
     torch.testing.assert_close(goal.losses(logits, batch_of(rows, split)), twin(soft[rows]))
-    partners = torch.from_numpy(split.targets.of(others))
+    partners = torch.from_numpy(split.targets.take(others))
     mixed = goal.losses(logits, batch_of(rows, split, partners=partners, shares=shares, partner_rows=others))
     torch.testing.assert_close(mixed, twin(shares[:, None] * soft[rows] + (1 - shares[:, None]) * soft[others]))
 
 
-def test_as_weights_they_multiply_the_loss_to_the_label(packed: Path) -> None:
-    """The mean is 1 over what the member is trained on: a fold that is left out has no part in it."""
+def test_probability_weights_multiply_the_loss_of_the_label(packed: Path) -> None:
+    """The mean weight is 1 over the training rows; the held-out fold does not count."""
     config, split = training(
         packed, ResampleConfig(kind="fold", number=0, count=3, seed=1), label_probabilities_as="weights"
     )
@@ -143,12 +148,14 @@ def test_as_weights_they_multiply_the_loss_to_the_label(packed: Path) -> None:
     assert rows is not None and split.weights is not None and len(rows) < len(split)
     assert split.weights[rows].mean() == pytest.approx(1)
     logits = torch.randn(len(rows), 3, generator=torch.Generator().manual_seed(1))
-    plain = F.cross_entropy(logits, torch.from_numpy(split.targets.of(rows)), reduction="none")
-    losses = Objective.of(config, split, CPU).losses(logits, batch_of(rows, split))
+    plain = F.cross_entropy(logits, torch.from_numpy(split.targets.take(rows)), reduction="none")
+    losses = Objective.from_config(config.train, split, CPU, config.data.resample.by == "loss").losses(
+        logits, batch_of(rows, split)
+    )
     torch.testing.assert_close(losses, plain * torch.from_numpy(split.weights[rows]).float())
 
 
-def test_tasks_without_classes_and_boosting_refuse_them() -> None:
+def test_regression_and_boosting_refuse_label_probabilities() -> None:
     with pytest.raises(
         ConfigError, match=r"train\.label_probabilities: needs task: multiclass; numbers have no classes"
     ):

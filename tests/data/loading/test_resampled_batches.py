@@ -1,9 +1,8 @@
-"""The batches of a training split of which a member sees a part, or some samples several times."""
+"""Training batches of a fold or a bag."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from choral.config import AugmentConfig, Config, DataConfig, ResampleConfig, TrainConfig
-from choral.data.loading.input_pipeline import (
-    RankPlace,
-    Split,
-    evaluation_batches,
-    open_dataset,
-    open_split,
-    open_training_split,
-    plain_training_batches,
-    steps_per_epoch,
-    training_batches,
-)
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import Split, open_dataset, open_split, open_training_split
+from choral.data.loading.training_requests import steps_per_epoch
 
-MEAN, STD = (0.5,) * 3, (0.25,) * 3
+NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device("cpu")
 PLACE = RankPlace(0, 1, CPU)
 FOLD = ResampleConfig(kind="fold", number=0, count=3)
@@ -35,7 +28,7 @@ EXACT = ResampleConfig(kind="bag", number=1, bootstrap="exact")
 def config_of(shards: Path, resample: ResampleConfig, batch: int = 1, **data: object) -> Config:
     own = DataConfig(shards=str(shards), image_size=32, cache_gib=0, workers=0, eval_crop="resized", resample=resample)
     augment = AugmentConfig(crop_scale=(0.5, 1.0))
-    own = replace(own, **data)  # type: ignore[arg-type]
+    own = own.replace(**data)  # type: ignore[arg-type]
     return Config(seed=4, data=own, augment=augment, train=TrainConfig(batch_size=batch))
 
 
@@ -43,11 +36,16 @@ def split_of(config: Config) -> Split:
     return open_training_split(config, open_dataset(config.data), PLACE)
 
 
+def pipeline_of(config: Config, split: Split, bad_log: Path, place: RankPlace = PLACE) -> InputPipeline:
+    return InputPipeline(config, split, place, NORMALIZATION, bad_log)
+
+
 def rows_of(config: Config, split: Split, steps: range, world: int, log: Path) -> list[list[int]]:
     """Return the rows of each step, over all ranks in order."""
     found: list[list[int]] = [[] for _ in steps]
     for rank in range(world):
-        with training_batches(config, split, RankPlace(rank, world, CPU), MEAN, STD, steps, log) as batches:
+        pipeline = pipeline_of(config, split, log, RankPlace(rank, world, CPU))
+        with pipeline.training_batches(steps) as batches:
             for number, batch in enumerate(batches):
                 found[number] += batch.rows.tolist()
     return found
@@ -61,7 +59,7 @@ def selected(split: Split) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("resample", [FOLD, BAG, EXACT], ids=["fold", "poisson", "exact"])
-def test_an_epoch_is_exactly_what_was_selected(
+def test_an_epoch_holds_exactly_the_selected_rows(
     packed: Path, tmp_path: Path, resample: ResampleConfig, lanes: int
 ) -> None:
     config = config_of(packed, resample, batch=lanes, lanes=lanes, shuffle_window=3)
@@ -79,7 +77,7 @@ def test_an_epoch_is_exactly_what_was_selected(
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
 @pytest.mark.parametrize("resample", [FOLD, BAG], ids=["fold", "bag"])
-def test_any_number_of_ranks_makes_the_same_batches(
+def test_batches_do_not_depend_on_the_number_of_ranks(
     packed: Path, tmp_path: Path, resample: ResampleConfig, sampling: str, world: int
 ) -> None:
     config = config_of(packed, resample, batch=4, sampling=sampling)
@@ -89,10 +87,10 @@ def test_any_number_of_ranks_makes_the_same_batches(
 
 
 @pytest.mark.parametrize("resample", [FOLD, BAG], ids=["fold", "bag"])
-def test_balanced_sampling_draws_classes_alike_and_samples_as_often_as_selected(
+def test_balanced_sampling_draws_classes_equally_and_rows_by_their_counts(
     packed: Path, tmp_path: Path, resample: ResampleConfig
 ) -> None:
-    """Over as many passes as make each class whole: a class comes as often as any other, its samples by their counts."""
+    """Over a common multiple of the class sizes, classes are equally frequent, and rows proportional to their counts."""
     config = config_of(packed, resample, sampling="balanced")
     split = split_of(config)
     classes = split.index.labels[selected(split)]
@@ -107,28 +105,28 @@ def test_balanced_sampling_draws_classes_alike_and_samples_as_often_as_selected(
 
 
 @pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
-def test_what_comes_again_is_augmented_in_another_way(packed: Path, tmp_path: Path, sampling: str) -> None:
-    """Within an epoch, repetitions by the bag and by the balance of classes are told apart; the BatchNorm statistics of a
-    soup are computed from the same samples, as they are."""
+def test_repetitions_get_different_augmentations(packed: Path, tmp_path: Path, sampling: str) -> None:
+    """This holds for bags and for balanced sampling. Recalibration of BatchNorm uses the same rows."""
     config = config_of(packed, BAG, sampling=sampling)
     split = split_of(config)
     steps = range(steps_per_epoch(config, split))
+    pipeline = pipeline_of(config, split, tmp_path / "bad")
     images: dict[int, list[torch.Tensor]] = {}
-    with training_batches(config, split, PLACE, MEAN, STD, steps, tmp_path / "bad") as batches:
+    with pipeline.training_batches(steps) as batches:
         for batch in batches:
             images.setdefault(int(batch.rows[0]), []).append(batch.images)
     again = {row: found for row, found in images.items() if len(found) > 1}
     assert again
     for row, found in again.items():
         assert not any(torch.equal(a, b) for n, a in enumerate(found) for b in found[:n]), row
-    with plain_training_batches(config, split, PLACE, MEAN, STD, steps, tmp_path / "bad") as batches:
+    with pipeline.unaugmented_training_batches(steps) as batches:
         plain = Counter(int(batch.rows[0]) for batch in batches)
     assert plain == {row: len(found) for row, found in images.items()}
 
 
-def test_nothing_but_training_is_resampled(packed: Path, tmp_path: Path) -> None:
+def test_only_training_is_resampled(packed: Path, tmp_path: Path) -> None:
     config = config_of(packed, BAG)
     split = open_split(config, open_dataset(config.data), "train", PLACE)
     assert split.selection is None and len(split_of(config)) == len(split) == 13
-    with evaluation_batches(config, split_of(config), PLACE, MEAN, STD, tmp_path / "bad") as batches:
+    with pipeline_of(config, split_of(config), tmp_path / "bad").evaluation_batches() as batches:
         assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(13))

@@ -1,8 +1,7 @@
-"""Folds and bags: which samples of the training split a member sees, as a function of the set of samples and a seed."""
+"""Folds and bags: training rows of a member as a function of the set of samples and a seed."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from scipy import stats
 
 from choral.config import ResampleConfig
 from choral.core.errors import DataError
-from choral.data.loading.resampling import Selection, poisson_counts, select
+from choral.data.loading.resampling import Selection, poisson_counts, select_rows
 from choral.data.shards.index import Dataset, Index, Split
 
 FOLD = ResampleConfig(kind="fold", count=5, seed=3)
@@ -23,7 +22,7 @@ BAGS = [ResampleConfig(kind="bag", seed=3), ResampleConfig(kind="bag", seed=3, b
 
 
 def index_of(task: str = "multiclass", classes: int = 3, **columns: Any) -> Index:
-    """Return an index in memory, with what folds and bags look at."""
+    """Return an in-memory index with the columns that folds and bags use."""
     names = tuple(f"c{number}" for number in range(classes))
     split = Split(len(columns["key"]), "", "", (), ())
     dataset = Dataset(Path("toy"), "toy", task, names, (), {"train": split}, "", "")
@@ -40,13 +39,13 @@ def shuffled(index: Index, seed: int = 0) -> Index:
 
 
 def chosen(resample: ResampleConfig, index: Index) -> Selection:
-    selection = select(resample, index)
+    selection = select_rows(resample, index)
     assert selection is not None
     return selection
 
 
 def counts_of(resample: ResampleConfig, index: Index) -> Counter[str]:
-    """Return how often each key is seen; 0 where it is held out."""
+    """Return the number of occurrences of each key; 0 if it is held out."""
     selection = chosen(resample, index)
     n = len(index)
     counts = Counter(index.keys(selection.rows % n))
@@ -56,16 +55,16 @@ def counts_of(resample: ResampleConfig, index: Index) -> Counter[str]:
 
 
 def folds_of(index: Index, resample: ResampleConfig = FOLD) -> list[set[str]]:
-    """Return the keys of each fold, in the order of its members."""
+    """Return the keys of each fold, in order of fold number."""
     parts = []
     for number in range(resample.count):
-        part = chosen(dataclasses.replace(resample, number=number), index)
+        part = chosen(resample.replace(number=number), index)
         assert sorted([*part.rows, *part.held_out]) == list(range(len(index)))
         parts.append(set(index.keys(part.held_out)))
     return parts
 
 
-LABELS = np.arange(203) % 7 // 3  # 87, 87 and 29: nothing divides by 5
+LABELS = np.arange(203) % 7 // 3  # 87, 87 and 29: none is divisible by 5
 
 
 @pytest.fixture
@@ -83,18 +82,18 @@ def test_repetitions_are_counted_and_rows_ascend(classes: Index, resample: Resam
 
 
 @pytest.mark.parametrize("resample", [FOLD, *BAGS], ids=["fold", "poisson", "exact"])
-def test_what_is_seen_goes_by_keys_not_by_the_order_of_rows(classes: Index, resample: ResampleConfig) -> None:
+def test_selection_depends_on_keys_and_not_on_row_order(classes: Index, resample: ResampleConfig) -> None:
     assert counts_of(resample, classes) == counts_of(resample, shuffled(classes))
-    others = [dataclasses.replace(resample, seed=4), dataclasses.replace(resample, number=1)]
+    others = [resample.replace(seed=4), resample.replace(number=1)]
     assert all(counts_of(other, classes) != counts_of(resample, classes) for other in others)
 
 
 def test_all_samples_without_folds_and_bags(classes: Index) -> None:
-    assert select(ResampleConfig(), classes) is None
-    assert select(ResampleConfig(kind="boost"), classes) is None
+    assert select_rows(ResampleConfig(), classes) is None
+    assert select_rows(ResampleConfig(kind="boost"), classes) is None
 
 
-def test_folds_are_disjoint_complete_and_hold_their_share_of_each_class(classes: Index) -> None:
+def test_folds_are_a_stratified_partition(classes: Index) -> None:
     folds = folds_of(classes)
     assert sorted(key for fold in folds for key in fold) == keys_of(203)
     assert {len(fold) for fold in folds} == {40, 41}
@@ -104,7 +103,7 @@ def test_folds_are_disjoint_complete_and_hold_their_share_of_each_class(classes:
         assert max(sizes) - min(sizes) <= 1, (number, sizes)
 
 
-def test_groups_stay_in_one_fold_and_are_drawn_whole() -> None:
+def test_groups_are_assigned_and_drawn_as_a_whole() -> None:
     """Groups of 1 to 6 samples, some without a name, each of one class: folds differ by less than the largest group."""
     sizes = np.random.default_rng(1).integers(1, 7, 60)
     groups = [f"object {number}" if number % 5 else None for number in np.repeat(np.arange(60), sizes)]
@@ -129,10 +128,10 @@ def test_groups_stay_in_one_fold_and_are_drawn_whole() -> None:
                 == 1
             )
         alone = {counts[key] for key, group in zip(keys_of(len(groups)), groups, strict=True) if group is None}
-        assert len(alone) > 1  # those without a group are drawn each by itself
+        assert len(alone) > 1  # rows without a group are drawn individually
 
 
-def test_no_fold_is_empty_while_there_are_groups_for_all() -> None:
+def test_no_fold_is_empty_if_there_are_enough_groups() -> None:
     """One group with most of the samples; and groups of a class each, which no fold misses more than another."""
     large = index_of(key=keys_of(44), label=np.zeros(44, int), group=["one"] * 40 + [f"{n}" for n in range(4)])
     assert sorted(map(len, folds_of(large))) == [1, 1, 1, 1, 40]
@@ -140,7 +139,7 @@ def test_no_fold_is_empty_while_there_are_groups_for_all() -> None:
     assert list(map(len, folds_of(apart))) == [3] * 5
 
 
-def test_folds_are_even_over_sets_of_labels_and_over_numbers() -> None:
+def test_folds_are_stratified_by_label_sets_and_by_regression_targets() -> None:
     sets = [[], [0], [0, 1], [2]] * 25 + [[0, 1, 2], [1, 3], [3]]
     index = index_of(
         "multilabel", 4, key=keys_of(103), label=np.zeros(103, int), label_ids=pa.array(sets, pa.list_(pa.int32()))
@@ -156,18 +155,18 @@ def test_folds_are_even_over_sets_of_labels_and_over_numbers() -> None:
     assert all(Counter(tenth[key] for key in fold) == dict.fromkeys(range(10), 2) for fold in folds_of(numbers))
 
 
-def test_too_little_for_folds_or_bags_is_an_error() -> None:
+def test_too_few_samples_or_groups_is_an_error() -> None:
     few = index_of(key=keys_of(4), label=[0, 0, 1, 1])
-    with pytest.raises(DataError, match="toy: split 'train': 4 samples cannot make 5 folds; ask for fewer"):
-        select(FOLD, few)
+    with pytest.raises(DataError, match="toy: split 'train': 4 samples are too few for 5 folds; use fewer"):
+        select_rows(FOLD, few)
     grouped = index_of(key=keys_of(40), label=np.zeros(40, int), group=[f"g{n // 10}" for n in range(40)])
-    with pytest.raises(DataError, match="4 groups cannot make 5 folds"):
-        select(FOLD, grouped)
+    with pytest.raises(DataError, match="4 groups are too few for 5 folds"):
+        select_rows(FOLD, grouped)
     one = index_of(key=["k"], label=[0])
     empty = [number for number in range(20) if not poisson_of(one, number)]
     assert empty
-    with pytest.raises(DataError, match=rf"bag {empty[0] + 1} of 1 samples came out empty"):
-        select(ResampleConfig(kind="bag", number=empty[0]), one)
+    with pytest.raises(DataError, match=rf"bag {empty[0] + 1} of 1 samples is empty"):
+        select_rows(ResampleConfig(kind="bag", number=empty[0]), one)
 
 
 def poisson_of(index: Index, number: int) -> int:
@@ -178,13 +177,13 @@ def poisson_of(index: Index, number: int) -> int:
 
 
 def frequencies(resample: ResampleConfig, index: Index) -> NDArray[np.int64]:
-    """Return how often each row is seen, (n,)."""
+    """Return the number of occurrences of each row, (n,)."""
     return np.bincount(chosen(resample, index).rows % len(index), minlength=len(index))
 
 
 def test_poisson_counts_follow_the_poisson_distribution(large: Index) -> None:
-    """A chi-square test over 5 bags of 20,000 keys; a true generator fails it once in 1,000 seeds, and this is one."""
-    counts = np.concatenate([frequencies(dataclasses.replace(BAGS[0], number=number), large) for number in range(5)])
+    """A chi-square test over 5 bags of 20,000 keys; a correct generator fails for one seed in 1,000."""
+    counts = np.concatenate([frequencies(BAGS[0].replace(number=number), large) for number in range(5)])
     observed = np.bincount(counts.clip(max=6), minlength=7)
     expected = np.append(stats.poisson.pmf(np.arange(6), 1), stats.poisson.sf(5, 1)) * len(counts)
     assert stats.chisquare(observed, expected).pvalue > 1e-3, observed
@@ -196,7 +195,7 @@ def test_exact_bootstrap_draws_n_of_n(large: Index) -> None:
     n = len(large)
     all_counts = []
     for number in range(5):
-        counts = frequencies(dataclasses.replace(BAGS[1], number=number), large)
+        counts = frequencies(BAGS[1].replace(number=number), large)
         assert counts.sum() == n
         deviation = np.sqrt(n * (np.exp(-1) - 2 * np.exp(-2)))
         assert abs((counts == 0).sum() - n * (1 - 1 / n) ** n) <= 4 * deviation
@@ -209,7 +208,7 @@ def test_exact_bootstrap_draws_n_of_n(large: Index) -> None:
 @pytest.mark.parametrize("resample", BAGS, ids=["poisson", "exact"])
 def test_bags_are_independent(large: Index, resample: ResampleConfig) -> None:
     """Counts of two bags are uncorrelated (four standard errors), and 10 bags see (1 - 1/e)^10 of the samples all."""
-    bags = np.stack([frequencies(dataclasses.replace(resample, number=number), large) for number in range(10)])
+    bags = np.stack([frequencies(resample.replace(number=number), large) for number in range(10)])
     off_diagonal = np.corrcoef(bags)[~np.eye(10, dtype=bool)]
     assert np.abs(off_diagonal).max() <= 4 / np.sqrt(len(large))
     share = (1 - np.exp(-1)) ** 10
@@ -222,7 +221,7 @@ def large() -> Index:
     return index_of(key=keys_of(20_000), label=np.zeros(20_000, int))
 
 
-def test_the_ends_of_the_poisson_distribution() -> None:
+def test_poisson_bounds_are_exact_and_cover_all_hashes() -> None:
     """The bounds are those of the distribution function to a part in 2^53, and no hash is left without a count."""
     hashes = np.array([0, 2**64 - 1], dtype=np.uint64)
     assert poisson_counts(hashes).tolist() == [0, 20]

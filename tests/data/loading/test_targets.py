@@ -1,4 +1,4 @@
-"""Targets of each task, from the index; data that do not have them are refused with advice."""
+"""Targets of each task, and errors for data sets that lack them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from choral.data.loading.targets import Targets
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Dataset, Index
-from toys import CLASSES, colour_image
+from toy_data import CLASSES, colour_image
 
 ROWS = [  # label, brightness, weight, sunny, rainy, note
     ("rot", "0.5", "3", "1", "0", "a"),
@@ -47,21 +47,21 @@ def rows_of(index: Index, *numbers: int) -> np.ndarray:
 def test_classes(index: Index) -> None:
     targets = Targets.open(config("multiclass"), index)
     assert targets.names == ("blau", "rot")
-    labels = targets.of(rows_of(index, 2, 0))
+    labels = targets.take(rows_of(index, 2, 0))
     assert labels.tolist() == [0, 1] and labels.dtype == np.int64
 
 
-def test_numbers_and_labels_from_columns(index: Index) -> None:
+def test_regression_targets_and_labels_from_columns(index: Index) -> None:
     targets = Targets.open(config("regression", "weight", "rainy"), index)
-    values = targets.of(rows_of(index, 2, 0, 2))
+    values = targets.take(rows_of(index, 2, 0, 2))
     assert values.tolist() == [[5, 1], [3, 0], [5, 1]] and values.dtype == np.float32
-    assert pickle.loads(pickle.dumps(targets)).of(rows_of(index, 1)).tolist() == [[4, 0]]
-    labels = Targets.open(config("multilabel", "sunny", "rainy"), index).of(rows_of(index, 0, 1, 2, 3))
+    assert pickle.loads(pickle.dumps(targets)).take(rows_of(index, 1)).tolist() == [[4, 0]]
+    labels = Targets.open(config("multilabel", "sunny", "rainy"), index).take(rows_of(index, 0, 1, 2, 3))
     assert labels.tolist() == [[1, 0], [0, 0], [1, 1], [0, 1]] and labels.dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "text"),
+    ("arguments", "error", "text"),
     [
         (("regression", "brightness"), DataError, r"column 'brightness' of split train holds inf for sample '3-"),
         (("regression", "brightnes"), DataError, r"no column 'brightnes' .*Did you mean brightness\?"),
@@ -72,10 +72,12 @@ def test_numbers_and_labels_from_columns(index: Index) -> None:
         (
             ("multilabel",),
             ConfigError,
-            r"pack them with --task multilabel, or name columns of 0 and 1 in data\.targets",
+            r"pack the data with --task multilabel, or name columns of 0 and 1 in data\.targets",
         ),
     ],
 )
-def test_what_cannot_be_a_target(index: Index, asked: tuple[str, ...], error: type[ChoralError], text: str) -> None:
+def test_invalid_targets_are_refused(
+    index: Index, arguments: tuple[str, ...], error: type[ChoralError], text: str
+) -> None:
     with pytest.raises(error, match=text):
-        Targets.open(config(*asked), index)
+        Targets.open(config(*arguments), index)

@@ -1,4 +1,4 @@
-"""Worker processes: how they die, how they are missed, and that nothing outlives the loader."""
+"""Worker processes: their death is detected and reported, and none outlives the loader."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from choral.core.errors import DataError
 from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
 from choral.data.loading.host_loader import BatchRequest, HostLoader
+from choral.data.loading.input_spec import ImageSpec
+from choral.data.loading.sample_pipeline import SamplePipeline
 from choral.data.loading.worker_process import ProcessWorkerPool, WorkerError
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
 
 
 class TroubledStore(LocalStore):
-    """Does `trouble` instead of reading the sample at `offset` of `shard`."""
+    """Calls `trouble` instead of reading the sample of `row`."""
 
     def __init__(self, index: Index, row: int, trouble: Callable[[], bytes]) -> None:
         super().__init__(index.dataset)
@@ -48,7 +50,7 @@ def exit_silently() -> bytes:
 
 
 def fail() -> bytes:
-    raise ZeroDivisionError("our own mistake")
+    raise ZeroDivisionError("a bug")
 
 
 def wait_for_ever() -> bytes:
@@ -57,25 +59,14 @@ def wait_for_ever() -> bytes:
 
 
 def loader(index: Index, store: LocalStore, workers: int = 2, batches: int = 3) -> HostLoader:
-    orders = [BatchRequest(np.arange(13), 0, step) for step in range(batches)]
-    policy = BadSamples("fail")
-    return HostLoader(
-        index,
-        store,
-        orders,
-        size=24,
-        crop=Crop(),
-        resize="fast",
-        workers=workers,
-        kind="process",
-        cache=None,
-        policy=policy,
-    )
+    requests = [BatchRequest(np.arange(13), 0, step) for step in range(batches)]
+    samples = SamplePipeline(index, store, [ImageSpec(24, Crop(), "fast")])
+    return HostLoader(samples, requests, workers=workers, worker_kind="process", policy=BadSamples("fail"))
 
 
 def pids(batches: HostLoader) -> list[int]:
-    assert isinstance(batches._crew, ProcessWorkerPool)
-    return [worker.pid for worker in batches._crew._workers]
+    assert isinstance(batches._pool, ProcessWorkerPool)
+    return [worker.pid for worker in batches._pool._workers]
 
 
 def is_running(pid: int) -> bool:
@@ -88,7 +79,7 @@ def is_running(pid: int) -> bool:
 def wait_until_gone(numbers: list[int], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while any(map(is_running, numbers)):
-        assert time.monotonic() < deadline, "orphans"
+        assert time.monotonic() < deadline, "workers are still running"
         time.sleep(0.05)
 
 
@@ -96,15 +87,15 @@ def wait_until_gone(numbers: list[int], limit_s: float) -> None:
     ("trouble", "how"),
     [(be_killed, r"was killed by SIGKILL \(out of memory\?\)"), (exit_silently, "ended with exit status 3")],
 )
-def test_a_dying_worker_names_the_samples_it_held(index: Index, trouble: Callable[[], bytes], how: str) -> None:
+def test_a_dying_worker_is_reported_with_its_samples(index: Index, trouble: Callable[[], bytes], how: str) -> None:
     batches = loader(index, TroubledStore(index, 4, trouble))
     held, following = index.keys([4, 5])
-    message = f"decoding process [01] {how} while it read sample '{held}'(; next in its hands: .*'{following}')?"
+    message = f"decoding process [01] {how} while it was decoding sample '{held}'(; next in its task: .*'{following}')?"
     with pytest.raises(DataError, match=message), batches:
         next(batches)
 
 
-def test_an_idle_worker_that_is_killed_is_missed_soon(index: Index, store: LocalStore) -> None:
+def test_an_idle_worker_that_is_killed_is_detected_soon(index: Index, store: LocalStore) -> None:
     with loader(index, store, batches=100) as batches:
         next(batches).release()
         os.kill(pids(batches)[1], signal.SIGKILL)
@@ -115,7 +106,7 @@ def test_an_idle_worker_that_is_killed_is_missed_soon(index: Index, store: Local
         assert time.monotonic() - started < 5
 
 
-def test_a_killed_worker_is_missed_while_another_hangs(index: Index) -> None:
+def test_a_killed_worker_is_detected_while_another_hangs(index: Index) -> None:
     with loader(index, TroubledStore(index, 0, wait_for_ever), workers=1) as batches:
         time.sleep(0.5)
         os.kill(pids(batches)[0], signal.SIGKILL)
@@ -125,17 +116,15 @@ def test_a_killed_worker_is_missed_while_another_hangs(index: Index) -> None:
         assert time.monotonic() - started < 5
 
 
-def test_a_defect_in_a_worker_comes_with_its_traceback(index: Index) -> None:
+def test_a_bug_in_a_worker_is_raised_with_its_traceback(index: Index) -> None:
     batches = loader(index, TroubledStore(index, 4, fail))
     with pytest.raises(RuntimeError, match="decoding failed in epoch 0, step 0") as caught, batches:
         next(batches)
     assert isinstance(caught.value.__cause__, WorkerError)
-    assert "in fail" in str(caught.value.__cause__) and "ZeroDivisionError: our own mistake" in str(
-        caught.value.__cause__
-    )
+    assert "in fail" in str(caught.value.__cause__) and "ZeroDivisionError: a bug" in str(caught.value.__cause__)
 
 
-def test_closing_ends_workers_even_hanging_ones(index: Index) -> None:
+def test_closing_stops_even_hanging_workers(index: Index) -> None:
     batches = loader(index, TroubledStore(index, 4, wait_for_ever))
     workers = pids(batches)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
@@ -146,16 +135,16 @@ def test_closing_ends_workers_even_hanging_ones(index: Index) -> None:
     assert list(batches) == []
 
 
-def test_a_forgotten_loader_ends_its_workers(index: Index, store: LocalStore) -> None:
+def test_a_garbage_collected_loader_stops_its_workers(index: Index, store: LocalStore) -> None:
     batches = loader(index, store)
     workers = pids(batches)
     del batches
     assert not any(map(is_running, workers))
 
 
-def test_signals_that_stop_a_job_leave_the_workers_to_their_parent(index: Index, store: LocalStore) -> None:
+def test_signals_that_stop_a_job_do_not_stop_its_workers(index: Index, store: LocalStore) -> None:
     with loader(index, store, batches=6) as batches:
-        next(batches).release()  # they have started and ignore signals
+        next(batches).release()  # the workers have started and block signals
         for pid in pids(batches):
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 os.kill(pid, number)
@@ -168,18 +157,20 @@ import sys, time
 import numpy as np
 from choral.data.loading.bad_samples import BadSamples
 from choral.data.loading.crop import Crop
-from choral.data.loading.host_loader import HostLoader, Order
+from choral.data.loading.host_loader import BatchRequest, HostLoader
+from choral.data.loading.input_spec import ImageSpec
+from choral.data.loading.sample_pipeline import SamplePipeline
 from choral.data.shards.index import Dataset, Index
 from choral.data.shards.store import LocalStore
 
 index = Index.open(Dataset.open(sys.argv[1]), "train")
-orders = (Order(np.arange(13), 0, step) for step in range(10**9))
-loader = HostLoader(index, LocalStore(index.dataset), orders, size=24, crop=Crop(), resize="fast", workers=2,
-                    kind="process", cache=None, policy=BadSamples("fail"))
+requests = (BatchRequest(np.arange(13), 0, step) for step in range(10**9))
+samples = SamplePipeline(index, LocalStore(index.dataset), [ImageSpec(24, Crop(), "fast")])
+loader = HostLoader(samples, requests, workers=2, worker_kind="process", policy=BadSamples("fail"))
 batch = next(loader)
-print(*[worker.pid for worker in loader._crew._workers], flush=True)
+print(*[worker.pid for worker in loader._pool._workers], flush=True)
 if sys.argv[2] == "end":
-    sys.exit()  # without closing, with a batch in hand
+    sys.exit()  # without closing, while holding a batch
 while True:
     batch.release()
     batch = next(loader)
@@ -207,7 +198,7 @@ def test_workers_end_with_a_killed_parent(packed: Path, number: int) -> None:
     wait_until_gone(workers, 10)
 
 
-def test_ctrl_c_ends_all_with_one_traceback(packed: Path) -> None:
+def test_ctrl_c_stops_all_with_one_traceback(packed: Path) -> None:
     process, workers = start_parent(packed, "run")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, errors = process.communicate(timeout=30)
@@ -216,7 +207,7 @@ def test_ctrl_c_ends_all_with_one_traceback(packed: Path) -> None:
     wait_until_gone(workers, 10)
 
 
-def test_an_end_without_closing_is_silent_and_leaves_nothing(packed: Path) -> None:
+def test_exit_without_closing_is_silent_and_leaves_nothing(packed: Path) -> None:
     before = set(Path("/dev/shm").iterdir())
     process, workers = start_parent(packed, "end")
     _, errors = process.communicate(timeout=30)

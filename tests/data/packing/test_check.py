@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 
 from choral.core.errors import DataError
-from choral.data.packing.check import check
+from choral.data.packing.check import check_dataset
 from choral.data.shards.index import Dataset, Index, write_index
 
 
-def test_sound_folder(packed: Dataset) -> None:
+def test_an_intact_directory(packed: Dataset) -> None:
     seen: list[tuple[int, int]] = []
-    report = check(packed.folder, lambda done, total: seen.append((done, total)))
+    report = check_dataset(packed.folder, lambda done, total: seen.append((done, total)))
     assert (report.samples, report.shards, report.problems) == (13, len(packed.shards), [])
     assert seen[-1] == (len(packed.shards), len(packed.shards))
 
@@ -48,16 +48,16 @@ def cut(packed: Dataset) -> None:
     (cut, r"train-000000\.tar: \d+ bytes, expected"),
     (lambda p: p.shard_path(0).unlink(), r"train-000000\.tar: shard is missing"),
     (lambda p: (p.folder / "val.arrow").unlink(), r"val\.arrow"),
-    (lambda p: (p.folder / "val.arrow").write_bytes(b"x"), r"val\.arrow: the index has another checksum"),
+    (lambda p: (p.folder / "val.arrow").write_bytes(b"x"), r"val\.arrow: the checksum of the index differs"),
 ])  # fmt: skip
 def test_damage_is_reported(packed: Dataset, damage: Callable[[Dataset], None], message: str) -> None:
     damage(packed)
-    problems = check(packed.folder).problems
+    problems = check_dataset(packed.folder).problems
     assert any(re.search(message, problem) for problem in problems), problems
 
 
-def test_index_of_other_shards(packed: Dataset) -> None:
-    """Everything agrees with its checksum, but the index points to the wrong places."""
+def test_an_index_with_wrong_offsets(packed: Dataset) -> None:
+    """All checksums match, but the offsets in the index are wrong."""
     index = Index.open(packed, "train")
     table = pa.ipc.open_file(str(packed.folder / "train.arrow")).read_all()
     moved = pa.array([offset + 512 for offset in index.column("offset").tolist()], pa.int64())
@@ -66,18 +66,18 @@ def test_index_of_other_shards(packed: Dataset) -> None:
     content = json.loads(path.read_text())
     content["splits"]["train"]["index_sha256"] = checksum
     path.write_text(json.dumps(content))
-    problems = check(packed.folder).problems
-    assert "the fingerprint does not fit" in problems[0]
-    assert "the index says" in problems[1]
+    problems = check_dataset(packed.folder).problems
+    assert "the fingerprint does not match" in problems[0]
+    assert "by the index" in problems[1]
 
 
-def test_many_problems_are_counted(packed: Dataset) -> None:
+def test_every_bad_image_is_reported(packed: Dataset) -> None:
     for row in range(11):
         overwrite(packed, Index.open(packed, "train").row(row).offset, b"no image")
-    assert len(check(packed.folder).problems) == 12
+    assert len(check_dataset(packed.folder).problems) == 12
 
 
-def test_no_packed_folder(packed: Dataset) -> None:
+def test_not_a_packed_directory(packed: Dataset) -> None:
     (packed.folder / "dataset.json").unlink()
-    with pytest.raises(DataError, match="not a packed folder"):
-        check(packed.folder)
+    with pytest.raises(DataError, match="not a packed directory"):
+        check_dataset(packed.folder)

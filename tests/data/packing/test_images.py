@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from choral.core.errors import DataError
-from choral.data.packing.image_files import Encoding, verify
-from shard_samples import image_bytes
+from choral.data.packing.image_files import ImageEncoding, verify_image
+from small_sources import image_bytes
 
 
 def saved(image: Image.Image, fmt: str, **options: object) -> bytes:
@@ -24,7 +24,7 @@ def saved(image: Image.Image, fmt: str, **options: object) -> bytes:
 ])  # fmt: skip
 def test_formats(fmt: str, ext: str) -> None:
     data = image_bytes("red", fmt=fmt)
-    assert verify(data) == ext
+    assert verify_image(data) == ext
 
 
 def frames(fmt: str) -> bytes:
@@ -42,8 +42,8 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(("data", "reason"), [
-    (b"hello, I am text\n", "not an image, it begins with b'hello, I am '"),
-    (b"", "no bytes at all"),
+    (b"hello, I am text\n", r"not an image \(it begins with b'hello, I am '\)"),
+    (b"", "the file is empty"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
     (b'<?xml version="1.0"?><svg xmlns="x"></svg>', "SVG"),
     (frames("GIF"), "3 frames in one gif"),
@@ -58,52 +58,52 @@ def bomb() -> bytes:
     (image_bytes("red", (64, 64), "BMP")[:-20], "damaged bmp"),
     (b"\xff\xd8\xff" + b"rubbish" * 9, "damaged jpg"),
 ])  # fmt: skip
-def test_refused(data: bytes, reason: str) -> None:
+def test_rejected_images(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        verify(data)
+        verify_image(data)
 
 
-def test_flipped_bits_of_a_png_are_found() -> None:
+def test_flipped_bits_of_a_png_are_detected() -> None:
     data = bytearray(image_bytes("red", (16, 16)))
-    for position in range(8, len(data) - 12):  # the end marker holds nothing
+    for position in range(8, len(data) - 12):  # the end marker has no data
         data[position] ^= 1
         with pytest.raises(DataError):
-            verify(bytes(data))
+            verify_image(bytes(data))
         data[position] ^= 1
 
 
-def test_stored_byte_for_byte_unless_asked() -> None:
+def test_images_are_stored_byte_for_byte_by_default() -> None:
     data = image_bytes("red", (40, 30))
-    assert Encoding().apply(data, "png") == (data, "png")
-    assert Encoding(max_size=40).apply(data, "png") == (data, "png")
+    assert ImageEncoding().apply(data, "png") == (data, "png")
+    assert ImageEncoding(max_size=40).apply(data, "png") == (data, "png")
 
 
 @pytest.mark.parametrize(("mode", "fmt", "encoding", "ext", "kept"), [
-    ("RGB", "JPEG", Encoding(max_size=20), "jpg", "RGB"),
-    ("CMYK", "JPEG", Encoding(max_size=20), "jpg", "CMYK"),
-    ("L", "PNG", Encoding(max_size=20), "png", "L"),
-    ("RGBA", "PNG", Encoding(max_size=20), "png", "RGBA"),
-    ("I;16", "PNG", Encoding(max_size=20), "png", "I;16"),
-    ("P", "PNG", Encoding(max_size=20), "png", "RGB"),
-    ("1", "PNG", Encoding(max_size=20), "png", "L"),
-    ("RGB", "PNG", Encoding(max_size=20, quality=80), "jpg", "RGB"),
-    ("RGBA", "PNG", Encoding(max_size=20, quality=80), "png", "RGBA"),
-    ("RGB", "WEBP", Encoding(max_size=20), "jpg", "RGB"),
-    ("CMYK", "TIFF", Encoding(max_size=20), "png", "RGB"),
+    ("RGB", "JPEG", ImageEncoding(max_size=20), "jpg", "RGB"),
+    ("CMYK", "JPEG", ImageEncoding(max_size=20), "jpg", "CMYK"),
+    ("L", "PNG", ImageEncoding(max_size=20), "png", "L"),
+    ("RGBA", "PNG", ImageEncoding(max_size=20), "png", "RGBA"),
+    ("I;16", "PNG", ImageEncoding(max_size=20), "png", "I;16"),
+    ("P", "PNG", ImageEncoding(max_size=20), "png", "RGB"),
+    ("1", "PNG", ImageEncoding(max_size=20), "png", "L"),
+    ("RGB", "PNG", ImageEncoding(max_size=20, quality=80), "jpg", "RGB"),
+    ("RGBA", "PNG", ImageEncoding(max_size=20, quality=80), "png", "RGBA"),
+    ("RGB", "WEBP", ImageEncoding(max_size=20), "jpg", "RGB"),
+    ("CMYK", "TIFF", ImageEncoding(max_size=20), "png", "RGB"),
 ])  # fmt: skip
-def test_smaller(mode: str, fmt: str, encoding: Encoding, ext: str, kept: str) -> None:
+def test_scaling_keeps_the_mode(mode: str, fmt: str, encoding: ImageEncoding, ext: str, kept: str) -> None:
     data = saved(Image.new(mode, (40, 30)), fmt)
-    small, stored = encoding.apply(data, verify(data))
+    small, stored = encoding.apply(data, verify_image(data))
     with Image.open(io.BytesIO(small)) as image:
         assert (stored, image.size, image.mode) == (ext, (20, 15), kept)
-    assert verify(small) == ext
+    assert verify_image(small) == ext
 
 
 def test_exif_orientation_is_applied() -> None:
     image = Image.fromarray(np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 64, 0))  # 32 wide, 64 high, dark left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    small, _ = Encoding(max_size=32).apply(saved(image, "JPEG", exif=exif), "jpg")
+    exif[0x0112] = 6  # rotate clockwise
+    small, _ = ImageEncoding(max_size=32).apply(saved(image, "JPEG", exif=exif), "jpg")
     with Image.open(io.BytesIO(small)) as turned:
         assert turned.size == (32, 16)
         assert turned.getexif().get(0x0112, 1) == 1

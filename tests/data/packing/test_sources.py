@@ -18,10 +18,10 @@ from PIL import Image
 from choral.core.errors import ChoralError, ConfigError, DataError
 from choral.data.packing.options import PackOptions
 from choral.data.packing.sources import ImageSource, TarSource, open_source
-from choral.data.packing.sources.base import FileReader, key_of, read_classes, resolve_labels
-from choral.data.packing.sources.label_column import labelled_by
+from choral.data.packing.sources.base import FileReader, make_sample_key, read_class_names, resolve_labels
+from choral.data.packing.sources.label_column import use_column_as_label
 from choral.data.packing.sources.tars import index_tars
-from shard_samples import image_bytes, make_photos, samples, write_tar
+from small_sources import image_bytes, make_photos, samples, write_tar
 
 OPTIONS = PackOptions(processes=1)
 
@@ -43,7 +43,7 @@ def tars(spec: str | Path, options: PackOptions = OPTIONS) -> tuple[tuple[str, .
 
 
 def test_keys_are_readable_unique_and_stable() -> None:
-    assert key_of("cats/no 1.jpg") == "cats_no_1-" + "8e3568d9a6b9"
+    assert make_sample_key("cats/no 1.jpg") == "cats_no_1-" + "8e3568d9a6b9"
     names = [
         "a/b.jpg",
         "a/b.png",
@@ -57,13 +57,13 @@ def test_keys_are_readable_unique_and_stable() -> None:
         "../x.jpg",
         "x" * 300,
     ]
-    keys = [key_of(name) for name in names]
+    keys = [make_sample_key(name) for name in names]
     assert len(set(keys)) == len(names)
     assert all(
         len(key) <= 80 and not set(key) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
         for key in keys
     )
-    assert key_of(unicodedata.normalize("NFD", "ä.jpg")) == key_of("ä.jpg")
+    assert make_sample_key(unicodedata.normalize("NFD", "ä.jpg")) == make_sample_key("ä.jpg")
 
 
 @pytest.mark.parametrize(("labels", "classes", "ids", "names", "result"), [
@@ -80,18 +80,18 @@ def test_labels(labels: list[str], classes: Any, ids: bool, names: tuple[str, ..
 
 
 @pytest.mark.parametrize(("labels", "classes", "message"), [
-    (["0", "1", "7x"], None, "2: label '7x' does not fit the others, which are numbers"),
-    (["0", "1", "-1"], None, "2: label '-1' is outside the classes"),
-    (["0", "1", "1" + "0" * 21], None, "2: label '1000000000000000000000' is outside"),
+    (["0", "1", "7x"], None, "2: label '7x' does not match the others, which are numbers"),
+    (["0", "1", "-1"], None, "2: label '-1' is out of range"),
+    (["0", "1", "1" + "0" * 21], None, "2: label '1000000000000000000000' is out of range"),
     (["0", "1", "3"], None, "2: label '3', but class 2 has no sample"),
     (["0", ""], None, "1: the label is empty"),
     (["a", "a"], None, "all labels are 'a', expected at least two"),
-    (["0", "2"], ("a", "b"), "1: label '2' is outside the 2 classes"),
-    (["a", "c"], ("a", "b"), "1: label 'c' is outside the 2 classes"),
-    (["0", "1" + "0" * 21], ("a", "b"), "outside the 2 classes"),
-    ([f"caption {i}" for i in range(30)], None, "every label occurs just once"),
+    (["0", "2"], ("a", "b"), "1: label '2' is not one of the 2 classes"),
+    (["a", "c"], ("a", "b"), "1: label 'c' is not one of the 2 classes"),
+    (["0", "1" + "0" * 21], ("a", "b"), "is not one of the 2 classes"),
+    ([f"caption {i}" for i in range(30)], None, "every label occurs only once"),
 ])  # fmt: skip
-def test_impossible_labels(labels: list[str], classes: Any, message: str) -> None:
+def test_invalid_labels(labels: list[str], classes: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         resolve_labels(labels, classes, str, numbers_are_ids=True)
 
@@ -103,9 +103,9 @@ def test_impossible_labels(labels: list[str], classes: Any, message: str) -> Non
 def test_class_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        read_classes([tmp_path])
+        read_class_names([tmp_path])
     (tmp_path / "classes.txt").write_text("\ufeffcat\r\nüber dog\r\n\r\n")
-    assert read_classes([tmp_path]) == ("cat", "über dog")
+    assert read_class_names([tmp_path]) == ("cat", "über dog")
 
 
 # Folders
@@ -135,7 +135,7 @@ def test_folder_with_given_splits(tmp_path: Path) -> None:
     assert source.classes == ("a", "b")
     assert source.samples["split"].to_pylist() == ["train"] * 5 + ["val"]
     make_photos(tmp_path / "extra", {"a": 1})
-    with pytest.raises(DataError, match="'extra' lies beside 'Train'"):
+    with pytest.raises(DataError, match="has 'extra' beside 'Train'"):
         images(tmp_path)
 
 
@@ -146,10 +146,10 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("make", "message"), [
     (lambda r: (r / "empty").mkdir(), "empty: class folder without images"),
     (lambda r: (r / "red" / "notes.txt").write_text("x"), r"red/notes\.txt: not an image"),
-    (lambda r: (r / "loose.jpg").write_bytes(b"x"), r"loose\.jpg: an image in no class folder"),
-    (lambda r: (r / "labels.csv").write_bytes(b"x"), r"labels\.csv: .*name it as the source"),
+    (lambda r: (r / "loose.jpg").write_bytes(b"x"), r"loose\.jpg: an image outside the class folders"),
+    (lambda r: (r / "labels.csv").write_bytes(b"x"), r"labels\.csv: .*pass the manifest as the source"),
     (lambda r: (r / "red" / "gone.png").symlink_to(r / "nowhere"), r"gone\.png: cannot be read \(No such file"),
-    (lambda r: (r / "red" / "loop").symlink_to(r / "red"), "loop: a link that leads back"),
+    (lambda r: (r / "red" / "loop").symlink_to(r / "red"), "loop: a link to one of its parent folders"),
     (lambda r: (r / "red" / "b\udcff.png").write_bytes(b"x"), r"b'b\\xff\.png' is not UTF-8"),
 ])  # fmt: skip
 def test_bad_folders(photos: Path, make: Callable[[Path], Any], message: str) -> None:
@@ -161,7 +161,7 @@ def test_bad_folders(photos: Path, make: Callable[[Path], Any], message: str) ->
 def test_too_few_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 class folders"):
         images(make_photos(tmp_path / "p", {"a": 3}))
-    with pytest.raises(DataError, match="0 class folders, expected one folder a class"):
+    with pytest.raises(DataError, match="0 class folders, expected at least two"):
         (tmp_path / "empty").mkdir()
         images(tmp_path / "empty")
 
@@ -172,7 +172,7 @@ def test_an_archive_among_photos_does_not_make_a_folder_of_tars(photos: Path) ->
         images(photos)
 
 
-def test_a_folder_named_by_dots(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_of_dots(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos / "red")
     assert images("..").name == "photos"
 
@@ -240,8 +240,8 @@ def test_bad_rows(listed: Path, row: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(("label", "message"), [
-    ("", r"list\.csv: row 3: the label is empty"), ("-1", "row 3: label '-1' is outside"),
-    ("7x", "row 3: label '7x' does not fit"), ("1" + "0" * 21, "row 3: label .* is outside"),
+    ("", r"list\.csv: row 3: the label is empty"), ("-1", "row 3: label '-1' is out of range"),
+    ("7x", "row 3: label '7x' does not match"), ("1" + "0" * 21, "row 3: label .* is out of range"),
 ])  # fmt: skip
 def test_bad_labels_in_a_manifest(listed: Path, label: str, message: str) -> None:
     listed.write_text("image,label\n" + "".join(f"img/{i}.png,{label if i == 2 else i % 2}\n" for i in range(6)))
@@ -249,19 +249,19 @@ def test_bad_labels_in_a_manifest(listed: Path, label: str, message: str) -> Non
         images(listed)
 
 
-def test_manifest_with_classes_beside_it(listed: Path) -> None:
+def test_manifest_with_a_class_file(listed: Path) -> None:
     (listed.parent / "classes.txt").write_text("b\na\nc\n")
     listed.write_text("image,label\nimg/0.png,a\nimg/1.png,b\n")
     assert images(listed).classes == ("b", "a", "c")
     assert images(listed).samples["label"].to_pylist() == [1, 0]
     listed.write_text("image,label\nimg/0.png,a\nimg/1.png,d\n")
-    with pytest.raises(DataError, match="row 2: label 'd' is outside the 3 classes"):
+    with pytest.raises(DataError, match="row 2: label 'd' is not one of the 3 classes"):
         images(listed)
 
 
 def test_bad_columns(listed: Path) -> None:
     listed.write_text("images,label\nimg/0.png,a\n")
-    with pytest.raises(ConfigError, match=r"no column 'image'; there are: images, label\. Did you mean images\?"):
+    with pytest.raises(ConfigError, match=r"no column 'image'; available: images, label\. Did you mean images\?"):
         images(listed)
     listed.write_text("image,label,split\nimg/0.png,a,train\nimg/1.png,b,holdout\n")
     with pytest.raises(DataError, match="row 2: the split is 'holdout', expected train, val or test"):
@@ -325,12 +325,12 @@ def test_labels_and_metadata_from_json_and_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("parts", "message"), [
-    ({"cls": b"7x"}, r"0\.tar: sample 'z' at byte \d+: label '7x' does not fit"),
-    ({"cls": b"-1"}, r"0\.tar: sample 'z' at byte \d+: label '-1' is outside"),
-    ({"cls": b"1" + b"0" * 21}, r"0\.tar: sample 'z' at byte \d+: label '10+' is outside"),
+    ({"cls": b"7x"}, r"0\.tar: sample 'z' at byte \d+: label '7x' does not match"),
+    ({"cls": b"-1"}, r"0\.tar: sample 'z' at byte \d+: label '-1' is out of range"),
+    ({"cls": b"1" + b"0" * 21}, r"0\.tar: sample 'z' at byte \d+: label '10+' is out of range"),
     ({"cls": b"9"}, "label '9', but class 3 has no sample"),
     ({"cls": b" "}, r"0\.tar: sample 'z': the label in 'z\.cls' at byte \d+ is empty"),
-    ({"cls": b"\xff\xfe"}, "does not fit the others"),
+    ({"cls": b"\xff\xfe"}, "does not match the others"),
     ({}, r"0\.tar: sample 'z' at byte \d+ has no label"),
     ({"json": b"{"}, r"'z\.json' at byte \d+ is not JSON"),
     ({"json": b"[1]"}, "has no label"),
@@ -351,7 +351,7 @@ def test_shards_listed_twice_or_missing(tmp_path: Path) -> None:
         tars(tmp_path / "x-{3..4}.tar")
     write_tar(tmp_path / "train-0.tar", samples(6, 6))
     (tmp_path / "b.tar").unlink()
-    with pytest.raises(DataError, match=r"a\.tar: its name tells no split"):
+    with pytest.raises(DataError, match=r"a\.tar: its name does not contain a split"):
         tars(tmp_path)
 
 
@@ -390,10 +390,10 @@ def test_torchvision_with_arguments(size: str) -> None:
 
 @pytest.mark.parametrize(("spec", "message"), [
     ("torchvision:CIFAR11", r"no data set 'CIFAR11'\. Did you mean CIFAR10"),
-    ("torchvision:FakeData?sise=3", r"takes no argument 'sise'.*Did you mean size\?"),
-    ("torchvision:FakeData?image_size=3x8", r"cannot make its samples \(.*\): check the arguments; several numbers"),
+    ("torchvision:FakeData?sise=3", r"no argument 'sise'.*Did you mean size\?"),
+    ("torchvision:FakeData?image_size=3x8", r"cannot create the samples \(.*\): check the arguments; write several numbers"),
 ])  # fmt: skip
-def test_torchvision_misspelt(spec: str, message: str) -> None:
+def test_torchvision_with_wrong_arguments(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         images(spec)
 
@@ -443,8 +443,8 @@ def test_elpv() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
-def test_elpv_by_another_column() -> None:
-    """The four steps of the experts' probability as classes, in the order of the numbers; the column itself stays."""
+def test_elpv_with_another_label_column() -> None:
+    """The four values of the defect probability become classes in numerical order; the column itself stays."""
     source = images("elpv", PackOptions(processes=1, label_column="probability"))
     assert source.classes == ("0", "0.333333", "0.666667", "1")
     probability, label = source.samples["probability"].to_numpy(), source.samples["label"].to_numpy()
@@ -462,7 +462,7 @@ def test_elpv_by_another_column() -> None:
     ],
 )
 def test_values_of_a_column_become_classes(values: list[Any], classes: tuple[str, ...]) -> None:
-    source = labelled_by(source_with(values), "grade")
+    source = use_column_as_label(source_with(values), "grade")
     assert source.classes == classes
     assert [sorted(set(values))[label] for label in source.samples["label"].to_pylist()] == values
 
@@ -474,19 +474,19 @@ def test_values_of_a_column_become_classes(values: list[Any], classes: tuple[str
             "grad",
             ["a", "b"],
             ConfigError,
-            r"no column 'grad' to take classes from; there are: grade\. Did you mean grade",
+            r"no column 'grad' to use as the label; available: grade\. Did you mean grade",
         ),
         ("label", ["a", "b"], ConfigError, r"no column 'label'"),
         ("grade", ["a", None], DataError, r"'grade' has no value for 1 samples, first 'k1'"),
-        ("grade", [1.0, float("nan")], DataError, r"'grade' is double: classes are text, \(finite\) numbers"),
-        ("grade", [1.0, float("inf")], DataError, r"'grade' is double: classes are text, \(finite\) numbers"),
-        ("grade", ["a", "a"], DataError, r"is 'a' everywhere, expected at least two classes"),
-        ("grade", [number / 7 for number in range(21)], DataError, r"every value occurs just once.*task regression"),
+        ("grade", [1.0, float("nan")], DataError, r"'grade' is double: classes must be text, finite numbers"),
+        ("grade", [1.0, float("inf")], DataError, r"'grade' is double: classes must be text, finite numbers"),
+        ("grade", ["a", "a"], DataError, r"is 'a' for all samples, expected at least two classes"),
+        ("grade", [number / 7 for number in range(21)], DataError, r"every value occurs only once.*task regression"),
     ],
 )
-def test_columns_that_are_no_classes(column: str, values: list[Any], error: type[ChoralError], text: str) -> None:
+def test_columns_that_cannot_be_classes(column: str, values: list[Any], error: type[ChoralError], text: str) -> None:
     with pytest.raises(error, match=text):
-        labelled_by(source_with(values), column)
+        use_column_as_label(source_with(values), column)
 
 
 def source_with(values: list[Any]) -> ImageSource:
@@ -509,12 +509,12 @@ def test_elpv_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("spec", "error", "message"), [
     ("{tmp}/fotos", DataError, r"fotos: no such folder or file\. Did you mean photos\?"),
-    ("s3://bucket/x", ConfigError, "only local files"),
-    ("pipe:cat x.tar", ConfigError, "only local files"),
+    ("s3://bucket/x", ConfigError, "expected a local path"),
+    ("pipe:cat x.tar", ConfigError, "expected a local path"),
     ("{tmp}/photos/red/000.png", ConfigError, "expected a folder, a manifest"),
     ("{tmp}/none.csv", DataError, "no such folder or file"),
     ("{tmp}/none.tar", DataError, "no such tar"),
 ])  # fmt: skip
-def test_what_is_no_source(photos: Path, spec: str, error: type[ChoralError], message: str) -> None:
+def test_invalid_sources(photos: Path, spec: str, error: type[ChoralError], message: str) -> None:
     with pytest.raises(error, match=message):
         open_source(spec.replace("{tmp}", str(photos.parent)), OPTIONS)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from choral.core.errors import ConfigError, DataError
-from choral.data.shards.index import Dataset, Index, Shard, Split, fingerprint_of, write_index
+from choral.data.shards.index import Dataset, Index, Shard, Split, compute_fingerprint, write_index
 
 
-def test_rows_lie_in_order_and_agree_with_columns(packed: Dataset) -> None:
+def test_rows_are_sorted_and_match_the_columns(packed: Dataset) -> None:
     index = Index.open(packed, "train")
     records = [index.row(i) for i in range(len(index))]
     assert len(index) == packed.splits["train"].samples == 11
@@ -28,22 +28,22 @@ def test_rows_lie_in_order_and_agree_with_columns(packed: Dataset) -> None:
         index.row(11)
 
 
-def test_pickled_index_opens_again(packed: Dataset) -> None:
+def test_a_pickled_index_maps_the_file_again(packed: Dataset) -> None:
     index = Index.open(packed, "val")
     again = pickle.loads(pickle.dumps(index))
     assert again.row(0) == index.row(0)
     assert len(pickle.dumps(index)) < 5000
 
 
-def test_unknown_names_are_answered_with_known_ones(packed: Dataset) -> None:
-    with pytest.raises(DataError, match=r"no split 'tets'; there are: train, val, test. Did you mean test\?"):
+def test_unknown_names_list_the_available_ones(packed: Dataset) -> None:
+    with pytest.raises(DataError, match=r"no split 'tets'; available: train, val, test. Did you mean test\?"):
         Index.open(packed, "tets")
-    with pytest.raises(DataError, match=r"no column 'pat' in split train; there are: key, .*path"):
+    with pytest.raises(DataError, match=r"no column 'pat' in split train; available: key, .*path"):
         Index.open(packed, "train").column("pat")
 
 
 def test_shard_sizes_of_shared_shards(tmp_path: Path) -> None:
-    """Foreign tars: the samples of a split may lie in any of the shards, also in none of one."""
+    """Tars indexed in place: a split may have samples in some of the shards only."""
     shard = np.array([0, 0, 2, 2, 2, 5], dtype=np.int32)
     table = pa.table(
         {
@@ -62,11 +62,11 @@ def test_shard_sizes_of_shared_shards(tmp_path: Path) -> None:
     assert Index.open(dataset, "train").shard_sizes.tolist() == [2, 3, 1]
 
 
-def test_description_is_kept(packed: Dataset) -> None:
+def test_description_round_trip(packed: Dataset) -> None:
     again = Dataset.open(packed.folder)
     assert again == packed
     assert again.columns["label"] == "int64"
-    assert again.fingerprint == fingerprint_of(packed.classes, packed.shards, packed.splits)
+    assert again.fingerprint == compute_fingerprint(packed.classes, packed.shards, packed.splits)
     content = json.loads((packed.folder / "dataset.json").read_text())
     assert list(content)[:4] == ["format", "task", "name", "classes"]
     summary = packed.summary()
@@ -76,14 +76,14 @@ def test_description_is_kept(packed: Dataset) -> None:
 
 
 def test_missing_and_damaged_descriptions(tmp_path: Path, packed: Dataset) -> None:
-    with pytest.raises(DataError, match=r"not a packed folder \(no dataset.json\): run `choral pack"):
+    with pytest.raises(DataError, match=r"not a packed directory \(no dataset.json\): run `choral pack"):
         Dataset.open(tmp_path / "nothing")
     path = packed.folder / "dataset.json"
     content = json.loads(path.read_text())
     for change, message in [
         ({"format": "other-9"}, "format is 'other-9'"),
-        ({"shards": [{"path": "../../etc/passwd", "bytes": 1, "sha256": "", "samples": 1}]}, "leaves the folder"),
-        ({"shards": []}, "names a shard that is not listed"),
+        ({"shards": [{"path": "../../etc/passwd", "bytes": 1, "sha256": "", "samples": 1}]}, "leaves the directory"),
+        ({"shards": []}, "refers to a shard that is not listed"),
         ({"classes": None}, "damaged"),
     ]:
         path.write_text(json.dumps({**content, **change}))
@@ -93,24 +93,24 @@ def test_missing_and_damaged_descriptions(tmp_path: Path, packed: Dataset) -> No
         path.write_text(text)
         with pytest.raises(DataError, match=r"dataset\.json"):
             Dataset.open(packed.folder)
-    with pytest.raises(ConfigError, match="only local files"):
+    with pytest.raises(ConfigError, match="expected a local path"):
         Dataset.open("s3://bucket/data")
 
 
-def test_verify_present_names_the_file(packed: Dataset) -> None:
-    packed.verify_present()
+def test_check_files_names_the_missing_file(packed: Dataset) -> None:
+    packed.check_files()
     path = packed.shard_path(0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-512])
     with pytest.raises(DataError, match=rf"train-000000\.tar: {len(whole) - 512} bytes, expected {len(whole)}"):
-        packed.verify_present()
+        packed.check_files()
     path.unlink()
     with pytest.raises(DataError, match=r"train-000000\.tar: shard is missing"):
-        packed.verify_present()
+        packed.check_files()
     path.write_bytes(whole)
     (packed.folder / "val.arrow").unlink()
     with pytest.raises(DataError, match=r"val\.arrow: index is missing"):
-        packed.verify_present()
+        packed.check_files()
 
 
 def test_damaged_index(packed: Dataset) -> None:
@@ -123,5 +123,5 @@ def test_damaged_index(packed: Dataset) -> None:
     with pytest.raises(DataError, match=r"train\.arrow: not the index .* \(1 rows, expected 11\)"):
         Index.open(packed, "train")
     write_index(path, pa.table({"key": ["a"] * 11}))
-    with pytest.raises(DataError, match=r"not the index .*columns \['shard'"):
+    with pytest.raises(DataError, match=r"not the index .*wrong columns: \['shard'"):
         Index.open(packed, "train")

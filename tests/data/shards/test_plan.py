@@ -1,4 +1,4 @@
-"""The order of samples: a pure function with properties, tested on sizes that do not divide evenly."""
+"""The order of samples: properties of a pure function, tested on sizes that do not divide evenly."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from choral.core.counter_rng import key_of, permute, uniform
+from choral.core.counter_rng import make_key, permute, uniform
 from choral.core.errors import ConfigError
-from choral.data.shards.epoch_plan import BalancedPlan, ClassRows, EpochPlan, WeightedPlan, exact_rows, slice_of
+from choral.data.shards.epoch_plan import (
+    BalancedPlan,
+    EpochPlan,
+    RowsByClass,
+    WeightedPlan,
+    evaluation_batches,
+    rank_slice,
+)
 
 
 @st.composite
@@ -30,7 +37,7 @@ def plans(draw: st.DrawFn) -> EpochPlan:
 @given(plans(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_every_sample_once_but_for_the_last_partial_batch(plan: EpochPlan, data: st.DataObject) -> None:
-    samples = int(plan._line_ends[-1])
+    samples = int(plan._shard_ends[-1])
     rows = np.concatenate([plan.batch(step) for step in range(plan.steps)])
     assert len(rows) == plan.steps * plan.global_batch > samples - plan.global_batch
     assert len(set(rows.tolist())) == len(rows)
@@ -42,14 +49,14 @@ def test_every_sample_once_but_for_the_last_partial_batch(plan: EpochPlan, data:
 def test_slices_of_ranks_are_disjoint_and_complete(plan: EpochPlan, world_size: int) -> None:
     for step in range(plan.steps):
         batch = plan.batch(step)
-        slices = [batch[slice_of(len(batch), rank, world_size)] for rank in range(world_size)]
+        slices = [batch[rank_slice(len(batch), rank, world_size)] for rank in range(world_size)]
         assert np.array_equal(np.concatenate(slices), batch)
         assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 @given(st.integers(0, 50), st.integers(1, 6), st.integers(1, 8))
 def test_evaluation_reads_every_row_once(count: int, world_size: int, batch: int) -> None:
-    parts = [list(exact_rows(count, rank, world_size, batch)) for rank in range(world_size)]
+    parts = [list(evaluation_batches(count, rank, world_size, batch)) for rank in range(world_size)]
     rows = [row for part in parts for rows in part for row in rows.tolist()]
     assert rows == list(range(count))
     assert all(1 <= len(rows) <= batch for part in parts for rows in part)
@@ -75,7 +82,7 @@ def test_epochs_and_seeds_differ(window: int) -> None:
 
 
 def test_a_window_that_holds_the_data_shuffles_uniformly() -> None:
-    """How often sample i comes at place j, over 6,000 epochs, against a uniform shuffle (chi-square)."""
+    """Chi-square test of how often sample i comes at position j in 6,000 epochs, against a uniform shuffle."""
     size, epochs = 13, 6000
     counts = np.zeros((size, size))
     for epoch in range(epochs):
@@ -85,8 +92,8 @@ def test_a_window_that_holds_the_data_shuffles_uniformly() -> None:
     assert statistic < stats.chi2.ppf(1 - 1e-6, (size - 1) ** 2)
 
 
-def test_neighbours_are_parted_as_well_as_by_a_uniform_shuffle() -> None:
-    """The mean distance between samples that lie side by side in a shard: n / 3 for a uniform shuffle of n samples."""
+def test_neighbours_are_as_far_apart_as_after_a_uniform_shuffle() -> None:
+    """Mean distance between neighbours of a shard: n / 3 after a uniform shuffle of n samples."""
     size = 20_000
     place = np.empty(size)
     place[EpochPlan(3, 0, np.full(20, 1000), size).batch(0)] = np.arange(size)
@@ -99,7 +106,7 @@ def test_a_small_window_still_mixes_over_more_than_itself() -> None:
     places[EpochPlan(3, 0, np.array([size]), size, 1, window).batch(0)] = np.arange(size)
     moved = np.abs(places - np.arange(size))
     assert window / 3 < moved.mean() < 2 * window  # a uniform shuffle of the window alone moves by a third of it
-    assert window < moved.max() < 3 * window  # samples leave their own window, but not the neighbourhood
+    assert window < moved.max() < 3 * window  # samples leave their window but stay near it
 
 
 def test_lanes_share_the_batch_and_bound_the_open_shards() -> None:
@@ -108,7 +115,7 @@ def test_lanes_share_the_batch_and_bound_the_open_shards() -> None:
     one, eight = EpochPlan(0, 0, sizes, 32, 1, 200), EpochPlan(0, 0, sizes, 32, 8, 200)
     for step in (0, 50, 199):
         by_lane = shard_of[eight.batch(step)].reshape(8, 4)
-        # A rank that holds one lane touches the shards of a window, not those of the whole batch.
+        # A rank with one lane reads the shards of a window, not those of the whole batch.
         assert all(len(set(lane)) <= 4 for lane in by_lane.tolist())
         for first in range(8):
             for second in range(first):
@@ -116,9 +123,9 @@ def test_lanes_share_the_batch_and_bound_the_open_shards() -> None:
         assert len(set(shard_of[one.batch(step)])) <= 6
 
 
-def test_a_million_samples_plan_their_first_batch_at_once() -> None:
+def test_the_first_batch_of_a_million_samples_is_fast() -> None:
     sizes = np.full(1000, 1000)
-    EpochPlan(0, 0, sizes, 256).batch(0)  # warm
+    EpochPlan(0, 0, sizes, 256).batch(0)  # warm-up
     best = min(_seconds(lambda: EpochPlan(0, 1, sizes, 256).batch(0)) for _ in range(5))
     assert best < 0.05
 
@@ -143,8 +150,8 @@ def _seconds(work: object) -> float:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"global_batch": 14}, "14 samples, but the split only 13"),
-        ({"global_batch": 4, "lanes": 3}, "lanes must divide"),
+        ({"global_batch": 14}, r"batch of 14 samples is larger than the split \(13\)"),
+        ({"global_batch": 4, "lanes": 3}, "not divisible by 3 lanes"),
         ({"global_batch": 0}, "must be at least 1"),
     ],
 )
@@ -174,13 +181,13 @@ def test_uniform_is_uniform_and_independent_of_its_neighbours() -> None:
 
 
 def test_keys_depend_on_order_and_sign() -> None:
-    assert len({int(key_of(*parts)) for parts in [(0,), (0, 0), (0, 1), (1, 0), (-1, 0), (2**40, 0)]}) == 6
+    assert len({int(make_key(*parts)) for parts in [(0,), (0, 0), (0, 1), (1, 0), (-1, 0), (2**40, 0)]}) == 6
 
 
 def test_slices_cover_the_range() -> None:
     for count in range(9):
         for world_size in range(1, 6):
-            parts = [slice_of(count, rank, world_size) for rank in range(world_size)]
+            parts = [rank_slice(count, rank, world_size) for rank in range(world_size)]
             assert [row for part in parts for row in range(count)[part]] == list(range(count))
 
 
@@ -188,20 +195,20 @@ LABELS = np.array([0] * 60 + [1] * 3 + [3] * 17)[np.random.default_rng(0).permut
 
 
 def balanced(epoch: int, batch: int = 10) -> NDArray[np.int64]:
-    plan = BalancedPlan(7, epoch, ClassRows(LABELS), batch)
+    plan = BalancedPlan(7, epoch, RowsByClass(LABELS), batch)
     assert plan.steps == 80 // batch
     return np.concatenate([plan.batch(step) for step in range(plan.steps)])
 
 
-def test_balanced_batches_hold_each_class_as_often() -> None:
-    """80 samples of three classes, batches of 10: any three samples that belong together are of three classes."""
+def test_balanced_batches_have_all_classes_equally_often() -> None:
+    """80 samples of three classes, batches of 10: every block of three samples has three classes."""
     drawn = np.concatenate([balanced(epoch) for epoch in range(3)])
     labels = LABELS[drawn % 80].reshape(-1, 3)
     assert (np.sort(labels, axis=1) == [0, 1, 3]).all()
     assert len({tuple(block) for block in labels.tolist()}) == 6  # in every order
 
 
-def test_balanced_sampling_uses_each_sample_of_a_class_before_any_again() -> None:
+def test_balanced_sampling_uses_all_samples_of_a_class_before_it_repeats_any() -> None:
     drawn = np.concatenate([balanced(epoch) for epoch in range(3)])
     for label in (0, 1, 3):
         rows = drawn[LABELS[drawn % 80] == label]
@@ -210,7 +217,7 @@ def test_balanced_sampling_uses_each_sample_of_a_class_before_any_again() -> Non
         for start in range(0, 80, size):
             part = rows[start : start + size]
             assert len(set(part % 80)) == len(part)
-            assert set(part // 80) == {start // size}  # repetitions are told apart
+            assert set(part // 80) == {start // size}  # repetitions are distinct
     assert len(set(drawn)) == len(drawn)
     orders = {
         tuple(rows[start : start + 3] % 80) for rows in [drawn[LABELS[drawn % 80] == 1]] for start in range(0, 78, 3)
@@ -218,8 +225,8 @@ def test_balanced_sampling_uses_each_sample_of_a_class_before_any_again() -> Non
     assert len(orders) > 3
 
 
-def test_a_balanced_batch_does_not_depend_on_those_before() -> None:
-    plan = BalancedPlan(7, 1, ClassRows(LABELS), 10)
+def test_a_balanced_batch_does_not_depend_on_earlier_ones() -> None:
+    plan = BalancedPlan(7, 1, RowsByClass(LABELS), 10)
     assert (plan.batch(5) == balanced(1)[50:60]).all()
     assert (balanced(1, batch=5)[:80] == balanced(1)).all()
     assert not (balanced(0) == balanced(1)).all()
@@ -236,15 +243,15 @@ def weighted(epoch: int, batch: int = 10) -> NDArray[np.int64]:
 WEIGHTS = np.random.default_rng(1).gamma(1, size=80) * (np.arange(80) % 7 > 0)
 
 
-def test_weighted_draws_come_as_often_as_their_weights_say() -> None:
-    """500 epochs of 80 draws: each sample within five standard deviations of a binomial distribution, none without weight."""
+def test_weighted_draws_are_proportional_to_the_weights() -> None:
+    """500 epochs of 80 draws: each count is within five binomial standard deviations; weight 0 is never drawn."""
     counts = sum(np.bincount(weighted(epoch) % 80, minlength=80) for epoch in range(500))
-    shares = WEIGHTS / WEIGHTS.sum()
-    assert (np.abs(counts - 40_000 * shares) <= 5 * np.sqrt(40_000 * shares * (1 - shares))).all()
+    probabilities = WEIGHTS / WEIGHTS.sum()
+    assert (np.abs(counts - 40_000 * probabilities) <= 5 * np.sqrt(40_000 * probabilities * (1 - probabilities))).all()
     assert (counts[WEIGHTS == 0] == 0).all()
 
 
-def test_a_sample_that_is_drawn_again_in_an_epoch_is_another_repetition() -> None:
+def test_repeated_draws_in_an_epoch_are_distinct_repetitions() -> None:
     drawn = weighted(3)
     assert len(set(drawn)) == 80 > len(set(drawn % 80))
     for row in set(drawn % 80):
@@ -257,5 +264,5 @@ def test_a_weighted_draw_is_a_function_of_seed_epoch_and_position() -> None:
     assert (weighted(1) != np.concatenate([WeightedPlan(8, 1, WEIGHTS, 10).batch(step) for step in range(8)])).any()
     with pytest.raises(IndexError):
         WeightedPlan(7, 1, WEIGHTS, 10).batch(8)
-    with pytest.raises(ConfigError, match="81 samples, but the split only 80"):
+    with pytest.raises(ConfigError, match=r"batch of 81 samples is larger than the split \(80\)"):
         WeightedPlan(7, 1, WEIGHTS, 81)

@@ -14,7 +14,7 @@ from choral.data.shards.index import Dataset, Index, Shard
 from choral.data.shards.store import LocalStore
 
 
-def test_reads_what_was_packed(packed: Dataset, photos: Path) -> None:
+def test_read_returns_the_packed_bytes(packed: Dataset, photos: Path) -> None:
     store = pickle.loads(pickle.dumps(LocalStore(packed)))
     for split in packed.splits:
         index = Index.open(packed, split)
@@ -26,7 +26,9 @@ def test_reads_what_was_packed(packed: Dataset, photos: Path) -> None:
 
 def test_short_read_names_shard_and_offset(packed: Dataset) -> None:
     size = packed.shards[0].bytes
-    with pytest.raises(DataError, match=rf"train-000000\.tar: ends at byte {size}, but 99 bytes from byte {size - 9}"):
+    with pytest.raises(
+        DataError, match=rf"train-000000\.tar: truncated: ends at byte {size}, expected 99 bytes from byte {size - 9}"
+    ):
         LocalStore(packed).read(0, size - 9, 99)
     packed.shard_path(1).unlink()
     with pytest.raises(DataError, match="shard cannot be opened"):
@@ -38,19 +40,19 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("path", ["pipe:cat /etc/passwd", "a.tar::b.tar", "https://host/a.tar", "s3://bucket/a.tar"])
-def test_commands_and_addresses_are_refused(packed: Dataset, path: str) -> None:
+def test_commands_and_urls_are_rejected(packed: Dataset, path: str) -> None:
     bad = dataclasses.replace(packed, shards=(Shard(path, 1, "", 1),))
-    with pytest.raises(ConfigError, match="only local files are opened"):
+    with pytest.raises(ConfigError, match="expected a local path"):
         LocalStore(bad)
 
 
 def test_many_threads_and_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(store_module, "_MAX_OPEN_SHARDS", 3)
     for number in range(12):
         (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 4096)
     shards = tuple(Shard(f"{n}.tar", 4096, "", 1) for n in range(12))
     store = LocalStore(Dataset(tmp_path, "n", "multiclass", ("a", "b"), shards, {}, "", ""))
-    gc.collect()  # files that earlier tests have left in cycles would be closed meanwhile
+    gc.collect()  # close files that earlier tests left in reference cycles
     before = open_files()
 
     def read(number: int) -> bool:

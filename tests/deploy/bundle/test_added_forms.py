@@ -15,11 +15,11 @@ from choral.cli import main
 from choral.cli.workflow.export import export
 from choral.core.errors import ChoralError, ConfigError, DataError
 from choral.deploy.bundle import added_forms as added
-from choral.deploy.bundle.added_forms import add_forms, check_wanted
-from choral.deploy.bundle.engine import Predicted
-from choral.deploy.bundle.policy_choice import Wanted
-from choral.deploy.bundle.read import read_bundle, update
-from choral.deploy.bundle.split_predictions import apart, losses_of
+from choral.deploy.bundle.added_forms import add_forms, check_formats
+from choral.deploy.bundle.engine import EnsemblePredictions
+from choral.deploy.bundle.policy_choice import PolicyRequest
+from choral.deploy.bundle.read import read_bundle, update_bundle
+from choral.deploy.bundle.split_predictions import compare_predictions, max_difference
 from choral.deploy.bundle.verify import verify_bundle
 from choral.deploy.bundle.verify_split import verify_split
 from choral.runs.run_dir import RunDir
@@ -34,7 +34,7 @@ def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run, evaluated, whose bundle has every form."""
     folder = made_run(shards, tmp_path_factory.mktemp("forms"))
     # Of one member: each takes seconds to export.
-    export(folder, folder.config(), Wanted(members=("c",)), folder.path / "bundle", True, QUIET)
+    export(folder, folder.config(), PolicyRequest(members=("c",)), folder.path / "bundle", True, QUIET)
     add_forms(folder.path / "bundle", ["onnx", "pt2"], ["fp16", "int8"])
     return folder
 
@@ -61,9 +61,9 @@ def test_what_was_not_measured_at_first_is_measured_later(made: RunDir, caplog: 
     path = made.path / "bundle"
     forms = {name: dict(facts) for name, facts in read_bundle(path).forms.items()}
     cost = forms[FORMS[3]].pop("measured")
-    update(path, {"forms": forms})
+    update_bundle(path, {"forms": forms})
     add_forms(path, ["onnx"], ["int8"], str(made.path / "nowhere"))
-    assert "--data FOLDER says where" in caplog.text and "measured" not in read_bundle(path).forms[FORMS[3]]
+    assert "give the shards with --data FOLDER" in caplog.text and "measured" not in read_bundle(path).forms[FORMS[3]]
     assert add_forms(path, ["onnx"], ["int8"], made.config().data.shards)[FORMS[3]]["measured"] == cost
     assert read_bundle(path).forms[FORMS[3]]["measured"] == cost
 
@@ -91,7 +91,7 @@ def test_without_its_run_a_bundle_is_held_against_its_own_networks(
     assert main(["verify", str(made.path / "bundle"), "--split", "test", "--tolerance", "1e-12"]) == 1
     shown = capsys.readouterr()
     assert "NOT" in shown.out and "lower" in shown.out
-    assert "held against the bundle's own networks" in shown.err
+    assert "compared with the bundle's own models" in shown.err
     with pytest.raises(ConfigError, match="elsewhere: no such run"):
         verify_split(made.path / "bundle", "test", run="elsewhere")
     with pytest.raises(DataError, match="nowhere"):
@@ -110,7 +110,7 @@ def test_images_are_asked_through_a_form(made: RunDir) -> None:
 def test_what_is_there_is_not_written_again(
     made: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(added, "program_of")
+    monkeypatch.delattr(added, "export_program")
     before = (made.path / "bundle" / "bundle.json").read_bytes()
     assert main(["export", str(made.path / "bundle"), "--format", "onnx,pt2", "--precision", "int8"]) == 0
     shown = capsys.readouterr().out
@@ -126,16 +126,16 @@ def test_a_form_that_says_something_else_is_not_kept(
     bundle = read_bundle(path)
     for name in FORMS:
         (path / name).unlink()
-    added.update(path, {"forms": {}})
+    added.update_bundle(path, {"forms": {}})
 
     class Wrong:
-        def ask(self, images: list[np.ndarray]) -> Predicted:
+        def predict_batch(self, images: list[np.ndarray]) -> EnsemblePredictions:
             count = len(images[0])
-            return Predicted(np.full((1, count, 3), 0.4, np.float32), np.full((count, 3), 0.4, np.float32))
+            return EnsemblePredictions(np.full((1, count, 3), 0.4, np.float32), np.full((count, 3), 0.4, np.float32))
 
-    monkeypatch.setattr(added, "_write", lambda bundle, names, say: (bundle.path / names[0]).write_bytes(b"x"))
+    monkeypatch.setattr(added, "_write_files", lambda bundle, names, report: (bundle.path / names[0]).write_bytes(b"x"))
     monkeypatch.setattr(added, "open_form", lambda path: Wrong())
-    with pytest.raises(ChoralError, match="says something else than the bundle"):
+    with pytest.raises(ChoralError, match="predictions differ from the bundle"):
         add_forms(path, ["onnx"], [])
     assert not (path / "model.onnx").exists() and bundle.forms and not read_bundle(path).forms
 
@@ -150,20 +150,20 @@ def test_a_form_that_says_something_else_is_not_kept(
 )
 def test_what_there_is_not(formats: list[str], precisions: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        check_wanted(formats, precisions)
+        check_formats(formats, precisions)
 
 
 def test_losses() -> None:
-    answering = plain()
+    policy = plain()
     labels = np.array([0, 1, 2, 1])
     sure = np.eye(3, dtype=np.float32)[labels]
     wrong = sure.copy()
     wrong[0] = [0.25, 0.75, 0]
-    good, bad = (Predicted(values[None], values) for values in (sure, wrong))
-    ((name, loss),) = losses_of(answering, labels, {"bad": bad}, good)
+    good, bad = (EnsemblePredictions(values[None], values) for values in (sure, wrong))
+    ((name, loss),) = compare_predictions(policy, labels, {"bad": bad}, good)
     assert (name, loss.n, loss.same, loss.largest) == ("bad", 4, 3, 0.75)
     assert (loss.value, loss.reference, loss.difference[0], loss.worse) == (0.75, 1.0, -0.25, 0.25)
     assert loss.difference[1] <= -0.25 <= loss.difference[2] == 0
-    numbers = Predicted(np.full((1, 4, 3), 8, np.float32), np.full((4, 3), 8, np.float32))
-    near = Predicted(numbers.by_member, numbers.combined + 2)
-    assert apart(plain("regression"), near, numbers) == (0.25, None)
+    numbers = EnsemblePredictions(np.full((1, 4, 3), 8, np.float32), np.full((4, 3), 8, np.float32))
+    near = EnsemblePredictions(numbers.by_member, numbers.combined + 2)
+    assert max_difference(plain("regression"), near, numbers) == (0.25, None)

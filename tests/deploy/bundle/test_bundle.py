@@ -20,22 +20,22 @@ import choral
 from choral.cli import main
 from choral.cli.workflow.export import export, export_stage, exported_config
 from choral.core.errors import ChoralError, ConfigError, DataError
-from choral.core.files import folder_aside
+from choral.core.files import atomic_folder
 from choral.data.shards.index import Dataset, Index
 from choral.data.shards.store import LocalStore
 from choral.deploy.bundle import verify as verify_module
 from choral.deploy.bundle.golden import read_golden
-from choral.deploy.bundle.policy_choice import Wanted, chosen_answer
+from choral.deploy.bundle.policy_choice import PolicyRequest, choose_policy
 from choral.deploy.bundle.predictor import Predictor
-from choral.deploy.bundle.read import FILE, SUMS, is_bundle, read_bundle, seal, update
+from choral.deploy.bundle.read import BUNDLE_FILE, CHECKSUMS_FILE, is_bundle, read_bundle, update_bundle, write_checksums
 from choral.deploy.bundle.verify import verify_bundle
 from choral.inference.ledger import Ledger
 from choral.inference.prediction_types import ClassPrediction, MultilabelPrediction, RegressionPrediction
-from choral.inference.trained_models import find_trained_models
+from choral.inference.run_models import find_trained_models
 from choral.runs.run_dir import RunDir
-from choral.scoring.calibrate import Asked, calibrate_run
+from choral.scoring.calibrate import CalibrationRequest, calibrate_run
 from choral.scoring.calibration_maps import CalibrationMap
-from choral.scoring.policy import write_answer
+from choral.scoring.policy import write_policy
 from made_bundles import QUIET, labelled, made_run
 from made_members import made_members
 
@@ -74,47 +74,47 @@ def test_a_bundle_answers_as_the_ledger_says(folder: RunDir) -> None:
     ledger = Ledger.open(folder.predictions / "test.parquet")
     answers = predictor.predict([images[key] for key in ledger.keys], batch_size=4)
     stack = np.stack([ledger.predictions(name, "tta") for name in predictor.members])
-    expected = predictor.answering.said(stack)
+    expected = predictor.policy.combine(stack)
     found = np.array([answer.probabilities for answer in answers if isinstance(answer, ClassPrediction)])
     assert np.abs(found - expected).max() <= 1e-5
     assert [answer.label for answer in answers if isinstance(answer, ClassPrediction)] == [
-        ledger.classes[number] for number in predictor.answering.decide(expected)
+        ledger.classes[number] for number in predictor.policy.decide(expected)
     ]
     assert all(isinstance(answer, ClassPrediction) and answer.possible is not None for answer in answers), (
         "conformal sets"
     )
     score = read_bundle(out).content["scores"]["test"]
     assert score["n"] == 11 and not score["chosen_on_it"]
-    right = np.mean(predictor.answering.decide(expected) == ledger.labels)
+    right = np.mean(predictor.policy.decide(expected) == ledger.labels)
     assert score["metrics"]["accuracy"]["value"] == pytest.approx(right)
 
 
 def test_what_a_steep_calibration_makes_of_rounding_is_allowed(folder: RunDir, tmp_path: Path) -> None:
     config = folder.config()
     models, _ = find_trained_models(folder, config)
-    answering, _ = chosen_answer(folder, config, models, Wanted())
-    assert answering.calibration.steepness == 1
+    policy, _ = choose_policy(folder, config, models, PolicyRequest())
+    assert policy.calibration.steepness == 1
     steps = ((0.0, 0.3333, 0.33331, 1.0), (0.0, 0.2, 0.202, 1.0))
     steep = CalibrationMap("isotonic", "multiclass", knots=(steps,) * 3)
     assert steep.steepness == pytest.approx(200)
     assert replace(steep, knots=(((0.0, 0.5, 0.5, 1.0), (0.0, 0.1, 0.9, 1.0)),)).steepness == 1000
-    write_answer(folder, replace(answering, calibration=steep, evaluation=answering.evaluation))
-    export(folder, config, Wanted(), tmp_path / "steep", False, QUIET)
+    write_policy(folder, replace(policy, calibration=steep, evaluation=policy.evaluation))
+    export(folder, config, PolicyRequest(), tmp_path / "steep", False, QUIET)
     assert verify_bundle(tmp_path / "steep", "cpu").checks[0].tolerance == pytest.approx(2e-3)
 
 
 def test_too_few_samples_to_calibrate_on(folder: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("choral.deploy.bundle.policy_choice.FEWEST", 14)
+    monkeypatch.setattr("choral.deploy.bundle.policy_choice.MIN_SAMPLES", 14)
     config = folder.config()
     models, _ = find_trained_models(folder, config)
-    answering, source = chosen_answer(folder, config, models, Wanted())
+    policy, source = choose_policy(folder, config, models, PolicyRequest())
     assert source == "not calibrated: 'val' has 13 samples, and 14 are needed at least"
-    assert answering.calibration.method == "none" and answering.conformal is None
+    assert policy.calibration.method == "none" and policy.conformal is None
 
 
 def test_every_damaged_byte_is_found(bundle: Path, tmp_path: Path) -> None:
     files = [path.relative_to(bundle) for path in sorted(bundle.rglob("*")) if path.is_file()]
-    assert {FILE, SUMS, "README.md", "golden/expected.safetensors"} <= {path.as_posix() for path in files}
+    assert {BUNDLE_FILE, CHECKSUMS_FILE, "README.md", "golden/expected.safetensors"} <= {path.as_posix() for path in files}
     rng = np.random.default_rng(0)
     for name in files:
         path = bundle / name
@@ -125,7 +125,7 @@ def test_every_damaged_byte_is_found(bundle: Path, tmp_path: Path) -> None:
             path.write_bytes(damaged)
             with pytest.raises(ChoralError) as caught:
                 choral.load(bundle)
-            if name.name != SUMS:
+            if name.name != CHECKSUMS_FILE:
                 assert name.as_posix() in str(caught.value)
             assert main(["verify", str(bundle)]) == 1
         path.write_bytes(content)
@@ -137,26 +137,26 @@ def test_every_damaged_byte_is_found(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_sha256sum_reads_the_sums(bundle: Path) -> None:
-    assert subprocess.run(["sha256sum", "--quiet", "-c", SUMS], cwd=bundle, check=False).returncode == 0
+    assert subprocess.run(["sha256sum", "--quiet", "-c", CHECKSUMS_FILE], cwd=bundle, check=False).returncode == 0
 
 
 def test_nothing_in_a_bundle_can_lead_out_of_it(bundle: Path) -> None:
-    (bundle / SUMS).write_text(f"{'0' * 64}  ../toy.yaml\n{'0' * 64}  {FILE}\n")
+    (bundle / CHECKSUMS_FILE).write_text(f"{'0' * 64}  ../toy.yaml\n{'0' * 64}  {BUNDLE_FILE}\n")
     with pytest.raises(DataError, match="is damaged"):
         read_bundle(bundle)
-    content = json.loads((bundle / FILE).read_text())
-    update(bundle, {"members": [{**member, "folder": "../../other"} for member in content["members"]]})
+    content = json.loads((bundle / BUNDLE_FILE).read_text())
+    update_bundle(bundle, {"members": [{**member, "folder": "../../other"} for member in content["members"]]})
     with pytest.raises(DataError, match="a member's folder"):
         read_bundle(bundle)
-    update(bundle, {"members": content["members"], "format": "choral-bundle-0"})
+    update_bundle(bundle, {"members": content["members"], "format": "choral-bundle-0"})
     with pytest.raises(DataError, match="format 'choral-bundle-0', expected 'choral-bundle-1'"):
         read_bundle(bundle)
 
 
 def test_sums_that_do_not_cover_the_weights_are_refused(bundle: Path) -> None:
-    lines = (bundle / SUMS).read_text().splitlines(keepends=True)
-    (bundle / SUMS).write_text("".join(line for line in lines if "b/model.safetensors" not in line))
-    with pytest.raises(DataError, match="says nothing of members/b/model.safetensors"):
+    lines = (bundle / CHECKSUMS_FILE).read_text().splitlines(keepends=True)
+    (bundle / CHECKSUMS_FILE).write_text("".join(line for line in lines if "b/model.safetensors" not in line))
+    with pytest.raises(DataError, match="does not list members/b/model.safetensors"):
         read_bundle(bundle)
 
 
@@ -166,8 +166,8 @@ def test_whoever_stops_a_change_leaves_a_bundle_that_can_be_read(bundle: Path, m
 
     before = read_bundle(bundle).content
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("choral.core.checksums.sha256_of", stopped)
-        update(bundle, {"name": "other"})
+        patch.setattr("choral.core.checksums.compute_sha256", stopped)
+        update_bundle(bundle, {"name": "other"})
     assert read_bundle(bundle).content == before
     renamed, replace = [], Path.replace
 
@@ -175,11 +175,11 @@ def test_whoever_stops_a_change_leaves_a_bundle_that_can_be_read(bundle: Path, m
         renamed.append(target)
         return stopped() if len(renamed) == 2 else replace(path, target)  # type: ignore[return-value]
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), folder_aside(bundle) as aside:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), atomic_folder(bundle) as aside:
         (aside / "half").touch()
         patch.setattr(Path, "replace", once)
     assert read_bundle(bundle).content == before and len(list(bundle.parent.glob(".bundle*"))) == 0
-    update(bundle, {"name": "other"})
+    update_bundle(bundle, {"name": "other"})
     assert read_bundle(bundle).name == "other" and (bundle / "README.md").read_text().startswith("# other")
 
 
@@ -198,11 +198,11 @@ def test_verify_tells_other_weights_and_other_pixels(
     tensors = load_file(weights)
     name = next(name for name in tensors if name.endswith("fc.weight"))
     save_file({**tensors, name: tensors[name] * np.float32(1.05)}, weights)
-    seal(bundle)
+    write_checksums(bundle)
     verified = verify_bundle(bundle)
     assert not verified.passed and verified.pixels == 0 and verified.checks[0].difference > 1e-5
     save_file(tensors, weights)
-    seal(bundle)
+    write_checksums(bundle)
     plain = verify_module.Predictor.prepare
 
     def darker(self: verify_module.Predictor, image: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -219,21 +219,21 @@ def test_what_is_wanted_is_fitted_on_validation(folder: RunDir) -> None:
     models, _ = find_trained_models(folder, config)
 
     def chosen(**wanted: object) -> tuple[object, str]:
-        return chosen_answer(folder, config, models, Wanted(**wanted))  # type: ignore[arg-type]
+        return choose_policy(folder, config, models, PolicyRequest(**wanted))  # type: ignore[arg-type]
 
-    answering, source = chosen_answer(folder, config, models, Wanted())
-    assert answering.calibration.method == "temperature" and answering.conformal is not None
-    assert answering.fitted_on["split"] == "val" and "calibrated on 'val'" in source
-    report = calibrate_run(folder, config, "test", Asked())
-    kept, source = chosen_answer(folder, config, models, Wanted())
-    assert report["answer"] == kept.to_json() and "answer.json says" in source
-    assert kept.calibration == answering.calibration and kept.conformal == answering.conformal
-    weighted, _ = chosen_answer(folder, config, models, Wanted("weighted", ("c", "a"), "identity"))
+    policy, source = choose_policy(folder, config, models, PolicyRequest())
+    assert policy.calibration.method == "temperature" and policy.conformal is not None
+    assert policy.fitted_on["split"] == "val" and "calibrated on 'val'" in source
+    report = calibrate_run(folder, config, "test", CalibrationRequest())
+    kept, source = choose_policy(folder, config, models, PolicyRequest())
+    assert report["answer"] == kept.to_json() and "answer.json" in source
+    assert kept.calibration == policy.calibration and kept.conformal == policy.conformal
+    weighted, _ = choose_policy(folder, config, models, PolicyRequest("weighted", ("c", "a"), "identity"))
     assert weighted.members == ("a", "c") and dict(weighted.views) == {"identity": 1.0}
     assert weighted.rule.rule == "weighted" and len(weighted.rule.weights) == 2
-    plain, source = chosen_answer(folder, config, models, Wanted(calibrated=False))
+    plain, source = choose_policy(folder, config, models, PolicyRequest(calibrated=False))
     assert plain.calibration.method == "none" and plain.conformal is None and not plain.fitted_on
-    hard, source = chosen_answer(folder, config, models, Wanted("hard"))
+    hard, source = choose_policy(folder, config, models, PolicyRequest("hard"))
     assert hard.rule.rule == "hard" and "no probabilities" in source
     with pytest.raises(ConfigError, match="no member 'd'"):
         chosen(members=("d",))
@@ -242,7 +242,7 @@ def test_what_is_wanted_is_fitted_on_validation(folder: RunDir) -> None:
     (folder.predictions / "val.parquet").unlink()
     with pytest.raises(ConfigError, match="has to be fitted, and 'val' is not evaluated"):
         chosen(rule="greedy")
-    bare, source = chosen_answer(folder, config, models, Wanted("geometric", ("b",), "hflip"))
+    bare, source = choose_policy(folder, config, models, PolicyRequest("geometric", ("b",), "hflip"))
     assert (bare.members, tuple(bare.views), bare.rule.rule) == (("b",), ("hflip",), "geometric")
     assert "'val' is not evaluated" in source
 
@@ -251,7 +251,7 @@ def test_a_bundle_of_a_run_that_was_never_evaluated(folder: RunDir, tmp_path: Pa
     shutil.rmtree(folder.predictions)
     config = exported_config(folder.config(), golden=0)
     out = tmp_path / "bundle"
-    report = export(folder, config, Wanted(), out, False, QUIET)
+    report = export(folder, config, PolicyRequest(), out, False, QUIET)
     assert report["passed"] and read_bundle(out).content["scores"] == {}
     golden = read_golden(out, 2)
     assert len(golden.files) == 4 and golden.predicted.by_member.shape == (3, 4, 3)
@@ -277,7 +277,7 @@ def test_images_of_every_kind_are_answered_alike(bundle: Path) -> None:
     Image.fromarray(pixels).save(turned, "PNG", exif=exif)
     assert np.array_equal(predictor.decode(turned.getvalue()), predictor.decode(Image.open(turned)))
     for wrong, message in (
-        (np.zeros((4, 4), np.float32), "float32 of shape"),
+        (np.zeros((4, 4), np.float32), "dtype float32 and shape"),
         (np.zeros((4, 4, 4), np.uint8), "expected uint8"),
         (b"text", "not an image"),
         (3, "int: expected a path"),
@@ -293,10 +293,10 @@ def test_several_threads_may_ask(bundle: Path) -> None:
     alone = predictor.predict(images, batch_size=1)
     found: dict[int, object] = {}
 
-    def ask(number: int) -> None:
+    def predict_batch(number: int) -> None:
         found[number] = predictor.predict(images[number])
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(images))]
+    threads = [threading.Thread(target=predict_batch, args=(number,)) for number in range(len(images))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -309,7 +309,7 @@ def test_other_tasks(task: str, tmp_path: Path) -> None:
     config = labelled(tmp_path, task)
     folder = made_members(config, tmp_path / "run")
     out = tmp_path / "bundle"
-    assert export(folder, config, Wanted(), out, False, QUIET)["passed"]
+    assert export(folder, config, PolicyRequest(), out, False, QUIET)["passed"]
     answer = choral.load(out).predict(out / "golden" / read_golden(out, 1).files[0])
     assert isinstance(answer, MultilabelPrediction if task == "multilabel" else RegressionPrediction)
 
@@ -317,22 +317,22 @@ def test_other_tasks(task: str, tmp_path: Path) -> None:
 def test_a_place_that_is_taken(folder: RunDir, bundle: Path, tmp_path: Path) -> None:
     config = folder.config()
     with pytest.raises(ConfigError, match="--force replaces it"):
-        export(folder, config, Wanted(), bundle, False, QUIET)
+        export(folder, config, PolicyRequest(), bundle, False, QUIET)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").touch()
-    with pytest.raises(ConfigError, match="is no bundle; choose another"):
-        export(folder, config, Wanted(), tmp_path / "mine", True, QUIET)
-    before = (bundle / SUMS).read_text()
-    export(folder, config, Wanted(members=("a",)), bundle, True, QUIET)
-    assert read_bundle(bundle).answering.members == ("a",) and (bundle / SUMS).read_text() != before
+    with pytest.raises(ConfigError, match="is not a bundle; choose another"):
+        export(folder, config, PolicyRequest(), tmp_path / "mine", True, QUIET)
+    before = (bundle / CHECKSUMS_FILE).read_text()
+    export(folder, config, PolicyRequest(members=("a",)), bundle, True, QUIET)
+    assert read_bundle(bundle).policy.members == ("a",) and (bundle / CHECKSUMS_FILE).read_text() != before
     assert not list(tmp_path.glob("cells/.bundle*")), "nothing is left beside"
 
 
 def test_a_place_that_is_a_link(folder: RunDir, bundle: Path, tmp_path: Path) -> None:
     link = tmp_path / "latest"
     link.symlink_to(bundle)
-    export(folder, folder.config(), Wanted(members=("a",)), link, True, QUIET)
-    assert link.is_symlink() and read_bundle(bundle).answering.members == ("a",)
+    export(folder, folder.config(), PolicyRequest(members=("a",)), link, True, QUIET)
+    assert link.is_symlink() and read_bundle(bundle).policy.members == ("a",)
 
 
 def test_a_full_disk_leaves_what_was_there(folder: RunDir, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,11 +340,11 @@ def test_a_full_disk_leaves_what_was_there(folder: RunDir, bundle: Path, monkeyp
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("choral.deploy.bundle.timm_folder.save_file", full)
-    before = (bundle / SUMS).read_text()
+    before = (bundle / CHECKSUMS_FILE).read_text()
     with pytest.raises(ChoralError, match="cannot be written: .*No space left"):
-        export(folder, folder.config(), Wanted(members=("a",)), bundle, True, QUIET)
+        export(folder, folder.config(), PolicyRequest(members=("a",)), bundle, True, QUIET)
     assert main(["export", str(folder.path), "--hub-folder", str(folder.path / "hub")]) == 1
-    assert (bundle / SUMS).read_text() == before and not list(folder.path.glob(".*.tmp"))
+    assert (bundle / CHECKSUMS_FILE).read_text() == before and not list(folder.path.glob(".*.tmp"))
 
 
 def test_images_that_cannot_be_read_are_not_golden(
@@ -360,19 +360,19 @@ def test_images_that_cannot_be_read_are_not_golden(
 
     plain = Predictor.decode
     monkeypatch.setattr(Predictor, "decode", decode)
-    report = export(folder, folder.config(), Wanted(members=("a",)), tmp_path / "bundle", False, QUIET)
+    report = export(folder, folder.config(), PolicyRequest(members=("a",)), tmp_path / "bundle", False, QUIET)
     assert report["samples"] == 3 and (tmp_path / "bundle" / "golden" / "00.png").read_bytes() == read[1]
 
 
 def test_the_stage_leaves_what_is_there(folder: RunDir, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inode = (bundle / FILE).stat().st_ino
-    assert export_stage(folder, folder.config(), QUIET) == bundle and (bundle / FILE).stat().st_ino == inode
-    calibrate_run(folder, folder.config(), "test", Asked(method="none"))
+    inode = (bundle / BUNDLE_FILE).stat().st_ino
+    assert export_stage(folder, folder.config(), QUIET) == bundle and (bundle / BUNDLE_FILE).stat().st_ino == inode
+    calibrate_run(folder, folder.config(), "test", CalibrationRequest(method="none"))
     export_stage(folder, folder.config(), QUIET)
-    assert read_bundle(bundle).answering.calibration.method == "none", "the run answers otherwise since"
+    assert read_bundle(bundle).policy.calibration.method == "none", "the run answers otherwise since"
     (bundle / "README.md").write_text("damaged")
     config = folder.config()
-    config = replace(config, export=replace(config.export, data_licence="CC0-1.0", formats=("pt2",)))
+    config = config.replace(export=config.export.replace(data_licence="CC0-1.0", formats=("pt2",)))
     added: list[object] = []
     monkeypatch.setattr("choral.cli.workflow.export.add_forms", lambda *words: added.append(words))
     export_stage(folder, folder.config(), QUIET)
@@ -389,8 +389,8 @@ def test_networks_that_fuse_to_something_else_are_not_exported(
     monkeypatch.setattr(
         "choral.deploy.bundle.write.fold", lambda network, pairs: network.get_classifier().weight.data.mul_(1.01)
     )
-    with pytest.raises(ChoralError, match="the fused networks say something else"):
-        export(folder, config, Wanted(), tmp_path / "bundle", False, QUIET)
+    with pytest.raises(ChoralError, match="predictions with folded BatchNorm differ"):
+        export(folder, config, PolicyRequest(), tmp_path / "bundle", False, QUIET)
     assert not is_bundle(tmp_path / "bundle") and not list(tmp_path.glob(".bundle*"))
 
 
@@ -400,7 +400,7 @@ def test_the_verbs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["export", run_folder, "--members", "a,b", "--rule", "hard", "--golden", "2", "--json"]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out)
-    assert "look" in said.err, "the card shows figures of the test split"
+    assert "use of this test split" in said.err, "the card has test metrics"
     assert report["members"] == ["a", "b"] and report["samples"] == 2 and report["passed"]
     assert main(["verify", report["bundle"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checks"][0]["same_decisions"]
@@ -409,9 +409,9 @@ def test_the_verbs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no bundle" in capsys.readouterr().err
     for words, message in (
         (["export", report["bundle"]], "is a bundle already"),
-        (["export", report["bundle"], "out", "--format", "pt2", "--golden", "0"], "OUT, --golden do not go"),
-        (["export", run_folder, "--hub-folder", "hub", "--data", "elsewhere"], "--data does not go"),
-        (["export", run_folder, "--format", "pt2", "--data", "elsewhere"], "where --precision is measured"),
+        (["export", report["bundle"], "out", "--format", "pt2", "--golden", "0"], "OUT, --golden cannot be combined"),
+        (["export", run_folder, "--hub-folder", "hub", "--data", "elsewhere"], "--data cannot be combined"),
+        (["export", run_folder, "--format", "pt2", "--data", "elsewhere"], "only used to measure --precision"),
         (["verify", report["bundle"], "--tolerance", "nan"], "expected a positive number"),
         (["verify", report["bundle"], "--device", "meta"], "expected auto, cpu, cuda"),
     ):

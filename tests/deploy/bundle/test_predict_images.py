@@ -20,21 +20,21 @@ from choral.cli.workflow import prediction as answering_module
 from choral.core.errors import DataError
 from choral.data.loading.crop import Crop
 from choral.data.loading.input_spec import ImageSpec, InputSpec
-from choral.data.packing.sources.base import key_of
+from choral.data.packing.sources.base import make_sample_key
 from choral.deploy.bundle import ranks as ranks_module
-from choral.deploy.bundle.engine import Predicted, inputs_of
-from choral.deploy.bundle.image_pipeline import answered
-from choral.deploy.bundle.image_sources import Picture, in_batches
+from choral.deploy.bundle.engine import EnsemblePredictions, build_engine_inputs
+from choral.deploy.bundle.image_pipeline import predict_images
+from choral.deploy.bundle.image_sources import ImageSource, batch_images
 from choral.deploy.bundle.predict_request import PredictRequest
 from choral.deploy.bundle.predictor import Predictor
-from choral.deploy.bundle.rank_shares import Tally, predict_as_rank
+from choral.deploy.bundle.rank_shares import ImageCounts, predict_as_rank
 from choral.deploy.bundle.read import read_bundle
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir
-from choral.scoring.apply_policy import plain_answering
+from choral.scoring.apply_policy import build_default_policy
 from made_bundles import made_run
-from thread_ranks import on_ranks
-from toys import CLASSES, COUNTS
+from thread_ranks import run_on_ranks
+from toy_data import CLASSES, COUNTS
 
 LIGHT = ("dark", "light")
 
@@ -45,11 +45,11 @@ class Brightness:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def ask(self, images: Sequence[NDArray[np.uint8]]) -> Predicted:
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> EnsemblePredictions:
         light = images[0].mean((1, 2, 3)).astype(np.float32) / 255
         self.sizes.append(len(light))
         own = np.stack([1 - light, light], axis=1)
-        return Predicted(own[None], own)
+        return EnsemblePredictions(own[None], own)
 
 
 @pytest.fixture
@@ -61,23 +61,23 @@ def engine() -> Brightness:
 def predictor(engine: Brightness) -> Predictor:
     input_spec = InputSpec(ImageSpec(8, Crop("resized"), "fast"), (0.5,) * 3, (0.25,) * 3)
     return Predictor(
-        "light", plain_answering("multiclass", LIGHT, ["m"], ["identity"]), inputs_of([input_spec]), 10**6, engine
+        "light", build_default_policy("multiclass", LIGHT, ["m"], ["identity"]), build_engine_inputs([input_spec]), 10**6, engine
     )
 
 
-def grey(level: int, path: Path) -> Picture:
+def grey(level: int, path: Path) -> ImageSource:
     """Leave an image of one level of grey."""
     Image.new("RGB", (9, 9), (level,) * 3).save(path, "PNG")
-    return Picture(str(path), str(path))
+    return ImageSource(str(path), str(path))
 
 
 def test_answers_come_in_order_and_bad_images_in_their_place(
     tmp_path: Path, predictor: Predictor, engine: Brightness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [grey(10 * number, tmp_path / f"{number}.png") for number in range(20)]
-    images[4:7] = [Picture("gone", str(tmp_path / "gone")), Picture("odd", str(tmp_path), problem="odd"), images[5]]
+    images[4:7] = [ImageSource("gone", str(tmp_path / "gone")), ImageSource("odd", str(tmp_path), problem="odd"), images[5]]
     (tmp_path / "text.png").write_bytes(b"no image")
-    images[12:16] = [Picture(f"text {number}", str(tmp_path / "text.png")) for number in range(4)]
+    images[12:16] = [ImageSource(f"text {number}", str(tmp_path / "text.png")) for number in range(4)]
     prepare = Predictor.prepare
 
     def slow_at_first(self: Predictor, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
@@ -85,7 +85,7 @@ def test_answers_come_in_order_and_bad_images_in_their_place(
         return prepare(self, image)
 
     monkeypatch.setattr(Predictor, "prepare", slow_at_first)
-    found = list(answered(predictor, in_batches(images, 4), workers=3))
+    found = list(predict_images(predictor, batch_images(images, 4), workers=3))
     answers = [answer for batch in found for answer in batch]
     assert [answer.image for answer in answers] == [image.name for image in images]
     assert engine.sizes == [4, 2, 4, 4]  # nobody is asked about the four that cannot be read
@@ -96,19 +96,19 @@ def test_answers_come_in_order_and_bad_images_in_their_place(
             level = 10 * int(Path(image.path).stem)
             assert answer.probabilities[1] == pytest.approx(level / 255)  # type: ignore[union-attr]
     with pytest.raises(DataError, match="gone: No such file or directory"):
-        list(answered(predictor, in_batches(images, 4), workers=1, strict=True))
+        list(predict_images(predictor, batch_images(images, 4), workers=1, strict=True))
 
 
 def test_images_are_drawn_as_answers_are(tmp_path: Path, predictor: Predictor) -> None:
     image, drawn, threads = grey(7, tmp_path / "a.png"), 0, threading.active_count()
 
-    def endless() -> Iterator[Picture]:
+    def endless() -> Iterator[ImageSource]:
         nonlocal drawn
         while True:
             drawn += 1
             yield image
 
-    answers = answered(predictor, in_batches(endless(), 4), workers=2)
+    answers = predict_images(predictor, batch_images(endless(), 4), workers=2)
     for number in range(1, 30):
         assert len(next(answers)) == 4
         assert drawn <= 4 * (number + 2)  # two batches are on their way
@@ -141,17 +141,17 @@ def test_files_are_answered_for_as_the_ledger_has_it(
     assert "out.parquet: 11 images" in capsys.readouterr().err
     rows = pyarrow.parquet.read_table("out.parquet").to_pylist()
     ledger = Ledger.open(Path("runs/trio/predictions/test.parquet"))
-    how = plain_answering(ledger.meta.task, ledger.classes, ledger.members, ["tta"])
+    how = build_default_policy(ledger.meta.task, ledger.classes, ledger.members, ["tta"])
     if target == "bundle":
-        how = read_bundle(Path("bundle")).answering  # which is calibrated on val
+        how = read_bundle(Path("bundle")).policy  # which is calibrated on val
         assert how.calibration.method != "none"
-    expected = how.said(np.stack([ledger.predictions(member, "tta") for member in how.members]))
+    expected = how.combine(np.stack([ledger.predictions(member, "tta") for member in how.members]))
     decided = dict(zip(ledger.keys, how.decide(expected).tolist(), strict=True))
     by_key = dict(zip(ledger.keys, expected, strict=True))
     assert [row["image"] for row in rows] == [str(path) for path in sorted(test.rglob("*.png"))]
     assert len(rows) == len(by_key) == COUNTS["test"]
     for row in rows:
-        key = key_of(str(Path(row["image"]).relative_to(photos)))
+        key = make_sample_key(str(Path(row["image"]).relative_to(photos)))
         np.testing.assert_allclose([row[f"p_{name}"] for name in ledger.classes], by_key[key], atol=1e-5)
         assert row["class"] == ledger.classes[decided[key]]
     # The same images out of their shards, where they lie in another order.
@@ -167,8 +167,8 @@ def test_any_number_of_ranks_writes_the_file_that_one_process_writes(
     folder: Path, photos: Path, name: str, ranks: int
 ) -> None:
     images = (str(photos / "test"), "gone.png", str(photos / "val"))
-    request, tallies = PredictRequest("bundle", images, Path(name), batch_size=4, workers=1), list[Tally | None]()
-    on_ranks(lambda run: tallies.append(predict_as_rank(request, run)), ranks)
+    request, tallies = PredictRequest("bundle", images, Path(name), batch_size=4, workers=1), list[ImageCounts | None]()
+    run_on_ranks(lambda run: tallies.append(predict_as_rank(request, run)), ranks)
     (tally,) = (tally for tally in tallies if tally is not None)
     assert (tally.images, tally.bad) == (COUNTS["test"] + 1 + COUNTS["val"], 1)
     found = Path(name).read_bytes()
@@ -179,7 +179,7 @@ def test_any_number_of_ranks_writes_the_file_that_one_process_writes(
 
 def test_threads_end_however_soon(predictor: Predictor) -> None:
     for _ in range(500):  # those that start last may find that there is nothing to do any more
-        (answers,) = answered(predictor, [[Picture("odd", "", problem="odd")]], workers=3)
+        (answers,) = predict_images(predictor, [[ImageSource("odd", "", problem="odd")]], workers=3)
         assert answers[0].error == "odd"
 
 
@@ -187,12 +187,12 @@ def test_ranks_that_are_stopped_or_see_other_images_leave_nothing(
     folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = PredictRequest("trio", (str(photos / "test"),), Path("out.csv"), batch_size=4, workers=1)
-    raised = on_ranks(lambda run: predict_as_rank(request, run) and None, 2, told_to_stop=lambda rank: rank == 0)
+    raised = run_on_ranks(lambda run: predict_as_rank(request, run) and None, 2, stop_requested=lambda rank: rank == 0)
     assert raised and all("nothing was written" in str(error) for error in raised)  # the other rank may see it, too
     batches = PredictRequest.batches
-    more = iter([[Picture("late", "late")], []])
+    more = iter([[ImageSource("late", "late")], []])
 
-    def grown(self: PredictRequest) -> tuple[int | None, Iterator[list[Picture]]]:
+    def grown(self: PredictRequest) -> tuple[int | None, Iterator[list[ImageSource]]]:
         total, found = batches(self)
         late = next(more)
         return total, (batch for batch in [*found, *([late] if late else [])])
@@ -200,8 +200,8 @@ def test_ranks_that_are_stopped_or_see_other_images_leave_nothing(
     monkeypatch.setattr(PredictRequest, "batches", grown)
     with pytest.raises(
         AssertionError, match="the ranks did not find the same images"
-    ):  # on_ranks takes it for a failure
-        on_ranks(lambda run: predict_as_rank(request, run) and None, 2)
+    ):  # run_on_ranks takes it for a failure
+        run_on_ranks(lambda run: predict_as_rank(request, run) and None, 2)
     assert not [path for path in Path().iterdir() if "out" in path.name]
 
 
@@ -224,11 +224,11 @@ def test_several_processes_are_started_through_the_launcher(
     assert commands[0][commands[0].index("--num_processes") + 1] == "2"
     assert json.loads(capsys.readouterr().out) == {"out": "out.jsonl", "images": COUNTS["val"] + 1, "bad": 1}
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert len(lines) == COUNTS["val"] + 1 and lines[-1]["error"] == "no bytes at all"
+    assert len(lines) == COUNTS["val"] + 1 and lines[-1]["error"] == "the file is empty"
     assert set(lines[0]["votes"]) == {"a", "b", "c"} and lines[0]["label"] in CLASSES
     for words, told in (
         (["trio", "-", "-o", "a.csv"], "cannot share standard input"),
-        (["trio", "a.png"], "ranks write their answers to a file"),
+        (["trio", "a.png"], "several ranks need an output file"),
         (["trio", "a.png", "-o", "a.csv", "--device", "cpu"], "ranks have one each"),
     ):
         assert ranks_module.main(words) == 2
@@ -238,11 +238,11 @@ def test_several_processes_are_started_through_the_launcher(
 def test_the_command_line_says_what_cannot_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.png").write_bytes(b"<html>")
     cases = [
-        (["trio", "https://x.org/a.png"], 2, "only local files are opened"),
+        (["trio", "https://x.org/a.png"], 2, "expected a local path"),
         (["trio", "bad.png", "-o", "out.txt"], 2, "ends with .csv, .jsonl, .parquet"),
-        (["trio", "bad.png", "--processes", "2"], 2, "several processes write a file: give -o FILE"),
+        (["trio", "bad.png", "--processes", "2"], 2, "several processes need an output file: give -o FILE"),
         (["trio", "bad.png", "--processes", "-1"], 2, "expected a whole number from 0"),
-        (["trio", "bad.png", "-o", "a.csv", "--processes", "2", "--device", "cuda:1"], 2, "take a GPU each"),
+        (["trio", "bad.png", "-o", "a.csv", "--processes", "2", "--device", "cuda:1"], 2, "use one GPU each"),
         (["trio", "bad.png", "--batch-size", "0"], 2, "--batch-size 0: expected a whole number from 1"),
         (["trio", "bad.png", "--form", "onnx"], 2, "trio is a run; `choral export` makes a bundle"),
         ([".", "bad.png"], 2, ".: neither a bundle (a folder with bundle.json) nor a run"),

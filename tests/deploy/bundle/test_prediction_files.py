@@ -16,17 +16,17 @@ import pyarrow.parquet
 import pytest
 
 from choral.core.errors import ConfigError
-from choral.deploy.bundle.prediction_files import answer_format, check_suffix
-from choral.inference.prediction_types import Answer, unreadable
-from choral.scoring.apply_policy import answers_of, plain_answering
+from choral.deploy.bundle.prediction_files import check_output_path, prediction_format
+from choral.inference.prediction_types import Prediction, unreadable_prediction
+from choral.scoring.apply_policy import apply_policy, build_default_policy
 from choral.scoring.policy import Conformal, PredictionPolicy
 
 NASTY = ["=cmd()", "a|b", '"q", \n<b>']
 IMAGES = ["=SUM(A1).png", "tab\tand, comma.jpg", "/abs/é\n.png"]
 
 
-def answering(task: str, classes: list[str], sets: bool = True) -> PredictionPolicy:
-    plain = plain_answering(task, classes, ["m0", "m1"], ["identity"])
+def policy(task: str, classes: list[str], sets: bool = True) -> PredictionPolicy:
+    plain = build_default_policy(task, classes, ["m0", "m1"], ["identity"])
     if not sets:
         return plain
     if task == "regression":
@@ -37,15 +37,15 @@ def answering(task: str, classes: list[str], sets: bool = True) -> PredictionPol
     return replace(plain, conformal=conformal, unsure_below=0.6 if task == "multiclass" else None)
 
 
-def answers(how: PredictionPolicy, count: int = 3) -> list[Answer]:
+def answers(how: PredictionPolicy, count: int = 3) -> list[Prediction]:
     """Answers of random members; the second image could not be read."""
     own = np.random.default_rng(0).dirichlet(np.ones(len(how.classes)), (2, count)).astype(np.float32)
-    given = answers_of(how, IMAGES[:count], own, how.said(own))
-    return [given[0], unreadable(IMAGES[1], how.task, "not an image"), *given[2:]]
+    given = apply_policy(how, IMAGES[:count], own, how.combine(own))
+    return [given[0], unreadable_prediction(IMAGES[1], how.task, "not an image"), *given[2:]]
 
 
-def written(path: Path, how: PredictionPolicy, batches: list[list[Answer]]) -> Path:
-    form = answer_format(path, how)
+def written(path: Path, how: PredictionPolicy, batches: list[list[Prediction]]) -> Path:
+    form = prediction_format(path, how)
     with path.open("wb") as file:
         form.write(file, (form.encode(batch) for batch in batches))
     return path
@@ -54,7 +54,7 @@ def written(path: Path, how: PredictionPolicy, batches: list[list[Answer]]) -> P
 @pytest.mark.parametrize("sets", [True, False])
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_all_formats_hold_the_same(tmp_path: Path, task: str, sets: bool) -> None:
-    how = answering(task, ["x", "y", "z"], sets)
+    how = policy(task, ["x", "y", "z"], sets)
     given = answers(how)
     lines = written(tmp_path / "a.jsonl", how, [given[:1], given[1:]]).read_text().splitlines()
     assert [json.loads(line) for line in lines] == json.loads(json.dumps([answer.content() for answer in given]))
@@ -108,7 +108,7 @@ def check_row(row: dict[str, Any], answer: Any) -> None:
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
-    how = answering("multiclass", NASTY)
+    how = policy("multiclass", NASTY)
     text = written(tmp_path / "a.csv", how, [answers(how)]).read_text()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["image"] for row in rows] == ["./=SUM(A1).png", *IMAGES[1:]]  # the first names the same file
@@ -119,7 +119,7 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     assert all(set(json.loads(row["set"])) <= set(NASTY) for row in rows if row["set"])  # lists, since a name holds a |
     for row in rows:
         assert not any(cell[:1] in ("=", "+", "-", "@", "\t") for cell in row.values())
-    numbers = answering("multiclass", ["-1", "+1"])
+    numbers = policy("multiclass", ["-1", "+1"])
     rows = list(csv.DictReader(io.StringIO(written(tmp_path / "b.csv", numbers, [answers(numbers)]).read_text())))
     assert {row["class"] for row in rows} <= {"-1", "+1", ""}  # numbers are no formulas
 
@@ -132,4 +132,4 @@ def test_only_kinds_of_files_that_are_known(tmp_path: Path) -> None:
         ("x/a.csv", "no folder"),
     ):
         with pytest.raises(ConfigError, match=told):
-            check_suffix(tmp_path / name)
+            check_output_path(tmp_path / name)

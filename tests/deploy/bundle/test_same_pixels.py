@@ -18,16 +18,18 @@ from choral.data.loading.crop import Crop
 from choral.data.loading.decode import MAX_PIXELS
 from choral.data.loading.decoded_cache import DecodedCache
 from choral.data.loading.host_loader import BatchRequest
-from choral.data.loading.input_pipeline import RankPlace, Split, open_dataset, shared_samples
-from choral.data.loading.input_spec import ImageSpec, InputSpec
+from choral.data.loading.host_stage import HostStage
+from choral.data.loading.input_spec import ImageSpec, InputSpec, distinct_image_specs
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import Split, open_dataset
 from choral.data.loading.targets import Targets
 from choral.data.packing.options import PackOptions
 from choral.data.packing.pack import pack
 from choral.data.shards.index import Index
 from choral.data.shards.store import LocalStore
-from choral.deploy.bundle.engine import Predicted, inputs_of
+from choral.deploy.bundle.engine import EnsemblePredictions, build_engine_inputs
 from choral.deploy.bundle.predictor import Predictor
-from choral.scoring.apply_policy import plain_answering
+from choral.scoring.apply_policy import build_default_policy
 
 FORMS = [
     ImageSpec(size, crop, resize)
@@ -79,13 +81,13 @@ def awkward() -> dict[str, bytes]:
 class Mute:
     """An engine that nobody asks."""
 
-    def ask(self, images: object) -> Predicted:
+    def predict_batch(self, images: object) -> EnsemblePredictions:
         raise AssertionError
 
 
 def predictor(input_specs: list[InputSpec]) -> Predictor:
-    answering = plain_answering("multiclass", ["a", "b"], ["m"], ["identity"])
-    return Predictor("made", answering, inputs_of(input_specs), MAX_PIXELS, Mute())
+    policy = build_default_policy("multiclass", ["a", "b"], ["m"], ["identity"])
+    return Predictor("made", policy, build_engine_inputs(input_specs), MAX_PIXELS, Mute())
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +116,17 @@ def test_loader_and_predictor_agree_on_every_bit(
     split = Split(index, store, cache, Targets("multiclass", tuple(dataset.classes), index))
     place = RankPlace(0, 1, None)  # type: ignore[arg-type] - nothing is copied to a device
     orders = [BatchRequest(rows, 0, step) for step, rows in enumerate(np.array_split(np.arange(len(index)), 4))]
-    asked = predictor(LOOKS)
+    requested = predictor(LOOKS)
     shard, offset, length = (index.column(name) for name in ("shard", "offset", "length"))
     seen = 0
-    with shared_samples(config, split, place, LOOKS, orders, tmp_path / "bad.jsonl") as loader:
+    stage = HostStage(config, split, place, tmp_path / "bad.jsonl")
+    with stage.load(orders, distinct_image_specs(LOOKS)) as loader:
         for batch in loader:
-            assert batch.valid.all() and len(batch.forms) == len(FORMS)
+            assert batch.valid.all() and len(batch.all_images) == len(FORMS)
             for position, row in enumerate(batch.rows.tolist()):
                 data = store.read(int(shard[row]), int(offset[row]), int(length[row]))
-                prepared = asked.prepare(asked.decode(data))
-                for form, ours, theirs in zip(FORMS, prepared, batch.forms, strict=True):
+                prepared = requested.prepare(requested.decode(data))
+                for form, ours, theirs in zip(FORMS, prepared, batch.all_images, strict=True):
                     assert ours.dtype == np.uint8 and ours.shape == (form.size, form.size, 3)
                     np.testing.assert_array_equal(ours, theirs[position], err_msg=f"{index.keys([row])} {form}")
                 seen += 1
@@ -133,5 +136,5 @@ def test_loader_and_predictor_agree_on_every_bit(
 
 def test_an_image_that_no_memory_could_hold_once_it_is_resized_is_refused() -> None:
     ribbon = np.zeros((1, 3_000_000, 3), np.uint8)
-    with pytest.raises(DataError, match="3000000 x 1 pixels, of which a central square of 224 x 224 .* too thin"):
+    with pytest.raises(DataError, match="image of 3000000 x 1 pixels is too thin: a central square of 224 x 224"):
         predictor([InputSpec(ImageSpec(224, Crop("center"), "fast"), (0.5,) * 3, (0.25,) * 3)]).prepare(ribbon)

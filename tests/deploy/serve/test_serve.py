@@ -13,9 +13,9 @@ import pytest
 
 from choral.deploy.bundle.graph import TorchEngine
 from choral.deploy.bundle.predictor import Predictor
-from choral.deploy.serve.app import summary_of
-from choral.deploy.serve.schema import ProblemDetails, answers_model
-from choral.inference.prediction_types import Answer
+from choral.deploy.serve.app import summarize_predictor
+from choral.deploy.serve.schema import ProblemDetails, build_response_model
+from choral.inference.prediction_types import Prediction
 from made_ensembles import inputs, members, plain
 from made_service import MadePredictor, Running, picture, running
 
@@ -33,14 +33,14 @@ def client(service: Running) -> httpx.Client:
     return service.client
 
 
-def expected(predictor: MadePredictor, name: str, data: bytes) -> Answer:
+def expected(predictor: MadePredictor, name: str, data: bytes) -> Prediction:
     from choral.data.loading.decode import decode
 
-    (answer,) = predictor.answers([name], predictor.ask([predictor.prepare(decode(data))]))
+    (answer,) = predictor.build_predictions([name], predictor.predict_batch([predictor.prepare(decode(data))]))
     return answer
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
+def as_json(answer: Prediction) -> dict[str, Any]:
     content = json.loads(json.dumps(answer.content()))
     assert content.pop("error") == ""
     return dict(content)
@@ -69,10 +69,10 @@ def test_several_files_of_every_task(task: str) -> None:
         assert third == as_json(expected(predictor, "third.png", GREEN))
         assert second["image"] == "second.png" and second["status"] == 415 and "not an image" in second["error"]
         # What it says it sends is what it sends, to the last field.
-        answers_model(task).model_validate(found.json(), strict=False)
+        build_response_model(task).model_validate(found.json(), strict=False)
         described = service.client.get("/openapi.json").json()
         names = described["components"]["schemas"]["Answers"]["properties"]["answers"]["items"]["anyOf"]
-        kind = {"multiclass": "ClassAnswer", "multilabel": "LabelAnswer", "regression": "NumberAnswer"}[task]
+        kind = {"multiclass": "ClassPrediction", "multilabel": "MultilabelPrediction", "regression": "RegressionPrediction"}[task]
         assert [one["$ref"].rsplit("/", 1)[1] for one in names] == [kind, "NoAnswer"]
         assert set(first) == set(described["components"]["schemas"][kind]["properties"]) - {"unsure"} | (
             {"unsure"} if task == "multiclass" else set()
@@ -111,11 +111,11 @@ def test_what_watches_services_may_ask_with_head(client: httpx.Client) -> None:
 
 def test_the_summary_names_what_it_has_room_for() -> None:
     predictor = MadePredictor()
-    assert summary_of(predictor).startswith("One of red, green, <b>blue</b>. 3 members")
-    predictor.answering = replace(predictor.answering, classes=("a" * 70, "b" * 49, "c"))
-    assert summary_of(predictor).startswith(f"One of {'a' * 70}, {'b' * 49}, c. ")
-    predictor.answering = replace(predictor.answering, classes=("a" * 200, "b", "c"))
-    assert summary_of(predictor).startswith(f"One of {'a' * 200} ... (3 in all). ")
+    assert summarize_predictor(predictor).startswith("One of red, green, <b>blue</b>. 3 members")
+    predictor.policy = replace(predictor.policy, classes=("a" * 70, "b" * 49, "c"))
+    assert summarize_predictor(predictor).startswith(f"One of {'a' * 70}, {'b' * 49}, c. ")
+    predictor.policy = replace(predictor.policy, classes=("a" * 200, "b", "c"))
+    assert summarize_predictor(predictor).startswith(f"One of {'a' * 200} ... (3 in all). ")
 
 
 def test_several_files_none_of_which_can_be_read(client: httpx.Client) -> None:
@@ -169,7 +169,7 @@ def test_what_it_tells_about_itself(client: httpx.Client) -> None:
     for status in ("400", "408", "413", "415", "422", "503", "504"):
         assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
     docs = client.get("/docs").text
-    for word in ("POST /predict", "GET /metrics", "ClassAnswer", "ProblemDetails", "20,000,000 bytes", "Retry-After"):
+    for word in ("POST /predict", "GET /metrics", "ClassPrediction", "ProblemDetails", "20,000,000 bytes", "Retry-After"):
         assert word in docs
 
 

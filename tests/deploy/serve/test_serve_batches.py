@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from choral.core.errors import ConfigError
 from choral.deploy.serve.batching import Batcher, Prepared
-from choral.deploy.serve.limits import Limits, bytes_of, size_text
+from choral.deploy.serve.limits import Limits, parse_size, size_text
 from made_service import MadePredictor, Running, picture, running
 
 IMAGE = picture()
@@ -31,7 +31,7 @@ def until(true: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def ask(service: Running) -> httpx.Response:
+def predict_batch(service: Running) -> httpx.Response:
     return service.client.post("/predict", content=IMAGE)
 
 
@@ -43,9 +43,9 @@ def test_what_waits_becomes_one_batch() -> None:
     predictor = MadePredictor()
     with running(predictor, batch_size=8) as service, ThreadPoolExecutor(11) as pool:
         predictor.gate.clear()
-        first = pool.submit(ask, service)
+        first = pool.submit(predict_batch, service)
         until(lambda: predictor.sizes == [1, 1])  # one dark image at the start, one that the engine holds
-        others = [pool.submit(ask, service) for _ in range(10)]
+        others = [pool.submit(predict_batch, service) for _ in range(10)]
         until(lambda: figure(service, "choral_queue_images") == 10)
         predictor.gate.set()
         assert [one.result().status_code for one in (first, *others)] == [200] * 11
@@ -112,7 +112,7 @@ def test_an_engine_that_takes_too_long(caplog: pytest.LogCaptureFixture) -> None
     with running(predictor, timeout_s=0.5) as service:
         predictor.gate.clear()
         with ThreadPoolExecutor(2) as pool:
-            late = [pool.submit(ask, service) for _ in range(2)]
+            late = [pool.submit(predict_batch, service) for _ in range(2)]
             found = [one.result() for one in late]
         assert [one.status_code for one in found] == [504, 504]
         assert found[0].json()["limits"] == {"timeout_s": 0.5}
@@ -122,7 +122,7 @@ def test_an_engine_that_takes_too_long(caplog: pytest.LogCaptureFixture) -> None
         behind = service.server.service
         behind.limits = replace(behind.limits, timeout_s=20)
         predictor.gate.set()
-        assert ask(service).status_code == 200
+        assert predict_batch(service).status_code == 200
         assert sum(predictor.sizes) == asked_before + 1
         assert figure(service, "choral_images_in_flight") == 0
     gc.collect()
@@ -133,21 +133,21 @@ def test_what_would_be_too_late_is_refused_at_once() -> None:
     predictor = MadePredictor()
     with running(predictor, timeout_s=20) as service, ThreadPoolExecutor(3) as pool:
         predictor.gate.clear()
-        asked = [pool.submit(ask, service) for _ in range(3)]
+        requested = [pool.submit(predict_batch, service) for _ in range(3)]
         until(lambda: figure(service, "choral_images_in_flight") == 3)
         times = service.server.service._batcher._lately
         times.clear()
         times += [50.0, 15.0, 30.0]
-        refused = ask(service)
+        refused = predict_batch(service)
         assert refused.status_code == 503 and refused.json()["limits"] == {"timeout_s": 20}
         assert "3 images wait already, which takes about 45 s" in refused.json()["detail"]
         assert refused.headers["Retry-After"] == "23"
         predictor.gate.set()
-        assert [one.result().status_code for one in asked] == [200] * 3
+        assert [one.result().status_code for one in requested] == [200] * 3
         # With nothing before it an image is always taken, so that an engine that was slow once is found to be fast again.
         times.clear()
         times.append(1000.0)
-        assert ask(service).status_code == 200
+        assert predict_batch(service).status_code == 200
         assert 0 < service.server.service._batcher.seconds_an_image < 10
 
 
@@ -155,13 +155,13 @@ def test_readiness_tells_that_an_engine_is_stuck() -> None:
     predictor = MadePredictor()
     with running(predictor, timeout_s=0.5) as service, ThreadPoolExecutor(3) as pool:
         predictor.gate.clear()
-        asked = pool.submit(ask, service)  # nothing waits behind it
+        requested = pool.submit(predict_batch, service)  # nothing waits behind it
         until(lambda: service.client.get("/health").status_code == 503)
         assert service.client.get("/health").json() == {"live": True, "ready": False}
         assert service.client.get("/health/live").status_code == 200
         predictor.gate.set()
         until(lambda: service.client.get("/health").status_code == 200)
-        assert asked.result().status_code == 504
+        assert requested.result().status_code == 504
 
 
 def test_without_memory_for_an_image_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_without_memory_for_an_image_others_are_answered(monkeypatch: pytest.Mon
         files = [("file", ("large", IMAGE)), ("file", ("small", picture(side=20)))]
         large, small = service.client.post("/predict", files=files).json()["answers"]
         assert large["status"] == 503 and "not enough memory" in large["error"] and small["label"] == "red"
-        alone = ask(service)
+        alone = predict_batch(service)
         assert alone.status_code == 503 and alone.headers["Retry-After"] == "1"
 
 
@@ -185,19 +185,19 @@ def test_an_engine_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     predictor = MadePredictor()
     with running(predictor) as service:
         predictor.error = "out of order: /secret/path"
-        found = ask(service)
+        found = predict_batch(service)
         assert found.status_code == 500 and found.headers["Content-Type"] == "application/problem+json"
         assert "log" in found.json()["detail"] and "secret" not in found.text
         assert "out of order" in caplog.text
         predictor.error = ""
-        assert ask(service).status_code == 200
+        assert predict_batch(service).status_code == 200
 
 
 def test_the_image_of_a_client_that_has_gone_is_not_asked_about(caplog: pytest.LogCaptureFixture) -> None:
     predictor = MadePredictor()
     with running(predictor) as service, ThreadPoolExecutor(1) as pool:
         predictor.gate.clear()
-        first = pool.submit(ask, service)
+        first = pool.submit(predict_batch, service)
         until(lambda: len(predictor.sizes) == 2)
         with service.connect() as line:
             head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
@@ -205,7 +205,7 @@ def test_the_image_of_a_client_that_has_gone_is_not_asked_about(caplog: pytest.L
             until(lambda: figure(service, "choral_queue_images") == 1)
         until(lambda: figure(service, "choral_images_in_flight") == 1)
         predictor.gate.set()
-        assert first.result().status_code == 200 and ask(service).status_code == 200
+        assert first.result().status_code == 200 and predict_batch(service).status_code == 200
         assert predictor.sizes == [1, 1, 1]
         gc.collect()
         assert not [record for record in caplog.records if record.name in ("asyncio", "uvicorn.error")]
@@ -216,12 +216,12 @@ def test_what_was_taken_in_is_answered_before_the_end() -> None:
     predictor = MadePredictor()
     with ThreadPoolExecutor(5) as pool, running(predictor, batch_size=2) as service:
         predictor.gate.clear()
-        asked = [pool.submit(ask, service) for _ in range(5)]
+        requested = [pool.submit(predict_batch, service) for _ in range(5)]
         until(lambda: figure(service, "choral_images_in_flight") == 5)
         service.server.should_exit = True
         until(lambda: refused(service))
         threading.Timer(0.3, predictor.gate.set).start()
-        assert [one.result().status_code for one in asked] == [200] * 5
+        assert [one.result().status_code for one in requested] == [200] * 5
     assert service.server.service.answered == 5
     assert not service.server.service.live
 
@@ -253,10 +253,10 @@ def test_limits_that_make_no_sense(values: dict[str, Any], told: str) -> None:
 
 def test_sizes() -> None:
     sizes = {"20MB": 20_000_000, "1.5kB": 1500, "512KiB": 524_288, "1 GiB": 2**30, "7": 7, "12b": 12}
-    assert {text: bytes_of(text) for text in sizes} == sizes
+    assert {text: parse_size(text) for text in sizes} == sizes
     for text in ("", "MB", "-1MB", "1TB", "1e6", "nan"):
         with pytest.raises(ConfigError, match="is no size"):
-            bytes_of(text)
+            parse_size(text)
     assert [size_text(count) for count in (20_000_000, 1500, 999, 2_500_000_000)] == [
         "20 MB",
         "1.5 kB",

@@ -105,7 +105,7 @@ FORMS: dict[str, tuple[bytes, int, str]] = {
     "not a form": (b"hello", 400, "cannot be read"),
     "endless header": (b"--b\r\nX: " + b"y" * 100_000, 400, "Maximum header size"),
     "many files": (part("b", GOOD) * 4 + b"--b--\r\n", 413, "more than 3 files"),
-    "empty file": (part("b", b"") + b"--b--\r\n", 415, "no bytes at all"),
+    "empty file": (part("b", b"") + b"--b--\r\n", 415, "the file is empty"),
 }
 
 
@@ -329,7 +329,7 @@ def test_images_that_would_fill_memory_are_decoded_one_after_the_other() -> None
 
 def test_what_a_large_image_took_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr("choral.deploy.serve.service.give_back_freed", lambda: given.append(1))
+    monkeypatch.setattr("choral.deploy.serve.service.trim_memory", lambda: given.append(1))
     large = io.BytesIO()
     Image.new("L", (3000, 3000)).save(large, "PNG")
     with running(MadePredictor()) as service:

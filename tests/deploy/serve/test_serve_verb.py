@@ -19,7 +19,7 @@ import pytest
 
 from choral import cli
 from choral.deploy.bundle import open_predictor as target
-from choral.deploy.serve.server import address_of, bound_socket, is_loopback
+from choral.deploy.serve.server import server_url, bound_socket, is_loopback
 from choral.runs import memory
 from made_service import MadePredictor, picture
 
@@ -36,7 +36,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return predictor
 
     monkeypatch.setattr(target, "open_predictor", load)
-    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append("memory"))
+    monkeypatch.setattr(memory, "retain_freed_memory", lambda: calls.append("memory"))
     loggers = [logging.getLogger(name) for name in ("choral.deploy.serve", "uvicorn.error")]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     # Playwright, once it was used in a process, leaves a loop running in this thread, which alone may take signals.
@@ -74,7 +74,7 @@ def test_a_host_that_others_reach_is_warned_of(
 ) -> None:
     monkeypatch.setattr("choral.deploy.serve.server.Server.serve_until_told", lambda self: self.service.close() or 0)
     assert cli.main(["serve", "bundle", "--host", "0.0.0.0", "--port", "0"]) == 0
-    assert "warning: 0.0.0.0 is reached by other machines" in capsys.readouterr().err
+    assert "can reach 0.0.0.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -119,9 +119,9 @@ def test_it_answers_until_it_is_told_to_stop(
     # The bundle's own limit on pixels, where it is lower and none is given.
     assert found["limits"]["max_bytes"] == 1_000_000 and found["limits"]["max_pixels"] == 10_000
     said = capsys.readouterr()
-    assert said.out == f"colours answers at http://127.0.0.1:{port} (Ctrl-C ends)\n"
+    assert said.out == f"serving colours at http://127.0.0.1:{port} (Ctrl-C stops)\n"
     assert re.search(r'^[\d :,-]+ 127\.0\.0\.1 "POST /predict" 200 in \d+ ms$', said.err, re.MULTILINE)
-    assert said.err.endswith("ended; 1 image answered\n") and "warning" not in said.err
+    assert said.err.endswith("stopped; 1 image predicted\n") and "warning" not in said.err
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
@@ -154,7 +154,7 @@ def test_a_port_that_another_bound_at_the_same_time(
 ) -> None:
     with bound_socket("127.0.0.1", 0) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(memory, "keep_freed", lambda: other.listen())  # while this one loads
+        monkeypatch.setattr(memory, "retain_freed_memory", lambda: other.listen())  # while this one loads
         assert cli.main(["serve", "bundle", "--port", str(port)]) == 2
     assert f"--port {port}: Address already in use; choose another" in capsys.readouterr().err and loaded
 
@@ -170,4 +170,4 @@ def test_where_it_listens() -> None:
     with bound_socket("127.0.0.1", 0) as one, bound_socket("0.0.0.0", 0) as all_of_them:
         assert is_loopback(one) and not is_loopback(all_of_them)
         for bound in (one, all_of_them):
-            assert address_of(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
+            assert server_url(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -1,36 +1,46 @@
-"""The scoreboard: what is appended, what it is compared with, and what it survives."""
+"""The scoreboard: what is appended, what is compared, and that it survives renamed, moved and deleted runs."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from choral.cli import main, workflow
+from choral.cli import main
+from choral.cli.workflow.calibration import calibrate
+from choral.cli.workflow.scoreboard import print_board, project_scores
+from choral.cli.workflow.scores import combine, score
 from choral.config import Config, config_hash
 from choral.config.files import load_config
 from choral.core import files
 from choral.core.errors import ConfigError
 from choral.data.shards.index import Dataset
-from choral.ensembles.saved_combination import Asked
+from choral.ensembles.saved_combination import CombinationRequest
 from choral.metrics.intervals import paired_bootstrap
 from choral.metrics.per_sample import correct, top_class
 from choral.runs.run_dir import RunDir, write_json
-from choral.scoring.calibrate import Asked as Calibration
-from choral.scoring.predictor import predictor_names, predictor_of
+from choral.scoring.calibrate import CalibrationRequest
+from choral.scoring.predictor import list_predictors, load_predictor
 from choral.scoring.scoreboard.board import Scoreboard
-from choral.scoring.scoreboard.recording import project_of, record_steps
-from choral.scoring.scoreboard.rows import BoardTable, tables_of
-from choral.scoring.scoreboard.table import notes_on, render_board
-from choral.scoring.scoreboard.test_set_uses import looks_so_far, scoreboard_of
-from choral.scoring.stored_predictor import Record, estimates_of
+from choral.scoring.scoreboard.figure import draw_board
+from choral.scoring.scoreboard.recording import record_steps, resolve_project
+from choral.scoring.scoreboard.rows import BoardTable, build_board_tables
+from choral.scoring.scoreboard.table import build_board_notes, render_board
+from choral.scoring.scoreboard.test_set_uses import read_test_set_uses, resolve_scoreboard_root
+from choral.scoring.stored_predictor import (
+    StoredPredictions,
+    compute_estimates,
+    read_parquet_bytes,
+    write_parquet_bytes,
+)
+from drawn_figures import misplaced_texts, svg_texts
 from made_runs import made_run, numbers, predictions, write_ledger
 
 SHARED = ["project=cells", "ensemble.members=[{name: a}, {name: b}, {name: c}]"]
@@ -51,7 +61,7 @@ def board(tmp_path: Path) -> Scoreboard:
 
 
 def tables(tmp_path: Path, metric: str = "") -> list[BoardTable]:
-    return tables_of(board(tmp_path), board(tmp_path).entries()[0], metric)
+    return build_board_tables(board(tmp_path), board(tmp_path).entries()[0], metric)
 
 
 def test_steps_of_an_ensemble_are_appended_once(tmp_path: Path) -> None:
@@ -65,7 +75,7 @@ def test_steps_of_an_ensemble_are_appended_once(tmp_path: Path) -> None:
     first, vote, views = table["rows"]
     losses = {}
     for name in "abc":
-        said = predictor_of(run, config, "val", f"member/{name}")
+        said = load_predictor(run, config, "val", f"member/{name}")
         losses[name] = -np.log(said.predictions[np.arange(60), said.ledger.labels]).mean()
     likeliest = min(losses, key=lambda name: losses[name])
     assert [row["predictor"] for row in table["rows"]] == [f"member/{likeliest}", "soft", "soft+tta"]
@@ -81,7 +91,7 @@ def test_differences_are_those_of_the_predictions(tmp_path: Path) -> None:
         run, config = run_of(tmp_path, name, seed, f"step=+{name}")
         record_steps(run, config, "test")
         for predictor in ("soft", "soft+tta"):
-            said = predictor_of(run, config, "test", predictor)
+            said = load_predictor(run, config, "test", predictor)
             hits[name, predictor] = correct(said.ledger.labels, top_class(said.predictions))
     (table,) = tables(tmp_path)
     rows = {row["name"]: row for row in table["rows"]}
@@ -109,15 +119,18 @@ def test_differences_are_those_of_the_predictions(tmp_path: Path) -> None:
         tables(tmp_path, "acuracy")
 
 
-def test_no_step_is_certain_where_all_are_right() -> None:
+def test_no_interval_is_empty_where_all_are_right() -> None:
     labels = np.arange(180) % 3
-    records = {"right": Record(labels.astype(np.int32)), "wrong": Record((labels + 1).astype(np.int32) % 3)}
-    found = estimates_of("multiclass", labels, records)["accuracy"]
+    records = {
+        "right": StoredPredictions(labels.astype(np.int32)),
+        "wrong": StoredPredictions((labels + 1).astype(np.int32) % 3),
+    }
+    found = compute_estimates("multiclass", labels, records)["accuracy"]
     assert found["right"].interval.high == 1 and found["right"].interval.low == pytest.approx(0.97910, abs=1e-5)
     assert found["wrong"].interval.low == 0 and found["wrong"].interval.high == pytest.approx(0.02090, abs=1e-5)
 
 
-def test_it_outlives_the_runs(tmp_path: Path) -> None:
+def test_scoreboard_outlives_the_runs(tmp_path: Path) -> None:
     for name, seed in (("first", 1), ("second", 2)):
         run, config = run_of(tmp_path, name, seed)
         record_steps(run, config, "test")
@@ -151,7 +164,7 @@ def test_other_samples_are_another_table(tmp_path: Path, change: dict[str, Any])
     assert all(row["to_best"]["to"] in names for row in other["rows"] if row["to_best"])
 
 
-def test_what_is_damaged_is_said_and_mended_by_evaluating_again(tmp_path: Path) -> None:
+def test_damage_is_reported_and_repaired_by_evaluating_again(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     record_steps(run, config, "test")
     whole = tables(tmp_path)
@@ -171,14 +184,33 @@ def test_what_is_damaged_is_said_and_mended_by_evaluating_again(tmp_path: Path) 
     entries, count = board(tmp_path).entries()
     assert (len(entries), count) == (1, 2)
     shown = io.StringIO()
-    found = workflow.project_scores(tmp_path / "runs" / "scoreboard", "cells")
-    workflow.print_board(found, Console(file=shown, width=100))
+    found = project_scores(tmp_path / "runs" / "scoreboard", "cells")
+    print_board(found, Console(file=shown, width=100))
     assert "2 damaged entries are left out; `choral score RUN` appends" in shown.getvalue()
     assert "not compared: " in shown.getvalue()
     record_steps(run, config, "test")
     assert {row["id"]: row["to_best"] for row in tables(tmp_path)[0]["rows"]} == {
         row["id"]: row["to_best"] for row in whole[0]["rows"]
     }
+
+
+def test_entries_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path, "first", 1)
+    record_steps(run, config, "test")
+    before, path = tables(tmp_path), board(tmp_path).path
+    lines = [json.loads(line) for line in (path / "entries.jsonl").read_text().splitlines()]
+    for line in lines:
+        record = path / "records" / f"{line['id']}.parquet"
+        columns = read_parquet_bytes(record.read_bytes())
+        old = write_parquet_bytes(
+            {"said" if name == "prediction" else name: values for name, values in columns.items()}
+        )
+        record.write_bytes(old)
+        line |= {"said": line.pop("content_id"), "record": hashlib.sha256(old).hexdigest()}
+    (path / "entries.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert tables(tmp_path) == before
+    record_steps(run, config, "test")
+    assert tables(tmp_path) == before and len(board(tmp_path).entries()[0]) == 3, "nothing is appended twice"
 
 
 def test_other_weights_are_another_step_and_another_name_is_not(tmp_path: Path) -> None:
@@ -195,8 +227,8 @@ def test_other_weights_are_another_step_and_another_name_is_not(tmp_path: Path) 
     assert rows[3]["before"] == "new"
 
 
-def test_held_out_samples_are_a_table_of_their_own_and_no_look(tmp_path: Path) -> None:
-    """What folds say of what they have not seen: rows of the group, with the minutes of all of it."""
+def test_held_out_samples_are_a_table_of_their_own_and_no_use_of_a_test_split(tmp_path: Path) -> None:
+    """Out-of-fold predictions: rows of the group, with the training minutes of all its members."""
     for name, seed in (("first", 1), ("second", 2)):
         ledgers = {"held-out": predictions(70, ("folds",), seed=3), "test": predictions(40, seed=seed)}
         overrides = ["project=cells", "ensemble.folds=2"]
@@ -204,16 +236,16 @@ def test_held_out_samples_are_a_table_of_their_own_and_no_look(tmp_path: Path) -
         for number in (1, 2):
             write_json(run.member(f"fold{number}").path / "result.json", {"train_minutes": 1.5})
         record_steps(run, config, "held-out")
-        assert workflow.score(run, "held-out")["n"] == 70
+        assert score(run, "held-out")["n"] == 70
     (table,) = tables(tmp_path)
     names = ["first", "first +tta", "second", "second +tta"]
     assert table["split"] == "held-out" and [row["name"] for row in table["rows"]] == names
     assert {row["minutes"] for row in table["rows"]} == {3.0}
     assert table["rows"][2]["to_before"]["value"] == 0 and table["rows"][2]["before"] == "first"
-    assert looks_so_far(scoreboard_of(run), "d", "held-out", "multiclass").predictors == 0
+    assert read_test_set_uses(resolve_scoreboard_root(run), "d", "held-out", "multiclass").predictors == 0
 
 
-def test_the_last_digits_of_another_device_are_no_other_step_and_no_further_look(tmp_path: Path) -> None:
+def test_the_last_digits_of_another_device_are_no_new_step_and_no_new_use(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     record_steps(run, config, "test")
     before = tables(tmp_path)
@@ -223,21 +255,21 @@ def test_the_last_digits_of_another_device_are_no_other_step_and_no_further_look
         mixed = values + rng.uniform(0, 0.5, values.shape).astype("f4")
         columns[key] = np.nextafter(mixed / mixed.sum(1, keepdims=True), np.float32(1))
     write_ledger(run.predictions / "test.parquet", labels, columns)
-    workflow.score(run, "test")
-    count = looks_so_far(scoreboard_of(run), "d", "test", "multiclass").predictors
-    assert tables(tmp_path) == before and count == len(predictor_names(run, config, "test"))
+    score(run, "test")
+    count = read_test_set_uses(resolve_scoreboard_root(run), "d", "test", "multiclass").predictors
+    assert tables(tmp_path) == before and count == len(list_predictors(run, config, "test"))
 
 
 def test_combinations_and_scores_are_appended_too(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, "first", 1)
-    workflow.score(run, "test")
+    score(run, "test")
     for _ in range(2):
-        workflow.combine(run, "test", Asked(rule="weighted", weights={"a": 0.5, "b": 0.5, "c": 0.0}, name="pair"))
+        combine(run, "test", CombinationRequest(rule="weighted", weights={"a": 0.5, "b": 0.5, "c": 0.0}, name="pair"))
     parts = [row["part"] for row in tables(tmp_path)[0]["rows"]]
     assert parts == ["", "+ensemble", "+tta", "+pair"]
 
 
-def test_one_network_without_and_with_views(tmp_path: Path) -> None:
+def test_one_model_without_and_with_views(tmp_path: Path) -> None:
     labels, columns = predictions(40, ("model",))
     run, config = made_run(tmp_path / "runs" / "alone", {"test": (labels, columns)}, ["project=cells", "step=one"])
     record_steps(run, config, "test")
@@ -255,7 +287,7 @@ def test_other_tasks(tmp_path: Path, task: str, metric: str) -> None:
     (table,) = tables(tmp_path)
     assert table["metric"] == metric and [row["part"] for row in table["rows"]] == ["", "+ensemble"] * 2
     vote = table["rows"][1]
-    said = predictor_of(*made_again(tmp_path), "test", vote["predictor"])
+    said = load_predictor(*made_again(tmp_path), "test", vote["predictor"])
     if task == "regression":
         expected = np.sqrt(((said.predictions.astype("f8") - labels) ** 2).mean(axis=0)).mean()
         assert vote["metrics"]["rmse"]["value"] == pytest.approx(expected)
@@ -273,26 +305,30 @@ def made_again(tmp_path: Path) -> tuple[RunDir, Config]:
     return run, run.config()
 
 
-def test_the_table_fits_into_80_columns_and_the_figure_is_one(
+def test_table_fits_into_80_columns_and_figure_holds_all_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, seed in (("first", 1), ("second", 2)):
         run, config = run_of(tmp_path, name, seed, f"step=+a_rather_long_{name}")
         record_steps(run, config, "test")
-    scores = workflow.project_scores(tmp_path / "runs" / "scoreboard", "cells")
+    scores = project_scores(tmp_path / "runs" / "scoreboard", "cells")
     shown = {}
     for width in (80, 120):
         output = io.StringIO()
-        workflow.print_board(scores, Console(file=output, width=width))
+        print_board(scores, Console(file=output, width=width))
         shown[width] = output.getvalue()
         lines = [line for line in output.getvalue().splitlines() if not line.startswith("Figure:")]
         assert max(map(len, lines)) <= width
-    assert "6th look at this test split (test)" in shown[80] and shown[80].count("  +tta") == 2
+    assert "6th use of this test split (test)" in shown[80] and shown[80].count("  +tta") == 2
     assert "●" in shown[120] and "●" not in shown[80]
-    figure = ElementTree.parse(scores["figures"][0]).getroot()
-    words = [element.text for element in figure.iter("{http://www.w3.org/2000/svg}text")]
-    assert words.count("+tta") == 2 and "+a_rather_long_first" in words
-    assert len(list(figure.iter("{http://www.w3.org/2000/svg}circle"))) == 6
+    path = Path(scores["figures"][0])
+    assert path.with_suffix(".png").is_file()
+    content = path.read_bytes()
+    texts = svg_texts(content)
+    assert texts.count("+tta") == 2 and "+a_rather_long_first" in texts and misplaced_texts(content) == []
+    figure = draw_board(scores["tables"][0])
+    points = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert points == [pytest.approx(100 * row["metrics"]["accuracy"]["value"]) for row in scores["tables"][0]["rows"]]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
@@ -300,7 +336,7 @@ def test_a_narrow_terminal_costs_the_second_metric_before_the_names(tmp_path: Pa
     for name, seed in (("first", 1), ("second", 9)):
         run, config = run_of(tmp_path, name, seed)
         record_steps(run, config, "test")
-    scores = workflow.project_scores(tmp_path / "runs" / "scoreboard", "cells", metric=metric)
+    scores = project_scores(tmp_path / "runs" / "scoreboard", "cells", metric=metric)
     other = {"accuracy": "log loss ", "log_loss": "accuracy"}[metric]
     for width in range(80, 131):
         output = io.StringIO()
@@ -321,10 +357,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     record_steps(run, config, "val")
     assert main(["scores", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [table["split"] for table in found["tables"]] == ["test"] and found["looks"] == [3]
+    assert [table["split"] for table in found["tables"]] == ["test"] and found["test_set_uses"] == [3]
     assert main(["scores", "cells", "--split", "val"]) == 0
     shown = capsys.readouterr().out
-    assert "cells, val: 60 samples" in shown and "look at" not in shown and "no looks to count" in shown
+    assert "cells, val: 60 samples" in shown and "use of" not in shown and "not a test split" in shown
     other, config = run_of(tmp_path, "second", 2, "project=leaves")
     record_steps(other, config, "test")
     assert main(["scores"]) == 0
@@ -337,9 +373,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "Did you mean test?" in capsys.readouterr().err
 
 
-def test_ranks_that_somebody_else_started_tell_the_main_one_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_main_rank_of_an_external_launcher_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from choral.inference import __main__ as evaluation
 
     run, _ = run_of(tmp_path, "first", 1)
@@ -348,7 +382,7 @@ def test_ranks_that_somebody_else_started_tell_the_main_one_alone(
         monkeypatch.setenv("RANK", rank)
         asked: list[Path] = []
         assert (
-            evaluation.main([str(run.path)], after=lambda request, asked=asked: asked.append(request.folder.path))
+            evaluation.main([str(run.path)], after=lambda request, asked=asked: asked.append(request.run_dir.path))
             == code
         )
         assert asked == expected
@@ -356,23 +390,23 @@ def test_ranks_that_somebody_else_started_tell_the_main_one_alone(
 
 def test_the_project_is_the_data_set_unless_it_is_named(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "made.yaml").write_text(f"data: {{shards: '{shards}'}}\n")
-    assert project_of(load_config(tmp_path / "made.yaml")) == Dataset.open(shards).name
-    assert project_of(load_config(tmp_path / "made.yaml", ["project=mine"])) == "mine"
-    assert project_of(load_config(tmp_path / "made.yaml", ["data.shards=/nowhere/my cells"])) == "my-cells"
-    with pytest.raises(ConfigError, match=r"project: '\.\./up' is no name"):
+    assert resolve_project(load_config(tmp_path / "made.yaml")) == Dataset.open(shards).name
+    assert resolve_project(load_config(tmp_path / "made.yaml", ["project=mine"])) == "mine"
+    assert resolve_project(load_config(tmp_path / "made.yaml", ["data.shards=/nowhere/my cells"])) == "my-cells"
+    with pytest.raises(ConfigError, match=r"project: '\.\./up' is not a scoreboard name"):
         load_config(tmp_path / "made.yaml", ["project=../up"])
-    with pytest.raises(ConfigError, match="run: runs/scoreboard is where the scoreboards are"):
+    with pytest.raises(ConfigError, match="run: runs/scoreboard holds the scoreboards"):
         load_config(tmp_path / "made.yaml", ["run=scoreboard"])
 
 
-def test_the_hash_of_a_config_is_of_what_it_changes(tmp_path: Path) -> None:
+def test_config_hash_covers_what_changes_the_result(tmp_path: Path) -> None:
     (tmp_path / "made.yaml").write_text("data: {shards: s}\n")
     plain = load_config(tmp_path / "made.yaml")
     assert config_hash(load_config(tmp_path / "made.yaml", ["step=x", "run=y", "train.lr=1e-3"])) == config_hash(plain)
     assert config_hash(load_config(tmp_path / "made.yaml", ["train.lr=2e-3"])) != config_hash(plain)
 
 
-def test_a_run_that_was_renamed_and_runs_that_were_moved_are_the_same(tmp_path: Path) -> None:
+def test_renamed_and_moved_runs_keep_their_entries(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     record_steps(run, config, "test")
     for name in ("second", "third"):
@@ -386,9 +420,9 @@ def test_a_run_that_was_renamed_and_runs_that_were_moved_are_the_same(tmp_path: 
     assert len(board(tmp_path).entries()[0]) == 3
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = Scoreboard(tmp_path / "moved" / "scoreboard" / "cells")
-    assert all(row["there"] for row in tables_of(moved, moved.entries()[0])[0]["rows"])
+    assert all(row["there"] for row in build_board_tables(moved, moved.entries()[0])[0]["rows"])
     record_steps(RunDir(tmp_path / "moved" / "third"), config, "test")
-    (table,) = tables_of(moved, moved.entries()[0])
+    (table,) = build_board_tables(moved, moved.entries()[0])
     assert [row["name"] for row in table["rows"]] == ["third", "third +ensemble", "third +tta"]
     assert table["rows"][0]["folder"] == str(tmp_path / "moved" / "third")
 
@@ -401,11 +435,13 @@ def test_a_copy_of_a_run_is_a_step_of_its_own(tmp_path: Path) -> None:
     assert [row["run"] for row in tables(tmp_path)[0]["rows"]] == ["first"] * 3 + ["second"] * 3
 
 
-def test_what_is_fitted_again_adds_to_the_same_run(tmp_path: Path) -> None:
+def test_refitted_combinations_belong_to_the_same_run(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     for weight in (0.5, 0.25):
-        workflow.combine(
-            run, "test", Asked(rule="weighted", weights={"a": weight, "b": 1 - weight, "c": 0}, name="pair")
+        combine(
+            run,
+            "test",
+            CombinationRequest(rule="weighted", weights={"a": weight, "b": 1 - weight, "c": 0}, name="pair"),
         )
         record_steps(run, config, "test")
     (table,) = tables(tmp_path)
@@ -427,29 +463,29 @@ def test_a_member_evaluated_by_itself_is_on_the_scoreboard_of_its_ensemble(tmp_p
     assert not (run.path / "members" / "scoreboard").exists()
     (table,) = tables(tmp_path)
     assert table["rows"][-1]["run"] == "first/members/a" and table["rows"][-1]["there"]
-    assert looks_so_far(scoreboard_of(run), "d", "test", "multiclass").predictors == 5
+    assert read_test_set_uses(resolve_scoreboard_root(run), "d", "test", "multiclass").predictors == 5
 
 
-def test_what_costs_decide_is_called_so(tmp_path: Path) -> None:
+def test_decisions_with_costs_are_a_step_of_their_own(tmp_path: Path) -> None:
     run, config = run_of(tmp_path, "first", 1)
     names = []
     for costs in ("", "x->y=20", ""):
-        workflow.calibrate(run, "test", Calibration(costs=costs))
+        calibrate(run, "test", CalibrationRequest(costs=costs))
         names.append([row["name"] for row in tables(tmp_path)[0]["rows"]][3:])
     assert names[0] == ["first +calibrated"] and names[1] == names[2] == ["first +calibrated", "first +decided"]
     plain, decided = tables(tmp_path)[0]["rows"][3:]
-    said = predictor_of(run, config, "test")
-    assert plain["metrics"]["accuracy"]["value"] == (said.answers == said.ledger.labels).mean()
+    said = load_predictor(run, config, "test")
+    assert plain["metrics"]["accuracy"]["value"] == (said.decisions == said.ledger.labels).mean()
     assert decided["metrics"]["accuracy"]["value"] < plain["metrics"]["accuracy"]["value"]
     assert decided["metrics"]["log_loss"] == plain["metrics"]["log_loss"]
-    assert any(note.startswith("+decided: by costs") for note in notes_on(tables(tmp_path)[0]))
+    assert any(note.startswith("+decided: with costs") for note in build_board_notes(tables(tmp_path)[0]))
 
 
 def test_two_machines_may_write_a_file_at_once_under_the_same_process_id(tmp_path: Path) -> None:
     path = tmp_path / "samples.parquet"
-    with files.written_aside(path) as one:
+    with files.atomic_file(path) as one:
         one.write(b"first")
-        with files.written_aside(path) as other:
+        with files.atomic_file(path) as other:
             other.write(b"other")
         assert path.read_bytes() == b"other"
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,6 @@
-// Curves with their bands, columns and intervals, as SVG in the colours of the style sheet.
+// Charts as SVG, in the colours of the style sheet: curves with bands, histograms, intervals.
 
-/** Return round numbers that hold [low, high], a little wider, and ticks: as choral.core.svg.round_scale. */
+/** Return round numbers that hold [low, high], a little wider, and ticks. */
 function roundScale(low, high, most = 5) {
   const span = Math.max(high - low, 1e-9);
   let step = 10 ** Math.floor(Math.log10(span / 4));
@@ -11,10 +11,10 @@ function roundScale(low, high, most = 5) {
   return { low: first * step, high: last * step, ticks };
 }
 
-/** Return a chart: title, a line below it, and a drawing that follows its width. `draw(chart)` adds to `chart.add`. */
-function chart({ title, told, x, y, height = 240, label, xTitle, yTitle, draw }) {
+/** Return a chart: title, a hint below it, and a drawing that follows its width. `draw(chart)` adds elements with `chart.add`. */
+function chart({ title, hint, x, y, height = 240, label, xTitle, yTitle, draw }) {
   const place = el("div");
-  const whole = el("figure", { class: "chart" }, title && el("h3", {}, title), told !== undefined && el("p", { class: "told", title: told }, told), place);
+  const whole = el("figure", { class: "chart" }, title && el("h3", {}, title), hint !== undefined && el("p", { class: "hint", title: hint }, hint), place);
   const left = yTitle === undefined ? 34 : 44, right = 10, top = 8, bottom = xTitle ? 40 : 24;
   onWidth(place, (width) => {
     const wide = width - left - right, high = height - top - bottom;
@@ -36,7 +36,7 @@ function chart({ title, told, x, y, height = 240, label, xTitle, yTitle, draw })
   return whole;
 }
 
-/** Return so few ticks that their words do not touch. */
+/** Return few enough ticks that their labels do not overlap. */
 function thinned(ticks, wide) {
   const every = Math.max(1, Math.ceil((ticks.length * 40) / Math.max(wide, 1)));
   return ticks.filter((_, number) => number % every === 0);
@@ -62,14 +62,14 @@ function interval(numbers, all, scale, kind) {
     el("circle", { class: "mark", cx: at(numbers.value), cy: 9, r: 4 }));
 }
 
-/** Return a chart of columns: series are {name, style, counts}, each scaled to shares of its own. */
-function histogram({ title, told, edges, series, text }) {
+/** Return a histogram: series are {name, style, counts}, each normalised to shares. */
+function histogram({ title, hint, edges, series, text }) {
   const shares = series.map(({ counts }) => { const sum = counts.reduce((a, b) => a + b, 0) || 1; return counts.map((one) => one / sum); });
   const y = { ...roundScale(0, Math.max(0.01, ...shares.flat()), 3), text: (tick) => `${Math.round(100 * tick)} %` };
   const ends = roundScale(edges[0], edges[edges.length - 1], 5);
   const x = { low: edges[0], high: edges[edges.length - 1], ticks: ends.ticks.filter((tick) => tick >= edges[0] && tick <= edges[edges.length - 1]), text };
   return chart({
-    title, told, x, y, height: 150, label: `Distribution of ${title}`,
+    title, hint, x, y, height: 150, label: `Distribution of ${title}`,
     draw({ at, up, add }) {
       series.forEach(({ style }, number) => {
         const steps = [[at(edges[0]), up(0)]];

@@ -1,9 +1,9 @@
-// Which classes are taken for which: a matrix or a list of pairs, labels that are missed or said falsely, numbers as points.
+// Errors by class: the confusion matrix and its largest cells; missed and false labels; a scatter plot of each target.
 
 const FULL_MATRIX = 40; // classes
 const LISTED = 15; // pairs at a time
 
-/** Return the counts of multiclass as a map from truth * C + answer. */
+/** Return the sample counts of a multiclass task as a map from true class * C + predicted class. */
 function confusions() {
   const counts = new Map();
   for (let row = 0; row < COUNT; row++) {
@@ -24,47 +24,47 @@ function makeConfusion() {
   else body.append(el("div", { class: "plots" }, CLASSES.map(scatter)));
 }
 
-/** Return the matrix: row true, column predicted; the shade is the share of the row. */
+/** Return the confusion matrix: rows true, columns predicted; the shade is the share of the row. */
 function matrix(counts, totals) {
   const size = CLASSES.length, table = el("table", { class: `matrix${size > 12 ? " dense" : ""}` });
   table.style.setProperty("--size", `${Math.min(1060, 150 + size * (size <= 4 ? 150 : size <= 12 ? 78 : 38))}px`);
   table.style.setProperty("--shape", size <= 4 ? "2" : size <= 12 ? "1.35" : "1");
-  const first = el("th", { class: "axis" }, size > 12 ? "" : ["true ↓ ", el("span", { class: "narrow-off" }, "said →")]);
+  const first = el("th", { class: "axis" }, size > 12 ? "" : ["true ↓ ", el("span", { class: "narrow-off" }, "predicted →")]);
   table.append(el("thead", {}, el("tr", {}, first, CLASSES.map((name) => el("th", { scope: "col", title: name }, size > 12 ? "" : name)))));
   const rows = el("tbody");
   for (let truth = 0; truth < size; truth++) {
     const line = el("tr", {}, el("th", { scope: "row", title: CLASSES[truth] }, CLASSES[truth]));
-    for (let answer = 0; answer < size; answer++) line.append(el("td", {}, matrixCell(counts.get(truth * size + answer) || 0, totals[truth], truth, answer)));
+    for (let predicted = 0; predicted < size; predicted++) line.append(el("td", {}, matrixCell(counts.get(truth * size + predicted) || 0, totals[truth], truth, predicted)));
     rows.append(line);
   }
   table.append(rows);
   return table;
 }
 
-function matrixCell(count, total, truth, answer) {
-  const share = total ? count / total : 0, right = truth === answer;
-  const text = `${plural(count, "sample")} of ${CLASSES[truth]} said to be ${CLASSES[answer]}, ${percent(share)}`;
+function matrixCell(count, total, truth, predicted) {
+  const share = total ? count / total : 0, right = truth === predicted;
+  const text = `${plural(count, "sample")} of ${CLASSES[truth]} predicted as ${CLASSES[predicted]}, ${percent(share)}`;
   if (!count) return el("div", { class: "cell", title: text });
-  const cell = el("button", { class: "cell", type: "button", title: text, "aria-label": text, "data-pair": `${truth} ${answer}`, onclick: () => showPair(truth, answer) },
+  const cell = el("button", { class: "cell", type: "button", title: text, "aria-label": text, "data-pair": `${truth} ${predicted}`, onclick: () => showPair(truth, predicted) },
     CLASSES.length <= 12 ? el("span", {}, whole(count), CLASSES.length <= 6 && el("small", {}, percent(share))) : null);
   cell.style.background = `color-mix(in srgb, var(--${right ? "good" : "bad"}) ${Math.round(10 + 72 * Math.sqrt(share))}%, var(--paper))`;
   if (share > 0.42) cell.style.color = "var(--paper)";
   return cell;
 }
 
-const showPair = (truth, answer) => explore({ ...NOTHING, tab: "loss", truth: String(truth), said: String(answer) }, true);
+const showPair = (truth, predicted) => explore({ ...NOTHING, tab: "loss", truth: String(truth), predicted: String(predicted) }, true);
 
-/** Return the pairs that are confused most often, page by page; of many classes those of one class where it is chosen. */
+/** Return the most frequently confused pairs, page by page; with many classes, filtered by a class. */
 function frequentPairs(counts, totals) {
-  const size = CLASSES.length, pairs = [...counts].map(([place, count]) => ({ truth: Math.floor(place / size), answer: place % size, count })).filter((pair) => pair.truth !== pair.answer);
+  const size = CLASSES.length, pairs = [...counts].map(([place, count]) => ({ truth: Math.floor(place / size), predicted: place % size, count })).filter((pair) => pair.truth !== pair.predicted);
   const each = (pair) => pair.count / totals[pair.truth];
-  pairs.sort((one, other) => other.count - one.count || each(other) - each(one) || one.truth - other.truth || one.answer - other.answer);
-  if (!pairs.length) return note("No class was taken for another.");
+  pairs.sort((one, other) => other.count - one.count || each(other) - each(one) || one.truth - other.truth || one.predicted - other.predicted);
+  if (!pairs.length) return note("No class is confused with another.");
   const place = el("div", {}, el("h3", {}, "Most frequent confusions")), rest = el("div");
-  const view = paged(rest, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "True"), el("th", {}, "Said"), el("th", { class: "number" }, "Samples"), el("th", { class: "number" }, "Of the class"))),
-    el("tbody", {}, part.map((pair) => el("tr", {}, el("td", {}, el("button", { class: "link", type: "button", onclick: () => showPair(pair.truth, pair.answer) }, CLASSES[pair.truth])), el("td", {}, CLASSES[pair.answer]), el("td", { class: "number" }, whole(pair.count)), el("td", { class: "number" }, percent(each(pair)))))))));
+  const view = paged(rest, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "True"), el("th", {}, "Predicted"), el("th", { class: "number" }, "Samples"), el("th", { class: "number" }, "Share of the class"))),
+    el("tbody", {}, part.map((pair) => el("tr", {}, el("td", {}, el("button", { class: "link", type: "button", onclick: () => showPair(pair.truth, pair.predicted) }, CLASSES[pair.truth])), el("td", {}, CLASSES[pair.predicted]), el("td", { class: "number" }, whole(pair.count)), el("td", { class: "number" }, percent(each(pair)))))))));
   if (size > FULL_MATRIX) {
-    const pick = choice("Of class", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])], (value) => view.show(value === EVERY ? pairs : pairs.filter((pair) => pair.truth === Number(value) || pair.answer === Number(value))));
+    const pick = choice("Class", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])], (value) => view.show(value === EVERY ? pairs : pairs.filter((pair) => pair.truth === Number(value) || pair.predicted === Number(value))));
     place.append(el("div", { class: "filters" }, pick.field));
   }
   place.append(rest);
@@ -72,41 +72,41 @@ function frequentPairs(counts, totals) {
   return place;
 }
 
-/** Return, for each label of a multilabel task, how often it is missed and said falsely. */
+/** Return how often each label of a multilabel task is missed and wrongly predicted. */
 function labelErrors() {
   const size = CLASSES.length, has = new Uint32Array(size), missed = new Uint32Array(size), extra = new Uint32Array(size);
   for (let row = 0; row < COUNT; row++) {
-    const truth = new Set(idsOf(SAMPLES.labels, row)), answer = new Set(idsOf(SAMPLES.predicted, row));
-    for (const id of truth) { has[id]++; if (!answer.has(id)) missed[id]++; }
-    for (const id of answer) if (!truth.has(id)) extra[id]++;
+    const truth = new Set(idsOf(SAMPLES.labels, row)), predicted = new Set(idsOf(SAMPLES.predicted, row));
+    for (const id of truth) { has[id]++; if (!predicted.has(id)) missed[id]++; }
+    for (const id of predicted) if (!truth.has(id)) extra[id]++;
   }
   const order = [...CLASSES.keys()].sort((one, other) => missed[other] + extra[other] - missed[one] - extra[one]);
-  const lead = (count, filters) => count ? el("button", { class: "link", type: "button", onclick: () => explore({ ...NOTHING, tab: "loss", ...filters }, true) }, whole(count)) : "0";
-  const place = el("div"), view = paged(place, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Label"), ...["Have it", "Missed", "Said falsely"].map((name) => el("th", { class: "number" }, name)))),
+  const countLink = (count, filters) => count ? el("button", { class: "link", type: "button", onclick: () => explore({ ...NOTHING, tab: "loss", ...filters }, true) }, whole(count)) : "0";
+  const place = el("div"), view = paged(place, LISTED, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Label"), ...["Samples", "Missed", "False"].map((name) => el("th", { class: "number" }, name)))),
     el("tbody", {}, part.map((id) => el("tr", {}, el("td", {}, CLASSES[id]), el("td", { class: "number" }, whole(has[id])),
-      el("td", { class: "number" }, lead(missed[id], { truth: String(id), result: "missed" })), el("td", { class: "number" }, lead(extra[id], { said: String(id), result: "false" }))))))));
+      el("td", { class: "number" }, countLink(missed[id], { truth: String(id), result: "missed" })), el("td", { class: "number" }, countLink(extra[id], { predicted: String(id), result: "false" }))))))));
   view.show(order);
   return place;
 }
 
-/** Return predicted over true numbers of one target; the sample that is nearest to a click is opened. */
+/** Return a scatter plot of predicted against true values of one target; a click opens the nearest sample. */
 function scatter(name, target) {
-  const width = CLASSES.length, truth = (row) => SAMPLES.labels[row * width + target], answer = (row) => SAMPLES.predicted[row * width + target];
+  const width = CLASSES.length, truth = (row) => SAMPLES.labels[row * width + target], predicted = (row) => SAMPLES.predicted[row * width + target];
   let low = Infinity, high = -Infinity;
-  for (let row = 0; row < COUNT; row++) { low = Math.min(low, truth(row), answer(row)); high = Math.max(high, truth(row), answer(row)); }
+  for (let row = 0; row < COUNT; row++) { low = Math.min(low, truth(row), predicted(row)); high = Math.max(high, truth(row), predicted(row)); }
   const scale = roundScale(low, high);
   return chart({
-    title: name, told: "A click opens the nearest sample", x: scale, y: scale, height: 360, xTitle: "true", yTitle: "said", label: `Predictions of ${name}`,
+    title: name, hint: "Click to open the nearest sample", x: scale, y: scale, height: 360, xTitle: "true", yTitle: "predicted", label: `Predictions of ${name}`,
     draw({ svg, at, up, add }) {
       add(el("line", { class: "reference", x1: at(scale.low), x2: at(scale.high), y1: up(scale.low), y2: up(scale.high) }));
       const dots = [];
-      for (let row = 0; row < COUNT; row++) dots.push(`M${at(truth(row)).toFixed(1)},${up(answer(row)).toFixed(1)}h0`);
+      for (let row = 0; row < COUNT; row++) dots.push(`M${at(truth(row)).toFixed(1)},${up(predicted(row)).toFixed(1)}h0`);
       add(el("path", { class: "dots", d: dots.join("") }));
       svg.addEventListener("click", (event) => {
         const box = svg.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
         let best = 0, least = Infinity;
         for (let row = 0; row < COUNT; row++) {
-          const distance = (at(truth(row)) - x) ** 2 + (up(answer(row)) - y) ** 2;
+          const distance = (at(truth(row)) - x) ** 2 + (up(predicted(row)) - y) ** 2;
           if (distance < least) { least = distance; best = row; }
         }
         openSheet([best], 0);

@@ -1,46 +1,46 @@
-// The list of samples: what order, which of them, page by page. Other sections set its filters and lead here.
+// The list of samples: order, filters, pages. Other sections set its filters and scroll to it.
 
 const EVERY = "";
-const FILTERS = { tab: "loss", result: EVERY, truth: EVERY, said: EVERY, column: EVERY, slice: EVERY, text: "" };
+const FILTERS = { tab: "loss", result: EVERY, truth: EVERY, predicted: EVERY, column: EVERY, slice: EVERY, text: "" };
 const TABS = {
   loss: { name: TASK === "regression" ? "Largest error" : "Highest loss", keep: () => true, by: (row) => -SAMPLES.loss[row] },
   sure: { name: "Most confident errors", keep: (row) => !SAMPLES.right[row], by: (row) => -SAMPLES.confidence[row] },
   torn: { name: "Members disagree", keep: (row) => disagreement(row) > 0, by: (row) => -disagreement(row) },
-  unsure: { name: "Least sure", keep: () => true, by: (row) => SAMPLES.confidence[row] },
+  unsure: { name: "Least confident", keep: () => true, by: (row) => SAMPLES.confidence[row] },
 };
 const RESULTS = {
   wrong: ["wrong", (row) => !SAMPLES.right[row]],
-  right: ["right", (row) => SAMPLES.right[row] === 1],
-  all: ["wrong, as is every member", (row) => !SAMPLES.right[row] && wrongMembers(row) === MEMBERS.length],
-  some: ["wrong, though a member is right", (row) => !SAMPLES.right[row] && wrongMembers(row) < MEMBERS.length],
-  lucky: ["right, though a member is wrong", (row) => SAMPLES.right[row] && wrongMembers(row) > 0],
+  right: ["correct", (row) => SAMPLES.right[row] === 1],
+  all: ["wrong, and so is every member", (row) => !SAMPLES.right[row] && wrongMembers(row) === MEMBERS.length],
+  some: ["wrong, though a member is correct", (row) => !SAMPLES.right[row] && wrongMembers(row) < MEMBERS.length],
+  lucky: ["correct, though a member is wrong", (row) => SAMPLES.right[row] && wrongMembers(row) > 0],
   missed: ["a label is missed", (row) => missing(SAMPLES.labels, SAMPLES.predicted, row)],
-  false: ["a label is said falsely", (row) => missing(SAMPLES.predicted, SAMPLES.labels, row)],
+  false: ["a label is predicted wrongly", (row) => missing(SAMPLES.predicted, SAMPLES.labels, row)],
   high: ["too high", (row) => SAMPLES.predicted[row] > SAMPLES.labels[row]],
   low: ["too low", (row) => SAMPLES.predicted[row] < SAMPLES.labels[row]],
 };
 let found = [], list = null;
 const CONTROLS = {};
 
-/** How far members are from one: the share of them that do not say what most do; with regression how unsure they are. */
+/** Return the share of members that differ from the majority; for regression, their spread. */
 function disagreement(row) {
   if (!SAMPLES.votes || MEMBERS.length < 2) return 0;
   if (TASK === "regression") return -SAMPLES.confidence[row];
   const counts = new Map();
   for (const votes of SAMPLES.votes) {
-    const answer = TASK === "multiclass" ? votes[row] : idsOf(votes, row).join();
-    counts.set(answer, (counts.get(answer) || 0) + 1);
+    const prediction = TASK === "multiclass" ? votes[row] : idsOf(votes, row).join();
+    counts.set(prediction, (counts.get(prediction) || 0) + 1);
   }
   return 1 - Math.max(...counts.values()) / MEMBERS.length;
 }
 
-/** Whether a label that the one has is not in the other. */
+/** Whether `one` has a label that `other` lacks. */
 function missing(one, other, row) {
-  const there = new Set(idsOf(other, row));
-  return idsOf(one, row).some((id) => !there.has(id));
+  const present = new Set(idsOf(other, row));
+  return idsOf(one, row).some((id) => !present.has(id));
 }
 
-function offered() {
+function availableFilters() {
   const several = SAMPLES.votes && MEMBERS.length > 1;
   const tabs = Object.keys(TABS).filter((name) => (name !== "sure" || TASK !== "regression") && (name !== "torn" || several) && (name !== "unsure" || TASK !== "regression"));
   if (TASK === "regression") return { tabs, results: CLASSES.length === 1 ? ["high", "low"] : [] };
@@ -48,7 +48,7 @@ function offered() {
 }
 
 function makeExplorer() {
-  const body = bodyOf("worst"), { tabs, results } = offered();
+  const body = bodyOf("worst"), { tabs, results } = availableFilters();
   const tabBar = el("div", { class: "tabs", role: "group", "aria-label": "Order of the samples" }, tabs.map((name) =>
     el("button", { type: "button", "data-tab": name, onclick: () => explore({ tab: name }) }, TABS[name].name)));
   const search = el("input", { type: "search", placeholder: "part of a key", oninput: () => explore({ text: search.value }) });
@@ -57,10 +57,10 @@ function makeExplorer() {
     CONTROLS[name] = choice(label, options, change || ((value) => explore({ [name]: value })));
     filters.append(CONTROLS[name].field);
   };
-  if (results.length) add("result", "Answer", [[EVERY, "any"], ...results.map((name) => [name, RESULTS[name][0]])]);
+  if (results.length) add("result", "Result", [[EVERY, "any"], ...results.map((name) => [name, RESULTS[name][0]])]);
   if (TASK !== "regression") {
-    add("truth", TASK === "multiclass" ? "True class" : "Has label", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])]);
-    add("said", TASK === "multiclass" ? "Predicted class" : "Said to have", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])]);
+    add("truth", TASK === "multiclass" ? "True class" : "True label", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])]);
+    add("predicted", TASK === "multiclass" ? "Predicted class" : "Predicted label", [[EVERY, "any"], ...BY_NAME.map((id) => [id, CLASSES[id]])]);
   }
   const columns = Object.keys(SAMPLES.slices);
   if (columns.length) {
@@ -69,22 +69,22 @@ function makeExplorer() {
   }
   filters.append(labelled("Key", search));
   CONTROLS.text = { select: search };
-  const told = el("span", { class: "told", "aria-live": "polite", id: "found" });
+  const status = el("span", { class: "hint", "aria-live": "polite", id: "found" });
   const clear = el("button", { class: "button", type: "button", id: "clear", onclick: () => explore(NOTHING) }, "Clear filters");
   const place = el("div");
-  body.append(tabBar, filters, el("div", { class: "bar" }, told, clear), place);
+  body.append(tabBar, filters, el("div", { class: "bar" }, status, clear), place);
   list = paged(place, innerWidth < 640 ? 12 : 24, cards(() => found));
   CONTROLS.show = (text, filtered) => {
-    told.textContent = text;
+    status.textContent = text;
     clear.hidden = !filtered;
     for (const button of tabBar.children) button.setAttribute("aria-pressed", String(button.dataset.tab === FILTERS.tab));
   };
   explore({});
 }
-const NOTHING = { result: EVERY, truth: EVERY, said: EVERY, column: EVERY, slice: EVERY, text: "" };
+const NOTHING = { result: EVERY, truth: EVERY, predicted: EVERY, column: EVERY, slice: EVERY, text: "" };
 
-/** Change filters and show what is left; `lead`: also bring it into sight. */
-function explore(changes, lead = false) {
+/** Change filters and update the list; `scroll`: also scroll to it. */
+function explore(changes, scroll = false) {
   Object.assign(FILTERS, changes);
   const { slice } = CONTROLS;
   if (slice && ("column" in changes)) {
@@ -93,18 +93,18 @@ function explore(changes, lead = false) {
     slice.select.disabled = !values.length;
   } else if (slice && FILTERS.column === EVERY) slice.select.disabled = true;
   for (const [name, { select }] of Object.entries(CONTROLS)) if (select && name in FILTERS) select.value = FILTERS[name];
-  found = chosen();
+  found = matchingRows();
   const filtered = Object.keys(NOTHING).some((name) => FILTERS[name] !== EVERY);
-  CONTROLS.show(found.length ? plural(found.length, "sample") + (found.length < COUNT ? ` of ${whole(COUNT)}` : "") : "No sample is left: change or clear the filters.", filtered);
+  CONTROLS.show(found.length ? plural(found.length, "sample") + (found.length < COUNT ? ` of ${whole(COUNT)}` : "") : "No sample matches: change or clear the filters.", filtered);
   list.show(found);
-  if (lead) document.getElementById("worst").scrollIntoView();
+  if (scroll) document.getElementById("worst").scrollIntoView();
 }
 
-/** Return the rows that the filters leave, in the order of the tab. */
-function chosen() {
+/** Return the rows that match the filters, in the order of the tab. */
+function matchingRows() {
   const tab = TABS[FILTERS.tab], tests = [tab.keep];
   if (FILTERS.result !== EVERY) tests.push(RESULTS[FILTERS.result][1]);
-  for (const [name, column] of [["truth", SAMPLES.labels], ["said", SAMPLES.predicted]]) {
+  for (const [name, column] of [["truth", SAMPLES.labels], ["predicted", SAMPLES.predicted]]) {
     if (FILTERS[name] === EVERY) continue;
     const id = Number(FILTERS[name]);
     tests.push(TASK === "multiclass" ? (row) => column[row] === id : (row) => idsOf(column, row).includes(id));

@@ -1,4 +1,4 @@
-// Classes and slices, each with the samples it is about, how it differs from all others, and whether by more than chance.
+// Tables of classes and slices: samples, metric, difference to all other samples, adjusted p value.
 
 const GROUPS = DATA.groups;
 const ROWS_OF_GROUPS = 25;
@@ -8,10 +8,10 @@ function makeGroups() {
   for (const [column, groups] of Object.entries(GROUPS.slices)) tables.push([`By ${column}`, groups]);
   for (const [title, groups] of tables) if (groups.length) body.append(groupTable(title, groups));
   body.append(note(GROUPS.note));
-  for (const [column, reason] of Object.entries(GROUPS.left_out)) body.append(el("p", { class: "note" }, el("code", {}, column), ` is not shown: ${reason}.`));
+  for (const [column, reason] of Object.entries(GROUPS.left_out)) body.append(el("p", { class: "note" }, el("code", {}, column), ` is left out: ${reason}.`));
 }
 
-/** Return a table of groups that can be sorted by a click on a heading. */
+/** Return a table of groups; a click on a heading sorts it. */
 function groupTable(title, groups) {
   const compared = groups.some((group) => group.difference), detail = detailNames(groups);
   const place = el("div", { class: "groups" }, el("h3", {}, title)), rest = el("div");
@@ -28,8 +28,8 @@ function groupTable(title, groups) {
     columns.push({ name: "95 % interval", wide: true, cell: (group) => el("td", { class: "narrow-off" }, group.score && interval(group.score, all, scale, kindOf(group))) });
   }
   if (compared) {
-    columns.push({ name: `To the rest${unit ? ", points" : ""}`, number: true, key: (group) => group.difference?.value ?? NaN, cell: differenceCell });
-    columns.push({ name: "p, adjusted", number: true, key: (group) => group.p_adjusted ?? 2, cell: (group) => el("td", { class: `number ${group.significant ? kindOf(group).includes("better") ? "good" : "bad" : "quiet"}` }, pValue(group.p_adjusted)) });
+    columns.push({ name: `Difference to the rest${unit ? ", points" : ""}`, number: true, key: (group) => group.difference?.value ?? NaN, cell: differenceCell });
+    columns.push({ name: "p, adjusted", number: true, key: (group) => group.p_adjusted ?? 2, cell: (group) => el("td", { class: `number ${group.significant ? kindOf(group).includes("better") ? "good" : "bad" : "muted"}` }, pValue(group.p_adjusted)) });
   }
   for (const name of detail) columns.push({ name: name.replaceAll("_", " "), number: true, wide: true, key: (group) => group.details[name]?.value ?? NaN, cell: (group) => detailCell(group.details[name], name) });
   const view = paged(rest, ROWS_OF_GROUPS, (part) => el("div", { class: "wide" }, el("table", {}, el("thead", {}, heads()), el("tbody", {}, part.map((group) => el("tr", {}, columns.map((column) => column.cell(group))))))));
@@ -53,7 +53,7 @@ function groupTable(title, groups) {
 
 const detailNames = (groups) => [...new Set(groups.flatMap((group) => Object.keys(group.details)))].filter((name) => name !== GROUPS.metric && groups.some((group) => group.details[name])).slice(0, 4);
 
-/** The mean of the metric over all samples, which groups of one column part between them. */
+/** Return the mean of the metric over all samples, given the groups of one column; null unless multiclass. */
 function overall(groups) {
   const scored = groups.filter((group) => group.score), n = scored.reduce((sum, group) => sum + group.n, 0);
   return TASK === "multiclass" && n ? scored.reduce((sum, group) => sum + group.n * group.score.value, 0) / n : null;
@@ -66,11 +66,11 @@ function kindOf(group) {
 
 function nameOf(group) {
   const tag = group.significant && group.difference && el("span", { class: `tag ${kindOf(group).includes("better") ? "good" : "bad"}` }, kindOf(group).includes("better") ? "better" : "worse");
-  return [leadOf(group), tag && " ", tag];
+  return [groupLink(group), tag && " ", tag];
 }
 
-/** Return the name of a group as a button that shows its samples. */
-function leadOf(group) {
+/** Return the name of a group, as a button that filters the list of samples where possible. */
+function groupLink(group) {
   let filters = null;
   if (SAMPLES.slices[group.column]) {
     const code = SAMPLES.slices[group.column].values.indexOf(group.value);
@@ -87,7 +87,7 @@ function leadOf(group) {
 function differenceCell(group) {
   if (!group.difference) return el("td", { class: "number" }, "–");
   const { value, low, high } = group.difference, text = (number) => signed(inUnit(number, GROUPS.percent), number);
-  return el("td", { class: "number", title: `95 % interval ${text(low)} to ${text(high)}` }, text(value), " ", el("span", { class: "quiet narrow-off" }, `[${text(low)}, ${text(high)}]`));
+  return el("td", { class: "number", title: `95 % interval ${text(low)} to ${text(high)}` }, text(value), " ", el("span", { class: "muted narrow-off" }, `[${text(low)}, ${text(high)}]`));
 }
 
 function detailCell(numbers, name) {

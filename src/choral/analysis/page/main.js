@@ -1,4 +1,4 @@
-// The summary, and everything else in the order of the page.
+// Builds the summary, then every other section.
 
 function makeSummary() {
   const body = bodyOf("summary");
@@ -7,11 +7,11 @@ function makeSummary() {
     return el("div", {}, el("div", { class: "name" }, one.name.replace(/ %$/, "")), el("div", { class: "value" }, text(one.value), one.percent && el("small", {}, "%")), el("div", { class: "ends" }, `${text(one.low)} to ${text(one.high)}`));
   })));
   if (DATA.highlights.length) {
-    body.append(el("h3", {}, "What to look at first"), el("ul", { class: "first" }, DATA.highlights.map(({ tone, section, text }) => el("li", {}, el("a", { href: `#${section}` }, el("span", { class: `dot ${tone}` }), el("span", {}, coded(text)))))));
+    body.append(el("h3", {}, "Findings"), el("ul", { class: "first" }, DATA.highlights.map(({ tone, section, text }) => el("li", {}, el("a", { href: `#${section}` }, el("span", { class: `dot ${tone}` }), el("span", {}, coded(text)))))));
   }
 }
 
-/** Mark the section that is read in the contents, and close them on a phone once one is chosen. */
+/** Mark the current section in the table of contents; on a phone, close it after a click. */
 function followReading() {
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
   const contents = document.querySelector("nav details"), sections = [...document.querySelectorAll("main section")];

@@ -1,4 +1,4 @@
-"""The stored bytes of the images that a page shows."""
+"""Reads the stored bytes of the images that a page shows."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from choral.data.shards.index import Dataset, Index
 from choral.data.shards.store import LocalStore
 from choral.inference.evaluation_plan import HELD_OUT
 
-Place = tuple[str, str]
+SampleId = tuple[str, str]
 """A split and a key in it."""
-Read = Callable[[str, str], bytes]
-"""Returns the stored bytes of an image by split and key, to several threads; DataError where there are none."""
-Find = Callable[[Sequence[Place]], Read]
-"""Looks images up, and returns what reads them."""
+ImageReader = Callable[[str, str], bytes]
+"""Returns the stored bytes of an image by split and key; safe to call from several threads. DataError: no such image."""
+ImageFinder = Callable[[Sequence[SampleId]], ImageReader]
+"""Looks up the positions of images, and returns the function that reads them."""
 
 
-def finder_of(dataset: Dataset, held_out: str = "") -> Find:
-    """Return what finds images of a packed data set.
+def make_image_finder(dataset: Dataset, held_out: str = "") -> ImageFinder:
+    """Return the function that finds images of a packed data set.
 
     Args:
-        dataset: splits of it may be named as their ledgers are, SPLIT@NAME.
-        held_out: the split that held-out predictions are about.
+        dataset: a split may also be named as its ledger is, SPLIT@NAME.
+        held_out: the split that held-out predictions cover.
     """
 
-    def find(places: Sequence[Place]) -> Read:
+    def find(samples: Sequence[SampleId]) -> ImageReader:
         records = {}
-        for split in dict.fromkeys(split for split, _ in places):
-            packed = held_out if split == HELD_OUT else split.partition("@")[0]
-            if packed not in dataset.splits:
+        for split in dict.fromkeys(split for split, _ in samples):
+            packed_split = held_out if split == HELD_OUT else split.partition("@")[0]
+            if packed_split not in dataset.splits:
                 continue
-            keys = [key for own, key in places if own == split]
-            index = Index.open(dataset, packed)
+            keys = [key for key_split, key in samples if key_split == split]
+            index = Index.open(dataset, packed_split)
             rows = pc.index_in(pa.array(keys, pa.string()), value_set=index.table["key"].combine_chunks())
             for key, row in zip(keys, rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), strict=True):
                 if row >= 0:

@@ -1,9 +1,11 @@
-"""Images that are changed on purpose, family by family and strength by strength: how much worse are the answers?
+"""Probes: predictions of a run on perturbed images of a split, family by family and strength by strength.
 
-families      what is done, in which strengths, and which augmentation would show it in training; needs no torch
-plan          which samples are probed, and what the ledger of it will hold; needs no torch
-perturb       the changes, as tensor operations
-jpeg          the loss of a JPEG, as tensor operations
-sketch        features of the networks, in a few numbers
-probing       the pass over the data
+In: a trained run and a split. Out: RUN/probes/SPLIT.parquet, a prediction ledger whose views are the perturbations. Open
+`families.py` first; it, `plan.py` and `request.py` need no torch.
+
+    families.py         the perturbations, their strengths, and the augmentation that applies the same in training
+    plan.py             which samples are probed, and what the ledger will hold
+    perturb.py, jpeg.py the perturbations as tensor operations
+    feature_sketch.py   features of the networks, projected to a few numbers
+    probe_pass.py       the forward passes, on all ranks
 """

@@ -7,26 +7,26 @@ import os
 import sys
 from collections.abc import Sequence
 
-from choral.analysis.probes.request import ProbeRequest, add_arguments, request_of
+from choral.analysis.probes.request import ProbeRequest, add_arguments, parse_request
 from choral.core.errors import ChoralError
-from choral.runs.rank_main import as_rank
+from choral.runs.rank_main import run_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Probe as the command line says, and return the exit status."""
+    """Probe a run as the command line says and return the exit status."""
     parser = argparse.ArgumentParser(prog="accelerate launch -m choral.analysis.probes", description=__doc__)
     add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     try:
-        request: ProbeRequest = request_of(options)
+        request: ProbeRequest = parse_request(options)
         config = request.config()
     except ChoralError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank finds the same; once is enough
+        if os.environ.get("RANK", "0") == "0":  # every rank finds the same error
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     from choral.analysis.probes.probe_pass import probe
 
-    return as_rank(
+    return run_rank(
         config,
         request.folder,
         lambda run: probe(config, request.folder, run, request.split, request.families, request.force),

@@ -1,4 +1,4 @@
-"""Further forms of a bundle, and how all of them answer about a whole split."""
+"""Exported files of a bundle, and the comparison of all forms on a whole split."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def check_forms(formats: Sequence[str], precisions: Sequence[str]) -> None:
-    """Refuse formats that cannot be written, before anything is; ConfigError as `choral.deploy.bundle.added_forms.check_wanted`."""
+    """Raise ConfigError, before anything is written, if a format cannot be written; see `added_forms.check_formats`."""
     if formats or precisions:
-        from choral.deploy.bundle.added_forms import check_wanted  # torch
+        from choral.deploy.bundle.added_forms import check_formats  # torch
 
-        check_wanted(formats, precisions)
+        check_formats(formats, precisions)
 
 
 def add_forms(
     path: Path, formats: Sequence[str], precisions: Sequence[str], data: str, progress: Console
 ) -> dict[str, Any]:
-    """Give a bundle further forms; return what is known of each.
+    """Add exported files to a bundle, and return the facts about each.
 
     Raises:
-        ConfigError, DataError, ChoralError: as `choral.deploy.bundle.added_forms.add_forms`, or the disk does not take them.
+        ConfigError, DataError, ChoralError: as `choral.deploy.bundle.added_forms.add_forms`, or writing failed.
     """
     from safetensors import SafetensorError
 
     from choral.deploy.bundle.added_forms import add_forms as added  # torch
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
     try:
-        return added(path, formats, precisions, data, say)
+        return added(path, formats, precisions, data, report)
     except (OSError, SafetensorError) as error:
-        raise ChoralError(f"{path}: cannot be given further forms: {error}; it answers as before") from error
+        raise ChoralError(f"{path}: exporting failed: {error}; the bundle is unchanged") from error
 
 
 def print_forms(path: Path, forms: Mapping[str, Any], console: Console) -> None:
-    """Print what forms a bundle was given, and what lower precision costs."""
+    """Print the exported files of a bundle, and the cost of lower precision."""
     for name, facts in forms.items():
         line = f"{path / name}: {facts['precision']}, {facts['megabytes']:.1f} MB"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -56,33 +56,33 @@ def print_forms(path: Path, forms: Mapping[str, Any], console: Console) -> None:
 
 def _cost(measured: Mapping[str, Any] | None) -> list[str]:
     if measured is None:
-        return ["what it costs was not measured: --data FOLDER says where the validation samples are"]
+        return ["its cost was not measured: give the validation data with --data FOLDER"]
     value, low, high = measured["difference"]
     lines = [
-        f"{measured['metric']} on {measured['split']} ({measured['n']} samples) {measured['value']:.4f}, in full precision "
+        f"{measured['metric']} on {measured['split']} ({measured['n']} samples) {measured['value']:.4f}, full precision "
         f"{measured['reference']:.4f}: {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
     ]
-    alike = "" if measured["same"] is None else f"; {measured['same']} of {measured['n']} decided alike"
+    alike = "" if measured["same"] is None else f"; {measured['same']} of {measured['n']} equal decisions"
     return [*lines, f"largest difference of a probability {measured['largest']:.2g}{alike}"]
 
 
 def verify_split(
     path: Path, split: str, data: str, run: str, device: str, tolerance: float | None, progress: Console
 ) -> SplitCheck:
-    """Ask a bundle in each of its forms, and the run that it comes from, about all of a split."""
+    """Predict a whole split with every form of a bundle and with its run, and compare."""
     from choral.deploy.bundle.verify_split import verify_split as checked  # torch
 
     found = checked(path, split, data, run, device, tolerance)
     if found.why:
-        line = f"held against the bundle's own networks: {found.why}"
+        line = f"compared with the bundle's own models: {found.why}"
         progress.print(line, markup=False, highlight=False, soft_wrap=True)
     return found
 
 
 def print_split(check: SplitCheck, console: Console) -> None:
-    """Print how each form answers about a split."""
+    """Print the comparison of each form on a split."""
     table = Table(box=None, pad_edge=False)
-    for heading in (f"{check.split} ({check.n})", f"largest difference from {check.reference}", "decided alike", ""):
+    for heading in (f"{check.split} ({check.n})", f"largest difference from {check.reference}", "equal decisions", ""):
         table.add_column(heading)
     for row in check.rows:
         alike = "" if row.same is None else f"{row.same} of {check.n}"

@@ -1,4 +1,4 @@
-"""What `choral improve` prints: each step on validation, what it brought, and the test data at the end."""
+"""Prints the result of `choral improve`: each step on validation data, and the comparison on test data."""
 
 from __future__ import annotations
 
@@ -7,67 +7,67 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from choral.cli.workflow.improvement import Improved
-from choral.ensembles.score_rows import Numbers
-from choral.scoring.predictor_table import NAMES
-from choral.scoring.seed_comparison import SeedPair
+from choral.cli.workflow.improvement import Improvement
+from choral.ensembles.score_rows import IntervalDict
+from choral.scoring.predictor_table import METRIC_NAMES
+from choral.scoring.seed_comparison import SeedComparison
 
 
-def print_improved(found: Improved, console: Console) -> None:
-    """Print the steps as a table, why each was kept or not, and what the test data say."""
+def print_improvement(result: Improvement, console: Console) -> None:
+    """Print a table of the steps, why each was kept or not, and the test results."""
 
-    def say(words: str) -> None:
-        console.print(words, markup=False, highlight=False)
+    def print_line(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
 
-    tried = [one for one in found.rounds if one.run]
-    if tried:
-        console.print(_steps(found))
-    for one in found.rounds:
-        say(f"round {one.number}: {', '.join(one.families) or 'no advice'}: {one.reason}")
-    over = f", the mean of {found.seeds} seeds" if found.seeds > 1 else "; one seed, so another may differ: see --seeds"
-    say(f"Validation also chose checkpoints and advice{over}")
-    for split, pairs in found.test.items():
-        console.print(_tested(split, found, pairs))
-    if not found.test:
-        say("Nothing to compare on test data" if found.final == found.baseline else "The test data were not asked")
-    kept = ", ".join(f"augment.{key}: {value}" for key, value in found.settings.items())
-    say(f"Kept: {kept or 'the config as it is'}")
+    if any(one.run for one in result.rounds):
+        console.print(_build_step_table(result))
+    for one in result.rounds:
+        print_line(f"round {one.number}: {', '.join(one.families) or 'no advice'}: {one.reason}")
+    seeds = f"means of {result.seeds} seeds" if result.seeds > 1 else "of one seed; others may differ (see --seeds)"
+    print_line(f"Validation data also chose the checkpoints and the advice. Figures are {seeds}")
+    for split, pairs in result.test.items():
+        console.print(_build_test_table(split, result, pairs))
+    if not result.test:
+        unchanged = "Nothing was kept, so there is nothing to compare on test data"
+        print_line(unchanged if result.final == result.baseline else "Not evaluated on test data")
+    kept = ", ".join(f"augment.{key}: {value}" for key, value in result.settings.items())
+    print_line(f"Kept: {kept or 'nothing; the config stays as it is'}")
 
 
-def _steps(found: Improved) -> Table:
-    first = next(one for one in found.rounds if one.run).validation
-    table = _table(found.split, first)
+def _build_step_table(result: Improvement) -> Table:
+    first = next(one for one in result.rounds if one.run).validation
+    table = _new_table(result.split, first)
     table.add_row("baseline", *(_cell(pair["metric"], pair["a"]) for pair in first), Text("-"), "")
-    for one in found.rounds:
+    for one in result.rounds:
         if one.run:
             values = [_cell(pair["metric"], pair["b"]) for pair in one.validation]
-            words = "kept" if one.kept else "not kept"
+            verdict = "kept" if one.kept else "not kept"
             name = Text("+ " + ", ".join(one.families))
-            table.add_row(name, *values, _cell(first[0]["metric"], one.validation[0]["difference"], "+"), words)
+            table.add_row(name, *values, _cell(first[0]["metric"], one.validation[0]["difference"], "+"), verdict)
     return table
 
 
-def _tested(split: str, found: Improved, pairs: tuple[SeedPair, ...]) -> Table:
-    table = _table(split, pairs)
-    table.add_row(Text(found.baseline), *(_cell(pair["metric"], pair["a"]) for pair in pairs), Text("-"), "")
+def _build_test_table(split: str, result: Improvement, pairs: tuple[SeedComparison, ...]) -> Table:
+    table = _new_table(split, pairs)
+    table.add_row(Text(result.baseline), *(_cell(pair["metric"], pair["a"]) for pair in pairs), Text("-"), "")
     values = [_cell(pair["metric"], pair["b"]) for pair in pairs]
-    table.add_row(Text(found.final), *values, _cell(pairs[0]["metric"], pairs[0]["difference"], "+"), "")
+    table.add_row(Text(result.final), *values, _cell(pairs[0]["metric"], pairs[0]["difference"], "+"), "")
     return table
 
 
-def _table(split: str, pairs: tuple[SeedPair, ...]) -> Table:
+def _new_table(split: str, pairs: tuple[SeedComparison, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{split}: {pairs[0]['n']} samples", title_justify="left")
     table.add_column("")
     for pair in pairs:
-        table.add_column(f"{NAMES[pair['metric']]} [95 %]")
-    table.add_column(f"{NAMES[pairs[0]['metric']]}, paired [95 %]")
+        table.add_column(f"{METRIC_NAMES[pair['metric']]} [95 %]")
+    table.add_column(f"{METRIC_NAMES[pairs[0]['metric']]}, paired [95 %]")
     table.add_column("")
     return table
 
 
-def _cell(metric: str, figures: Numbers | None, sign: str = "") -> Text:
-    if figures is None:
+def _cell(metric: str, interval: IntervalDict | None, sign: str = "") -> Text:
+    if interval is None:
         return Text("-")
-    scale, form = (100, f"{sign}.2f") if NAMES[metric].endswith("%") else (1, f"{sign}.4f")
-    value, low, high = (format(scale * figures[key], form) for key in ("value", "low", "high"))
+    scale, form = (100, f"{sign}.2f") if METRIC_NAMES[metric].endswith("%") else (1, f"{sign}.4f")
+    value, low, high = (format(scale * interval[key], form) for key in ("value", "low", "high"))
     return Text(f"{value} [{low}, {high}]")

@@ -1,4 +1,4 @@
-"""What a bundle or a run answers for images, in this process or on several ranks."""
+"""Predicting images with a bundle or a run, in this process or on several ranks."""
 
 from __future__ import annotations
 
@@ -17,122 +17,122 @@ from choral.cli.workflow.launch import gpus
 from choral.core.errors import ChoralError, ConfigError, Stopped
 from choral.deploy.bundle.image_sources import STDIN
 from choral.deploy.bundle.predict_request import PredictRequest
-from choral.deploy.bundle.prediction_files import answer_format
-from choral.inference.prediction_types import Answer
-from choral.jobs.launcher import launch_command, run_in_foreground
+from choral.deploy.bundle.prediction_files import prediction_format
+from choral.inference.prediction_types import Prediction
+from choral.jobs.launcher import build_launch_command, run_in_foreground
 from choral.runs.run_dir import read_json
 
 if TYPE_CHECKING:
     from choral.data.loading.progress import SplitProgress
     from choral.deploy.bundle.predictor import Predictor
-    from choral.deploy.bundle.rank_shares import Tally
+    from choral.deploy.bundle.rank_shares import ImageCounts
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Images that are being answered for.
+class PredictionStream:
+    """Predictions of images, computed as they are consumed.
 
     Attributes:
-        predictor: that is asked.
-        answers: some at a time, in the order of the images; each waits for its images to be asked about.
-        progress: whose bar may have to make room.
+        predictor: predicts the images.
+        batches: lists of predictions, in the order of the images.
+        progress: the progress bar, which a table may interrupt.
     """
 
     predictor: Predictor
-    answers: Iterator[list[Answer]]
+    batches: Iterator[list[Prediction]]
     progress: SplitProgress
 
 
 @contextmanager
-def predicting(request: PredictRequest, shown: bool) -> Iterator[Asked]:
-    """Load what is asked, and give its answers, in this process.
+def predicting(request: PredictRequest, show_progress: bool) -> Iterator[PredictionStream]:
+    """Load the predictor, and predict the images in this process.
 
     Args:
-        request: images, and who is asked.
-        shown: whether progress is shown.
+        request: images and predictor.
+        show_progress: whether a progress bar is shown.
 
     Raises:
-        ChoralError: as `choral.deploy.bundle.open_predictor.open_predictor` and, from the answers, `choral.deploy.bundle.image_pipeline.answered`.
+        ChoralError: as `open_predictor`, and from the batches as `predict_images`.
         Stopped: by SIGTERM.
     """
     from choral.core.process_group import set_up_logging
     from choral.data.loading.progress import SplitProgress
-    from choral.deploy.bundle.image_pipeline import answered, usual_workers
-    from choral.runs.memory import keep_freed
+    from choral.deploy.bundle.image_pipeline import default_workers, predict_images
+    from choral.runs.memory import retain_freed_memory
 
     set_up_logging(0)
-    keep_freed()
+    retain_freed_memory()
     with _stoppable():
-        predictor = request.open(_say)
+        predictor = request.open(_report)
         total, batches = request.batches()
-        with SplitProgress("predicting", total, shown) as progress:
+        with SplitProgress("predicting", total, show_progress) as progress:
 
-            def answers() -> Iterator[list[Answer]]:
-                for some in answered(predictor, batches, request.workers or usual_workers(), request.strict):
+            def batches_of_predictions() -> Iterator[list[Prediction]]:
+                for some in predict_images(predictor, batches, request.workers or default_workers(), request.strict):
                     yield some
                     progress.advance(len(some))
 
-            yield Asked(predictor, answers(), progress)
+            yield PredictionStream(predictor, batches_of_predictions(), progress)
 
 
-def predict_to_file(request: PredictRequest, processes: int) -> Tally:
-    """Write what is answered to the file that is asked for, through the launcher where there are several processes.
+def predict_to_file(request: PredictRequest, processes: int) -> ImageCounts:
+    """Predict images and write the requested file, on several ranks if there are several processes.
 
     Args:
-        request: with a file.
-        processes: ranks; 0: all GPUs.
+        request: its `out` names a file.
+        processes: ranks; 0: one per GPU.
 
     Raises:
-        ConfigError: a device for several ranks.
+        ConfigError: a device was given for several ranks.
         ChoralError: as `predicting`.
     """
-    from choral.deploy.bundle.rank_shares import encoded_answers, write_answers
+    from choral.deploy.bundle.rank_shares import encode_batch, write_prediction_file
 
     if processes == 0:
         processes = max(1, len(gpus())) if request.device == "auto" else 1
     if processes > 1:
         return _on_ranks(request, processes)
     assert request.out is not None
-    with predicting(request, shown=True) as asked:
-        form = answer_format(request.out, asked.predictor.answering)
-        return write_answers(request.out, form, (encoded_answers(form, answers) for answers in asked.answers))
+    with predicting(request, show_progress=True) as stream:
+        form = prediction_format(request.out, stream.predictor.policy)
+        return write_prediction_file(request.out, form, (encode_batch(form, batch) for batch in stream.batches))
 
 
-def _on_ranks(request: PredictRequest, processes: int) -> Tally:
-    from choral.deploy.bundle.rank_shares import Tally
+def _on_ranks(request: PredictRequest, processes: int) -> ImageCounts:
+    from choral.deploy.bundle.rank_shares import ImageCounts
     from choral.deploy.bundle.ranks import STOP, TALLY
 
     if request.device not in ("auto", "cpu"):
-        raise ConfigError(f"--device {request.device}: several processes take a GPU each; see CUDA_VISIBLE_DEVICES")
+        raise ConfigError(f"--device {request.device}: several processes use one GPU each; see CUDA_VISIBLE_DEVICES")
     on_gpus = request.device == "auto" and bool(gpus())
     with tempfile.TemporaryDirectory(prefix="choral-predict-") as name:
         scratch = Path(name)
-        if STDIN in request.images:  # which ranks cannot share
+        if STDIN in request.images:  # ranks cannot share standard input
             with (scratch / "images").open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             images = [f"@{scratch / 'images'}" if word == STDIN else word for word in request.images]
             request = replace(request, images=tuple(images))
-        words = ["--scratch", str(scratch), *replace(request, device="auto").words]
-        command, env = launch_command("choral.deploy.bundle.ranks", words, processes, on_gpus)
+        words = ["--scratch", str(scratch), *replace(request, device="auto").arguments]
+        command, env = build_launch_command("choral.deploy.bundle.ranks", words, processes, on_gpus)
         code, asked_to_stop = run_in_foreground(command, env, request_stop=(scratch / STOP).touch)
-        tally = read_json(scratch / TALLY)
-    if asked_to_stop and tally is None:
-        raise Stopped("stopped before all images were answered for; nothing was written")
-    if code != 0 or tally is None:
-        raise ChoralError(f"{request.out} was not written: see above")
-    return Tally(int(tally["images"]), int(tally["bad"]))
+        counts = read_json(scratch / TALLY)
+    if asked_to_stop and counts is None:
+        raise Stopped("stopped before all images were predicted; nothing was written")
+    if code != 0 or counts is None:
+        raise ChoralError(f"{request.out} was not written: see the errors above")
+    return ImageCounts(int(counts["images"]), int(counts["bad"]))
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM unwind what is under way, as Ctrl-C does, so that nothing unfinished is left."""
+    """Turn SIGTERM into an exception, as Ctrl-C is, so that nothing unfinished is left."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM before all images were answered for; nothing was written")
+        raise Stopped("stopped by SIGTERM before all images were predicted; nothing was written")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

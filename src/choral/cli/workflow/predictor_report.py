@@ -1,4 +1,4 @@
-"""What one predictor of a run is worth: all metrics, and by slices of the samples. From ledgers, without a forward pass."""
+"""Computes all metrics of one predictor of a run, and its metrics by slices, from ledgers: `choral score --of`, `--by`."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ from choral.data.shards.index import Dataset, Index
 from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir
-from choral.scoring.predictor import Predictor, evaluated, predictor_of
-from choral.scoring.predictor_report import CardJson, card_json
-from choral.scoring.scoreboard.test_set_uses import look_at
-from choral.scoring.slice_metrics import SlicesJson, slices_json
-from choral.scoring.slices import slices_of
+from choral.scoring.predictor import Predictor, load_predictor, open_evaluated_ledger
+from choral.scoring.predictor_report import PredictorReport, build_predictor_report
+from choral.scoring.scoreboard.test_set_uses import record_test_set_uses
+from choral.scoring.slice_metrics import SliceReport, compute_slice_metrics
+from choral.scoring.slices import split_by_column
 
 
-def card(folder: RunDir, split: str | None, name: str) -> CardJson:
+def evaluate_predictor(folder: RunDir, split: str | None, name: str) -> PredictorReport:
     """Return all metrics of a predictor.
 
     Args:
         folder: of the run.
-        split: None: `assess.predictor.default_split`.
-        name: of the predictor, see `predictor_of`; "": the default one.
+        split: None: `resolve_default_split`.
+        name: of the predictor; "": the default one, see `load_predictor`.
     """
     config = folder.config()
-    predictor = _predictor(folder, config, split, name)
-    look_at(folder, config, [predictor])
-    return card_json(predictor)
+    predictor = _load_predictor(folder, config, split, name)
+    record_test_set_uses(folder, config, [predictor])
+    return build_predictor_report(predictor)
 
 
-def slices(folder: RunDir, split: str | None, name: str, column: str, shards: str = "") -> SlicesJson:
-    """Return the metrics of a predictor by the values of a column of the index.
+def evaluate_slices(folder: RunDir, split: str | None, name: str, column: str, shards: str = "") -> SliceReport:
+    """Return the metrics of a predictor by the values of a metadata column.
 
     Args:
-        folder, split, name: as for `card`.
+        folder, split, name: as for `evaluate_predictor`.
         column: of the metadata.
-        shards: where the samples are packed; "": data.shards.
+        shards: the packed directory; "": data.shards.
 
     Raises:
         ConfigError: no such predictor or column.
-        DataError: the split has not been evaluated, or the shards hold other data than were evaluated.
+        DataError: the split has not been evaluated, or the shards hold other data.
     """
     config = folder.config()
-    predictor = _predictor(folder, config, split, name)
-    found = slice_masks(config, predictor.ledger, column, shards)
-    look_at(folder, config, [predictor])
-    return slices_json(predictor, found, column)
+    predictor = _load_predictor(folder, config, split, name)
+    found = load_slices(config, predictor.ledger, column, shards)
+    record_test_set_uses(folder, config, [predictor])
+    return compute_slice_metrics(predictor, found, column)
 
 
-def slice_masks(config: Config, ledger: Ledger, column: str, shards: str = "") -> dict[str, NDArray[np.bool_]]:
-    """Return the samples of a ledger by the values of a column of the index they were packed with; see `slices`."""
+def load_slices(config: Config, ledger: Ledger, column: str, shards: str = "") -> dict[str, NDArray[np.bool_]]:
+    """Return the slices of a ledger by the values of a metadata column, as (N,) masks; see `evaluate_slices`."""
     meta = ledger.meta
     dataset = Dataset.open(shards or config.data.shards)
     if dataset.fingerprint != meta.dataset:
         raise DataError(
-            f"{ledger.path}: is about other data than are in {dataset.folder}; name the packed folder that was evaluated: "
+            f"{ledger.path}: was made of other data than those in {dataset.folder}; name the evaluated packed directory: "
             "--data SHARDS"
         )
     packed = config.data.train_split if meta.split == HELD_OUT else meta.split.partition("@")[0]
-    return slices_of(Index.open(dataset, packed), ledger.keys, column)
+    return split_by_column(Index.open(dataset, packed), ledger.keys, column)
 
 
-def _predictor(folder: RunDir, config: Config, split: str | None, name: str) -> Predictor:
-    return predictor_of(folder, config, evaluated(folder, config, split).path.stem, name)
+def _load_predictor(folder: RunDir, config: Config, split: str | None, name: str) -> Predictor:
+    return load_predictor(folder, config, open_evaluated_ledger(folder, config, split).path.stem, name)

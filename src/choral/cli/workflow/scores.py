@@ -1,97 +1,97 @@
-"""What is computed from ledgers: scores, combinations, and the tables of them."""
+"""Scores and combinations of a run, computed from its ledgers, and their tables."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from choral.core.figures import write_figure
 from choral.ensembles import score_run as scoring
 from choral.ensembles.diversity_figure import draw_diversity
 from choral.ensembles.diversity_table import render_diversity
-from choral.ensembles.fitting_data import known_of
-from choral.ensembles.missing_members import absent_from
-from choral.ensembles.saved_combination import Asked, combine_run
-from choral.ensembles.score_table import render
-from choral.inference.trained_models import member_run_dirs
-from choral.runs.run_dir import RunDir, write_atomic, write_json
-from choral.scoring.predictor import evaluated
+from choral.ensembles.fitting_data import load_fitting_data
+from choral.ensembles.missing_members import find_missing_columns
+from choral.ensembles.saved_combination import CombinationRequest, combine_run
+from choral.ensembles.score_table import render_scores
+from choral.inference.run_models import member_run_dirs
+from choral.runs.run_dir import RunDir, write_json
+from choral.scoring.predictor import open_evaluated_ledger
 from choral.scoring.scoreboard.recording import record_combination, record_steps
-from choral.scoring.scoreboard.test_set_uses import look_at_rows, looks_line
+from choral.scoring.scoreboard.test_set_uses import build_test_set_uses_note, record_test_set_uses_from_rows
 
 
-def score(folder: RunDir, split: str | None) -> scoring.Scores:
-    """Score the ledger of a split and keep the result in the run folder.
+def score(run_dir: RunDir, split: str | None) -> scoring.Scores:
+    """Score the ledger of a split and write the result to the run directory.
 
     Args:
-        folder: of the run.
-        split: None: `assess.predictor.default_split`.
+        run_dir: of the run.
+        split: None: that of `resolve_default_split`.
 
     Raises:
         DataError: the split has not been evaluated.
     """
-    config = folder.config()
-    ledger = evaluated(folder, config, split)
+    config = run_dir.config()
+    ledger = open_evaluated_ledger(run_dir, config, split)
     name = ledger.meta.split
-    references = [asdict(reference) for reference in config.references if reference.split == name]
-    absent = absent_from(ledger.members, folder, config)
+    references = [reference.model_dump() for reference in config.references if reference.split == name]
+    missing_members = find_missing_columns(ledger.members, run_dir, config)
     scores = scoring.score_run(
         ledger,
         references,
-        absent,
-        configured=len(member_run_dirs(folder, config)),
-        known=known_of(folder, config, ledger),
+        missing_members,
+        configured=len(member_run_dirs(run_dir, config)),
+        fitting_data=load_fitting_data(run_dir, config, ledger),
     )
-    look_at_rows(folder, config, ledger.meta, scores["rows"])
-    record_steps(folder, config, name)
-    write_json(folder.path / f"scores-{name}.json", scores)
+    record_test_set_uses_from_rows(run_dir, config, ledger.meta, scores["rows"])
+    record_steps(run_dir, config, name)
+    write_json(run_dir.path / f"scores-{name}.json", scores)
     if scores["diversity"] is not None:
-        write_atomic(diversity_figure(folder, name), draw_diversity(scores["diversity"], name))
+        write_figure(diversity_figure_path(run_dir, name), draw_diversity(scores["diversity"], name))
     return scores
 
 
-def combine(folder: RunDir, split: str | None, asked: Asked) -> dict[str, Any]:
-    """Combine what the members of a run said about a split; see `combine_run`.
+def combine(run_dir: RunDir, split: str | None, request: CombinationRequest) -> dict[str, Any]:
+    """Combine the predictions of a run's members on a split, see `combine_run`.
 
     Args:
-        folder: of the run.
-        split: None: `assess.predictor.default_split`.
-        asked: the rule and what belongs to it.
+        run_dir: of the run.
+        split: None: that of `resolve_default_split`.
+        request: the rule and its options.
     """
-    config = folder.config()
-    ledger = evaluated(folder, config, split)
+    config = run_dir.config()
+    ledger = open_evaluated_ledger(run_dir, config, split)
     name = ledger.meta.split
-    found = combine_run(folder, config, name, asked)
-    look_at_rows(folder, config, ledger.meta, found["scores"])
-    record_combination(folder, config, name, found["name"])
-    return found
+    combination = combine_run(run_dir, config, name, request)
+    record_test_set_uses_from_rows(run_dir, config, ledger.meta, combination["scores"])
+    record_combination(run_dir, config, name, combination["name"])
+    return combination
 
 
-def print_scores(scores: scoring.Scores, folder: RunDir, console: Console) -> None:
-    """Print the table of scores, and of several members what they gain, why, and where the figure of it is."""
-    console.print(render(scores))
-    print_looks(folder, scores["split"], console)
+def print_scores(scores: scoring.Scores, run_dir: RunDir, console: Console) -> None:
+    """Print the score table; for several members also their gain and diversity, and the path of the figure."""
+    console.print(render_scores(scores))
+    print_test_set_uses(run_dir, scores["split"], console)
     if scores["diversity"] is not None:
         console.print(render_diversity(scores["diversity"]))
         console.print(
-            f"Figure: {diversity_figure(folder, scores['split'])}", markup=False, highlight=False, soft_wrap=True
+            f"Figure: {diversity_figure_path(run_dir, scores['split'])}", markup=False, highlight=False, soft_wrap=True
         )
 
 
-def print_looks(folder: RunDir, split: str, console: Console) -> None:
-    """Print below a table of test scores how often that test split was looked at."""
-    config = folder.config()
-    if words := looks_line(folder, config, evaluated(folder, config, split).meta):
-        console.print(words, style="italic", markup=False, highlight=False)
+def print_test_set_uses(run_dir: RunDir, split: str, console: Console) -> None:
+    """Print the number of uses of a test split, below a table of its scores."""
+    config = run_dir.config()
+    if note := build_test_set_uses_note(run_dir, config, open_evaluated_ledger(run_dir, config, split).meta):
+        console.print(note, style="italic", markup=False, highlight=False)
 
 
-def diversity_figure(folder: RunDir, split: str) -> Path:
-    """Return the path of the figure of what a split says about the gain and the diversity of members."""
-    return folder.path / f"diversity-{split}.svg"
+def diversity_figure_path(run_dir: RunDir, split: str) -> Path:
+    """Return the path of the figure of gain and diversity on a split."""
+    return run_dir.path / f"diversity-{split}.svg"
 
 
 def scores_as_json(scores: scoring.Scores) -> str:
-    """Return the scores for machines."""
+    """Return the scores as JSON text."""
     return scoring.to_json(scores)

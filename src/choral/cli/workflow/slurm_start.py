@@ -1,65 +1,77 @@
-"""One start out of several that a scheduler makes of a training."""
+"""One start of a training job that a scheduler may start several times."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from choral.cli import workflow
+from choral.cli.workflow.training import train_one
 from choral.config import Config
 from choral.core.errors import ChoralError, Stopped
-from choral.ensembles.missing_members import forget_failure
+from choral.ensembles.missing_members import clear_failure
 from choral.jobs.attempts import Attempts
 from choral.jobs.launcher import Machines
-from choral.runs.checkpoints import step_of
+from choral.runs.checkpoints import step_from_path
 from choral.runs.run_dir import RunDir
 
 
-def train_start(
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a job that a scheduler restarts gives up.
+
+    Attributes:
+        retries: how many failures end with exit status 75 (restart) instead of 1.
+        max_stalls: consecutive starts without a newer checkpoint before the job fails.
+    """
+
+    retries: int
+    max_stalls: int
+
+
+def train_scheduled_start(
     config: Config,
-    folder: RunDir,
+    run_dir: RunDir,
     arguments: Sequence[str],
     processes: int,
     machines: Machines,
-    retries: int,
-    max_stalls: int,
+    policy: RestartPolicy,
 ) -> int:
-    """Like `workflow.train_one`, for a scheduler that starts a job again after exit status 75: counts starts, and ends them.
+    """Call `train_one` for a scheduler that restarts a job after exit status 75, and count starts and failures.
 
-    The first machine counts, in RUN/attempts.json, for each job of the scheduler (SLURM_JOB_ID) anew, and says there when
-    it gives up.
-
-    Args:
-        retries: a failure returns 75 so many times, before it returns 1.
-        max_stalls: starts without a newer checkpoint in between.
+    Only the first machine counts, in RUN/attempts.json, separately for each job of the scheduler (SLURM_JOB_ID). It
+    also records there that the job has given up.
 
     Raises:
-        ChoralError: so many starts found the run where it is.
+        ChoralError: `policy.max_stalls` starts made no progress.
     """
-    if machines.rank or folder.result is not None:
-        return workflow.train_one(config, folder, arguments, processes, machines)
-    path = folder.path / "attempts.json"
-    newest = max((step_of(found) for found in folder.checkpoints.glob("step-*")), default=-1)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    if machines.rank or run_dir.result is not None:
+        return train_one(config, run_dir, arguments, processes, machines)
+    path = run_dir.path / "attempts.json"
+    newest = max((step_from_path(checkpoint) for checkpoint in run_dir.checkpoints.glob("step-*")), default=-1)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
     job, start = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
     attempts = Attempts.read(path, job, start)
     try:
-        attempts = attempts.started(path, newest, max_stalls)
+        attempts = attempts.record_start(path, newest, policy.max_stalls)
     except ChoralError as error:
         attempts.give_up(path)
-        folder.report(**{**folder.status, "state": "failed", "reason": str(error)})
+        run_dir.write_status(**{**run_dir.status, "state": "failed", "reason": str(error)})
         raise
-    forget_failure(folder)
+    clear_failure(run_dir)
     try:
-        code = workflow.train_one(config, folder, arguments, processes, machines)
+        code = train_one(config, run_dir, arguments, processes, machines)
     except ChoralError:
         attempts.give_up(path)
         raise
     if code not in (0, Stopped.exit_code):
-        attempts = attempts.failed(path)
-        if attempts.failures <= retries:
-            print(f"{folder.path}: failed; attempt {attempts.failures + 1} of {retries + 1} follows", file=sys.stderr)
+        attempts = attempts.record_failure(path)
+        if attempts.failures <= policy.retries:
+            print(
+                f"{run_dir.path}: failed; attempt {attempts.failures + 1} of {policy.retries + 1} follows",
+                file=sys.stderr,
+            )
             return Stopped.exit_code
         attempts.give_up(path)
     return code

@@ -1,4 +1,4 @@
-"""A run as SLURM jobs: its members as an array, or as a chain where each builds on those before, and an evaluation."""
+"""Submits a run as SLURM jobs: its members as an array, boosting rounds as a chain of dependent jobs, and an evaluation."""
 
 from __future__ import annotations
 
@@ -10,241 +10,242 @@ from pathlib import Path
 
 from rich.console import Console
 
-from choral.cli.workflow import check_run
-from choral.config import Config, members_of
+from choral.cli.workflow.training import check_run
+from choral.config import Config, resolve_members
 from choral.config.fields import check
 from choral.core.errors import ChoralError
 from choral.data.shards.index import Dataset
-from choral.ensembles.member_jobs import pending_jobs
+from choral.ensembles.member_jobs import build_pending_jobs
 from choral.inference.evaluation_plan import plan_evaluation
-from choral.inference.trained_models import member_run_dirs
+from choral.inference.run_models import member_run_dirs
 from choral.jobs.slurm import queue
-from choral.jobs.slurm.queue import Entry
-from choral.jobs.slurm.scripts import Resources, evaluation_script, has_torch, training_script
+from choral.jobs.slurm.queue import QueueEntry
+from choral.jobs.slurm.scripts import Resources, has_torch, render_evaluation_script, render_training_script
 from choral.jobs.slurm.site import Site
 from choral.runs.run_dir import RunDir, read_json, write_atomic, write_json
 
-_ENDING_S = 120.0  # that a cancelled job may take to save
+_ENDING_TIMEOUT_S = 120.0  # how long a cancelled job may take to save
 
 
 @dataclass
-class Jobs:
-    """The newest job of each member and of the evaluation, by id; kept in RUN/slurm/jobs.json."""
+class SubmittedJobs:
+    """Job ids of the last submission of each member and of the evaluation; stored in RUN/slurm/jobs.json."""
 
     members: dict[str, str] = field(default_factory=dict)
     evaluation: str = ""
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Return whether there are any jobs."""
         return bool(self.members or self.evaluation)
 
     @classmethod
-    def read(cls, folder: RunDir) -> Jobs:
-        """Return the jobs of a run; none where it was never submitted."""
-        known = read_json(slurm_folder(folder) / "jobs.json") or {}
-        return cls(dict(known.get("members", {})), str(known.get("evaluation", "")))
+    def read(cls, run_dir: RunDir) -> SubmittedJobs:
+        """Return the jobs of a run; empty if it was never submitted."""
+        stored = read_json(slurm_dir(run_dir) / "jobs.json") or {}
+        return cls(dict(stored.get("members", {})), str(stored.get("evaluation", "")))
 
-    def write(self, folder: RunDir) -> None:
-        """Keep them."""
-        write_json(slurm_folder(folder) / "jobs.json", {"members": self.members, "evaluation": self.evaluation})
+    def write(self, run_dir: RunDir) -> None:
+        """Store the ids."""
+        write_json(slurm_dir(run_dir) / "jobs.json", {"members": self.members, "evaluation": self.evaluation})
 
-    def live(self, entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], Entry | None]:
-        """Return the entries of members, and of the evaluation, that wait or run."""
+    def live(self, entries: Mapping[str, QueueEntry]) -> tuple[dict[str, QueueEntry], QueueEntry | None]:
+        """Return the queue entries of the members, and of the evaluation, that wait or run."""
         members = {name: entries[job] for name, job in self.members.items() if job in entries and entries[job].is_live}
         evaluation = entries.get(self.evaluation)
         return members, evaluation if evaluation is not None and evaluation.is_live else None
 
 
-def slurm_folder(folder: RunDir) -> Path:
-    """Return where a run keeps what belongs to SLURM."""
-    return folder.path / "slurm"
+def slurm_dir(run_dir: RunDir) -> Path:
+    """Return the directory of a run for scripts, job ids and logs of SLURM."""
+    return run_dir.path / "slurm"
 
 
-def submit_run(config: Config, folder: RunDir, resources: Resources, site: Site, console: Console) -> None:
-    """Submit what is neither done nor in the queue, and say what that is.
+def submit_run(config: Config, run_dir: RunDir, resources: Resources, site: Site, console: Console) -> None:
+    """Submit the members that are neither done nor in the queue, and the evaluation; print the job ids.
 
     Raises:
         ConfigError, DataError: found before anything is submitted.
-        ChoralError: another process works in the run's folder; SLURM does not answer or refuses.
+        ChoralError: another process uses the run directory; SLURM does not respond or rejects a job.
     """
-    _check(config, folder, resources)
-    scripts = _scripts(config, folder, resources, site)
-    queue.read_queue()  # that there is one, before a folder is made
-    with RunDir(slurm_folder(folder)).lock():  # two calls at once would submit everything twice
-        entries = _settled_queue(folder, console)
-        submission = _Submission(config, folder, resources, entries, lambda text: _say(console, text))
+    _check(config, run_dir, resources)
+    scripts = _render_scripts(config, run_dir, resources, site)
+    queue.read_queue()  # fails without a cluster, before anything is written
+    with RunDir(slurm_dir(run_dir)).lock():  # two concurrent calls would submit everything twice
+        entries = _wait_for_ending_jobs(run_dir, console)
+        submission = _Submission(config, run_dir, resources, entries, lambda text: _print(console, text))
         if submission.new:
-            with folder.lock():  # not while jobs are sent: the first may start at once, and need it
-                folder.check_same(config)
-                pending_jobs(config, folder)
-                folder.claim(config)
+            with run_dir.lock():  # released before jobs are submitted: the first may start at once and need the lock
+                run_dir.check_same_config(config)
+                build_pending_jobs(config, run_dir)
+                run_dir.store_config(config)
             submission.write_members()
         for name, text in scripts.items():
-            write_atomic(slurm_folder(folder) / name, text)
+            write_atomic(slurm_dir(run_dir) / name, text)
         submission.send()
 
 
-def _settled_queue(folder: RunDir, console: Console) -> Mapping[str, Entry]:
-    """Return the queue once no job of the run is ending: what was cancelled a moment ago still saves, and looks alive."""
-    deadline, said = time.monotonic() + _ENDING_S, False
+def _wait_for_ending_jobs(run_dir: RunDir, console: Console) -> Mapping[str, QueueEntry]:
+    """Return the queue once no job of the run is ending; a job that was just cancelled still saves and counts as live."""
+    deadline, announced = time.monotonic() + _ENDING_TIMEOUT_S, False
     while True:
         entries = queue.read_queue()
-        members, evaluation = Jobs.read(folder).live(entries)
+        members, evaluation = SubmittedJobs.read(run_dir).live(entries)
         states = [entry.state for entry in (*members.values(), evaluation) if entry is not None]
         if "COMPLETING" not in states or time.monotonic() > deadline:
             return entries
-        if not said:
-            _say(console, "waiting for jobs of this run that are ending")
-            said = True
+        if not announced:
+            _print(console, "waiting for jobs of this run that are ending")
+            announced = True
         time.sleep(1)
 
 
-def show_submission(config: Config, folder: RunDir, resources: Resources, site: Site, console: Console) -> None:
-    """Print the scripts and commands that `submit_run` would write and run, and do nothing."""
-    _check(config, folder, resources)
-    entries = queue.read_queue() if queue.is_here() else {}
-    for name, text in _scripts(config, folder, resources, site).items():
-        _say(console, f"##### {slurm_folder(folder) / name}\n{text}")
-    _say(console, "##### commands")
-    _Submission(config, folder, resources, entries, lambda text: _say(console, text), dry=True).send()
+def print_submission(config: Config, run_dir: RunDir, resources: Resources, site: Site, console: Console) -> None:
+    """Print the scripts and commands that `submit_run` would write and run, without doing so."""
+    _check(config, run_dir, resources)
+    entries = queue.read_queue() if queue.is_available() else {}
+    for name, text in _render_scripts(config, run_dir, resources, site).items():
+        _print(console, f"##### {slurm_dir(run_dir) / name}\n{text}")
+    _print(console, "##### commands")
+    _Submission(config, run_dir, resources, entries, lambda text: _print(console, text), dry_run=True).send()
 
 
-def _check(config: Config, folder: RunDir, resources: Resources) -> None:
-    folder.check_same(config)
-    here = str(Path.cwd())
-    check(not set(here) & set("%\\"), "submit", f"SLURM reads % and \\ in the name of this folder as patterns: {here}")
-    members = members_of(config)
+def _check(config: Config, run_dir: RunDir, resources: Resources) -> None:
+    run_dir.check_same_config(config)
+    cwd = str(Path.cwd())
+    check(not set(cwd) & set("%\\"), "submit", f"SLURM interprets % and \\ in the name of this folder: {cwd}")
+    members = resolve_members(config)
     single = config.ensemble.boosting > 0 or not members
-    check(not single or not resources.max_parallel, "--max-parallel", "this run has no members that could run at once")
-    if not has_torch():  # a login node: host transforms, which need it, are checked by the jobs
-        config = replace(config, augment=replace(config.augment, host=()))
+    check(not single or not resources.max_parallel, "--max-parallel", "this run has no members that can run at once")
+    if not has_torch():  # on a login node; the jobs check the host transforms, which need torch
+        config = config.replace(augment=config.augment.replace(host=()))
     check_run(config)
 
 
-def _scripts(config: Config, folder: RunDir, resources: Resources, site: Site) -> dict[str, str]:
-    """Return the run's scripts by file name."""
+def _render_scripts(config: Config, run_dir: RunDir, resources: Resources, site: Site) -> dict[str, str]:
+    """Return the run's scripts by filename."""
     ranks = config.ensemble.devices_per_member
     if not resources.gpus and not resources.cpus:
         resources = replace(resources, cpus=ranks)
-    options, name, place = resources.options(site), f"choral-{folder.name}", slurm_folder(folder)
+    options, name, logs = resources.sbatch_options(site), f"choral-{run_dir.name}", slurm_dir(run_dir)
     settings = {"ranks": ranks, "retries": config.ensemble.retries, "max_stalls": 5}
-    pattern = "train-%A_%a.log" if members_of(config) and not config.ensemble.boosting else "train-%j.log"
+    pattern = "train-%A_%a.log" if resolve_members(config) and not config.ensemble.boosting else "train-%j.log"
     return {
-        "train.sbatch": training_script(name, place / pattern, options, site, settings),
-        "evaluate.sbatch": evaluation_script(f"{name}-evaluate"[:80], place / "evaluate-%j.log", options, site),
+        "train.sbatch": render_training_script(name, logs / pattern, options, site, settings),
+        "evaluate.sbatch": render_evaluation_script(f"{name}-evaluate"[:80], logs / "evaluate-%j.log", options, site),
     }
 
 
 class _Submission:
-    """The jobs of one call: which members still need one, and the commands in their order."""
+    """One call of `choral submit`: decides which members need a job, and runs the sbatch commands in order."""
 
     def __init__(
         self,
         config: Config,
-        folder: RunDir,
+        run_dir: RunDir,
         resources: Resources,
-        entries: Mapping[str, Entry],
-        say: Callable[[str], None],
-        dry: bool = False,
+        entries: Mapping[str, QueueEntry],
+        print_line: Callable[[str], None],
+        dry_run: bool = False,
     ) -> None:
-        self._config, self._folder, self._resources, self._say, self._dry = config, folder, resources, say, dry
-        self._jobs = Jobs.read(folder)
+        self._config, self._run_dir, self._resources = config, run_dir, resources
+        self._print, self._dry_run = print_line, dry_run
+        self._jobs = SubmittedJobs.read(run_dir)
         self._live, self._live_evaluation = self._jobs.live(entries)
-        self._shown = 0
-        self._names = list(member_run_dirs(folder, config))
-        self._list = slurm_folder(folder) / "members.txt"
-        # Lines stay where they are, for tasks that still wait in the queue read them when they start.
-        lines = self._list.read_text(encoding="utf-8").splitlines() if self._list.is_file() else []
-        self._lines = [*lines, *(name for name in self._names if name not in lines)]
+        self._dry_jobs = 0
+        self._names = list(member_run_dirs(run_dir, config))
+        self._members_file = slurm_dir(run_dir) / "members.txt"
+        # Lines keep their positions: tasks that are still in the queue read theirs when they start.
+        lines = self._members_file.read_text(encoding="utf-8").splitlines() if self._members_file.is_file() else []
+        self._member_lines = [*lines, *(name for name in self._names if name not in lines)]
         self._unfinished = [
             name
-            for name, member in member_run_dirs(folder, config).items()
+            for name, member in member_run_dirs(run_dir, config).items()
             if member.result is None or name in self._live
         ]
         self.new = [name for name in self._unfinished if name not in self._live]
 
     def write_members(self) -> None:
-        """Write members.txt, whose line N is the member of an array's task N."""
-        if members_of(self._config):
-            write_atomic(self._list, "".join(f"{name}\n" for name in self._lines))
+        """Write members.txt; line N is the member that task N of an array trains."""
+        if resolve_members(self._config):
+            write_atomic(self._members_file, "".join(f"{name}\n" for name in self._member_lines))
 
     def send(self) -> None:
         """Submit the training jobs and the evaluation."""
         new = self.new
         done = len(self._names) - len(self._unfinished)
         if done:
-            self._say(f"{done} of {len(self._names)} already trained")
+            self._print(f"{done} of {len(self._names)} already trained")
         for name, entry in self._live.items():
-            self._say(f"{name}: already in the queue as job {self._jobs.members[name]} ({entry.state.lower()})")
+            self._print(f"{name}: already in the queue as job {self._jobs.members[name]} ({entry.state.lower()})")
         if self._config.ensemble.boosting:
             self._send_chain(new)
-        elif new and members_of(self._config):
+        elif new and resolve_members(self._config):
             self._send_array(new)
         elif new:
-            self._keep({new[0]: self._sbatch([], "train.sbatch")})
+            self._record({new[0]: self._sbatch([], "train.sbatch")})
         self._send_evaluation(bool(new))
 
     def _send_array(self, names: Sequence[str]) -> None:
-        tasks = {name: self._lines.index(name) + 1 for name in names}
+        tasks = {name: self._member_lines.index(name) + 1 for name in names}
         limit = f"%{self._resources.max_parallel}" if self._resources.max_parallel else ""
         job = self._sbatch([f"--array={','.join(map(str, tasks.values()))}{limit}"], "train.sbatch")
-        self._keep({name: f"{job}_{task}" for name, task in tasks.items()})
+        self._record({name: f"{job}_{task}" for name, task in tasks.items()})
 
     def _send_chain(self, names: Sequence[str]) -> None:
-        before = ""
+        previous = ""
         for name in self._unfinished:
             if name in names:
-                options = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"] if before else []
-                self._keep({name: self._sbatch(options, "train.sbatch", name)})
-            before = self._jobs.members[name]
+                options = [f"--dependency=afterok:{previous}", "--kill-on-invalid-dep=yes"] if previous else []
+                self._record({name: self._sbatch(options, "train.sbatch", name)})
+            previous = self._jobs.members[name]
 
-    def _send_evaluation(self, trains: bool) -> None:
-        if not trains and self._live_evaluation is not None:
-            self._say(f"evaluation: already in the queue as job {self._jobs.evaluation}")
+    def _send_evaluation(self, training: bool) -> None:
+        if not training and self._live_evaluation is not None:
+            self._print(f"evaluation: already in the queue as job {self._jobs.evaluation}")
             return
-        if not self._unfinished and self._evaluated():
-            self._say(f"everything is done: choral score {self._folder.name}")
+        if not self._unfinished and self._is_evaluated():
+            self._print(f"everything is done: choral score {self._run_dir.name}")
             return
         if self._live_evaluation is not None and self._live_evaluation.state == "PENDING":
-            self._say(f"evaluation: job {self._jobs.evaluation} would come too early, and is replaced")
-            if not self._dry:
+            self._print(f"evaluation: job {self._jobs.evaluation} would start too early and is replaced")
+            if not self._dry_run:
                 queue.cancel([self._jobs.evaluation])
-        waits_for = dict.fromkeys(self._jobs.members[name].partition("_")[0] for name in self._unfinished)
-        options = [f"--dependency=afterany:{':'.join(waits_for)}"] if waits_for else []
+        awaited = dict.fromkeys(self._jobs.members[name].partition("_")[0] for name in self._unfinished)
+        options = [f"--dependency=afterany:{':'.join(awaited)}"] if awaited else []
         self._jobs.evaluation = self._sbatch(options, "evaluate.sbatch")
-        if not self._dry:
-            self._jobs.write(self._folder)
-            self._say(f"evaluation: job {self._jobs.evaluation}")
-            self._say(f"How far it is: choral status {self._folder.name}")
+        if not self._dry_run:
+            self._jobs.write(self._run_dir)
+            self._print(f"evaluation: job {self._jobs.evaluation}")
+            self._print(f"Progress: choral status {self._run_dir.name}")
 
-    def _evaluated(self) -> bool:
+    def _is_evaluated(self) -> bool:
         try:
-            return not plan_evaluation(self._config, self._folder, Dataset.open(self._config.data.shards)).missing()
+            return not plan_evaluation(self._config, self._run_dir, Dataset.open(self._config.data.shards)).missing()
         except ChoralError:
             return False
 
     def _sbatch(self, options: Sequence[str], script: str, *member: str) -> str:
-        words = [
+        command = [
             "sbatch",
             "--parsable",
             *options,
-            str(slurm_folder(self._folder) / script),
-            str(self._folder.path),
+            str(slurm_dir(self._run_dir) / script),
+            str(self._run_dir.path),
             *member,
         ]
-        if not self._dry:
-            return queue.submit(words)
-        self._say(shlex.join(words))
-        self._shown += 1
-        return f"JOB{self._shown}"  # what sbatch would print
+        if not self._dry_run:
+            return queue.submit(command)
+        self._print(shlex.join(command))
+        self._dry_jobs += 1
+        return f"JOB{self._dry_jobs}"  # placeholder for the id that sbatch would print
 
-    def _keep(self, jobs: Mapping[str, str]) -> None:
+    def _record(self, jobs: Mapping[str, str]) -> None:
         self._jobs.members |= jobs
-        if not self._dry:
-            self._jobs.write(self._folder)
+        if not self._dry_run:
+            self._jobs.write(self._run_dir)
             for name, job in jobs.items():
-                self._say(f"{name}: job {job}")
+                self._print(f"{name}: job {job}")
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""The stages of `choral run` before the ensemble: a baseline, what it gets wrong, and what that teaches.
+"""The stages of `choral run` before the ensemble: baseline, analyze and improve.
 
-Each is skipped where its result is there, so that the same command continues. All of them look at validation data alone;
-the test split is asked about all networks together, at the end.
+A stage whose result exists is skipped, so that the same command continues. These stages use validation data only; the test
+split is evaluated at the end, with all models together.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from choral.analysis.advice import ADVICE_YAML
 from choral.cli.workflow.advice import advise
 from choral.cli.workflow.analysis import analyze
 from choral.cli.workflow.evaluation import evaluate
-from choral.cli.workflow.improvement import IMPROVED_YAML, Improved, baseline_config, improve, improved_of
-from choral.cli.workflow.improvement_table import print_improved
+from choral.cli.workflow.improvement import IMPROVED_YAML, Improvement, baseline_config, improve, read_improvement
+from choral.cli.workflow.improvement_table import print_improvement
 from choral.cli.workflow.summary import Step
 from choral.cli.workflow.training import train_all
 from choral.config import Config, binding_difference
 from choral.core.errors import ChoralError, ConfigError, Stopped
-from choral.inference.evaluation_request import Request
-from choral.runs.run_dir import RunDir, is_run
+from choral.inference.evaluation_request import EvaluationRequest
+from choral.runs.run_dir import RunDir, is_run_dir
 
-_ROUNDS = 2  # pieces of advice that are tried at most
+_ROUNDS = 2  # of retraining with advice, at most
 
 
 @dataclass(frozen=True)
-class Before:
-    """What the stages before the ensemble came to.
+class EnsembleInputs:
+    """The result of the stages before the ensemble.
 
     Attributes:
-        config: of the ensemble, with the augmentation that was kept.
-        runs: the baseline and what was kept, in the order in which they build on each other; none: there was no baseline.
-        steps: what was done, in words.
+        config: the ensemble's config, with the augmentation that was kept.
+        runs: the baseline and the improved runs that were kept, each based on the one before; empty without a baseline.
+        steps: the stages that were done, for the summary page.
     """
 
     config: Config
@@ -42,74 +42,80 @@ class Before:
     steps: tuple[Step, ...] = ()
 
 
-def before_ensemble(config: Config, progress: Console) -> Before:
-    """Do the chosen ones of the stages baseline, analyze and improve.
+def prepare_ensemble(config: Config, progress: Console) -> EnsembleInputs:
+    """Run the selected stages among baseline, analyze and improve.
 
     Raises:
-        ConfigError, DataError: found before anything is started.
-        Stopped: the same again continues.
+        ConfigError, DataError: raised before anything is started.
+        Stopped: the same command continues.
         ChoralError: a training or an evaluation failed; the reason has been printed.
     """
     chosen, base = config.chosen_stages, baseline_config(config)
-    folder = RunDir.of(base)
-    ensemble = RunDir.of(config)
+    folder = RunDir.from_config(base)
+    ensemble = RunDir.from_config(config)
     for stage in ("evaluate", "export"):
-        if stage in chosen and "ensemble" not in chosen and not is_run(ensemble.path):
-            raise ConfigError(f"stages: {stage} is about {ensemble.path}, which is not there: choose ensemble as well")
+        if stage in chosen and "ensemble" not in chosen and not is_run_dir(ensemble.path):
+            raise ConfigError(f"stages: {stage} needs {ensemble.path}, which does not exist: add the stage ensemble")
     steps: list[Step] = []
     if "baseline" in chosen:
-        say_stage("baseline", progress)
+        print_stage("baseline", progress)
         steps.append(_train_baseline(base, folder, progress))
     if "analyze" in chosen:
-        say_stage("analyze", progress)
-        steps.append(_analyze(folder))
+        print_stage("analyze", progress)
+        steps.append(_analyze_baseline(folder))
     if "improve" in chosen:
-        say_stage("improve", progress)
-        improved: Improved | None = improve(config, seeds=1, rounds=_ROUNDS, progress=progress, test=False)
+        print_stage("improve", progress)
+        improved: Improvement | None = improve(config, seeds=1, rounds=_ROUNDS, progress=progress, test=False)
         assert improved is not None
-        print_improved(improved, progress)
+        print_improvement(improved, progress)
     else:
-        improved = _improved_before(config, folder)
+        improved = _read_earlier_improvement(config, folder)
         if improved is None and "ensemble" in chosen:
-            _say_left_out(folder, progress)
+            _warn_improvement_unused(folder, progress)
     if improved is None:
-        return Before(config, (folder,) if steps else (), tuple(steps))
-    steps.append(_told(improved))
+        return EnsembleInputs(config, (folder,) if steps else (), tuple(steps))
+    steps.append(_improvement_step(improved))
     names = dict.fromkeys((improved.baseline, *(one.run for one in improved.rounds if one.kept)))
-    return Before(improved.config(config), tuple(RunDir(folder.path.parent / name) for name in names), tuple(steps))
+    return EnsembleInputs(
+        improved.config(config), tuple(RunDir(folder.path.parent / name) for name in names), tuple(steps)
+    )
 
 
-def evaluate_steps(folders: Sequence[RunDir], config: Config) -> None:
-    """Ask the networks of the steps before the ensemble about the splits of `evaluate.splits`, the test split among them.
+def evaluate_earlier_models(folders: Sequence[RunDir], config: Config) -> None:
+    """Evaluate the models of the stages before the ensemble on `evaluate.splits`, which include the test split.
 
     Raises:
-        Stopped: the same again continues.
-        ChoralError: it failed; the reason has been printed.
+        Stopped: the same command continues.
+        ChoralError: an evaluation failed; the reason has been printed.
     """
     for folder in folders:
-        _check(evaluate(Request(folder, split=",".join(config.evaluate.splits)), processes=0), folder, "evaluated")
+        _check_exit_status(
+            evaluate(EvaluationRequest(folder, split=",".join(config.evaluate.splits)), processes=0),
+            folder,
+            "evaluated",
+        )
 
 
-def say_stage(stage: str, progress: Console) -> None:
-    """Say on the console of what goes on that a stage begins."""
+def print_stage(stage: str, progress: Console) -> None:
+    """Print on the progress console that a stage begins."""
     progress.print(f"\n== {stage}", style="bold", markup=False, highlight=False)
 
 
-def _improved_before(config: Config, baseline: RunDir) -> Improved | None:
-    """Return what an earlier call found and trained the ensemble with; this one is about what comes after."""
-    folder, improved = RunDir.of(config), improved_of(baseline)
-    if improved is None or not is_run(folder.path):
+def _read_earlier_improvement(config: Config, baseline: RunDir) -> Improvement | None:
+    """Return the improvement of an earlier call that the existing ensemble was trained with, or None."""
+    folder, improved = RunDir.from_config(config), read_improvement(baseline)
+    if improved is None or not is_run_dir(folder.path):
         return None
     return None if binding_difference(folder.config(), improved.config(config)) else improved
 
 
-def _say_left_out(baseline: RunDir, progress: Console) -> None:
-    """Say that the ensemble does without what an earlier call found to help, if it did."""
-    improved = improved_of(baseline)
+def _warn_improvement_unused(baseline: RunDir, progress: Console) -> None:
+    """Warn that the ensemble does not use an improvement that an earlier call found, if there is one."""
+    improved = read_improvement(baseline)
     if improved is not None and improved.settings:
         kept = ", ".join(f"augment.{key}: {value}" for key, value in improved.settings.items())
         progress.print(
-            f"without what improved {baseline.name} ({kept}), for improve is not among the stages: with it, that is used",
+            f"the ensemble does not use the improvement of {baseline.name} ({kept}): add the stage improve to use it",
             style="yellow",
             markup=False,
             highlight=False,
@@ -118,29 +124,29 @@ def _say_left_out(baseline: RunDir, progress: Console) -> None:
 
 
 def _train_baseline(base: Config, folder: RunDir, progress: Console) -> Step:
-    _check(train_all(base, folder, progress), folder, "trained")
-    _check(evaluate(Request(folder, split=base.data.val_split), processes=0), folder, "evaluated")
-    return Step("baseline", f"{folder.name}: one network, {base.model.name}, without test-time views")
+    _check_exit_status(train_all(base, folder, progress), folder, "trained")
+    _check_exit_status(evaluate(EvaluationRequest(folder, split=base.data.val_split), processes=0), folder, "evaluated")
+    return Step("baseline", f"{folder.name}: one model, {base.model.name}, without test-time views")
 
 
-def _analyze(folder: RunDir) -> Step:
-    """Probe the baseline, make the advice and the page."""
-    if not is_run(folder.path):
-        raise ConfigError(f"stages: analyze is about {folder.path}, which is not there: choose baseline as well")
+def _analyze_baseline(folder: RunDir) -> Step:
+    """Probe the baseline, and write the advice and the page."""
+    if not is_run_dir(folder.path):
+        raise ConfigError(f"stages: analyze needs {folder.path}, which does not exist: add the stage baseline")
     advice = advise(folder)
     path = analyze(folder)
-    links = ((path.name, "What the baseline gets wrong"), (ADVICE_YAML, "What its probes advise, and what not"))
+    links = ((path.name, "Error analysis of the baseline"), (ADVICE_YAML, "Advice from its probes, with reasons"))
     return Step("analyze", advice.note, tuple((f"../{folder.name}/{name}", text) for name, text in links))
 
 
-def _told(improved: Improved) -> Step:
-    tried = [f"{', '.join(one.families)}: {one.reason}" if one.families else one.reason for one in improved.rounds]
+def _improvement_step(improved: Improvement) -> Step:
+    rounds = [f"{', '.join(one.families)}: {one.reason}" if one.families else one.reason for one in improved.rounds]
     return Step(
-        "improve", "; ".join(tried), ((f"../{improved.baseline}/{IMPROVED_YAML}", "The config with what was kept"),)
+        "improve", "; ".join(rounds), ((f"../{improved.baseline}/{IMPROVED_YAML}", "The config with what was kept"),)
     )
 
 
-def _check(code: int, folder: RunDir, done: str) -> None:
+def _check_exit_status(code: int, folder: RunDir, done: str) -> None:
     if code == Stopped.exit_code:
         raise Stopped(f"{folder.path}: stopped; run the same command again to continue")
     if code:

@@ -1,4 +1,4 @@
-"""What each step of a run has brought: tables of its networks and its ensemble, on a terminal and as one page."""
+"""Summarizes the steps of `choral run`: tables of its models and its ensemble, on a terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from pathlib import Path
 from rich.console import Console
 
 from choral import __version__
-from choral.analysis.page.frame import Section, page
-from choral.analysis.page.markup import Markup, figure, joined, link, table, words
 from choral.config import Config
-from choral.ensembles.score_rows import Numbers
+from choral.core.figures import build_data_uri
+from choral.core.pages.page import Page, Section, render_page
+from choral.ensembles.score_rows import IntervalDict
 from choral.runs.run_dir import RunDir, write_atomic
 from choral.scoring.scoreboard.board import Scoreboard
 from choral.scoring.scoreboard.figure import draw_board
-from choral.scoring.scoreboard.recording import project_of
-from choral.scoring.scoreboard.rows import BoardRow, BoardTable, tables_of
-from choral.scoring.scoreboard.table import notes_on, render_board
-from choral.scoring.scoreboard.test_set_uses import looks_so_far, looks_text, run_of, scoreboard_of
-from choral.scoring.stored_predictor import LESS_IS_BETTER
+from choral.scoring.scoreboard.recording import resolve_project
+from choral.scoring.scoreboard.rows import BoardRow, BoardTable, build_board_tables
+from choral.scoring.scoreboard.table import build_board_notes, render_board
+from choral.scoring.scoreboard.test_set_uses import (
+    format_test_set_uses,
+    read_test_set_uses,
+    resolve_run_name,
+    resolve_scoreboard_root,
+)
+from choral.scoring.stored_predictor import LOWER_IS_BETTER
 
 SUMMARY_FILE = "summary.html"
 _SHARES = ("accuracy", "mean_ap", "r2")
@@ -29,84 +34,101 @@ _NAMES = {"accuracy": "accuracy %", "mean_ap": "mean AP %", "r2": "R2 %", "rmse"
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of the workflow that was done, in words, with files beside the page that say more."""
+    """A finished stage of the workflow, its result as text, and files with more details, relative to the page."""
 
     stage: str
-    said: str
+    result: str
     links: tuple[tuple[str, str], ...] = ()
 
 
 def board_tables(folders: Sequence[RunDir], config: Config) -> list[BoardTable]:
-    """Return the tables of these runs alone, each step beside the one before: of validation data, then of test data.
+    """Return the scoreboard tables of some runs only: of the validation split first, then of the test splits.
 
     Args:
-        folders: of the runs, in the order in which they build on each other.
-        config: of the last one.
+        folders: the runs, in the order in which they build on each other.
+        config: of the last run.
     """
-    board = Scoreboard(scoreboard_of(folders[-1]) / project_of(config))
-    order = {run_of(folder): place for place, folder in enumerate(folders)}
+    board = Scoreboard(resolve_scoreboard_root(folders[-1]) / resolve_project(config))
+    order = {resolve_run_name(folder): place for place, folder in enumerate(folders)}
     entries = [entry for entry in board.entries()[0] if entry.run in order]
     entries.sort(key=lambda entry: (entry.split != config.data.val_split, order[entry.run]))
     splits = dict.fromkeys((config.data.val_split, *config.evaluate.splits))
-    return tables_of(board, [entry for entry in entries if entry.split in splits])
+    return build_board_tables(board, [entry for entry in entries if entry.split in splits])
 
 
 def print_summary(tables: Sequence[BoardTable], folder: RunDir, console: Console) -> None:
-    """Print the tables, and below those of test data how often these were looked at."""
+    """Print the tables, and below tables of test data the number of uses of the test split."""
     for one in tables:
         console.print(render_board(one, console.width))
-        for note in (*notes_on(one)[:1], *filter(None, [_looks(one, folder)])):
+        for note in (*build_board_notes(one)[:1], *filter(None, [_build_uses_note(one, folder)])):
             console.print(note, markup=False, highlight=False)
         console.print()
 
 
+@dataclass(frozen=True)
+class _SummarySection(Section):
+    """A section of the page: a table, then links, a figure and a note where there are any; see summary.html."""
+
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    number_columns: Sequence[int] = ()
+    links: Sequence[tuple[str, str]] = ()
+    figure: str = ""
+    note: str = ""
+
+
 def write_summary(tables: Sequence[BoardTable], steps: Sequence[Step], folder: RunDir) -> Path:
-    """Write RUN/summary.html: what was done, what it brought, and where more is said; return its path."""
-    done = table(("stage", "what came of it"), [(step.stage, step.said) for step in steps])
-    there = [link(target, text) for step in steps for target, text in step.links if (folder.path / target).is_file()]
-    sections = [Section("steps", "What was done", body=joined(done, *there))]
-    for place, one in enumerate(tables):
-        lead = f"{one['samples']:,} samples; each step beside the one before, on the same samples, in pairs."
-        title = "On validation data" if place == 0 else f"On split {one['split']}"
-        sections.append(Section(f"split-{place}", title, lead, _table(one, folder)))
+    """Write RUN/summary.html and return its path: the stages that ran, their scores, and links to further files."""
+    links = [(target, text) for step in steps for target, text in step.links if (folder.path / target).is_file()]
+    rows = [(step.stage, step.result) for step in steps]
+    sections = [_SummarySection("steps", "Stages", headings=("stage", "result"), rows=rows, links=links)]
+    sections += [_split_section(number, one, folder) for number, one in enumerate(tables)]
+    page = Page(
+        title=f"{folder.name}: what each step brought",
+        sections=sections,
+        subtitle="95 % intervals by bootstrap",
+        foot=f"choral {__version__}",
+        template="cli/workflow/summary.html",
+    )
     path = folder.path / SUMMARY_FILE
-    title = f"{folder.name}: what each step brought"
-    write_atomic(path, page(title, sections, subtitle="95 % intervals by bootstrap", foot=f"choral {__version__}"))
+    write_atomic(path, render_page(page))
     return path
 
 
-def _table(one: BoardTable, folder: RunDir) -> Markup:
+def _split_section(number: int, one: BoardTable, folder: RunDir) -> _SummarySection:
     metric = one["metric"]
-    rows = [_row(metric, row) for row in one["rows"]]
-    headings = ("step", f"{_NAMES.get(metric, metric)} [95 %]", "to the step before", "log loss", "minutes")
-    uses = _looks(one, folder)
-    return joined(
-        table(headings, rows, numbers=(1, 2, 3, 4)),
-        figure(draw_board(one)),
-        *([words(uses, "note")] if uses else []),
+    return _SummarySection(
+        f"split-{number}",
+        "Validation data" if number == 0 else f"Split {one['split']}",
+        f"{one['samples']:,} samples. Each step is compared with the one before on the same samples (paired).",
+        headings=("step", f"{_NAMES.get(metric, metric)} [95 %]", "change to the step before", "log loss", "minutes"),
+        rows=[_build_row(metric, row) for row in one["rows"]],
+        number_columns=(1, 2, 3, 4),
+        figure=build_data_uri(draw_board(one)),
+        note=_build_uses_note(one, folder),
     )
 
 
-def _row(metric: str, row: BoardRow) -> tuple[str, ...]:
-    own, before, loss = row["metrics"].get(metric), row["to_before"], row["metrics"].get("log_loss")
+def _build_row(metric: str, row: BoardRow) -> tuple[str, ...]:
+    value, before, loss = row["metrics"].get(metric), row["to_before"], row["metrics"].get("log_loss")
     better = ""
     if before is not None and (before["low"] > 0 or before["high"] < 0):
-        better = " better" if (before["value"] > 0) is not (metric in LESS_IS_BETTER) else " worse"
+        better = " better" if (before["value"] > 0) is not (metric in LOWER_IS_BETTER) else " worse"
     return (
         row["name"],
-        _interval(metric, own) if own else "-",
-        f"{_interval(metric, before, '+')}{better}" if before else "-",
+        _format_interval(metric, value) if value else "-",
+        f"{_format_interval(metric, before, '+')}{better}" if before else "-",
         f"{loss['value']:.4f}" if loss else "-",
         f"{row['minutes']:.1f}" if row["minutes"] is not None else "-",
     )
 
 
-def _interval(metric: str, numbers: Numbers, sign: str = "") -> str:
+def _format_interval(metric: str, numbers: IntervalDict, sign: str = "") -> str:
     scale, places = (100, 2) if metric in _SHARES else (1, 4)
     value, low, high = (f"{scale * numbers[key]:{sign}.{places}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
-def _looks(one: BoardTable, folder: RunDir) -> str:
-    uses = looks_so_far(scoreboard_of(folder), one["dataset"], one["split"], one["task"])
-    return looks_text(uses, one["split"]) if uses.predictors else ""
+def _build_uses_note(one: BoardTable, folder: RunDir) -> str:
+    uses = read_test_set_uses(resolve_scoreboard_root(folder), one["dataset"], one["split"], one["task"])
+    return format_test_set_uses(uses, one["split"]) if uses.predictors else ""

@@ -1,12 +1,15 @@
-"""Random changes to training images, with parameters a sample that depend on (seed, epoch, row) only.
+"""Random augmentation of training images. Its parameters per sample depend only on (seed, epoch, row).
 
-parameters    what is done to which sample, as NumPy arrays
-geometry      flips and quarter turns, exact; rotation to perspective as one homography and one resampling
-policy        RandAugment and TrivialAugment
-colour        brightness, contrast, saturation, hue and grey as one matrix
-texture       blur, noise, erased rectangles
-mixing        mixup and cutmix: which samples are mixed, in which shares
+In: the `augment` section of a config and index rows. Out: augmented images. Open `parameters` first.
 
-Each kind of change comes twice: for one image in NumPy and OpenCV, which the CPU path calls, and for a batch in torch,
-which the GPU path calls. Tests hold that they agree.
+parameters        the augmentation parameters of a batch, as NumPy arrays
+geometry          exact flips and quarter turns; rotation to perspective as one homography and one resampling
+rand_augment      RandAugment and TrivialAugment
+colour            brightness, contrast, saturation, hue and grey as one matrix
+texture           blur, noise, random erasing
+mixing            mixup and cutmix: partners and shares
+host_transforms   Albumentations transforms, in the decoding workers
+
+Each augmentation exists twice: for one image, in NumPy and OpenCV, on the CPU path; for a batch, in torch, on the GPU
+path. Tests check that both agree.
 """

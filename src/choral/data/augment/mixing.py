@@ -1,9 +1,9 @@
 """Mixup (Zhang et al. 2018, "mixup: Beyond empirical risk minimization") and cutmix (Yun et al. 2019, "CutMix:
-Regularization strategy to train strong classifiers with localizable features"), a sample at a time.
+Regularization strategy to train strong classifiers with localizable features").
 
-Position i of a micro-batch is mixed with position i ^ 1, whatever slice of it a rank holds: where the slice cuts a pair,
-the rank reads the other image as well. So a mixed sample does not depend on the number of ranks. Each sample has a share
-of its own, as timm's mode "elem".
+Position i of a micro-batch is mixed with position i ^ 1, whatever slice of it a rank holds. If the slice cuts a pair,
+the rank reads the partner, too, so that a mixed sample does not depend on the number of ranks. Each sample has its own
+share, as in timm's mode "elem".
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from torch import Tensor
 
 from choral.core.counter_rng import uniform
 
-_STREAM = 40  # tells these random numbers from those of other purposes
+_STREAM = 40  # random stream of this augmentation
 _DRAWS = 5
 
 
-def partners_of(count: int) -> NDArray[np.int64]:
-    """Return the (count,) position that each position of a micro-batch is mixed with; the last of an odd one: the one
-    before it."""
+def partner_positions(count: int) -> NDArray[np.int64]:
+    """Return the (count,) partner of each position of a micro-batch; an odd last one is mixed with the one before."""
     last = max(0, count - 2 + (count % 2 == 0))
     partners: NDArray[np.int64] = np.minimum(np.arange(count, dtype=np.int64) ^ 1, last)
     return partners
 
 
-def with_partners(micro_batch: NDArray[np.int64], mine: slice) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Return what a rank reads of a micro-batch whose samples are mixed.
+def add_partners(micro_batch: NDArray[np.int64], part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the rows that a rank reads of a micro-batch whose samples are mixed.
 
     Args:
         micro_batch: (n,) rows of the index, over all ranks.
-        mine: this rank's contiguous part.
+        part: this rank's contiguous slice.
 
     Returns:
-        rows: (b + e,) the rank's own b rows, then those partners that are not among them.
-        partners: (b,) where in `rows` each own row's partner is; None for a micro-batch of one, which is never mixed.
+        rows: (b + e,) the b rows of the slice, then those partners that are not among them.
+        partners: (b,) the position in `rows` of the partner of each of the b rows; None for a micro-batch of one
+            sample.
     """
-    own = np.arange(len(micro_batch))[mine]
+    slice_positions = np.arange(len(micro_batch))[part]
     if len(micro_batch) < 2:
-        return micro_batch[mine], None
-    partners = partners_of(len(micro_batch))[mine]
-    positions = np.concatenate([own, np.setdiff1d(partners, own)])
-    places = {position: place for place, position in enumerate(positions.tolist())}
-    return micro_batch[positions], np.array([places[position] for position in partners.tolist()], np.int64)
+        return micro_batch[part], None
+    partners = partner_positions(len(micro_batch))[part]
+    positions = np.concatenate([slice_positions, np.setdiff1d(partners, slice_positions)])
+    index_of = {position: number for number, position in enumerate(positions.tolist())}
+    return micro_batch[positions], np.array([index_of[position] for position in partners.tolist()], np.int64)
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How samples are mixed; alphas are those of the beta distributions, 0: never in this way."""
+    """Mixup and cutmix of samples. `mixup` and `cutmix` are alphas of the beta distribution, 0: off."""
 
     mixup: float
     cutmix: float
@@ -62,7 +62,7 @@ class Mixing:
     seed: int
 
     def parameters(self, epoch: int, rows: NDArray[np.int64], size: int) -> dict[str, NDArray[Any]]:
-        """Return what is done to each sample.
+        """Return the mixing parameters of samples.
 
         Args:
             epoch: from 0.
@@ -70,11 +70,11 @@ class Mixing:
             size: side of the images in pixels.
 
         Returns:
-            "mix_weight": (b,) float32, of the own image outside the box; "mix_box": (b, 4) int64 top, left, bottom and
-            right of what the partner's image replaces; "share": (b,) float32, of the own image altogether, 1 where
-            nothing is mixed.
+            "mix_weight": (b,) float32 weight of the sample's own image outside the box; "mix_box": (b, 4) int64 top,
+            left, bottom and right of the box that the partner's image replaces; "share": (b,) float32 weight of the own
+            image and label, 1 without mixing.
         """
-        from scipy.special import betaincinv  # a third of a second, for those who mix
+        from scipy.special import betaincinv  # takes a third of a second to import
 
         draws = np.ascontiguousarray(uniform(self.seed, epoch, rows, _DRAWS, _STREAM).T)
         mixed = draws[0] < self.prob
@@ -94,7 +94,7 @@ class Mixing:
 def _boxes(
     share: NDArray[np.float64], down: NDArray[np.float64], right: NDArray[np.float64], size: int
 ) -> NDArray[np.int64]:
-    """Return (b, 4) boxes of area 1 - share, centred anywhere and cut off at the image's edge, as in the paper."""
+    """Return (b, 4) boxes of area 1 - share with random centres, cut off at the image edge as in the CutMix paper."""
     half = np.floor(size * np.sqrt(1 - share)) / 2
     ends = [np.floor(size * centre) + sign * half for sign in (-1, 1) for centre in (down, right)]
     boxes: NDArray[np.int64] = np.clip(np.stack(ends, 1), 0, size).astype(np.int64)
@@ -108,14 +108,14 @@ def mix_images(
     out: NDArray[np.float32],
     channels_last: bool,
 ) -> None:
-    """Mix on the host, an image at a time.
+    """Mix on the CPU, one image at a time.
 
     Args:
-        images: (b + e, S, S, 3), or (b + e, 3, S, S), normalised.
-        partners: (b,) where in `images` each one's partner is.
-        parameters: as `Mixing.parameters`, of the first b.
-        out: (b, ...), to be filled.
-        channels_last: which of the two layouts.
+        images: (b + e, S, S, 3), or (b + e, 3, S, S), normalized.
+        partners: (b,) position in `images` of each partner.
+        parameters: as `Mixing.parameters`, of the first b images.
+        out: output, (b, ...).
+        channels_last: the layout of `images`.
     """
     rows = images.shape[1] if channels_last else images.shape[1] * images.shape[2]
     for i, partner in enumerate(partners.tolist()):
@@ -123,8 +123,8 @@ def mix_images(
         if weight == 1:
             np.copyto(out[i], images[i])
         else:
-            own, other = (images[j].reshape(rows, -1) for j in (i, partner))
-            cv2.addWeighted(own, weight, other, 1 - weight, 0, dst=out[i].reshape(rows, -1))
+            image, partner_image = (images[j].reshape(rows, -1) for j in (i, partner))
+            cv2.addWeighted(image, weight, partner_image, 1 - weight, 0, dst=out[i].reshape(rows, -1))
         top, left, bottom, right = parameters["mix_box"][i].tolist()
         box = (
             (slice(top, bottom), slice(left, right))
@@ -134,13 +134,13 @@ def mix_images(
         out[i][box] = images[partner][box]
 
 
-def mix(images: Tensor, partners: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-    """Mix a batch on its device.
+def mix_batch(images: Tensor, partners: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Mix a batch on its device; equal to `mix_images` within float rounding.
 
     Args:
         images: (B + E, 3, S, S) float.
-        partners: (B,) int64, where in `images` each one's partner is.
-        parameters: as `Mixing.parameters`, of the first B, as tensors on the device of `images`.
+        partners: (B,) int64, position in `images` of each partner.
+        parameters: as `Mixing.parameters`, of the first B images, as tensors on the device of `images`.
 
     Returns:
         (B, 3, S, S)
@@ -148,12 +148,12 @@ def mix(images: Tensor, partners: Tensor, parameters: Mapping[str, Tensor]) -> T
     others = images[partners]
     weight = parameters["mix_weight"][:, None, None, None]
     mixed = images[: len(partners)] * weight + others * (1 - weight)
-    return torch.where(inside(parameters["mix_box"], images.shape[-1]), others, mixed)
+    return torch.where(box_mask(parameters["mix_box"], images.shape[-1]), others, mixed)
 
 
-def inside(boxes: Tensor, size: int) -> Tensor:
-    """Return (B, 1, S, S) bool, which pixels lie in the (B, 4) boxes of top, left, bottom, right."""
+def box_mask(boxes: Tensor, size: int) -> Tensor:
+    """Return (B, 1, S, S) bool: the pixels inside (B, 4) boxes of top, left, bottom, right."""
     top, left, bottom, right = boxes[:, :, None].unbind(1)
-    at = torch.arange(size, device=boxes.device)
-    rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+    positions = torch.arange(size, device=boxes.device)
+    rows, columns = (positions >= top) & (positions < bottom), (positions >= left) & (positions < right)
     return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -1,7 +1,7 @@
-"""A contact sheet of augmented training samples, so that a person can look at what the network sees.
+"""A contact sheet of augmented training samples, so that a person can see what the model is trained on.
 
-A row is a sample: as evaluation would show it, then as training shows it in its first epochs. It needs no network: the mean
-and deviation that pictures are normalised with are undone again.
+Each row is a sample: preprocessed as in evaluation, then augmented as in the first epochs of training. It needs no
+model: the normalization of the images is inverted before they are drawn.
 """
 
 from __future__ import annotations
@@ -19,27 +19,24 @@ from choral.config import AugmentConfig, Config
 from choral.config.augment import PRESETS
 from choral.core.errors import ConfigError
 from choral.data.augment.host_transforms import check_host_transforms
-from choral.data.augment.mixing import with_partners
+from choral.data.augment.mixing import add_partners
 from choral.data.loading.device_loader import Batch, DeviceLoader
 from choral.data.loading.host_loader import BatchRequest
-from choral.data.loading.input_pipeline import (
-    RankPlace,
-    Split,
-    augmented_batches,
-    open_dataset,
-    open_split,
-    plain_batches,
-)
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import Split, open_dataset, open_split
 from choral.data.loading.targets import Targets
 
 Pixels = NDArray[np.uint8]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which most networks were trained with
+# Of ImageNet. Any values would do: the normalization is inverted.
+_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PLACE = RankPlace(0, 1, torch.device("cpu"))
-_CHOICE = 17  # which samples are shown does not depend on anything that training draws
-_MARGIN, _GAP, _NEAR, _CELL = 28, 14, 5, 160
-_TITLE_SIZE, _TEXT_SIZE, _LEADING = 20, 14, 1.35
-_PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (108, 108, 114)
+_SAMPLE_SEED = 17  # samples are chosen independently of all random numbers of training
+_MARGIN, _GAP, _CAPTION_GAP, _CELL_SIDE = 28, 14, 5, 160
+_TITLE_SIZE, _TEXT_SIZE, _LINE_SPACING = 20, 14, 1.35
+_BACKGROUND, _TEXT_COLOUR, _HEADING_COLOUR = (250, 250, 248), (28, 28, 30), (108, 108, 114)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,73 +46,77 @@ class _Cell:
     caption: str
 
 
-def contact_sheet(config: Config, out: Path | None, samples: int, epochs: int) -> Path:
+def write_contact_sheet(config: Config, out: Path | None, samples: int, epochs: int) -> Path:
     """Write the sheet and return its path.
 
     Args:
-        config: of a run; its data have been packed.
-        out: .png or .jpg; None: show-RUN.png, where the command runs.
-        samples: rows; fewer where the split has fewer.
-        epochs: augmented images a sample.
+        config: of a run; its data must be packed.
+        out: a .png or .jpg file; None: show-RUN.png in the working directory.
+        samples: rows; fewer if the split has fewer.
+        epochs: augmented images of each sample.
 
     Raises:
-        ConfigError: numbers or a file name that make no sense, host transforms that cannot work.
-        DataError: nothing is packed in `data.shards` (says how), or a sample cannot be read.
+        ConfigError: `out`, `samples`, `epochs` or the host transforms are invalid.
+        DataError: `data.shards` holds no packed data set, or a sample cannot be read.
     """
     path = out or Path(f"show-{config.run}.png")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"--out {path}: expected a name that ends in .png or .jpg")
+        raise ConfigError(f"--out {path}: expected a file name that ends in .png, .jpg or .jpeg")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--out {path}: there is no folder {path.parent}")
+        raise ConfigError(f"--out {path}: folder {path.parent} does not exist")
     if samples < 1 or epochs < 1:
-        raise ConfigError(f"--samples {samples} --epochs {epochs}: expected at least 1")
+        raise ConfigError(f"--samples {samples} --epochs {epochs}: expected at least 1 of each")
     check_host_transforms(config.augment.host, config.data.image_size)
-    rows = _rows(config, samples, epochs)
-    heads = ["as evaluated", *(f"epoch {number}" for number in range(epochs))]
-    sheet = _drawn(f"{config.run}: {_preset(config.augment)}", _switched_on(config.augment), heads, rows)
-    sheet.save(path, quality=92, subsampling=0)  # PNG takes no notice of these
+    rows = _load_rows(config, samples, epochs)
+    headings = ["as evaluated", *(f"epoch {number}" for number in range(epochs))]
+    sheet = _draw_sheet(
+        f"{config.run}: {_describe_preset(config.augment)}", _describe_changes(config.augment), headings, rows
+    )
+    sheet.save(path, quality=92, subsampling=0)  # PNG ignores these arguments
     return path
 
 
-def _rows(config: Config, samples: int, epochs: int) -> list[list[_Cell]]:
+def _load_rows(config: Config, samples: int, epochs: int) -> list[list[_Cell]]:
     """Return the cells of each sample."""
-    # A few images are read faster than a cache of all is built.
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_gib=0, workers=0))
-    split = _split_of(config)
-    order = np.random.default_rng(_CHOICE).permutation(len(split))
+    # Reading a few images takes less time than building a cache of all.
+    config = config.replace(data=config.data.replace(cache_gib=0, workers=0))
+    split = _open_training_split(config)
+    shuffled = np.random.default_rng(_SAMPLE_SEED).permutation(len(split))
     count = min(samples, len(split))
-    chosen = order[: count + count % 2]  # everybody has a partner
-    own = slice(0, count)
-    read, partners = with_partners(chosen, own) if config.augment.mixes else (chosen[own], None)
-    orders = [BatchRequest(read, epoch, 0, partners) for epoch in range(epochs)]
-    plain = plain_batches(config, split, _PLACE, _MEAN, _STD, [BatchRequest(chosen[own], 0, 0)], None)
-    changed = augmented_batches(config, split, _PLACE, _MEAN, _STD, orders, None)
-    columns = [*_columns(plain, split), *_columns(changed, split)]
+    chosen = shuffled[: count + count % 2]  # an even number, so that each sample has a mixing partner
+    part = slice(0, count)
+    rows, partners = add_partners(chosen, part) if config.augment.mixes else (chosen[part], None)
+    requests = [BatchRequest(rows, epoch, 0, partners) for epoch in range(epochs)]
+    pipeline = InputPipeline(config, split, _PLACE, _NORMALIZATION, bad_log=None)
+    unaugmented = pipeline.unaugmented_batches([BatchRequest(chosen[part], 0, 0)])
+    augmented = pipeline.augmented_batches(requests)
+    columns = [*_load_columns(unaugmented, split), *_load_columns(augmented, split)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _split_of(config: Config) -> Split:
+def _open_training_split(config: Config) -> Split:
     return open_split(config, open_dataset(config.data), config.data.train_split, _PLACE)
 
 
-def _columns(loader: DeviceLoader, split: Split) -> Iterator[list[_Cell]]:
+def _load_columns(loader: DeviceLoader, split: Split) -> Iterator[list[_Cell]]:
     with loader:
         for batch in loader:
-            values = batch.images.permute(0, 2, 3, 1).numpy() * np.array(_STD) + np.array(_MEAN)
+            mean, std = np.array(_NORMALIZATION.mean), np.array(_NORMALIZATION.std)
+            values = batch.images.permute(0, 2, 3, 1).numpy() * std + mean
             pixels = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
-            yield [_Cell(image, _caption(batch, at, split.targets)) for at, image in enumerate(pixels)]
+            yield [_Cell(image, _caption(batch, position, split.targets)) for position, image in enumerate(pixels)]
 
 
-def _caption(batch: Batch, at: int, targets: Targets) -> str:
-    """Return what the sample is, and with what it is mixed in which shares."""
-    own = _named(batch.labels[at].tolist(), targets)
-    share = 100 if batch.shares is None else round(100 * float(batch.shares[at]))
+def _caption(batch: Batch, position: int, targets: Targets) -> str:
+    """Return the label of a sample, and of the sample mixed into it, with their shares."""
+    label = _format_label(batch.labels[position].tolist(), targets)
+    share = 100 if batch.shares is None else round(100 * float(batch.shares[position]))
     if batch.partners is None or share == 100:
-        return own
-    return f"{share} % {own}\n{100 - share} % {_named(batch.partners[at].tolist(), targets)}"
+        return label
+    return f"{share} % {label}\n{100 - share} % {_format_label(batch.partners[position].tolist(), targets)}"
 
 
-def _named(label: int | list[float], targets: Targets) -> str:
+def _format_label(label: int | list[float], targets: Targets) -> str:
     if not isinstance(label, list):
         return targets.names[label]
     if targets.task == "multilabel":
@@ -123,70 +124,74 @@ def _named(label: int | list[float], targets: Targets) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in zip(targets.names, label, strict=True))
 
 
-def _preset(augment: AugmentConfig) -> str:
+def _describe_preset(augment: AugmentConfig) -> str:
     preset = PRESETS[augment.preset]
-    as_it_is = all(getattr(augment, key) == value for key, value in preset.items()) and not augment.host
-    return f"augmentation preset {augment.preset}" + ("" if as_it_is else ", changed")
+    unchanged = all(getattr(augment, key) == value for key, value in preset.items()) and not augment.host
+    return f"augmentation preset {augment.preset}" + ("" if unchanged else ", changed")
 
 
-def _switched_on(augment: AugmentConfig) -> str:
-    """Return what differs from no augmentation at all."""
+def _describe_changes(augment: AugmentConfig) -> str:
+    """Return the settings that differ from no augmentation."""
 
-    def shown(value: object) -> str:
+    def format_value(value: object) -> str:
         if isinstance(value, tuple):
-            return " to ".join(map(shown, value))
+            return " to ".join(map(format_value, value))
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
     none = PRESETS["none"]
     changes = [(key, getattr(augment, key)) for key in none if getattr(augment, key) != none[key]]
-    told = [key if value is True else f"{key} {shown(value)}" for key, value in changes]
-    told += [f"host {transform.name}" for transform in augment.host]
-    return "  ·  ".join(told) or "nothing is changed"
+    parts = [key if value is True else f"{key} {format_value(value)}" for key, value in changes]
+    parts += [f"host {transform.name}" for transform in augment.host]
+    return "  ·  ".join(parts) or "no augmentation"
 
 
-def _drawn(title: str, subtitle: str, heads: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> Image.Image:
+def _draw_sheet(title: str, subtitle: str, headings: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> Image.Image:
     large, text = (ImageFont.load_default(size) for size in (_TITLE_SIZE, _TEXT_SIZE))
-    line = round(_TEXT_SIZE * _LEADING)
-    side = _side(rows[0][0].image.shape[0])
-    width = 2 * _MARGIN + len(heads) * side + (len(heads) - 1) * _GAP
-    captions = [[_wrapped(cell.caption, text, side) for cell in row] for row in rows]
-    under = _wrapped(subtitle, text, width - 2 * _MARGIN, most=4)
-    top = _MARGIN + round(_TITLE_SIZE * _LEADING) + len(under) * line + _GAP
-    heights = [side + _NEAR + line * max(map(len, row)) + _GAP for row in captions]
-    sheet = Image.new("RGB", (width, top + line + _NEAR + sum(heights) + _MARGIN - _GAP), _PAPER)
+    line = round(_TEXT_SIZE * _LINE_SPACING)
+    side = _cell_side(rows[0][0].image.shape[0])
+    width = 2 * _MARGIN + len(headings) * side + (len(headings) - 1) * _GAP
+    captions = [[_wrap(cell.caption, text, side) for cell in row] for row in rows]
+    subtitle_lines = _wrap(subtitle, text, width - 2 * _MARGIN, max_lines=4)
+    top = _MARGIN + round(_TITLE_SIZE * _LINE_SPACING) + len(subtitle_lines) * line + _GAP
+    heights = [side + _CAPTION_GAP + line * max(map(len, row)) + _GAP for row in captions]
+    sheet = Image.new("RGB", (width, top + line + _CAPTION_GAP + sum(heights) + _MARGIN - _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), _wrapped(title, large, width - 2 * _MARGIN, most=1)[0], _INK, large)
+    draw.text((_MARGIN, _MARGIN), _wrap(title, large, width - 2 * _MARGIN, max_lines=1)[0], _TEXT_COLOUR, large)
     draw.text(
-        (_MARGIN, _MARGIN + round(_TITLE_SIZE * _LEADING)), "\n".join(under), _FAINT, text, spacing=line - _TEXT_SIZE
+        (_MARGIN, _MARGIN + round(_TITLE_SIZE * _LINE_SPACING)),
+        "\n".join(subtitle_lines),
+        _HEADING_COLOUR,
+        text,
+        spacing=line - _TEXT_SIZE,
     )
-    for column, head in enumerate(heads):
+    for column, heading in enumerate(headings):
         left = _MARGIN + column * (side + _GAP)
-        draw.text((left, top), head, _FAINT, text)
-        down = top + line + _NEAR
+        draw.text((left, top), heading, _HEADING_COLOUR, text)
+        down = top + line + _CAPTION_GAP
         for cells, texts, height in zip(rows, captions, heights, strict=True):
-            sheet.paste(_sized(cells[column].image, side), (left, down))
-            for number, words in enumerate(texts[column]):
-                draw.text((left, down + side + _NEAR + number * line), words, _INK, text)
+            sheet.paste(_resize_to_cell(cells[column].image, side), (left, down))
+            for number, caption in enumerate(texts[column]):
+                draw.text((left, down + side + _CAPTION_GAP + number * line), caption, _TEXT_COLOUR, text)
             down += height
     return sheet
 
 
-def _side(size: int) -> int:
-    """Return the side of a cell: small images are enlarged by a whole factor, very large ones halved, none is blurred."""
-    while size >= 4 * _CELL:
+def _cell_side(size: int) -> int:
+    """Return the side of a cell: small images are enlarged by a whole factor, large ones halved, so that none blurs."""
+    while size >= 4 * _CELL_SIDE:
         size //= 2
-    return size * max(1, -(-_CELL // size) if size <= _CELL // 2 else 1)
+    return size * max(1, -(-_CELL_SIDE // size) if size <= _CELL_SIDE // 2 else 1)
 
 
-def _sized(image: Pixels, side: int) -> Image.Image:
-    how = Image.Resampling.NEAREST if side > image.shape[0] else Image.Resampling.LANCZOS
+def _resize_to_cell(image: Pixels, side: int) -> Image.Image:
+    resampling = Image.Resampling.NEAREST if side > image.shape[0] else Image.Resampling.LANCZOS
     picture = Image.fromarray(image)
-    return picture if side == image.shape[0] else picture.resize((side, side), how)
+    return picture if side == image.shape[0] else picture.resize((side, side), resampling)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3) -> list[str]:
-    """Return lines that fit the width, at most so many a line of `text`; what does not fit ends in an ellipsis."""
-    found: list[str] = []
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int = 3) -> list[str]:
+    """Break each line of `text` into at most `max_lines` lines that fit the width; the rest is cut with an ellipsis."""
+    wrapped: list[str] = []
     for paragraph in text.split("\n"):
         lines = [""]
         for word in paragraph.split(" "):
@@ -195,13 +200,13 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
                 lines.append(word)
             else:
                 lines[-1] = longer
-        if len(lines) > most:
-            lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
-        found += [_cut(line, font, width) for line in lines]
-    return found
+        if len(lines) > max_lines:
+            lines = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
+        wrapped += [_truncate(line, font, width) for line in lines]
+    return wrapped
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _truncate(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

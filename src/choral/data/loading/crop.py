@@ -1,4 +1,4 @@
-"""Which part of an image the network sees, as a function of (seed, epoch, row) and the image's size."""
+"""The crop of an image, as a function of (seed, epoch, row) and the size of the image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from choral.core.counter_rng import uniform
 from choral.core.errors import ConfigError
 
-_ATTEMPTS = 10  # as torchvision: then the largest centred part that has an allowed ratio
-_STREAM = 11  # tells these random numbers from those of other purposes
+_ATTEMPTS = 10  # as in torchvision; then the largest centred part with an allowed ratio is taken
+_STREAM = 11  # random stream of the crops
 _KINDS = ("resized", "center", "random")
 
 
@@ -29,25 +29,26 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Crop:
-    """How an image becomes a square.
+    """How an image is cropped to a square.
 
     Raises:
-        ConfigError: values that make no sense.
+        ConfigError: a value is out of range.
     """
 
     kind: Literal["resized", "center", "random"] = "resized"
-    """resized: all of the image, its aspect ratio not kept. center: the short side becomes size / crop_pct, then the
-    central square is cut out, as timm evaluates. random: a random part, as torchvision's RandomResizedCrop."""
+    """resized: the whole image, without keeping its aspect ratio. center: the short side is resized to size / crop_pct,
+    then the central square is cut out, as in timm's evaluation. random: a random part, as in torchvision's
+    RandomResizedCrop."""
     crop_pct: float = 0.875
     """center only."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """random only: share of the image's area."""
+    """random only: fraction of the image area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """random only: width / height."""
     shrink: bool = False
-    """Let the decoder shrink a JPEG by 2, 4 or 8 where the crop stays larger than the result: 1.5 x as fast on photos
-    of 1600 x 1200, but other pixels than those of a full decode. Meant for training, and refused beside a decoded
-    cache, so that a cache never changes a sample."""
+    """Let the decoder shrink a JPEG by 2, 4 or 8 as long as the crop stays larger than the result. It is 1.5 x as fast
+    on photos of 1600 x 1200, but the pixels differ from those of a full decode. Meant for training; refused with a
+    decoded cache, so that a cache never changes a sample."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,15 +63,15 @@ class Crop:
             raise ConfigError(f"crop ratio {self.ratio}: expected 0 < low <= high")
 
     def draws(self, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the random numbers that `box` wants: (b, 40) in [0, 1) for random crops, (b, 0) for the others."""
+        """Return the random numbers that `box` takes: (b, 40) in [0, 1) for random crops, (b, 0) for the others."""
         return uniform(self.seed, epoch, rows, 4 * _ATTEMPTS if self.kind == "random" else 0, _STREAM)
 
     def box(self, height: int, width: int, draws: Sequence[float]) -> Box:
-        """Return the part of a height x width image that is resized; all of it unless the crop is random.
+        """Return the part of a height x width image to resize: the whole image unless the crop is random.
 
         Args:
-            height, width: of the image, at least 1.
-            draws: one row of `draws`, as Python floats (NumPy's are slower here).
+            height, width: size of the image, at least 1.
+            draws: one row of `draws`, as Python floats, which are faster here than NumPy scalars.
         """
         if self.kind != "random":
             return Box(0, 0, height, width)
@@ -84,15 +85,15 @@ class Crop:
                 top = int(draws[at + 2] * (height - part_height + 1))
                 left = int(draws[at + 3] * (width - part_width + 1))
                 return Box(top, left, part_height, part_width)
-        return self._largest(height, width)
+        return self._largest_box(height, width)
 
-    def _largest(self, height: int, width: int) -> Box:
+    def _largest_box(self, height: int, width: int) -> Box:
         part_width = max(1, min(width, round(height * self.ratio[1])))
         part_height = max(1, min(height, round(width / self.ratio[0])))
         return Box((height - part_height) // 2, (width - part_width) // 2, part_height, part_width)
 
     def resized_shape(self, box: Box, size: int) -> tuple[int, int]:
-        """Return (height, width) that the box is resized to before the central size x size pixels are cut out."""
+        """Return the (height, width) to which the box is resized before the central size x size pixels are cut out."""
         if self.kind != "center":
             return size, size
         short = math.floor(size / self.crop_pct)

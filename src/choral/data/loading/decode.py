@@ -1,4 +1,4 @@
-"""Encoded bytes to RGB pixels, by the same rule on every path.
+"""Decoding of images to RGB pixels, by the same rules everywhere.
 
 | stored                              | becomes                                                              |
 |-------------------------------------|----------------------------------------------------------------------|
@@ -10,12 +10,12 @@
 | 32-bit integers                     | as 16 bits where all values are 0 to 65535, refused otherwise        |
 | floats                              | times 255 where all values are 0 to 1, refused otherwise             |
 | EXIF orientation                    | applied, in every format                                             |
-| several frames or pages             | refused (a JPEG's further pictures, as phones add them, are ignored) |
+| several frames or pages             | refused (extra images that phones add to a JPEG are ignored)         |
 
-JPEGs go through simplejpeg where it is installed, through OpenCV otherwise (both are libjpeg-turbo, with the same
-pixels, and release the GIL); Pillow has the last word on what these two refuse. Everything else goes through Pillow,
-whose plugin is named, so that its own sniffing never runs. Pillow 13 raised cleanly on all of 60 damaged PNGs where
-torchvision crashed the process on 59.
+JPEGs are decoded with simplejpeg if it is installed, otherwise with OpenCV (both use libjpeg-turbo, give the same
+pixels and release the GIL), and with Pillow if these refuse them. All other formats are decoded with the matching
+Pillow plugin, so that Pillow's own format detection never runs. Pillow 13 raised exceptions on all of 60 damaged PNGs,
+where torchvision crashed the process on 59.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin,
 from PIL.Image import Image
 
 from choral.core.errors import DataError
-from choral.data.loading.image_headers import JpegHeader, exif_orientation, jpeg_header, webp_header
-from choral.data.shards.image_formats import Format, sniff
+from choral.data.loading.image_headers import JpegHeader, read_exif_orientation, read_jpeg_header, read_webp_header
+from choral.data.shards.image_formats import ImageFormat, detect_format
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970
-"""Where Pillow, too, takes an image for a decompression bomb."""
+"""Pillow's limit for a decompression bomb, too."""
 
-_PLUGINS: dict[Format, Any] = {
+_PLUGINS: dict[ImageFormat, Any] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
@@ -52,17 +52,17 @@ _STRIPE = 1 << 18  # pixels
 
 
 class TooManyPixels(DataError):
-    """An image of more pixels than the limit; nothing of it was decoded."""
+    """An image has more pixels than the limit; it was not decoded."""
 
 
-def _optional(name: str) -> Any:
+def _import_optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         return None
 
 
-_simplejpeg = _optional("simplejpeg")
+_simplejpeg = _import_optional("simplejpeg")
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, int] | None = None) -> Pixels:
@@ -71,20 +71,21 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, in
     Args:
         data: the encoded image.
         max_pixels: height x width above which nothing is decoded.
-        min_size: (height, width) after orientation. A JPEG may then come back smaller by 2, 4 or 8 as long as both
-            sides stay at least this large; its pixels are not those of a full decode shrunk. None: always full size.
+        min_size: (height, width) after orientation. A JPEG may then be decoded smaller by 2, 4 or 8, as long as both
+            sides stay at least this large; its pixels differ from those of a full decode that is resized. None: full
+            size.
 
     Returns:
         (H, W, 3) uint8, RGB, C-contiguous; the memory may be read-only.
 
     Raises:
-        DataError: the reason, without naming the sample: unknown or refused format, too many pixels (`TooManyPixels`),
-            several frames, damaged or cut short, values out of range.
+        DataError: unknown or refused format, too many pixels (`TooManyPixels`), several frames, damaged or truncated
+            data, values out of range. The message does not name the sample.
     """
-    kind = sniff(data)
+    kind = detect_format(data)
     if kind != "jpeg":
         return _decode_with_pillow(data, kind, max_pixels)
-    header = jpeg_header(data)
+    header = read_jpeg_header(data)
     _check_size(header.height, header.width, max_pixels)
     image = None
     if header.precision == 8 and header.channels in (1, 3):
@@ -95,11 +96,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, in
 
 
 def from_pillow(image: Image, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Return an image that Pillow has opened, by the rules above; of several frames the current one.
+    """Return the pixels of a Pillow image by the rules above; of several frames, the current one.
 
     Args:
-        image: opened or made.
-        max_pixels: as for `decode`.
+        image: opened from a file or created.
+        max_pixels: as in `decode`.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -109,7 +110,7 @@ def from_pillow(image: Image, max_pixels: int = MAX_PIXELS) -> Pixels:
     """
     _check_size(image.height, image.width, max_pixels)
     try:
-        image.load()  # first: Pillow turns TIFFs itself then, and drops the tag
+        image.load()  # first, because Pillow then rotates TIFFs itself and drops the tag
         return _orient(_to_rgb(image), int(image.getexif().get(_ORIENTATION, 1)))
     except DataError:
         raise
@@ -118,33 +119,33 @@ def from_pillow(image: Image, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def full_size(data: bytes) -> tuple[int, int] | None:
-    """Return the (height, width) that `decode` gives a JPEG without `min_size`, or None for other formats.
+    """Return the (height, width) of a JPEG decoded without `min_size`; None for other formats.
 
     Raises:
-        DataError: as `decode`, as far as the header shows.
+        DataError: as `decode`, for errors in the header.
     """
-    if sniff(data) != "jpeg":
+    if detect_format(data) != "jpeg":
         return None
-    header = jpeg_header(data)
+    header = read_jpeg_header(data)
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
 
 
 def stored_size(data: bytes) -> tuple[int, int]:
-    """Return the (height, width) that an image of any format has as it is stored, from its header alone.
+    """Return the (height, width) of an image as stored, before EXIF orientation, from its header.
 
     Raises:
-        DataError: as `decode`, as far as the header shows.
+        DataError: as `decode`, for errors in the header.
     """
-    kind = sniff(data)
+    kind = detect_format(data)
     if kind == "jpeg":
-        header = jpeg_header(data)
+        header = read_jpeg_header(data)
         return header.height, header.width
     if kind == "webp":
-        return webp_header(data)[:2]
+        return read_webp_header(data)[:2]
     try:
         image = _PLUGINS[kind](io.BytesIO(data))
     except Exception as error:  # as in `decode`
-        raise _damaged(kind, error) from error
+        raise _damage_error(kind, error) from error
     return image.height, image.width
 
 
@@ -154,7 +155,7 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
 
 
 def _shrink_factor(header: JpegHeader, min_size: tuple[int, int] | None) -> int:
-    """Powers of two only: the scales between them decode slower than full size."""
+    """Return the factor that the decoder shrinks by. Only powers of two: other scales decode slower than full size."""
     if min_size is None:
         return 1
     low, other = min_size if header.orientation < 5 else min_size[::-1]
@@ -164,7 +165,7 @@ def _shrink_factor(header: JpegHeader, min_size: tuple[int, int] | None) -> int:
 
 
 def _decode_jpeg(data: bytes, header: JpegHeader, factor: int) -> Pixels | None:
-    """Decode with the fast library; None where it complains, even of something that could be mended."""
+    """Decode with the fast library; None if it reports any problem, which Pillow may tolerate."""
     if _simplejpeg is not None:
         shrink = {}
         if factor > 1:
@@ -182,7 +183,7 @@ def _decode_jpeg(data: bytes, header: JpegHeader, factor: int) -> Pixels | None:
         8: cv2.IMREAD_REDUCED_COLOR_8,
     }
     if data.rfind(b"\xff\xd9") < data.find(b"\xff\xda"):
-        return None  # no end marker behind the start of the scan: some versions of OpenCV fill up with grey
+        return None  # no end marker after the start of the scan: some versions of OpenCV fill the rest with grey
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -190,41 +191,39 @@ def _decode_jpeg(data: bytes, header: JpegHeader, factor: int) -> Pixels | None:
     return None if image is None else _uint8(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
 
-def _decode_with_pillow(data: bytes, kind: Format, max_pixels: int) -> Pixels:
+def _decode_with_pillow(data: bytes, kind: ImageFormat, max_pixels: int) -> Pixels:
     try:
         if kind == "webp":
-            height, width, animated = webp_header(data)
+            height, width, animated = read_webp_header(data)
             _check_size(height, width, max_pixels)
             if animated:
                 raise DataError("a WEBP of several frames; only single images are read")
-        image = _PLUGINS[kind](io.BytesIO(data))  # not Image.open, which warns of large images by its own limit
+        image = _PLUGINS[kind](io.BytesIO(data))  # not Image.open, which applies its own limit and warns
         _check_size(image.height, image.width, max_pixels)
         if kind in ("gif", "png", "tiff") and image.is_animated:
             raise DataError(
                 f"a {kind.upper()} of several {'pages' if kind == 'tiff' else 'frames'}; only single images are read"
             )
         image.load()
-        if kind == "tiff":  # Pillow turns TIFFs itself and then drops the tag
+        if kind == "tiff":  # Pillow rotates TIFFs itself and then drops the tag
             orientation = int(image.getexif().get(_ORIENTATION, 1))
         else:
-            orientation = exif_orientation(image.info.get("exif", b""))
+            orientation = read_exif_orientation(image.info.get("exif", b""))
         return _orient(_to_rgb(image), orientation)
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # on damaged bytes, Pillow's plugins raise nearly anything: struct.error, SyntaxError ...
-        raise _damaged(kind, error) from error
+    except Exception as error:  # on damaged data, Pillow's plugins raise almost anything: struct.error, SyntaxError ...
+        raise _damage_error(kind, error) from error
 
 
-def _damaged(kind: Format, error: Exception) -> DataError:
+def _damage_error(kind: ImageFormat, error: Exception) -> DataError:
     return DataError(f"a {kind.upper()} that is damaged or cut short: {str(error) or type(error).__name__}")
 
 
 def _to_rgb(image: Image) -> Pixels:
     mode = image.mode
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _on_white(np.asarray(image.convert("RGBA")))
+        return _composite_on_white(np.asarray(image.convert("RGBA")))
     if mode == "RGB":
         return np.asarray(image)
     if mode == "L":
@@ -242,24 +241,26 @@ def _to_rgb(image: Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def _on_white(rgba: Pixels) -> Pixels:
-    found = np.empty((*rgba.shape[:2], 3), np.uint8)
+def _composite_on_white(rgba: Pixels) -> Pixels:
+    result = np.empty((*rgba.shape[:2], 3), np.uint8)
     rows = max(1, _STRIPE // rgba.shape[1])
-    for start in range(0, len(rgba), rows):  # 16 bits for all of a large image at once would be most of its memory
+    # In stripes: 16-bit intermediates of a whole large image would take most of the memory.
+    for start in range(0, len(rgba), rows):
         part = rgba[start : start + rows]
         alpha = part[..., 3:].astype(np.uint16)
-        blended = part[..., :3] * alpha + 255 * (255 - alpha)  # at most 255 * 255: fits into 16 bits, rounding included
-        found[start : start + rows] = (blended + 127) // 255
-    return found
+        # At most 255 * 255, which fits into 16 bits even with rounding.
+        blended = part[..., :3] * alpha + 255 * (255 - alpha)
+        result[start : start + rows] = (blended + 127) // 255
+    return result
 
 
 def grey_to_rgb(values: Pixels) -> Pixels:
-    """Return (H, W, 3) for (H, W) or (H, W, 1)."""
+    """Return (H, W, 3) with three equal channels, from (H, W) or (H, W, 1)."""
     return _uint8(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB))
 
 
 def _orient(image: Pixels, orientation: int) -> Pixels:
-    """Turn an image the way its EXIF orientation says; 0, 1 and unknown values leave it."""
+    """Apply an EXIF orientation; 0, 1 and unknown values leave the image unchanged."""
     match orientation:
         case 2:
             return _uint8(cv2.flip(image, 1))
@@ -279,6 +280,6 @@ def _orient(image: Pixels, orientation: int) -> Pixels:
 
 
 def _uint8(image: Any) -> Pixels:
-    """OpenCV's type stubs promise integers or floats; what we pass in comes out as uint8."""
+    """Narrow the type: OpenCV's stubs allow integers or floats, but uint8 input gives uint8 output."""
     pixels: Pixels = image
     return pixels

@@ -1,4 +1,4 @@
-"""What an encoded image says of itself in its header: size, EXIF orientation. Nothing is decoded here."""
+"""Size and EXIF orientation of an encoded image, read from its header without decoding it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD9)) | {0x01}
 
 
 class JpegHeader(NamedTuple):
-    """Size as stored (before `orientation` is applied), bits a sample, components, EXIF orientation from 1 to 8."""
+    """Size as stored, before `orientation` (EXIF, 1 to 8) is applied; bits per channel; number of channels."""
 
     height: int
     width: int
@@ -21,11 +21,11 @@ class JpegHeader(NamedTuple):
     orientation: int
 
 
-def jpeg_header(data: bytes) -> JpegHeader:
-    """Read the markers of a JPEG up to its frame header.
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """Return the header of a JPEG, reading its markers up to the frame header.
 
     Raises:
-        DataError: there is no frame header.
+        DataError: it has no frame header, or a size of 0.
     """
     position, orientation = 2, 0
     while True:
@@ -33,7 +33,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
         if position < 0 or position + 4 > len(data):
             break
         marker = data[position + 1]
-        if marker in (0x00, 0xFF):  # garbage or padding, which every decoder skips
+        if marker in (0x00, 0xFF):  # garbage or padding, which decoders skip
             position += 1
             continue
         if marker in _WITHOUT_LENGTH:
@@ -48,25 +48,25 @@ def jpeg_header(data: bytes) -> JpegHeader:
                 raise DataError(f"a JPEG of {height} x {width} pixels")
             return JpegHeader(height, width, precision, channels, orientation or 1)
         if marker == 0xE1 and not orientation:
-            orientation = exif_orientation(data[position + 4 : position + 2 + length])
+            orientation = read_exif_orientation(data[position + 4 : position + 2 + length])
         position += 2 + length
     raise DataError("a JPEG without a frame header: cut short or damaged")
 
 
-def exif_orientation(block: bytes) -> int:
-    """Return the orientation (1 to 8) that a block of EXIF data holds, with or without its "Exif" prefix.
+def read_exif_orientation(block: bytes) -> int:
+    """Return the orientation (1 to 8) in a block of EXIF data, with or without its "Exif" prefix.
 
-    Returns 0 where there is none or the block is damaged: metadata alone never make an image unreadable.
+    Returns 0 if there is none or the block is damaged: bad metadata must not make an image unreadable.
     """
     block = block.removeprefix(b"Exif\x00\x00")
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(block[:4])
-    if order is None:
+    byte_order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(block[:4])
+    if byte_order is None:
         return 0
     try:
-        (start,) = struct.unpack_from(order + "I", block, 4)
-        (entries,) = struct.unpack_from(order + "H", block, start)
+        (start,) = struct.unpack_from(byte_order + "I", block, 4)
+        (entries,) = struct.unpack_from(byte_order + "H", block, start)
         for entry in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", block, entry)
+            tag, kind, _, value = struct.unpack_from(byte_order + "HHIH", block, entry)
             if tag == 0x0112 and kind == 3:
                 return value if 1 <= value <= 8 else 0
     except struct.error:
@@ -74,10 +74,10 @@ def exif_orientation(block: bytes) -> int:
     return 0
 
 
-def webp_header(data: bytes) -> tuple[int, int, bool]:
+def read_webp_header(data: bytes) -> tuple[int, int, bool]:
     """Return (height, width, whether it is animated) of a WebP.
 
-    Pillow's plugin allocates the canvas when it opens a file, which is too late for a limit on pixels.
+    Pillow's plugin allocates the whole canvas when it opens a file, too early for a limit on pixels to be checked.
 
     Raises:
         DataError: the header is cut short or damaged.

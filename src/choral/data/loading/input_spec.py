@@ -1,6 +1,7 @@
-"""What networks are shown of an image: how the host prepares it, and how the device normalises that. Needs no torch.
+"""What a model expects as input: how the host prepares an image, and how the device normalizes it. Needs no torch.
 
-Several looks at a sample share its decode, and those that differ in mean and standard deviation alone share its pixels, too.
+Models with different specs can share work on a sample. All share its decoded image; specs that differ only in mean and
+standard deviation share the resized pixels, too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of each channel (RGB) that a model's weights expect, for pixel values in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class ImageSpec:
-    """How a decoded image becomes a square of pixels."""
+    """How a decoded image becomes a square uint8 image."""
 
     size: int
     """Side in pixels."""
@@ -27,16 +36,16 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network is shown."""
+    """How a decoded image becomes the input of a model."""
 
-    form: ImageSpec
+    image_spec: ImageSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of the three channels, for values from 0 to 1."""
+    """Of each channel, for pixel values in [0, 1]."""
     channels_last: bool = True
     """Memory format of the batches."""
 
 
-def image_specs_of(input_specs: Sequence[InputSpec]) -> tuple[ImageSpec, ...]:
-    """Return the different forms that looks need, in the order in which they come."""
-    return tuple(dict.fromkeys(input_spec.form for input_spec in input_specs))
+def distinct_image_specs(input_specs: Sequence[InputSpec]) -> tuple[ImageSpec, ...]:
+    """Return the image specs of some input specs without duplicates, in order of first occurrence."""
+    return tuple(dict.fromkeys(input_spec.image_spec for input_spec in input_specs))

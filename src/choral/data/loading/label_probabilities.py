@@ -1,4 +1,4 @@
-"""How probable the classes of each training sample are, where its label is not certain."""
+"""Class probabilities of the training samples (soft targets), for labels that are uncertain."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import ConfigError, DataError, did_you_mean
-from choral.data.loading.targets import numbers_of
+from choral.data.loading.targets import read_numeric_column
 from choral.data.shards.index import Index
 
 _KEY = "train.label_probabilities"
-_ROUNDING = 1e-3  # annotations are often written with two or three digits
+_ROUNDING = 1e-3  # annotations often have only two or three digits
 
 
 @dataclass(frozen=True)
 class LabelProbabilities:
-    """The probabilities of the classes of one split, read from columns of its index; made by `open`.
+    """The class probabilities of a split, read from columns of its index; made by `open`.
 
     Attributes:
         index: of the split.
-        classes: how many there are.
-        named: (k,) ids of the classes that have a column.
-        columns: (n,) probabilities of each of these.
+        classes: number of classes.
+        named: ids of the k classes that have a column.
+        columns: k arrays of (n,) probabilities.
     """
 
     index: Index
@@ -35,40 +35,40 @@ class LabelProbabilities:
 
     @classmethod
     def open(cls, columns: Mapping[str, str], index: Index) -> LabelProbabilities:
-        """Return the probabilities that `train.label_probabilities` names, checked over the whole split.
+        """Return the probabilities in the columns of `train.label_probabilities`, checked over the whole split.
 
         Args:
-            columns: the column of each class. One class may be left out: it has what the others leave.
+            columns: the column of each class. One class may be omitted: its probability is the remainder to 1.
             index: of a split packed with classes.
 
         Raises:
-            ConfigError: there is no such class, or several are left out.
-            DataError: a column is not there, has gaps, or holds something else than probabilities; or those of a sample
-                do not sum to one. Column, split and sample are named.
+            ConfigError: a class does not exist, or more than one class is omitted.
+            DataError: a column is missing, has missing values, or holds values outside [0, 1]; or the probabilities of
+                a sample do not sum to 1. The message names column, split and sample.
         """
         classes = index.dataset.classes
         for name in columns:
             if name not in classes:
-                known = ", ".join(classes[:20])
+                listed = ", ".join(classes[:20])
                 raise ConfigError(
-                    f"{_KEY}.{name}: there is no such class; there are: {known}.{did_you_mean(name, classes)}"
+                    f"{_KEY}.{name}: no such class; the classes are {listed}.{did_you_mean(name, classes)}"
                 )
-        left_out = [name for name in classes if name not in columns]
-        if len(left_out) > 1:
+        omitted = [name for name in classes if name not in columns]
+        if len(omitted) > 1:
             raise ConfigError(
-                f"{_KEY}: {len(left_out)} classes have no column ({', '.join(left_out[:5])}): expected one of each class, or "
-                "of all but one, which has what the others leave"
+                f"{_KEY}: {len(omitted)} classes have no column ({', '.join(omitted[:5])}): expected a column for each "
+                "class, or for all but one, whose probability is the remainder"
             )
-        values = tuple(numbers_of(index, name) for name in columns.values())
-        found = cls(index, len(classes), tuple(classes.index(name) for name in columns), values)
-        found._check(tuple(columns.values()), complete=not left_out)
-        return found
+        values = tuple(read_numeric_column(index, name) for name in columns.values())
+        probabilities = cls(index, len(classes), tuple(classes.index(name) for name in columns), values)
+        probabilities._check(tuple(columns.values()), complete=not omitted)
+        return probabilities
 
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the probabilities of rows of the index.
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the class probabilities of index rows.
 
         Returns:
-            (b, C) float32, each row of sum 1.
+            (b, C) float32; each row sums to 1.
         """
         result = np.zeros((len(rows), self.classes))
         for number, values in zip(self.named, self.columns, strict=True):
@@ -76,30 +76,30 @@ class LabelProbabilities:
         if len(self.named) < self.classes:
             rest = next(number for number in range(self.classes) if number not in self.named)
             result[:, rest] = np.maximum(1 - result.sum(axis=1), 0)
-        shares: NDArray[np.float32] = (result / result.sum(axis=1, keepdims=True)).astype(np.float32)
-        return shares
+        normalized: NDArray[np.float32] = (result / result.sum(axis=1, keepdims=True)).astype(np.float32)
+        return normalized
 
     def weights(self, rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
-        """Return what each sample weighs if it counts as much as its label is probable.
+        """Return sample weights proportional to the probability of each sample's label.
 
         Args:
-            rows: that are trained on, each as often as it is seen, over which the mean is 1; None: all.
+            rows: the rows that are trained on, repetitions included, over which the mean is 1; None: all.
 
         Returns:
-            (n,) float64, of all rows of the index.
+            (n,) float64, for all rows of the index.
 
         Raises:
-            DataError: of all that are trained on, no label is probable at all.
+            DataError: the label of every training sample has probability 0.
         """
         labels = self.index.labels
         weights = np.empty(len(labels))
         for start in range(0, len(labels), 1 << 16):
             block = np.arange(start, min(start + (1 << 16), len(labels)))
-            weights[block] = self.of(block)[np.arange(len(block)), labels[block]]
+            weights[block] = self.take(block)[np.arange(len(block)), labels[block]]
         mean = float((weights if rows is None else weights[rows]).mean())
         if not mean > 0:
             raise DataError(
-                f"{self.index.dataset.folder}: by {_KEY}, no training sample's label has a probability above 0"
+                f"{self.index.dataset.folder}: {_KEY} gives the label of every training sample probability 0"
             )
         return weights / mean
 

@@ -1,8 +1,8 @@
-"""Pixels to pixels of another size, on one thread.
+"""Resizing of images, on one thread.
 
-"antialias" is torch's uint8 kernel on a channels-last view (0.26 ms for 224 x 224, half of what it takes on planes) and
-stays within one level of Pillow, which timm evaluates with. "fast" is OpenCV's plain linear: half the time, but off by
-two levels in the mean and by more where an image shrinks strongly.
+"antialias" is torch's uint8 kernel on a channels-last view (0.26 ms for 224 x 224, half of its time on planes). It
+stays within one level of Pillow, with which timm evaluates. "fast" is OpenCV's linear interpolation without
+antialiasing: half the time, but two levels off on average, and more for images that shrink strongly.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from numpy.typing import NDArray
 Resize = Literal["antialias", "fast"]
 
 
-def resize_into(image: NDArray[np.uint8], out: NDArray[np.uint8], how: Resize) -> None:
-    """Fill `out` with the resized image.
+def resize_into(image: NDArray[np.uint8], out: NDArray[np.uint8], resize: Resize) -> None:
+    """Resize an image into `out`.
 
     Args:
-        image: (h, w, 3) uint8; rows may lie apart, as in a part of a larger image.
-        out: (H, W, 3) uint8, C-contiguous.
-        how: "antialias" or "fast".
+        image: (h, w, 3) uint8; need not be contiguous, as a part of a larger image is not.
+        out: output, (H, W, 3) uint8, C-contiguous.
+        resize: "antialias" or "fast".
     """
     if image.shape == out.shape:
         np.copyto(out, image)
-    elif how == "fast":
+    elif resize == "fast":
         cv2.resize(image, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         _antialias(image, out)
 
 
 def _antialias(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    import torch  # here, so that processes that only decode or use "fast" start without it
+    import torch  # imported here: processes that only decode or use "fast" start without torch
     from torch.nn.functional import interpolate
 
-    # A compact copy: a part of an image has rows apart and may be read-only, neither of which torch takes as it is.
+    # Copy parts of larger images and read-only images: the kernel needs contiguous, writeable memory.
     if not (image.flags.c_contiguous and image.flags.writeable):
         image = image.copy()
-    # The batch axis comes first, then the axes are permuted: only so does torch see channels_last, also in its result.
+    # Add the batch axis before permuting: only then does torch detect channels_last, and keeps it in the result.
     planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     resized = interpolate(planes, out.shape[:2], mode="bilinear", antialias=True)
     np.copyto(out, resized[0].permute(1, 2, 0).numpy())

@@ -1,7 +1,7 @@
-"""Who makes the images of a batch: the calling thread, threads, or (in worker.py) processes.
+"""Who decodes the samples of a batch: the calling thread, worker threads, or worker processes (in worker_process.py).
 
-All of them take the same tasks, parts of a batch, from one queue, so that a slow image holds up one worker only, and
-report each part when it is done. Whatever they are, the pixels are the same.
+All take tasks, each a part of a batch, from one queue, so that a slow image delays only one worker, and report each
+part when it is done. The pixels are the same whoever decodes them.
 """
 
 from __future__ import annotations
@@ -10,79 +10,84 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
 import cv2
 
-from choral.data.loading.sample_pipeline import SamplePipeline, Unreadable
-from choral.data.loading.slot_ring import Ring
+from choral.data.loading.sample_pipeline import SamplePipeline, UnreadableSample
+from choral.data.loading.slot_ring import SlotRing
 
 
-class Task(NamedTuple):
-    """Part of a batch: positions `start` to `stop` of the batch number `ticket`, which is built in `slot`."""
+class DecodeTask(NamedTuple):
+    """Part of a batch: positions `start` to `stop` of batch number `batch`, which is built in `slot`."""
 
-    ticket: int
+    batch: int
     slot: int
     start: int
     stop: int
     epoch: int
 
 
-class Done(NamedTuple):
-    """A task that ended: the samples that could not be read (positions in the batch), or what went wrong altogether."""
+class TaskResult(NamedTuple):
+    """A finished task."""
 
-    task: Task
-    bad: list[Unreadable]
+    task: DecodeTask
+    unreadable: list[UnreadableSample]
+    """With positions in the batch."""
     error: BaseException | None
+    """The exception that ended the task early; None: it ran to its end."""
 
 
 class WorkerPool(Protocol):
-    """What the loader needs of its workers."""
+    """The workers of a `HostLoader`."""
 
-    def submit(self, task: Task) -> None:
-        """Hand out a task; its rows are in the ring already."""
+    def submit(self, task: DecodeTask) -> None:
+        """Queue a task; its rows are already in the ring."""
 
-    def collect(self, block: bool) -> Done | None:
-        """Return a task that ended, in any order; None if there is none and `block` is False.
+    def collect(self, block: bool) -> TaskResult | None:
+        """Return a finished task, in any order; None if there is none and `block` is False.
 
         Raises:
             DataError: a worker process died.
         """
 
     def close(self) -> None:
-        """End all workers; may be called more than once."""
+        """Stop all workers; may be called more than once."""
 
 
-def perform(recipe: SamplePipeline, ring: Ring, task: Task, starting: Callable[[int], None]) -> list[Unreadable]:
-    """Make the images of one task; `starting` is called with each position in the batch."""
+def run_task(
+    samples: SamplePipeline, ring: SlotRing, task: DecodeTask, on_start: Callable[[int], None]
+) -> list[UnreadableSample]:
+    """Load the images of a task into the ring; `on_start` is called with the position of each sample in the batch."""
     rows = ring.rows[task.slot, task.start : task.stop]
-    images = [own[task.slot, task.start : task.stop] for own in ring.images]
-    bad = recipe.fill(rows, task.epoch, images, lambda position: starting(task.start + position))
-    return [Unreadable(task.start + position, reason) for position, reason in bad]
+    images = [slots[task.slot, task.start : task.stop] for slots in ring.images]
+    unreadable = samples.load(rows, task.epoch, images, lambda position: on_start(task.start + position))
+    return [UnreadableSample(task.start + position, reason) for position, reason in unreadable]
 
 
 class InlineWorkerPool:
-    """No workers: a task is done when somebody waits for it."""
+    """No workers: `collect` runs the task in the calling thread."""
 
-    def __init__(self, recipe: SamplePipeline, ring: Ring) -> None:
+    def __init__(self, samples: SamplePipeline, ring: SlotRing) -> None:
         cv2.setNumThreads(0)
-        self._recipe, self._ring = recipe, ring
-        self._tasks: deque[Task] = deque()
+        self._samples, self._ring = samples, ring
+        self._tasks: deque[DecodeTask] = deque()
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: DecodeTask) -> None:
         """See `WorkerPool`."""
         self._tasks.append(task)
 
-    def collect(self, block: bool) -> Done | None:
+    def collect(self, block: bool) -> TaskResult | None:
         """See `WorkerPool`."""
         if not block:
             return None
         task = self._tasks.popleft()
         try:
-            return Done(task, perform(self._recipe, self._ring, task, lambda position: None), None)
+            return TaskResult(task, run_task(self._samples, self._ring, task, lambda position: None), None)
         except Exception as error:
-            return Done(task, [], error)
+            return TaskResult(task, [], error)
 
     def close(self) -> None:
         """See `WorkerPool`."""
@@ -90,36 +95,49 @@ class InlineWorkerPool:
 
 
 class _ClosedError(Exception):
-    """Ends a task whose loader was closed."""
+    """Ends a task after its loader was closed."""
+
+
+@dataclass(frozen=True)
+class _SharedState:
+    """What a pool and its threads share."""
+
+    samples: SamplePipeline
+    ring: SlotRing
+    tasks: SimpleQueue[DecodeTask | None]
+    results: SimpleQueue[TaskResult]
+    closing: threading.Event
+    ready: threading.Barrier
+    uses_torch: bool
 
 
 class ThreadWorkerPool:
-    """Threads of this process: decoding and resizing release the GIL."""
+    """Threads of this process; decoding and resizing release the GIL."""
 
-    def __init__(self, recipe: SamplePipeline, ring: Ring, workers: int) -> None:
-        # One setting for the whole process, and the only one that OpenCV has: its own threads would fight ours.
+    def __init__(self, samples: SamplePipeline, ring: SlotRing, workers: int) -> None:
+        # OpenCV has one setting for the whole process. Its own threads would compete with ours.
         cv2.setNumThreads(0)
-        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self._done: SimpleQueue[Done] = SimpleQueue()
-        closing = threading.Event()
-        uses_torch = any(form.resize == "antialias" for form in recipe.forms)
-        ready = threading.Barrier(workers + 1)
-        arguments = (recipe, ring, self._tasks, self._done, closing, ready, uses_torch)
+        self._tasks: SimpleQueue[DecodeTask | None] = SimpleQueue()
+        self._results: SimpleQueue[TaskResult] = SimpleQueue()
+        uses_torch = any(spec.resize == "antialias" for spec in samples.image_specs)
+        shared = _SharedState(
+            samples, ring, self._tasks, self._results, threading.Event(), threading.Barrier(workers + 1), uses_torch
+        )
         threads = [
-            threading.Thread(target=_serve, args=arguments, name=f"choral-decode-{number}", daemon=True)
+            threading.Thread(target=_worker_loop, args=(shared,), name=f"choral-decode-{number}", daemon=True)
             for number in range(workers)
         ]
-        _start(threads, ready, uses_torch)
-        self._finalizer = weakref.finalize(self, _end, threads, self._tasks, closing)
+        _start_threads(threads, shared)
+        self._finalizer = weakref.finalize(self, _stop_threads, threads, shared)
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: DecodeTask) -> None:
         """See `WorkerPool`."""
         self._tasks.put(task)
 
-    def collect(self, block: bool) -> Done | None:
+    def collect(self, block: bool) -> TaskResult | None:
         """See `WorkerPool`."""
         try:
-            return self._done.get(block)
+            return self._results.get(block)
         except Empty:
             return None
 
@@ -128,59 +146,53 @@ class ThreadWorkerPool:
         self._finalizer()
 
 
-def _start(threads: list[threading.Thread], ready: threading.Barrier, uses_torch: bool) -> None:
-    """Start the threads, each with its own torch limited to one thread, and leave the caller's setting as it was.
+def _start_threads(threads: list[threading.Thread], shared: _SharedState) -> None:
+    """Start the threads, each with torch limited to one thread, and leave the caller's torch setting unchanged.
 
-    torch keeps the number of OpenMP threads per thread, but also remembers the last one that anybody set, for threads
-    yet to come. So each worker sets one for itself, and when all have, the caller's number is set again.
+    torch keeps the number of OpenMP threads per thread, but also remembers the last number that any thread set, for
+    threads that start later. So each worker sets its own number to one, and once all have, the caller's number is set
+    again.
     """
-    if not uses_torch:
+    if not shared.uses_torch:
         for thread in threads:
             thread.start()
-        ready.wait()
+        shared.ready.wait()
         return
     import torch
 
     before = torch.get_num_threads()
     for thread in threads:
         thread.start()
-    ready.wait()
+    shared.ready.wait()
     torch.set_num_threads(before)
 
 
-def _serve(
-    recipe: SamplePipeline,
-    ring: Ring,
-    tasks: SimpleQueue[Task | None],
-    done: SimpleQueue[Done],
-    closing: threading.Event,
-    ready: threading.Barrier,
-    uses_torch: bool,
-) -> None:
-    if uses_torch:
+def _worker_loop(shared: _SharedState) -> None:
+    if shared.uses_torch:
         import torch
 
         torch.set_num_threads(1)
-        torch.get_num_threads()  # a thread's first look takes over the number remembered: now, before it changes again
-    ready.wait()
+        # The first call in a thread adopts the remembered number: call it now, before that number changes again.
+        torch.get_num_threads()
+    shared.ready.wait()
 
-    def starting(position: int) -> None:
-        if closing.is_set():
+    def stop_if_closed(position: int) -> None:
+        if shared.closing.is_set():
             raise _ClosedError
 
-    while (task := tasks.get()) is not None:
+    while (task := shared.tasks.get()) is not None:
         try:
-            done.put(Done(task, perform(recipe, ring, task, starting), None))
+            shared.results.put(TaskResult(task, run_task(shared.samples, shared.ring, task, stop_if_closed), None))
         except _ClosedError:
             return
-        except BaseException as error:  # it is the consumer's to raise
-            done.put(Done(task, [], error))
+        except BaseException as error:  # raised again in the consumer's thread
+            shared.results.put(TaskResult(task, [], error))
 
 
-def _end(threads: list[threading.Thread], tasks: SimpleQueue[Task | None], closing: threading.Event) -> None:
-    closing.set()
+def _stop_threads(threads: list[threading.Thread], shared: _SharedState) -> None:
+    shared.closing.set()
     for _ in threads:
-        tasks.put(None)
+        shared.tasks.put(None)
     for thread in threads:
-        if thread is not threading.current_thread():  # garbage may be collected by any thread
+        if thread is not threading.current_thread():  # the garbage collector may run this in a worker
             thread.join()

@@ -1,15 +1,16 @@
-"""Decoding in processes of their own: they shield from Python-heavy training code and scale to many cores.
+"""Decoding in worker processes: they are isolated from Python-heavy training code and scale to many cores.
 
-A worker is a fresh interpreter (`spawn`, but without importing the caller's main script again, which would load torch
-and timm into every worker). It shares three things with its parent:
+A worker is a fresh interpreter, as with `spawn`, but it does not import the caller's main script again, which would
+load torch and timm into every worker. It shares three things with its parent:
 
-- the ring, by descriptor: rows in, images out; no tensor is pickled;
-- a pipe of tasks, read by all workers: a task has a fixed size far below PIPE_BUF, so reads and writes of it are
-  atomic, and whoever is free takes the next one;
-- a connection of its own, on which it gets the recipe and reports what is done. It also tells its parent of its death.
+- the ring, by file descriptor: rows in, images out; no tensor is pickled;
+- a pipe of tasks that all workers read. A task has a fixed size far below PIPE_BUF, so that reads and writes are
+  atomic, and the next idle worker takes it;
+- a connection of its own, on which it receives the sample pipeline and reports finished tasks. When it closes, the
+  parent knows that the worker died.
 
-A worker lives as long as the other end of the pipe of tasks: when the parent ends, by whatever signal, it ends too. For
-that reason the signals that stop a job are kept from it; the parent may want some more batches before it saves.
+A worker lives as long as the other end of the pipe of tasks, so it also ends when a signal kills the parent. For that
+reason the signals that stop a job are blocked in workers: the parent may need some more batches before it saves.
 """
 
 from __future__ import annotations
@@ -33,15 +34,14 @@ from numpy.typing import NDArray
 
 from choral.core.errors import DataError
 from choral.data.loading.sample_pipeline import SamplePipeline
-from choral.data.loading.slot_ring import Ring, RingShape, anonymous_memory
-from choral.data.loading.worker_pool import Done, Task, perform
-from choral.data.shards.index import Index
+from choral.data.loading.slot_ring import RingShape, SlotRing, anonymous_memory
+from choral.data.loading.worker_pool import DecodeTask, TaskResult, run_task
 
-_TASK = struct.Struct("<5q")
-_LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_TASK_STRUCT = struct.Struct("<5q")
+_BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _ORPHAN_CHECK_MS = 2000
-_KEYS_NAMED = 8
-_START = """
+_MAX_NAMED_KEYS = 8
+_WORKER_SCRIPT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from choral.data.loading.worker_process import main
@@ -50,149 +50,159 @@ main(*map(int, sys.argv[2:]))
 
 
 class WorkerError(Exception):
-    """The traceback of an exception in a worker process, as text."""
+    """An exception in a worker process; its argument is the traceback, as text."""
 
     def __str__(self) -> str:
-        """Say where it comes from."""
+        """Return the traceback, preceded by its origin."""
         return f"in a decoding process:\n{self.args[0]}"
 
 
 class ProcessWorkerPool:
-    """Worker processes on one ring, which is in `ring`."""
+    """Worker processes that share the ring in `ring`."""
 
-    def __init__(self, recipe: SamplePipeline, shape: RingShape, index: Index) -> None:
-        self._index = index
-        descriptor, memory = anonymous_memory(Ring.bytes_of(shape))
-        self.ring = Ring(shape, memory)
+    def __init__(self, samples: SamplePipeline, shape: RingShape) -> None:
+        self._index = samples.index
+        descriptor, memory = anonymous_memory(SlotRing.num_bytes(shape))
+        self.ring = SlotRing(shape, memory)
         self.ring.busy[:, 0] = -1
-        task_reader, self._tasks = os.pipe()
-        os.set_blocking(
-            task_reader, False
-        )  # a worker that another one forestalled must not wait where it cannot see a death
+        task_reader, self._task_writer = os.pipe()
+        # A worker whose task another one took must not block in `read`, where it could not notice its parent's death.
+        os.set_blocking(task_reader, False)
         self._connections: list[Connection] = []
         self._workers: list[subprocess.Popen[bytes]] = []
-        self._finalizer = weakref.finalize(self, _end, self._workers, self._connections, self._tasks)
+        self._finalizer = weakref.finalize(self, _stop_processes, self._workers, self._connections, self._task_writer)
         try:
             for number in range(shape.workers):
                 self._start(number, descriptor, task_reader)
         finally:
             os.close(descriptor)
             os.close(task_reader)
-        self._done: deque[Done] = deque()
+        self._results: deque[TaskResult] = deque()
         for number, connection in enumerate(self._connections):
             try:
-                connection.send((recipe, shape))
+                connection.send((samples, shape))
             except OSError:
-                raise self._death(number) from None
+                raise self._death_error(number) from None
 
     def _start(self, number: int, descriptor: int, task_reader: int) -> None:
-        ours, theirs = Pipe()
-        numbers = (number, descriptor, task_reader, theirs.fileno(), os.getpid())
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, numbers)]
-        # One thread each, and no GPU: a CUDA context in every worker would cost half a GiB of its memory.
-        single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        environment = {**os.environ, **single, "CUDA_VISIBLE_DEVICES": ""}
-        passed = (descriptor, task_reader, theirs.fileno())
-        # A new process keeps signals blocked from its first instruction on; a handler of its own would come too late.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+        parent_end, worker_end = Pipe()
+        numbers = (number, descriptor, task_reader, worker_end.fileno(), os.getpid())
+        command = [sys.executable, "-c", _WORKER_SCRIPT, json.dumps(sys.path), *map(str, numbers)]
+        # One thread each, and no GPU: a CUDA context takes half a GiB of GPU memory in every worker.
+        single_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        environment = {**os.environ, **single_thread, "CUDA_VISIBLE_DEVICES": ""}
+        passed = (descriptor, task_reader, worker_end.fileno())
+        # A new process inherits blocked signals from its first instruction on; installing a handler would come too
+        # late.
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
         try:
             self._workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed, env=environment))
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self._connections.append(ours)
-        theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        self._connections.append(parent_end)
+        worker_end.close()
 
-    def submit(self, task: Task) -> None:
-        """See `Crew`."""
+    def submit(self, task: DecodeTask) -> None:
+        """See `WorkerPool`."""
         try:
-            os.write(self._tasks, _TASK.pack(*task))
-        except BrokenPipeError:  # all have died: `collect` says of what
+            os.write(self._task_writer, _TASK_STRUCT.pack(*task))
+        except BrokenPipeError:  # all workers have died: `collect` raises why
             return
 
-    def collect(self, block: bool) -> Done | None:
-        """See `Crew`."""
-        if not self._done:
+    def collect(self, block: bool) -> TaskResult | None:
+        """See `WorkerPool`."""
+        if not self._results:
             for connection in wait(self._connections, None if block else 0):
                 assert isinstance(connection, Connection)
                 self._receive(connection)
-        return self._done.popleft() if self._done else None
+        return self._results.popleft() if self._results else None
 
     def _receive(self, connection: Connection) -> None:
         try:
-            task, bad, failure = connection.recv()
+            task, unreadable, traceback_text = connection.recv()
         except (EOFError, OSError):
-            raise self._death(self._connections.index(connection)) from None
-        self._done.append(Done(task, bad, WorkerError(failure) if failure else None))
+            raise self._death_error(self._connections.index(connection)) from None
+        self._results.append(TaskResult(task, unreadable, WorkerError(traceback_text) if traceback_text else None))
 
-    def _death(self, number: int) -> DataError:
+    def _death_error(self, number: int) -> DataError:
         status = self._workers[number].wait()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        reason = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
         hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-        return DataError(f"decoding process {number} {how}{hint} {self._held(number)}")
+        return DataError(f"decoding process {number} {reason}{hint} {self._describe_work(number)}")
 
-    def _held(self, number: int) -> str:
+    def _describe_work(self, number: int) -> str:
+        """Return which sample a dead worker was decoding, and which ones were next in its task."""
         slot, position, stop = self.ring.busy[number].tolist()
         if slot < 0:
-            return "while it held no sample"
-        rows = self.ring.rows[slot, position : min(stop, position + _KEYS_NAMED)]
+            return "while it was idle"
+        rows = self.ring.rows[slot, position : min(stop, position + _MAX_NAMED_KEYS)]
         keys = self._index.keys(rows % len(self._index))
-        following = f"; next in its hands: {', '.join(map(repr, keys[1:]))}" if len(keys) > 1 else ""
-        return f"while it read sample {keys[0]!r}{following}"
+        following = f"; next in its task: {', '.join(map(repr, keys[1:]))}" if len(keys) > 1 else ""
+        return f"while it was decoding sample {keys[0]!r}{following}"
 
     def close(self) -> None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         self._finalizer()
 
 
-def _end(workers: list[subprocess.Popen[bytes]], connections: list[Connection], tasks: int) -> None:
-    os.close(tasks)
+def _stop_processes(workers: list[subprocess.Popen[bytes]], connections: list[Connection], task_writer: int) -> None:
+    os.close(task_writer)
     for worker in workers:
-        worker.kill()  # it holds nothing that could be left half-done
+        worker.kill()  # it holds nothing that could be left half-written
     for worker in workers:
         worker.wait()
     for connection in connections:
         connection.close()
 
 
-def main(number: int, descriptor: int, tasks: int, reports: int, parent: int) -> None:
-    """Be worker `number`, until the parent ends or closes the pipe of tasks."""
+def main(number: int, descriptor: int, tasks: int, connection_descriptor: int, parent: int) -> None:
+    """Run worker `number` until the parent ends or closes the pipe of tasks.
+
+    Args:
+        number: of the worker.
+        descriptor, tasks, connection_descriptor: of the ring's memory, the pipe of tasks and the connection to the
+            parent.
+        parent: its process id.
+    """
     cv2.setNumThreads(0)
-    connection = Connection(reports)
+    connection = Connection(connection_descriptor)
     try:
-        recipe, shape = connection.recv()
-        ring = Ring(shape, mmap.mmap(descriptor, Ring.bytes_of(shape)))
-        waiting = select.poll()
-        waiting.register(tasks, select.POLLIN)
-        while (task := _next_task(tasks, waiting, parent)) is not None:
-            connection.send(_attempt(recipe, ring, task, ring.busy[number]))
+        samples, shape = connection.recv()
+        ring = SlotRing(shape, mmap.mmap(descriptor, SlotRing.num_bytes(shape)))
+        task_poll = select.poll()
+        task_poll.register(tasks, select.POLLIN)
+        while (task := _next_task(tasks, task_poll, parent)) is not None:
+            connection.send(_run_task(samples, ring, task, ring.busy[number]))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent has gone
+        pass  # the parent has ended
 
 
-def _next_task(tasks: int, waiting: select.poll, parent: int) -> Task | None:
+def _next_task(tasks: int, task_poll: select.poll, parent: int) -> DecodeTask | None:
     while True:
-        ready = waiting.poll(_ORPHAN_CHECK_MS)
-        if os.getppid() != parent:  # somebody else may have inherited the pipe's other end and keep it open
+        ready = task_poll.poll(_ORPHAN_CHECK_MS)
+        if os.getppid() != parent:  # another process may have inherited the pipe's other end and keep it open
             return None
         if not ready:
             continue
         try:
-            data = os.read(tasks, _TASK.size)
+            data = os.read(tasks, _TASK_STRUCT.size)
         except BlockingIOError:
             continue
-        return Task(*_TASK.unpack(data)) if data else None
+        return DecodeTask(*_TASK_STRUCT.unpack(data)) if data else None
 
 
-def _attempt(
-    recipe: SamplePipeline, ring: Ring, task: Task, busy: NDArray[np.int64]
-) -> tuple[Task, object, str | None]:
-    def starting(position: int) -> None:
+def _run_task(
+    samples: SamplePipeline, ring: SlotRing, task: DecodeTask, busy: NDArray[np.int64]
+) -> tuple[DecodeTask, object, str | None]:
+    """Run a task; return it, its unreadable samples, and the traceback of an exception or None."""
+
+    def record_position(position: int) -> None:
         busy[:] = task.slot, position, task.stop
 
     try:
-        bad = perform(recipe, ring, task, starting)
-    except Exception:  # reported as text: exceptions of other libraries need not survive pickling
+        unreadable = run_task(samples, ring, task, record_position)
+    except Exception:  # sent as text: exceptions of other libraries need not survive pickling
         return task, [], traceback.format_exc()
     finally:
         busy[0] = -1
-    return task, bad, None
+    return task, unreadable, None

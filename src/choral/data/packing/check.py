@@ -1,4 +1,4 @@
-"""Whether a packed folder still holds what was packed: checksums, tars against index, and that every image opens."""
+"""Verifies a packed directory: checksums, the tars against the index, and that every image decodes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pyarrow.compute as pc
 
 from choral.core import worker_processes as parallel
 from choral.core.errors import DataError
-from choral.core.files import sha256_of
-from choral.data.packing.image_files import verify
+from choral.core.files import compute_sha256
+from choral.data.packing.image_files import verify_image
 from choral.data.packing.options import PackOptions
-from choral.data.shards.index import Dataset, Index, Record, fingerprint_of
+from choral.data.shards.index import Dataset, Index, Record, compute_fingerprint
 from choral.data.shards.store import LocalStore
-from choral.data.shards.tar import Member, group, scan
+from choral.data.shards.tar import TarMember, group_by_key, read_headers
 
-_NAMED_PROBLEMS = 20  # a shard
-_BYTES_WORTH_A_PROCESS = 64 << 20
+_MAX_PROBLEMS = 20  # listed per shard
+_BYTES_PER_PROCESS = 64 << 20  # below this, starting another process costs more than it saves
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """How much was checked, and what was found to be wrong: one line each, naming the file; none if all is well."""
+    """What was checked, and the problems found: one line each, starting with the file; empty if there are none."""
 
     samples: int
     shards: int
@@ -38,18 +38,18 @@ class _ShardTask:
     splits: tuple[str, ...]
 
 
-def check(
+def check_dataset(
     folder: str | Path, progress: Callable[[int, int], None] | None = None, processes: int | None = None
 ) -> CheckReport:
-    """Verify a packed folder: checksum of each shard and index, the tars' headers against the index, every image.
+    """Verify a packed directory: checksums of shards and indexes, tar headers against the index, every image.
 
     Args:
-        folder: as packed.
-        progress: called in this process with (shards done, shards in all).
-        processes: None for as many as there are cores, but one for small data.
+        folder: a packed directory.
+        progress: called in this process with (shards done, total shards).
+        processes: number of worker processes; None: one per core, fewer for small data.
 
     Raises:
-        DataError: not a packed folder, or its description is damaged. Damaged shards are not raised but reported.
+        DataError: not a packed directory, or its description is damaged. Damaged shards are reported, not raised.
     """
     dataset = Dataset.open(folder)
     problems = _check_description(dataset)
@@ -64,41 +64,41 @@ def check(
         for shard in range(len(dataset.shards))
     ]
     if processes is None:
-        worth = sum(shard.bytes for shard in dataset.shards) // _BYTES_WORTH_A_PROCESS
-        processes = max(1, min(PackOptions().processes, worth))
-    found_in: dict[int, list[str]] = {}
-    for number, found in parallel.run(_check_shard, tasks, processes):
-        found_in[number] = found
+        useful = sum(shard.bytes for shard in dataset.shards) // _BYTES_PER_PROCESS
+        processes = max(1, min(PackOptions().processes, useful))
+    by_shard: dict[int, list[str]] = {}
+    for number, found in parallel.map_unordered(_check_shard, tasks, processes):
+        by_shard[number] = found
         if progress is not None:
-            progress(len(found_in), len(tasks))
-    problems += [problem for number in sorted(found_in) for problem in found_in[number]]
+            progress(len(by_shard), len(tasks))
+    problems += [problem for number in sorted(by_shard) for problem in by_shard[number]]
     return CheckReport(sum(split.samples for split in dataset.splits.values()), len(dataset.shards), problems)
 
 
 def _check_description(dataset: Dataset) -> list[str]:
     problems = []
-    if fingerprint_of(dataset.classes, dataset.shards, dataset.splits) != dataset.fingerprint:
-        problems.append(f"{dataset.folder}: the fingerprint does not fit the description: dataset.json was changed")
+    if compute_fingerprint(dataset.classes, dataset.shards, dataset.splits) != dataset.fingerprint:
+        problems.append(f"{dataset.folder}: the fingerprint does not match the description: dataset.json was modified")
     listed = sum(shard.samples for shard in dataset.shards)
     indexed = sum(split.samples for split in dataset.splits.values())
     if listed != indexed:
-        problems.append(f"{dataset.folder}: shards hold {listed} samples, splits {indexed}")
+        problems.append(f"{dataset.folder}: the shards hold {listed} samples, the splits {indexed}")
     return problems
 
 
 def _check_index(dataset: Dataset, split: str) -> list[str]:
-    """Return what is wrong with the index of a split; where something is, it is not used to check shards."""
+    """Return the problems of a split's index; an index with problems is not used to check shards."""
     entry = dataset.splits[split]
     path = dataset.folder / entry.index
     try:
-        if sha256_of(path) != entry.index_sha256:
-            return [f"{path}: the index has another checksum than when it was written: pack again with --force"]
+        if compute_sha256(path) != entry.index_sha256:
+            return [f"{path}: the checksum of the index differs from the recorded one: pack again with --force"]
         index = Index.open(dataset, split)
     except (OSError, DataError) as error:
         return [str(error)]
     problems = []
     if index.class_counts != entry.class_counts:
-        problems.append(f"{path}: samples a class are {list(index.class_counts)}, expected {list(entry.class_counts)}")
+        problems.append(f"{path}: class counts are {list(index.class_counts)}, expected {list(entry.class_counts)}")
     if pc.count_distinct(index.column("key")).as_py() != len(index):
         problems.append(f"{path}: a key occurs twice")
     return problems
@@ -110,19 +110,21 @@ def _check_shard(task: _ShardTask) -> list[str]:
     try:
         size = path.stat().st_size
         if size != shard.bytes:
-            return [f"{path}: {size} bytes, expected {shard.bytes}: cut short or changed"]
-        problems = [] if sha256_of(path) == shard.sha256 else [f"{path}: the checksum differs: its bytes have changed"]
-        samples = {sample.key: sample for sample in group(path, scan(path))}
+            return [f"{path}: {size} bytes, expected {shard.bytes}: truncated or modified"]
+        problems = (
+            [] if compute_sha256(path) == shard.sha256 else [f"{path}: the checksum differs: the file was modified"]
+        )
+        samples = {sample.key: sample for sample in group_by_key(path, read_headers(path))}
     except OSError as error:
         return [f"{path}: shard is missing ({error.strerror})"]
     except DataError as error:
         return [str(error)]
     if len(samples) != shard.samples:
-        problems.append(f"{path}: holds {len(samples)} samples, expected {shard.samples}")
+        problems.append(f"{path}: contains {len(samples)} samples, expected {shard.samples}")
     store = LocalStore(task.dataset)
     for split in task.splits:
         index = Index.open(task.dataset, split)
-        first, end = np.searchsorted(index.column("shard"), [task.shard, task.shard + 1])  # rows lie in order of shard
+        first, end = np.searchsorted(index.column("shard"), [task.shard, task.shard + 1])  # rows are sorted by shard
         for row in range(first, end):
             record = index.row(row)
             sample = samples.get(record.key)
@@ -132,15 +134,15 @@ def _check_shard(task: _ShardTask) -> list[str]:
                 _check_sample(record, sample.image(path)[1], store)
             except DataError as error:
                 problems.append(f"{path}: sample {record.key!r} at byte {record.offset}: {error}")
-            if parallel.stopping():
+            if parallel.stop_requested():
                 return problems
-    more = len(problems) - _NAMED_PROBLEMS
-    return problems if more <= 0 else [*problems[:_NAMED_PROBLEMS], f"{path}: and {more} more"]
+    more = len(problems) - _MAX_PROBLEMS
+    return problems if more <= 0 else [*problems[:_MAX_PROBLEMS], f"{path}: and {more} more"]
 
 
-def _check_sample(record: Record, image: Member, store: LocalStore) -> None:
+def _check_sample(record: Record, image: TarMember, store: LocalStore) -> None:
     if (image.data, image.size) != (record.offset, record.length):
-        raise DataError(f"its image has {image.size} bytes at byte {image.data}, the index says {record.length}")
-    ext = verify(store.read(record.shard, record.offset, record.length))
+        raise DataError(f"its image has {image.size} bytes at byte {image.data}, expected {record.length} by the index")
+    ext = verify_image(store.read(record.shard, record.offset, record.length))
     if ext != record.ext:
-        raise DataError(f"is {ext}, the index says {record.ext}")
+        raise DataError(f"is {ext}, expected {record.ext} by the index")

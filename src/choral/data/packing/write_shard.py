@@ -1,4 +1,4 @@
-"""One shard, written by a worker process: aside, verified, made durable, renamed, recorded."""
+"""Writes one shard in a worker process: to a temporary file that is verified, synced, renamed and recorded."""
 
 from __future__ import annotations
 
@@ -15,77 +15,77 @@ import pyarrow as pa
 
 from choral.core import worker_processes as parallel
 from choral.core.errors import DataError, Stopped
-from choral.core.files import sync, write_atomic
-from choral.data.packing.image_files import Encoding, verify
+from choral.core.files import fsync_path, write_atomic
+from choral.data.packing.image_files import ImageEncoding, verify_image
 from choral.data.packing.layout import metadata_columns
-from choral.data.packing.output_dir import WORK_FOLDER
-from choral.data.packing.sources.base import Reader
+from choral.data.packing.output_dir import WORK_DIR
+from choral.data.packing.sources.base import ImageReader
 from choral.data.shards.index import LABEL_IDS
-from choral.data.shards.tar import group, scan
+from choral.data.shards.tar import group_by_key, read_headers
 
-_OWNER, _MODE = "choral", 0o644  # fixed, like the time of 0: the same samples give the same bytes
+_OWNER, _MODE = "choral", 0o644  # constant, as the mtime of 0: equal samples give equal bytes
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be written to `folder`/`name`.tar."""
+    """A shard to write to `folder`/`name`.tar."""
 
     folder: Path
     name: str
     samples: pa.Table
-    reader: Reader
-    encoding: Encoding
+    reader: ImageReader
+    encoding: ImageEncoding
     task: str
     classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be packed, and why."""
+    """An image that cannot be packed, and the reason."""
 
-    place: str
+    location: str
     reason: str
 
 
 def write_shard(task: ShardTask) -> list[BadImage]:
-    """Write the shard and its record; where images are bad, nothing is left behind and all of them are returned.
+    """Write the shard and its record. If there are bad images, write nothing and return all of them.
 
-    The record OUT/.packing/NAME.json holds bytes, sha256, and offsets, lengths and exts of the images in their order.
+    The record OUT/.packing/NAME.json holds bytes, sha256, and the offsets, lengths and exts of the images in order.
 
     Raises:
-        OSError: the disk is full, or the like.
+        OSError: the shard cannot be written, for example because the disk is full.
     """
-    # Its own name: a worker of a run that was just killed may be writing the same shard for some milliseconds more.
-    aside = task.folder / WORK_FOLDER / f"{task.name}.{os.getpid()}.tar.tmp"
+    # The process id makes the name unique: a worker of a killed pack may still write the same shard for milliseconds.
+    aside = task.folder / WORK_DIR / f"{task.name}.{os.getpid()}.tar.tmp"
     try:
         with aside.open("wb") as file:
-            counted = _Checksummed(file)
-            exts, bad = _write_samples(task, counted)
+            hashed = _HashingFile(file)
+            exts, bad = _write_samples(task, hashed)
             if bad:
                 return bad
             file.flush()
             os.fsync(file.fileno())
-        samples = group(aside, scan(aside))
+        samples = group_by_key(aside, read_headers(aside))
         images = [sample.image(aside)[1] for sample in samples]
         keys = task.samples["key"].to_pylist()
-        assert [sample.key for sample in samples] == keys, "the tar does not hold what was written"
+        assert [sample.key for sample in samples] == keys, "the tar does not contain the samples that were written"
         aside.rename(task.folder / f"{task.name}.tar")
     finally:
         aside.unlink(missing_ok=True)
-    sync(task.folder)
+    fsync_path(task.folder)
     record = {
-        "bytes": counted.bytes,
-        "sha256": counted.digest.hexdigest(),
+        "bytes": hashed.bytes,
+        "sha256": hashed.digest.hexdigest(),
         "offsets": [image.data for image in images],
         "lengths": [image.size for image in images],
         "exts": exts,
     }
-    write_atomic(task.folder / WORK_FOLDER / f"{task.name}.json", json.dumps(record).encode())
+    write_atomic(task.folder / WORK_DIR / f"{task.name}.json", json.dumps(record).encode())
     return []
 
 
-class _Checksummed:
-    """A file that knows size and checksum of what was written to it."""
+class _HashingFile:
+    """A binary file that tracks the size and SHA-256 of what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -98,18 +98,18 @@ class _Checksummed:
         return self._file.write(data)
 
 
-def _write_samples(task: ShardTask, file: _Checksummed) -> tuple[list[str], list[BadImage]]:
+def _write_samples(task: ShardTask, file: _HashingFile) -> tuple[list[str], list[BadImage]]:
     writer_type = _tar_writer()
     exts: list[str] = []
     bad: list[BadImage] = []
     metadata = [*(["group"] if "group" in task.samples.column_names else []), *metadata_columns(task.samples)]
     with writer_type(file, user=_OWNER, group=_OWNER, mode=_MODE, mtime=0, compress=False, encoder=False) as writer:
         for row in task.samples.to_pylist():
-            if parallel.stopping():
+            if parallel.stop_requested():
                 raise Stopped("packing was stopped: run again to continue")
             try:
                 data = task.reader.read(row["location"])
-                data, ext = task.encoding.apply(data, verify(data))
+                data, ext = task.encoding.apply(data, verify_image(data))
             except (OSError, DataError) as error:
                 reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
                 bad.append(BadImage(task.reader.describe(row["location"]), reason))
@@ -118,7 +118,7 @@ def _write_samples(task: ShardTask, file: _Checksummed) -> tuple[list[str], list
             values = {name: row[name] for name in metadata}
             if task.task == "multiclass":
                 sample["cls"] = str(row["label"]).encode()
-            elif task.task == "multilabel":  # by name, as other readers, and our own of tars, take them
+            elif task.task == "multilabel":  # names, so that other readers, and `sources.tars`, understand them
                 values["label"] = [task.classes[number] for number in row[LABEL_IDS]]
             if values:
                 sample["json"] = _json(values)
@@ -128,11 +128,12 @@ def _write_samples(task: ShardTask, file: _Checksummed) -> tuple[list[str], list
 
 
 def _tar_writer() -> Any:
-    """Return webdataset's TarWriter; a worker process imports it without torch, which only webdataset's loaders need.
+    """Return webdataset's TarWriter; worker processes import it without torch, which only webdataset's loaders need.
 
-    That takes 0.4 s instead of 2.7 s a process. Elsewhere webdataset is imported whole: others may need its loaders.
+    That takes 0.4 s instead of 2.7 s per process. The main process imports all of webdataset: other code may need its
+    loaders.
     """
-    hide = parallel.in_worker() and "webdataset" not in sys.modules and "torch" not in sys.modules
+    hide = parallel.is_worker_process() and "webdataset" not in sys.modules and "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:

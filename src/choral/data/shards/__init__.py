@@ -1,5 +1,7 @@
-"""Data on disk: sources packed into WebDataset shards, an index of what lies where, and plans of who reads what when.
+"""Packed data sets on disk: the shards, their index, and the plan of which samples make which batch.
 
-`pack.pack` writes a folder, `check.check` verifies it, `index.Dataset` and `index.Index` open it, `store.LocalStore`
-reads images from it. Nothing here imports torch, except the torchvision source and the WebDataset writer, when used.
+In: a packed directory (`dataset.json`, an Arrow index a split, tar shards). Out: sample records, image bytes, and row
+numbers for each batch. Open `index.py` first: `Dataset` reads the description, `Index` maps a split. `store.LocalStore`
+reads image bytes; `epoch_plan` orders samples for training and evaluation; `splits` and `strata` divide samples into
+splits and folds; `tar` reads tar headers. Nothing here imports torch.
 """

@@ -1,6 +1,6 @@
-"""Which image format some bytes are: told by the first of them, never by a file name.
+"""Detects the format of an encoded image from its first bytes, never from a file name.
 
-EPS bytes named .jpg would otherwise reach Ghostscript through Pillow, which is always told which format to expect.
+Pillow is always given the detected format. Otherwise EPS bytes in a file named .jpg would reach Ghostscript.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import Literal
 
 from choral.core.errors import DataError
 
-Format = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
+ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
 
-_MAGIC: tuple[tuple[bytes, Format], ...] = (
+_MAGIC: tuple[tuple[bytes, ImageFormat], ...] = (
     (b"\xff\xd8\xff", "jpeg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
     (b"GIF87a", "gif"),
@@ -19,7 +19,7 @@ _MAGIC: tuple[tuple[bytes, Format], ...] = (
     (b"II*\x00", "tiff"),
     (b"MM\x00*", "tiff"),
 )
-_REFUSED: tuple[tuple[bytes, str], ...] = (
+_UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "a PostScript drawing (EPS)"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)"),
     (b"%PDF", "a PDF document"),
@@ -29,31 +29,31 @@ _REFUSED: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
 )
-_READABLE = "only JPEG, PNG, WebP, GIF, BMP and TIFF images are read"
+_SUPPORTED = "supported formats are JPEG, PNG, WebP, GIF, BMP and TIFF"
 
 
-def sniff(data: bytes) -> Format:
-    """Return the format of an encoded image by its first bytes.
+def detect_format(data: bytes) -> ImageFormat:
+    """Return the format of an encoded image, detected from its first bytes.
 
     Raises:
-        DataError: empty, not an image, or of a kind that is refused (vector drawings, HEIC, documents, archives).
+        DataError: no data, not an image, or an unsupported format (vector drawings, HEIC, documents, archives).
     """
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":  # two letters are little: the reserved fields count too
+    if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":  # two bytes are a weak signature: check the reserved fields too
         return "bmp"
     if not data:
-        raise DataError("no bytes at all")
-    for magic, description in _REFUSED:
+        raise DataError("the file is empty")
+    for magic, description in _UNSUPPORTED:
         if data.startswith(magic):
-            raise DataError(f"{description}; {_READABLE}")
+            raise DataError(f"{description}; {_SUPPORTED}")
     if data[4:8] == b"ftyp":
-        raise DataError(f"a HEIC, AVIF or video file; {_READABLE}")
-    opening = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if opening.startswith(b"<"):
-        description = "a vector drawing (SVG)" if b"<svg" in opening else "an HTML or XML document"
-        raise DataError(f"{description}; {_READABLE}")
-    raise DataError(f"not an image, it begins with {data[:12]!r}; {_READABLE}")
+        raise DataError(f"a HEIC, AVIF or video file; {_SUPPORTED}")
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"<"):
+        description = "a vector drawing (SVG)" if b"<svg" in head else "an HTML or XML document"
+        raise DataError(f"{description}; {_SUPPORTED}")
+    raise DataError(f"not an image (it begins with {data[:12]!r}); {_SUPPORTED}")

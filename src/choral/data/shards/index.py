@@ -1,11 +1,18 @@
-"""A packed folder (`Dataset`) and where each sample of a split lies (`Index`).
+"""The description of a packed directory (`Dataset`) and the position of every sample of a split (`Index`).
 
-`dataset.json` describes the folder and is written last: where it is, the folder is complete. Each split has one Arrow
-IPC file, memory-mapped, so that opening it costs the same for a thousand and for a billion samples and processes share
-its pages. Its columns: key, shard (position in `Dataset.shards`), offset and length of the image in the tar (bytes),
-ext (image format), label (class id; 0 where the task has no classes), group (where given), with multilabel label_ids
-(a list of label ids, ascending), then metadata, which with regression holds the targets. Rows lie in order of shard, then
-offset.
+`dataset.json` describes the directory and is written last: a directory that has one is complete. Each split has an
+Arrow IPC file that is memory-mapped: opening it costs the same for a thousand and for a billion samples, and processes
+share its pages. Rows are sorted by shard, then offset. Columns:
+
+    key        string
+    shard      int32, position in `Dataset.shards`
+    offset     int64, first byte of the image in the tar
+    length     int64, size of the image in bytes
+    ext        image format
+    label      int64 class id; 0 for tasks without classes
+    group      string, where the source has groups
+    label_ids  multilabel only: ascending list of label ids
+    ...        metadata; for regression this includes the targets
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError, did_you_mean
-from choral.core.files import local_only, write_atomic
+from choral.core.files import check_local_path, write_atomic
 
 FORMAT = "choral-shards-1"
 DATASET_FILE = "dataset.json"
@@ -44,7 +51,7 @@ LABEL_IDS_TYPE = pa.list_(pa.int32())
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: path relative to the folder (absolute for tars that were only indexed), size, SHA-256, sample count."""
+    """One tar: path relative to the directory (absolute for tars indexed in place), size, SHA-256, sample count."""
 
     path: str
     bytes: int
@@ -54,9 +61,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: sample count, index file and its SHA-256, ids of its shards in row order, samples of each class or label.
+    """One split: sample count, index file and its SHA-256, ids of its shards in row order, samples per class or label.
 
-    Regression counts nothing: `class_counts` is empty.
+    `class_counts` is empty for regression.
     """
 
     samples: int
@@ -68,33 +75,33 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `dataset.json` says about a packed folder."""
+    """The description of a packed directory, stored as `dataset.json`."""
 
     folder: Path  # absolute
     name: str
     task: str  # multiclass, multilabel or regression
-    classes: tuple[str, ...]  # names of the classes or labels; with regression of the target columns
+    classes: tuple[str, ...]  # names of the classes or labels; for regression, of the target columns
     shards: tuple[Shard, ...]
     splits: dict[str, Split]
-    fingerprint: str  # of the contents: classes, shard checksums, index checksums
-    plan: str  # of what was asked for: packing the same again is recognised by it
-    source: dict[str, Any] = field(default_factory=dict)  # where it came from, with citation and licence where known
+    fingerprint: str  # hash of the contents: classes, shard checksums, index checksums
+    plan_hash: str  # hash of the source and the options, by which a repeated pack is recognised; "plan" on disk
+    source: dict[str, Any] = field(default_factory=dict)  # provenance, with citation and licence where known
     columns: dict[str, str] = field(default_factory=dict)  # index columns and their Arrow types
 
     @classmethod
     def open(cls, folder: str | Path) -> Dataset:
-        """Read the description of a packed folder; no shard and no index is opened.
+        """Read the description of a packed directory; no shard and no index is opened.
 
         Raises:
-            DataError: the folder is missing, incomplete, or its description is damaged.
+            DataError: the directory is missing or incomplete, or its description is damaged.
         """
-        local_only(str(folder))
+        check_local_path(str(folder))
         path = Path(folder).absolute() / DATASET_FILE
         try:
             content = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"{folder}: not a packed folder (no {DATASET_FILE}): run `choral pack SOURCE {folder}`"
+                f"{folder}: not a packed directory (no {DATASET_FILE}): run `choral pack SOURCE {folder}`"
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}): pack again with --force") from error
@@ -122,11 +129,11 @@ class Dataset:
             for name, s in content["splits"].items()
         }
         for name in [*(s.path for s in shards), *(s.index for s in splits.values())]:
-            if ".." in PurePosixPath(name).parts:  # a description from elsewhere must not lead out of its folder
-                raise ValueError(f"path {name!r} leaves the folder")
+            if ".." in PurePosixPath(name).parts:  # an untrusted description must not point outside its directory
+                raise ValueError(f"path {name!r} leaves the directory")
         for split in splits.values():
             if any(not 0 <= i < len(shards) for i in split.shards):
-                raise ValueError("a split names a shard that is not listed")
+                raise ValueError("a split refers to a shard that is not listed")
         return cls(
             folder=folder,
             name=str(content["name"]),
@@ -135,13 +142,13 @@ class Dataset:
             shards=shards,
             splits=splits,
             fingerprint=str(content["fingerprint"]),
-            plan=str(content.get("plan", "")),
+            plan_hash=str(content.get("plan", "")),
             source=dict(content.get("source", {})),
             columns=dict(content.get("columns", {})),
         )
 
     def save(self) -> None:
-        """Write `dataset.json`, complete or not at all."""
+        """Write `dataset.json` atomically."""
         content = {
             "format": FORMAT,
             "task": self.task,
@@ -152,20 +159,20 @@ class Dataset:
             "shards": [vars(shard) for shard in self.shards],
             "splits": {name: vars(split) for name, split in self.splits.items()},
             "fingerprint": self.fingerprint,
-            "plan": self.plan,
+            "plan": self.plan_hash,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
         write_atomic(self.folder / DATASET_FILE, text.encode())
 
     def shard_path(self, shard: int) -> Path:
-        """Return where shard number `shard` lies."""
+        """Return the path of shard number `shard`."""
         return self.folder / self.shards[shard].path
 
-    def verify_present(self) -> None:
-        """Check that every shard and index is there, and every shard as long as it should be; contents are not read.
+    def check_files(self) -> None:
+        """Check that every shard and index exists and that every shard has its recorded size; contents are not read.
 
         Raises:
-            DataError: naming the first file that is missing or has another size.
+            DataError: with the first file that is missing or has the wrong size.
         """
         for number, shard in enumerate(self.shards):
             path = self.shard_path(number)
@@ -177,14 +184,14 @@ class Dataset:
                 ) from None
             if size != shard.bytes:
                 raise DataError(
-                    f"{path}: {size} bytes, expected {shard.bytes}: cut short or changed; pack again with --force"
+                    f"{path}: {size} bytes, expected {shard.bytes}: truncated or modified; pack again with --force"
                 )
         for split in self.splits.values():
             if not (self.folder / split.index).is_file():
                 raise DataError(f"{self.folder / split.index}: index is missing: pack again with --force")
 
     def summary(self) -> dict[str, Any]:
-        """Return name, task, classes, fingerprint, source; per split samples, shards, their bytes, class counts."""
+        """Return name, task, classes, fingerprint, source; and for each split samples, shards, bytes, class counts."""
         return {
             "name": self.name,
             "task": self.task,
@@ -206,7 +213,7 @@ class Dataset:
 
 
 class Record(NamedTuple):
-    """One sample: where its image lies (shard id, offset and length in bytes), its format, its class id."""
+    """One sample: its key, the position of its image (shard id, offset and length in bytes), its format, its class id."""
 
     key: str
     shard: int
@@ -217,7 +224,7 @@ class Record(NamedTuple):
 
 
 class Index:
-    """The samples of one split, by row; made by `Index.open`. May be pickled: a worker process opens it again."""
+    """The samples of one split, by row. Create it with `Index.open`. Picklable: a worker process maps the file again."""
 
     def __init__(self, dataset: Dataset, split: str, table: pa.Table) -> None:
         self.dataset = dataset
@@ -229,12 +236,12 @@ class Index:
         """Map the index of `split` into memory.
 
         Raises:
-            DataError: no such split, or the index is missing, damaged or not the one described.
+            DataError: no such split, or the index is missing, damaged or not the one that `dataset.json` describes.
         """
         if split not in dataset.splits:
-            known = ", ".join(dataset.splits)
+            available = ", ".join(dataset.splits)
             raise DataError(
-                f"{dataset.folder}: no split {split!r}; there are: {known}.{did_you_mean(split, dataset.splits)}"
+                f"{dataset.folder}: no split {split!r}; available: {available}.{did_you_mean(split, dataset.splits)}"
             )
         entry = dataset.splits[split]
         path = dataset.folder / entry.index
@@ -245,12 +252,12 @@ class Index:
         expected = CORE_COLUMNS | ({LABEL_IDS: LABEL_IDS_TYPE} if dataset.task == "multilabel" else {})
         wrong = [n for n, t in expected.items() if n not in table.column_names or table.schema.field(n).type != t]
         if wrong or table.num_rows != entry.samples:
-            detail = f"columns {wrong}" if wrong else f"{table.num_rows} rows, expected {entry.samples}"
+            detail = f"wrong columns: {wrong}" if wrong else f"{table.num_rows} rows, expected {entry.samples}"
             raise DataError(f"{path}: not the index that {DATASET_FILE} describes ({detail}): pack again with --force")
         return cls(dataset, split, table)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a path: the other process maps the same pages."""
+        """Pickle without the data: the receiving process maps the same file."""
         return (Index.open, (self.dataset, self.split))
 
     def __len__(self) -> int:
@@ -264,23 +271,23 @@ class Index:
 
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
-        """(shards of the split,) int64: samples of this split in each of its shards, in row order."""
+        """(shards of the split,) int64: the samples of this split in each of its shards, in row order."""
         ids = np.asarray(self.dataset.splits[self.split].shards, dtype=np.int64)
-        shard = self._numbers("shard")  # sorted, so that a search touches few pages
+        shard = self._numbers("shard")  # sorted: a binary search touches few pages
         return np.searchsorted(shard, ids, side="right") - np.searchsorted(shard, ids, side="left")
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(n,) int64 class ids, read-only, without a copy."""
+        """(n,) int64 class ids: a read-only view of the mapped file."""
         return self._numbers("label")
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """Samples of each class or label; a count for an id outside of them shows as a longer tuple."""
+        """Samples per class or label; longer than `Dataset.classes` if the index holds ids out of range."""
         return count_classes(self._table, self.dataset.task, len(self.dataset.classes))
 
     def row(self, row: int) -> Record:
-        """Return the record of row 0 <= row < len."""
+        """Return the record of `row`, 0 <= row < len(self)."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         keys, exts, shard, offset, length, label = self._columns
@@ -294,21 +301,21 @@ class Index:
         return (self._table["key"], self._table["ext"], *numbers)
 
     def keys(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """Return the keys of `rows`, in their order."""
+        """Return the keys of `rows`, in the same order."""
         keys: list[str] = self._table["key"].take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
         return keys
 
     def column(self, name: str) -> NDArray[Any] | pa.Array:
-        """Return a column: numbers without gaps as a NumPy array (n,), text and columns with gaps as an Arrow array.
+        """Return a column: numbers without nulls as a NumPy array (n,), other columns as an Arrow array.
 
         Raises:
-            DataError: no such column, with the known ones.
+            DataError: no such column; the message lists the available ones.
         """
         if name not in self._table.column_names:
-            known = ", ".join(self._table.column_names)
-            near = did_you_mean(name, self._table.column_names)
+            available = ", ".join(self._table.column_names)
+            hint = did_you_mean(name, self._table.column_names)
             raise DataError(
-                f"{self.dataset.folder}: no column {name!r} in split {self.split}; there are: {known}.{near}"
+                f"{self.dataset.folder}: no column {name!r} in split {self.split}; available: {available}.{hint}"
             )
         column = self._table[name]
         if column.null_count == 0 and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -319,13 +326,19 @@ class Index:
         column = self._table[name]
         if column.num_chunks == 1:
             values: NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=True)
-        else:  # only where the keys of a split exceed 2 GiB: one copy of this column
+        else:  # several chunks exist only if the keys of a split exceed 2 GiB; this copies the column
             values = column.to_numpy()
         return values
 
 
 def count_classes(samples: pa.Table, task: str, classes: int) -> tuple[int, ...]:
-    """Return how many samples each of so many classes or labels has; () for regression."""
+    """Return the number of samples of each class or label; () for regression.
+
+    Args:
+        samples: rows with the column `label`, or `label_ids` for multilabel.
+        task: multiclass, multilabel or regression.
+        classes: number of classes or labels.
+    """
     if task == "regression":
         return ()
     ids = samples["label"] if task == "multiclass" else pc.list_flatten(samples[LABEL_IDS])
@@ -333,7 +346,7 @@ def count_classes(samples: pa.Table, task: str, classes: int) -> tuple[int, ...]
 
 
 def write_index(path: Path, table: pa.Table) -> str:
-    """Write the index of a split (columns as described above), complete or not at all; return its SHA-256."""
+    """Write the index of a split atomically and return its SHA-256; the module docstring lists the columns."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
@@ -342,7 +355,7 @@ def write_index(path: Path, table: pa.Table) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def fingerprint_of(classes: Sequence[str], shards: Sequence[Shard], splits: dict[str, Split]) -> str:
-    """Return the SHA-256 over class names, shard checksums and index checksums: equal where the data are equal."""
+def compute_fingerprint(classes: Sequence[str], shards: Sequence[Shard], splits: dict[str, Split]) -> str:
+    """Return the SHA-256 of class names, shard checksums and index checksums: equal for equal data."""
     parts = [list(classes), [s.sha256 for s in shards], {name: s.index_sha256 for name, s in sorted(splits.items())}]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,5 +1,4 @@
-"""What a division of samples into splits or folds looks at: strata, which every part gets its share of, and groups, which
-stay together."""
+"""Strata and groups of samples. Splits and folds keep the proportions of strata and keep each group together."""
 
 from __future__ import annotations
 
@@ -12,18 +11,18 @@ from numpy.typing import NDArray
 
 from choral.data.shards.index import LABEL_IDS, count_classes
 
-_COMMON = 10  # samples that make a combination of labels a stratum of its own
-_BINS = 10  # of the first target, over which the parts of a regression are spread evenly
+_MIN_STRATUM = 10  # samples from which a combination of labels is a separate stratum
+_BINS = 10  # quantile bins of the first target; also the samples that a bin needs
 
 
-def strata_of(samples: pa.Table, task: str, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the (n,) number of each sample's class or what comes near it.
+def compute_strata(samples: pa.Table, task: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the (n,) int64 stratum of each sample.
 
-    multilabel: its combination of labels; rare ones are pooled by the rarest of their labels. regression: the tenth in
-    which its first target lies.
+    multiclass: the class. multilabel: the combination of labels; rare combinations are pooled by their rarest label.
+    regression: the decile of the first target, with fewer bins below 100 samples.
 
     Args:
-        samples: rows of an index, or what will become them.
+        samples: rows of an index, or rows that are to be packed.
         task, classes: of the data set.
     """
     if task == "multiclass":
@@ -34,14 +33,14 @@ def strata_of(samples: pa.Table, task: str, classes: Sequence[str]) -> NDArray[n
     values = samples[classes[0]].to_numpy()
     bins = max(1, min(_BINS, len(values) // _BINS))
     edges = np.unique(np.quantile(values, np.arange(1, bins) / bins))
-    tenths: NDArray[np.int64] = np.searchsorted(edges, values, side="right")
-    return tenths
+    strata: NDArray[np.int64] = np.searchsorted(edges, values, side="right")
+    return strata
 
 
-def groups_of(samples: pa.Table) -> tuple[list[str], NDArray[np.int64]] | None:
-    """Return the groups' names and the (n,) number of each sample's group; None: nothing is grouped.
+def encode_groups(samples: pa.Table) -> tuple[list[str], NDArray[np.int64]] | None:
+    """Return the group names and the (n,) int64 group number of each sample; None if no sample has a group.
 
-    A sample without a group is one by itself. Names say of which kind they are: "1" and the group, "0" and the key.
+    A sample without a group forms a group by itself. Names are "1" + group, or "0" + key for such samples.
     """
     if "group" not in samples.column_names or samples["group"].null_count == samples.num_rows:
         return None
@@ -56,8 +55,10 @@ def _label_strata(samples: pa.Table, labels: int) -> NDArray[np.int64]:
     combinations = Counter(map(tuple, sets))
     counts = count_classes(samples, "multilabel", labels)
     names = [
-        f"{ids}" if combinations[tuple(ids)] >= _COMMON or not ids else f"rare {min(ids, key=lambda i: (counts[i], i))}"
+        f"{ids}"
+        if combinations[tuple(ids)] >= _MIN_STRATUM or not ids
+        else f"rare {min(ids, key=lambda i: (counts[i], i))}"
         for ids in sets
     ]
-    numbers: NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
-    return numbers
+    strata: NDArray[np.int64] = np.unique(np.array(names), return_inverse=True)[1]
+    return strata

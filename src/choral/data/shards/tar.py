@@ -1,8 +1,8 @@
-"""Where the members of a tar lie, from its headers alone, and which of them make one sample.
+"""Reads the headers of a tar and groups its members into samples.
 
-webdataset ends a damaged shard without a word; here every header's checksum, every size and the end-of-archive marker
-are verified, so that a tar that was cut, overwritten or zeroed is an error with a byte offset. Plain headers are read
-by `pread` (about five times as fast as `tarfile`); tars with PAX, GNU long-name or base-256 headers go through
+webdataset silently stops at damage in a shard. This module verifies the checksum of every header, every size and the
+end-of-archive marker: a tar that was truncated, overwritten or zeroed is an error with a byte offset. Basic headers are
+read with `pread`, about five times as fast as `tarfile`; tars with PAX, GNU long-name or base-256 headers go through
 `tarfile`.
 """
 
@@ -30,13 +30,11 @@ IMAGE_EXTENSIONS = {
 _BLOCK = 512
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _END_BYTES = 2 * _BLOCK  # two zero blocks end an archive
-_ELABORATE = b"xgLKSXVMD"  # types of PAX and GNU headers, which only `tarfile` reads here
-_NAME = re.compile(
-    r"(?:\./)*(?P<key>(?:.*/)?[^./][^./]*)\.(?P<ext>[^/]+)"
-)  # a key ends at the first dot of the base name
+_EXTENDED_TYPES = b"xgLKSXVMD"  # PAX and GNU header types, which need `tarfile`
+_NAME = re.compile(r"(?:\./)*(?P<key>(?:.*/)?[^./][^./]*)\.(?P<ext>[^/]+)")  # the key ends at the base name's first dot
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """One regular file of a tar: its name, byte offsets of its header and its contents, its size in bytes."""
 
     name: str
@@ -46,30 +44,34 @@ class Member(NamedTuple):
 
 
 class TarSample(NamedTuple):
-    """The members of one key, by extension (lower case)."""
+    """The members that share a key, by extension (lower case)."""
 
     key: str
-    parts: dict[str, Member]
+    members: dict[str, TarMember]
 
-    def image(self, path: Path) -> tuple[str, Member]:
-        """Return format and member of the one image; DataError where there is none, or more than one."""
-        found = [(IMAGE_EXTENSIONS[ext], part) for ext, part in self.parts.items() if ext in IMAGE_EXTENSIONS]
+    @property
+    def offset(self) -> int:
+        """Byte offset of the sample's first header."""
+        return min(member.header for member in self.members.values())
+
+    def image(self, path: Path) -> tuple[str, TarMember]:
+        """Return format and member of the only image; DataError if there is none, or more than one."""
+        found = [(IMAGE_EXTENSIONS[ext], member) for ext, member in self.members.items() if ext in IMAGE_EXTENSIONS]
         if len(found) == 1:
             return found[0]
-        start = min(part.header for part in self.parts.values())
-        has = ", ".join("." + ext for ext in self.parts)
-        wanted = "no image" if not found else "more than one image"
+        files = ", ".join("." + ext for ext in self.members)
+        problem = "no image" if not found else "more than one image"
         raise DataError(
-            f"{path}: sample {self.key!r} at byte {start} has {wanted} (it has {has}); expected one of .jpg .png .gif "
-            ".webp .bmp .tif"
+            f"{path}: sample {self.key!r} at byte {self.offset} has {problem} (its files: {files}); expected one of "
+            ".jpg .png .gif .webp .bmp .tif"
         )
 
 
-def scan(path: Path) -> list[Member]:
+def read_headers(path: Path) -> list[TarMember]:
     """Return the regular files of a tar in their order; contents are not read.
 
     Raises:
-        DataError: missing, empty, not a tar, cut short, or a damaged header, naming the file and the byte offset.
+        DataError: missing, empty, not a tar, truncated, or a damaged header; the message has file and byte offset.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -78,27 +80,27 @@ def scan(path: Path) -> list[Member]:
     try:
         size = os.fstat(descriptor).st_size
         _check_start(path, os.pread(descriptor, _BLOCK, 0), size)
-        plain = _scan_plain(path, descriptor, size)
-        members, end = _scan_any(path) if plain is None else plain
+        basic = _read_basic_headers(path, descriptor, size)
+        members, end = _read_extended_headers(path) if basic is None else basic
         for member in members:
             if member.data + member.size > size:
                 raise DataError(
-                    f"{path}: cut short: {member.name!r} at byte {member.header} needs bytes up to "
+                    f"{path}: truncated: {member.name!r} at byte {member.header} extends to byte "
                     f"{member.data + member.size}, the file ends at {size}"
                 )
         _check_end(path, descriptor, end, size)
     finally:
         os.close(descriptor)
     if not members:
-        raise DataError(f"{path}: holds no files")
+        raise DataError(f"{path}: contains no files")
     return members
 
 
-def group(path: Path, members: list[Member]) -> list[TarSample]:
-    """Put members of the same key together; members without an extension, hidden and `__meta__` files are left out.
+def group_by_key(path: Path, members: list[TarMember]) -> list[TarSample]:
+    """Group members by key; members without an extension, hidden files and `__meta__` files are skipped.
 
     Raises:
-        DataError: a key or a member occurs twice, or the members of a sample do not lie together.
+        DataError: a key or a member occurs twice, or the members of a sample are not adjacent.
     """
     samples: dict[str, TarSample] = {}
     last = ""
@@ -110,21 +112,21 @@ def group(path: Path, members: list[Member]) -> list[TarSample]:
         sample = samples.get(key)
         if sample is None:
             samples[key] = TarSample(key, {ext: member})
-        elif ext in sample.parts:
+        elif ext in sample.members:
             raise DataError(
-                f"{path}: {key + '.' + ext!r} occurs twice, at byte {sample.parts[ext].header} and at byte "
+                f"{path}: {key + '.' + ext!r} occurs twice, at byte {sample.members[ext].header} and at byte "
                 f"{member.header}"
             )
         elif key != last:
-            first = min(part.header for part in sample.parts.values())
             raise DataError(
-                f"{path}: the files of sample {key!r} do not lie together: at byte {first} and at byte {member.header}"
+                f"{path}: the files of sample {key!r} are not adjacent: at byte {sample.offset} and at byte "
+                f"{member.header}"
             )
         else:
-            sample.parts[ext] = member
+            sample.members[ext] = member
         last = key
     if not samples:
-        raise DataError(f"{path}: holds no samples (no file named KEY.EXT)")
+        raise DataError(f"{path}: contains no samples (no file named KEY.EXT)")
     return list(samples.values())
 
 
@@ -132,27 +134,27 @@ def _check_start(path: Path, block: bytes, size: int) -> None:
     if size == 0:
         raise DataError(f"{path}: empty file, expected a tar")
     if block.startswith(_COMPRESSED):
-        raise DataError(f"{path}: a compressed tar cannot be read by position: decompress it first")
+        raise DataError(f"{path}: a compressed tar does not allow random access: decompress it first")
     if not block.strip(b"\0"):
         raise DataError(f"{path}: begins with zeros, expected a tar")
     if len(block) < _BLOCK or not _is_header(block):
         raise DataError(f"{path}: not a tar (it begins with {block[:24]!r})")
 
 
-def _scan_plain(path: Path, descriptor: int, size: int) -> tuple[list[Member], int] | None:
-    """Read headers until the first zero block; None where one needs more than the plain fields."""
-    members: list[Member] = []
+def _read_basic_headers(path: Path, descriptor: int, size: int) -> tuple[list[TarMember], int] | None:
+    """Return members and the offset of the first zero block; None if a header uses an extended format."""
+    members: list[TarMember] = []
     position = 0
     while True:
         block = os.pread(descriptor, _BLOCK, position)
         if len(block) < _BLOCK:
-            raise DataError(f"{path}: cut short: ends at byte {size} without an end-of-archive marker")
+            raise DataError(f"{path}: truncated: ends at byte {size} without an end-of-archive marker")
         if block[0] == 0 and not block.strip(b"\0"):
             return members, position
         if not _is_header(block):
             raise DataError(f"{path}: damaged header at byte {position} (its checksum does not match)")
         kind = block[156:157]
-        if kind in _ELABORATE or block[124] & 0x80:
+        if kind in _EXTENDED_TYPES or block[124] & 0x80:
             return None
         try:
             length = int(block[124:136].strip(b" \0") or b"0", 8)
@@ -162,22 +164,22 @@ def _scan_plain(path: Path, descriptor: int, size: int) -> tuple[list[Member], i
         except ValueError as error:
             raise DataError(f"{path}: damaged header at byte {position} ({error})") from error
         data = position + _BLOCK
-        if kind not in b"0\0007":  # a folder or a link: no contents follow
+        if kind not in b"0\0007":  # a directory or a link: no contents follow
             position = data
             continue
         if not name.endswith("/"):
-            members.append(Member(name, position, data, length))
+            members.append(TarMember(name, position, data, length))
         position = data + (length + _BLOCK - 1) // _BLOCK * _BLOCK
         if position > size:
             raise DataError(
-                f"{path}: cut short: {name!r} at byte {data - _BLOCK} needs bytes up to {data + length}, the file "
+                f"{path}: truncated: {name!r} at byte {data - _BLOCK} extends to byte {data + length}, the file "
                 f"ends at {size}"
             )
 
 
-def _scan_any(path: Path) -> tuple[list[Member], int]:
-    """Read headers of every kind that `tarfile` knows."""
-    members: list[Member] = []
+def _read_extended_headers(path: Path) -> tuple[list[TarMember], int]:
+    """Return members and the end offset, for every header format that `tarfile` supports."""
+    members: list[TarMember] = []
     try:
         with tarfile.open(path, "r:") as archive:
             for info in archive:
@@ -187,30 +189,30 @@ def _scan_any(path: Path) -> tuple[list[Member], int]:
                         "without --sparse"
                     )
                 if info.isreg():
-                    members.append(Member(info.name, info.offset, info.offset_data, info.size))
+                    members.append(TarMember(info.name, info.offset, info.offset_data, info.size))
             return members, int(archive.offset)
     except (tarfile.TarError, UnicodeError, ValueError) as error:
         raise DataError(f"{path}: damaged after {len(members)} files ({error})") from error
 
 
 def _check_end(path: Path, descriptor: int, position: int, size: int) -> None:
-    """After the last member only zeros may follow, and at least two blocks of them."""
+    """Raise DataError unless at least two zero blocks, and nothing else, follow the last member."""
     if size - position < _END_BYTES:
-        raise DataError(f"{path}: cut short: ends at byte {size} without an end-of-archive marker")
+        raise DataError(f"{path}: truncated: ends at byte {size} without an end-of-archive marker")
     start = position
     while chunk := os.pread(descriptor, 1 << 20, position):
         if rest := chunk.lstrip(b"\0"):
             found = position + len(chunk) - len(rest)
             raise DataError(
-                f"{path}: damaged header at byte {start}: zeros where a header should be (more data at byte {found})"
+                f"{path}: damaged header at byte {start}: zeros instead of a header (more data at byte {found})"
             )
         position += len(chunk)
 
 
 def _is_header(block: bytes) -> bool:
-    """Compare the sum of a header's bytes, its checksum field counted as blanks, with what that field says.
+    """Return whether a header's checksum field matches the sum of its bytes, with that field counted as spaces.
 
-    The low half of Adler-32 is 1 + the sum of the bytes modulo 65521: 0.3 microseconds, where a sum in Python takes 6.
+    The low half of Adler-32 is 1 + the sum of the bytes modulo 65521. It takes 0.3 microseconds, a sum in Python 6.
     """
     try:
         stored = int(block[148:156].strip(b" \0"), 8)

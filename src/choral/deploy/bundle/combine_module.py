@@ -1,6 +1,6 @@
-"""What `PredictionPolicy.said` computes in NumPy, as a module whose constants are buffers, so that it exports with the networks.
+"""What `PredictionPolicy.combine` computes in NumPy, as a module whose constants are buffers, so that it exports with the networks.
 
-Sums over members are taken in double precision, as in NumPy: what is tied there is tied here, and is told apart alike.
+Sums over members are taken in double precision, as in NumPy: ties are the same, and are broken in the same way.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from choral.ensembles.rules import SAME_VOTES, SMALLEST, Combiner
+from choral.ensembles.rules import MIN_PROBABILITY, VOTE_TOLERANCE, Combiner
 from choral.scoring.calibration_maps import CalibrationMap
 from choral.scoring.policy import PredictionPolicy
 
 _NEXT = 1 + 0.7 * 2.0**-23  # times this, a float32 rounds to the next one: ONNX has no nextafter
 
 
-class Combined(nn.Module):
+class CombinationModule(nn.Module):
     """The rule, its temperature, and the calibration map of an answering."""
 
-    def __init__(self, answering: PredictionPolicy) -> None:
+    def __init__(self, policy: PredictionPolicy) -> None:
         super().__init__()
-        self.rule = Rule(answering.rule)
-        self.map = Map(answering.calibration)
+        self.rule = RuleModule(policy.rule)
+        self.map = CalibrationModule(policy.calibration)
 
     def forward(self, own: Tensor) -> Tensor:
-        """Return the (B, C) float32 calibrated predictions of (M, B, C) float32 ones, what each member says."""
+        """Return the (B, C) float32 calibrated predictions of (M, B, C) float32 ones, the members' predictions."""
         combined: Tensor = self.map(self.rule(own))
         return combined
 
 
-class Rule(nn.Module):
-    """A `Combiner`: what it knows, as buffers."""
+class RuleModule(nn.Module):
+    """A `Combiner` with its parameters as buffers."""
 
     weights: Tensor
     biases: Tensor
@@ -43,40 +43,40 @@ class Rule(nn.Module):
         self.combiner = combiner
         # Of stack, NumPy multiplies in single precision.
         exact = torch.float32 if combiner.rule == "stack" else torch.float64
-        register(self, "weights", torch.tensor(combiner.weights, dtype=exact).view(-1, 1, 1))
-        register(self, "biases", torch.tensor(combiner.biases, dtype=torch.float32))
+        register_constant(self, "weights", torch.tensor(combiner.weights, dtype=exact).view(-1, 1, 1))
+        register_constant(self, "biases", torch.tensor(combiner.biases, dtype=torch.float32))
 
     def forward(self, stack: Tensor) -> Tensor:
         """Return (B, C) float32 of (M, B, C) float32."""
         rule, task, temperature = self.combiner.rule, self.combiner.task, self.combiner.temperature
         if rule == "hard":
             worth = torch.ones(len(stack), 1, 1, dtype=torch.float64, device=stack.device)
-            votes = votes_of(stack, worth)
-            return leading((votes / len(stack)).float(), winners_of(votes, stack))
+            votes = count_votes(stack, worth)
+            return make_winner_largest((votes / len(stack)).float(), select_winners(votes, stack))
         if rule == "boosting":
-            votes = votes_of(stack, self.weights)
-            said = leading(votes.softmax(dim=1).float(), winners_of(votes, stack))
+            votes = count_votes(stack, self.weights)
+            probabilities = make_winner_largest(votes.softmax(dim=1).float(), select_winners(votes, stack))
             if temperature == 1:
-                return said
-            return leading(tempered(said, temperature, task), said.argmax(dim=1))
-        return tempered(self._mixture(stack), temperature, task)
+                return probabilities
+            return make_winner_largest(apply_temperature(probabilities, temperature, task), probabilities.argmax(dim=1))
+        return apply_temperature(self._mixture(stack), temperature, task)
 
     def _mixture(self, stack: Tensor) -> Tensor:
         rule, task = self.combiner.rule, self.combiner.task
         if rule == "median":
             return _median(stack)
         if rule == "geometric":
-            return probabilities_of(log_scores(stack, task).double().mean(dim=0).float(), task)
+            return to_probabilities(log_scores(stack, task).double().mean(dim=0).float(), task)
         if rule in ("weighted", "greedy"):
             return (self.weights * stack.double()).sum(dim=0).float()
         if rule == "stack":
             groups = torch.stack([_mean([stack[place] for place in group]) for group in self.combiner.groups])
-            return probabilities_of((self.weights * log_scores(groups, task)).sum(dim=0) + self.biases, task)
+            return to_probabilities((self.weights * log_scores(groups, task)).sum(dim=0) + self.biases, task)
         return _mean(list(stack.unbind(0)))
 
 
-class Map(nn.Module):
-    """A `CalibrationMap`: what it knows, as buffers."""
+class CalibrationModule(nn.Module):
+    """A `CalibrationMap` with its parameters as buffers."""
 
     weights: Tensor
     biases: Tensor
@@ -86,19 +86,19 @@ class Map(nn.Module):
     def __init__(self, calibration: CalibrationMap) -> None:
         super().__init__()
         self.method, self.task, self.temperature = calibration.method, calibration.task, calibration.temperature
-        register(self, "weights", torch.tensor(calibration.weights, dtype=torch.float32))
-        register(self, "biases", torch.tensor(calibration.biases, dtype=torch.float32))
+        register_constant(self, "weights", torch.tensor(calibration.weights, dtype=torch.float32))
+        register_constant(self, "biases", torch.tensor(calibration.biases, dtype=torch.float32))
         if calibration.method == "isotonic":
             knots, lines = _pieces(calibration)
-            register(self, "knots", torch.from_numpy(knots))
-            register(self, "lines", torch.from_numpy(lines))
+            register_constant(self, "knots", torch.from_numpy(knots))
+            register_constant(self, "lines", torch.from_numpy(lines))
 
     def forward(self, predictions: Tensor) -> Tensor:
         """Return (B, C) float32 of (B, C) float32."""
         if self.method == "temperature":
-            return tempered(predictions, self.temperature, self.task)
+            return apply_temperature(predictions, self.temperature, self.task)
         if self.method == "vector":
-            return probabilities_of(log_scores(predictions, self.task) * self.weights + self.biases, self.task)
+            return to_probabilities(log_scores(predictions, self.task) * self.weights + self.biases, self.task)
         if self.method == "isotonic":
             mapped = self._interpolated(predictions.double())
             if self.task == "multiclass":
@@ -115,7 +115,7 @@ class Map(nn.Module):
         return value + slope * (predictions - start)
 
 
-def register(module: nn.Module, name: str, values: Tensor) -> None:
+def register_constant(module: nn.Module, name: str, values: Tensor) -> None:
     """Give a module a buffer, unless it is empty: empty ones have no memory of their own, and cannot be saved."""
     if values.numel():
         module.register_buffer(name, values)
@@ -123,25 +123,25 @@ def register(module: nn.Module, name: str, values: Tensor) -> None:
 
 def log_scores(probabilities: Tensor, task: str) -> Tensor:
     """See `choral.ensembles.rules.log_scores`."""
-    logs = probabilities.clamp(min=SMALLEST).log()
-    return logs - (1 - probabilities).clamp(min=SMALLEST).log() if task == "multilabel" else logs
+    logs = probabilities.clamp(min=MIN_PROBABILITY).log()
+    return logs - (1 - probabilities).clamp(min=MIN_PROBABILITY).log() if task == "multilabel" else logs
 
 
-def probabilities_of(scores: Tensor, task: str) -> Tensor:
+def to_probabilities(scores: Tensor, task: str) -> Tensor:
     """Return the softmax over the classes, of multilabel the sigmoid, of (B, C) scores."""
-    if task == "multilabel":  # close to 1, what single precision rounds away shows once logarithms are taken again
+    if task == "multilabel":  # close to 1, single precision would lose digits that later logarithms need
         return scores.double().sigmoid().float()
     return scores.softmax(dim=1)
 
 
-def tempered(predictions: Tensor, temperature: float, task: str) -> Tensor:
-    """See `choral.ensembles.rules.tempered`."""
+def apply_temperature(predictions: Tensor, temperature: float, task: str) -> Tensor:
+    """See `choral.ensembles.rules.apply_temperature`."""
     if temperature == 1:
         return predictions
-    return probabilities_of(log_scores(predictions, task) / temperature, task)
+    return to_probabilities(log_scores(predictions, task) / temperature, task)
 
 
-def votes_of(stack: Tensor, worth: Tensor) -> Tensor:
+def count_votes(stack: Tensor, worth: Tensor) -> Tensor:
     """Return (B, C) float64: the sum of what the votes for each class are worth, of (M, B, C) predictions.
 
     Args:
@@ -153,14 +153,14 @@ def votes_of(stack: Tensor, worth: Tensor) -> Tensor:
     return (ballots.double() * worth).sum(dim=0)
 
 
-def winners_of(votes: Tensor, stack: Tensor) -> Tensor:
+def select_winners(votes: Tensor, stack: Tensor) -> Tensor:
     """Return the (B,) int64 winning classes: of the leading ones that of the highest mean; among equals the first."""
-    ahead = votes >= votes.amax(dim=1, keepdim=True) - SAME_VOTES
+    ahead = votes >= votes.amax(dim=1, keepdim=True) - VOTE_TOLERANCE
     mean = stack.double().mean(dim=0)
     return torch.where(ahead, mean, torch.full_like(mean, -1.0)).argmax(dim=1)
 
 
-def leading(values: Tensor, winners: Tensor) -> Tensor:
+def make_winner_largest(values: Tensor, winners: Tensor) -> Tensor:
     """Return (B, C) float32 values, that of each row's winner raised to the next float32 where another comes first."""
     classes = torch.arange(values.shape[1], device=values.device)
     short = (classes == winners[:, None]) & (values.argmax(dim=1) != winners)[:, None]
@@ -182,7 +182,7 @@ def _median(stack: Tensor) -> Tensor:
 def _pieces(calibration: CalibrationMap) -> tuple[np.ndarray, np.ndarray]:
     """Return the knots, (C, K) float64 filled up with infinities, and of each piece its line, (C, K + 1, 3) float64.
 
-    A piece lies above as many knots as its number says. Its line is (start, value there, slope).
+    Piece number k lies above k knots. Its line is (start, value at start, slope).
     """
     longest = max(len(before) for before, _ in calibration.knots)
     knots = np.full((len(calibration.knots), longest), np.inf)

@@ -1,4 +1,4 @@
-"""What answers for prepared images, whatever it runs on: PyTorch networks, an ONNX file, an exported program."""
+"""The engine protocol: prepared images to predictions, by PyTorch models, an ONNX file or an exported program."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.data.loading.input_spec import ImageSpec, InputSpec, image_specs_of
-from choral.models.output_spec import Outputs
+from choral.data.loading.input_spec import ImageSpec, InputSpec, distinct_image_specs
+from choral.models.output_spec import OutputSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class Input:
-    """One of the arrays that an engine takes: all images of a batch, prepared in one form."""
+class EngineInput:
+    """One input array of an engine: all images of a batch, prepared to one `ImageSpec`."""
 
     name: str
-    """In graphs: "images", or where members want different forms "images_128" and so on."""
-    form: ImageSpec
+    """The input name in exported graphs: "images", or "images_128" and so on if members need different sizes."""
+    image_spec: ImageSpec
 
 
 @dataclass(frozen=True)
-class Member:
-    """A network that is ready to be asked.
+class LoadedMember:
+    """A loaded model in evaluation mode.
 
     Attributes:
-        name: as answers call it.
-        network: in evaluation mode.
-        look: what it is shown.
-        outputs: what its numbers mean.
+        name: the member's name in predictions.
+        network: the module, in evaluation mode.
+        input_spec: size, crop, resize, mean and std of its input.
+        outputs: the meaning of its outputs.
     """
 
     name: str
     network: nn.Module
     input_spec: InputSpec
-    outputs: Outputs
+    outputs: OutputSpec
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What an engine says about a batch.
+class EnsemblePredictions:
+    """The predictions of an engine for one batch.
 
     Attributes:
-        by_member: (members, B, outputs) float32 what each says by itself, its views averaged.
-        combined: (B, outputs) float32 what they say together, calibrated: probabilities, of regression numbers.
+        by_member: (members, B, outputs) float32, each member's predictions, averaged over its views.
+        combined: (B, outputs) float32, the combined and calibrated predictions.
     """
 
     by_member: NDArray[np.float32]
@@ -56,24 +56,24 @@ class Predicted:
 
 
 class Engine(Protocol):
-    """Asks all members about prepared images; several threads may at the same time."""
+    """Runs all members on prepared images; safe to call from several threads."""
 
-    def ask(self, images: Sequence[NDArray[np.uint8]]) -> Predicted:
-        """Return what is said about a batch.
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> EnsemblePredictions:
+        """Return the predictions for a batch.
 
         Args:
-            images: for each input, in their order, (B, S, S, 3) uint8 RGB of its form's size; B >= 1.
+            images: for each input in order, a (B, S, S, 3) uint8 RGB array of its size; B >= 1.
         """
 
 
-def inputs_of(input_specs: Sequence[InputSpec]) -> tuple[Input, ...]:
-    """Return the inputs that members of these looks need together, in the order in which their forms come."""
-    forms = image_specs_of(input_specs)
+def build_engine_inputs(input_specs: Sequence[InputSpec]) -> tuple[EngineInput, ...]:
+    """Return the distinct inputs that members with these input specs need, in order of first use."""
+    forms = distinct_image_specs(input_specs)
     if len(forms) == 1:
-        return (Input("images", forms[0]),)
+        return (EngineInput("images", forms[0]),)
     sizes = [form.size for form in forms]
     names = [f"images_{size}" for size in sizes]
     return tuple(
-        Input(name if names.count(name) == 1 else f"{name}_{number}", form)
+        EngineInput(name if names.count(name) == 1 else f"{name}_{number}", form)
         for number, (name, form) in enumerate(zip(names, forms, strict=True))
     )

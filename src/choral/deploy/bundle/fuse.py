@@ -1,8 +1,8 @@
-"""BatchNorm that is folded into the layer before it, in networks that are only asked (Jacob et al. 2018, section 3.2).
+"""Folding BatchNorm into the layer before it, for inference (Jacob et al. 2018, section 3.2).
 
 In evaluation a BatchNorm is an affine map of each channel, y = (x - mean) * weight / sqrt(var + eps) + bias, and so is what
 a convolution or linear layer ends with: the two are one layer. Which layers can be joined is not read off names or
-classes of networks, but observed: one forward pass shows what each BatchNorm gets, and who else uses it.
+classes of networks, but observed: one forward pass records the input of each BatchNorm and its other consumers.
 
 It is done in two steps. `fold` moves the scale into the layer's weight and leaves the BatchNorm as a pure shift: the
 tensors still have the names and shapes of the plain architecture, which loads them and puts out the same numbers. `strip`
@@ -43,8 +43,8 @@ def find_foldable(network: nn.Module, example: Tensor) -> list[Pair]:
     hooks.
 
     Args:
-        network: asked once in evaluation mode; its modes, parameters and buffers are as before.
-        example: (B, 3, S, S) float input, of the kind and size that it will be asked about; B = 1 is enough.
+        network: run once in evaluation mode; its modes, parameters and buffers stay unchanged.
+        example: (B, 3, S, S) float input, of the size used at inference; B = 1 is enough.
     """
     layers = dict(_candidates(network, lambda module: type(module) in _AXES))
     norms = dict(_candidates(network, lambda module: type(module) in _NORMS and _has_statistics(module)))
@@ -151,14 +151,14 @@ def _has_statistics(module: nn.Module) -> bool:
     return getattr(module, "running_var", None) is not None and getattr(module, "eps", math.inf) < 1
 
 
-def _candidates(network: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[tuple[nn.Module, str]]:
-    """Yield wanted modules with their names: those that stand in one place, are called as written and share no tensor."""
+def _candidates(network: nn.Module, predicate: Callable[[nn.Module], bool]) -> Iterator[tuple[nn.Module, str]]:
+    """Yield modules that satisfy `predicate` with their names, if they occur once, have no hooks and share no tensor."""
     places = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     owners = Counter(_storage(tensor) for _, tensor in tensors)
     for name, module in network.named_modules():
         hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        if not wanted(module) or hooked or places[module] > 1:
+        if not predicate(module) or hooked or places[module] > 1:
             continue
         if all(owners[_storage(tensor)] == 1 for tensor in _own(module)):
             yield module, name
@@ -169,7 +169,7 @@ def _own(module: nn.Module) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Return what tells the memory of a tensor from that of others that are alive, views of it excepted."""
+    """Return an identity of a tensor's storage, shared with its views only, while it is alive."""
     return tensor.untyped_storage().data_ptr()
 
 

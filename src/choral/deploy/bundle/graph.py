@@ -1,6 +1,6 @@
-"""An ensemble in PyTorch: as an engine that asks as an evaluation does, and as one network that exports.
+"""An ensemble in PyTorch: as an engine with the arithmetic of an evaluation, and as one module for export.
 
-The engine combines in NumPy what its networks say. The network does everything from bytes to calibrated probabilities, so
+The engine combines predictions in NumPy. The module does everything from bytes to calibrated probabilities, so
 that a file of it needs neither choral nor, as ONNX, PyTorch.
 """
 
@@ -18,50 +18,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from choral.data.loading.input_spec import InputSpec, image_specs_of
-from choral.data.loading.normalize_batch import Standardizer
-from choral.data.loading.normalize_cpu import Normalizer
-from choral.deploy.bundle.combine_module import Combined, register
-from choral.deploy.bundle.engine import Member, Predicted
-from choral.inference.predict_chunk import InferenceOptions, ViewMean, predictions_of
-from choral.inference.views.grammar import view_of
-from choral.inference.views.transforms import Shown
+from choral.data.loading.input_spec import InputSpec, distinct_image_specs
+from choral.data.loading.normalize_cpu import CpuNormalizer
+from choral.data.loading.normalize_device import DeviceNormalizer
+from choral.deploy.bundle.combine_module import CombinationModule, register_constant
+from choral.deploy.bundle.engine import EnsemblePredictions, LoadedMember
+from choral.inference.predict_chunk import InferenceOptions, ViewAverage, predict_batch
+from choral.inference.views.grammar import parse_view
+from choral.inference.views.transforms import ViewModule
 from choral.scoring.policy import PredictionPolicy
 
 
 class TorchEngine:
-    """Asks networks about prepared images as an evaluation does, and combines what they say as its ledger is combined.
+    """Runs models on prepared images as an evaluation does, and combines their predictions as a ledger is combined.
 
-    Members of equal looks share their batch and its views. Several threads may ask at the same time.
+    Members with equal input specs share their batch and its views. Safe to call from several threads.
 
     Args:
-        members: those that `answering` hears, in its order; their networks are moved to the device.
-        answering: how they answer together.
+        members: the members of `policy`, in its order; their models are moved to the device.
+        policy: combination and calibration.
         device: that computes.
 
     Raises:
-        ValueError: other members than are heard.
+        ValueError: these are not the members of the policy.
     """
 
-    def __init__(self, members: Sequence[Member], answering: PredictionPolicy, device: torch.device | str) -> None:
-        check_heard(members, answering)
-        self._answering, self._device = answering, torch.device(device)
-        self._forms = image_specs_of([member.input_spec for member in members])
+    def __init__(self, members: Sequence[LoadedMember], policy: PredictionPolicy, device: torch.device | str) -> None:
+        check_heard(members, policy)
+        self._answering, self._device = policy, torch.device(device)
+        self._image_specs = distinct_image_specs([member.input_spec for member in members])
         self._members = [(member.network.to(self._device).eval(), member.outputs) for member in members]
         self._groups = by_look(members)
         self._normalizers = {input_spec: _Normalizing(input_spec, self._device) for input_spec, _ in self._groups}
-        self._manner = manner_of(answering)
+        self._options = build_inference_options(policy)
 
-    def ask(self, images: Sequence[NDArray[np.uint8]]) -> Predicted:
-        """Return what is said about a batch; see `Engine.ask`."""
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> EnsemblePredictions:
+        """Return the predictions for a batch; see `Engine.predict_batch`."""
         own: list[NDArray[np.float32] | None] = [None] * len(self._members)
         for input_spec, places in self._groups:
-            batch = self._normalizers[input_spec](images[self._forms.index(input_spec.form)])
-            found = predictions_of([self._members[place] for place in places], input_spec, batch, self._manner)
+            batch = self._normalizers[input_spec](images[self._image_specs.index(input_spec.image_spec)])
+            found = predict_batch([self._members[place] for place in places], input_spec, batch, self._options)
             for place, columns in zip(places, found, strict=True):
                 own[place] = columns["tta"].cpu().numpy()
         by_member = np.stack([values for values in own if values is not None])
-        return Predicted(by_member, self._answering.said(by_member))
+        return EnsemblePredictions(by_member, self._answering.combine(by_member))
 
 
 class EnsembleGraph(nn.Module):
@@ -72,59 +72,63 @@ class EnsembleGraph(nn.Module):
     to export. Memory grows with batch times views.
 
     Args:
-        members: those that `answering` hears, in its order; in evaluation mode. Their networks become part of the graph.
-        answering: how they answer together.
+        members: the members of `policy`, in its order and in evaluation mode; their models become part of the graph.
+        policy: combination and calibration.
         half: networks compute in half precision, copies of these; what is outside of them stays in single.
 
     Raises:
-        ValueError: other members than are heard.
+        ValueError: these are not the members of the policy.
     """
 
-    def __init__(self, members: Sequence[Member], answering: PredictionPolicy, half: bool = False) -> None:
+    def __init__(self, members: Sequence[LoadedMember], policy: PredictionPolicy, half: bool = False) -> None:
         super().__init__()
-        check_heard(members, answering)
-        self._forms = image_specs_of([member.input_spec for member in members])
+        check_heard(members, policy)
+        self._image_specs = distinct_image_specs([member.input_spec for member in members])
         self._groups = by_look(members)
-        self._manner = manner_of(answering)
+        self._options = build_inference_options(policy)
         self._outputs = [replace(member.outputs, target_mean=(), target_std=()) for member in members]
-        self.shows = nn.ModuleList(_Shows(input_spec, self._manner.views) for input_spec, _ in self._groups)
+        self.preprocessors = nn.ModuleList(
+            _ViewsOfInput(input_spec, self._options.views) for input_spec, _ in self._groups
+        )
         self.networks = nn.ModuleList(_Member(member, half) for member in members)
-        self.combined = Combined(answering)
+        self.combined = CombinationModule(policy)
         self.eval()
 
     def forward(self, *images: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer for a batch.
+        """Predict a batch.
 
         Args:
             images: for each input, as `inputs_of` orders them, (B, S, S, 3) uint8 RGB.
 
         Returns:
-            (B, C) float32 what the members say together, calibrated, and (B, M, C) float32 what each says by itself.
+            (B, C) float32 combined and calibrated predictions, and (B, M, C) float32 predictions of each member.
         """
-        means = [ViewMean(outputs, self._manner) for outputs in self._outputs]
-        views = self._manner.views
-        for shows, (input_spec, places) in zip(self.shows, self._groups, strict=True):
-            seen = shows(images[self._forms.index(input_spec.form)])
+        means = [ViewAverage(outputs, self._options) for outputs in self._outputs]
+        views = self._options.views
+        for preprocessors, (input_spec, places) in zip(self.preprocessors, self._groups, strict=True):
+            seen = preprocessors(images[self._image_specs.index(input_spec.image_spec)])
             for place in places:
                 logits = self.networks[place](seen).unflatten(0, (len(views), -1))
                 for number, view in enumerate(views):
                     means[place].add(view, logits[number])
-        own = torch.stack([mean.found()["tta"] for mean in means])
+        own = torch.stack([mean.compute_columns()["tta"] for mean in means])
         return self.combined(own), own.transpose(0, 1)
 
 
-class _Shows(nn.Module):
-    """What a look shows of images, under each view."""
+class _ViewsOfInput(nn.Module):
+    """Normalised images of one input spec under each view."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, input_spec: InputSpec, views: Sequence[str]) -> None:
         super().__init__()
-        size = input_spec.form.size
+        size = input_spec.image_spec.size
         self.register_buffer("mean", torch.tensor(input_spec.mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(input_spec.std, dtype=torch.float32).view(3, 1, 1))
-        self.views = nn.ModuleList(Shown(view_of(view), size, size, input_spec.mean, input_spec.std) for view in views)
+        self.views = nn.ModuleList(
+            ViewModule(parse_view(view), size, size, input_spec.mean, input_spec.std) for view in views
+        )
         self._format = torch.channels_last if input_spec.channels_last else torch.contiguous_format
 
     def forward(self, images: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ class _Member(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, member: Member, half: bool) -> None:
+    def __init__(self, member: LoadedMember, half: bool) -> None:
         super().__init__()
         self.network = copy.deepcopy(member.network).half() if half else member.network
         for module in self.network.modules():
@@ -149,8 +153,8 @@ class _Member(nn.Module):
                 module.inplace = False  # type: ignore[assignment]
         self._dtype = torch.float16 if half else torch.float32
         self._standardised = bool(member.outputs.target_std)
-        register(self, "mean", torch.tensor(member.outputs.target_mean, dtype=torch.float32))
-        register(self, "std", torch.tensor(member.outputs.target_std, dtype=torch.float32))
+        register_constant(self, "mean", torch.tensor(member.outputs.target_mean, dtype=torch.float32))
+        register_constant(self, "std", torch.tensor(member.outputs.target_std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, C) float32 outputs of (B, 3, S, S) normalised images."""
@@ -158,37 +162,37 @@ class _Member(nn.Module):
         return values * self.std + self.mean if self._standardised else values
 
 
-def check_heard(members: Sequence[Member], answering: PredictionPolicy) -> None:
-    """Raise ValueError unless these are the members that are heard, in the order of the rule's weights."""
+def check_heard(members: Sequence[LoadedMember], policy: PredictionPolicy) -> None:
+    """Raise ValueError unless these are the members of the policy, in the order of the rule's weights."""
     names = tuple(member.name for member in members)
-    if names != answering.members:
-        raise ValueError(f"members {', '.join(names)}, expected {', '.join(answering.members)}")
+    if names != policy.members:
+        raise ValueError(f"members {', '.join(names)}, expected {', '.join(policy.members)}")
 
 
-def by_look(members: Sequence[Member]) -> list[tuple[InputSpec, list[int]]]:
-    """Return the different looks of members, and the places of those that share each."""
+def by_look(members: Sequence[LoadedMember]) -> list[tuple[InputSpec, list[int]]]:
+    """Return the distinct input specs of members, and the positions of the members that share each."""
     input_specs = [member.input_spec for member in members]
     places = sorted(range(len(members)), key=lambda place: repr(input_specs[place]))
     return [(input_spec, list(own)) for input_spec, own in groupby(places, input_specs.__getitem__)]
 
 
-def manner_of(answering: PredictionPolicy) -> InferenceOptions:
-    """Return how networks are asked for what each says by itself."""
-    weights = tuple(answering.views.values())
+def build_inference_options(policy: PredictionPolicy) -> InferenceOptions:
+    """Return the inference options of a policy."""
+    weights = tuple(policy.views.values())
     uneven = len(set(weights)) > 1
     return InferenceOptions(
-        tuple(answering.views), ("tta",), nullcontext, answering.average, weights=weights if uneven else ()
+        tuple(policy.views), ("tta",), nullcontext, policy.average, weights=weights if uneven else ()
     )
 
 
 class _Normalizing:
-    """From prepared bytes to what networks are shown, by the arithmetic of an evaluation on the same device."""
+    """Prepared bytes to normalised images, with the arithmetic of an evaluation on the same device."""
 
     def __init__(self, input_spec: InputSpec, device: torch.device) -> None:
         self._device, self._lock = device, Lock()
-        self._on_device = Standardizer(input_spec.mean, input_spec.std, device, None, input_spec.channels_last)
+        self._on_device = DeviceNormalizer(input_spec.mean, input_spec.std, device, None, input_spec.channels_last)
         self._on_host = (
-            Normalizer(input_spec.mean, input_spec.std, input_spec.channels_last) if device.type == "cpu" else None
+            CpuNormalizer(input_spec.mean, input_spec.std, input_spec.channels_last) if device.type == "cpu" else None
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:

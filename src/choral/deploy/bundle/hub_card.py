@@ -10,7 +10,7 @@ import yaml
 
 from choral.deploy.bundle.markdown import block, document, listed, plain
 from choral.deploy.bundle.model_card import CITED, licences_part, limits_part, provenance_part, scores_part
-from choral.scoring.predictor_table import NAMES
+from choral.scoring.predictor_table import METRIC_NAMES
 
 _PIPELINE = "image-classification"
 _KNOWN_LICENCES = (
@@ -21,7 +21,7 @@ _KNOWN_LICENCES = (
 """Those of the Hub's identifiers that weights and data of images come under."""
 
 
-def hub_card_of(content: Mapping[str, Any]) -> str:
+def render_hub_card(content: Mapping[str, Any]) -> str:
     """Return the card of a network, as Markdown with a head of YAML.
 
     Args:
@@ -34,7 +34,7 @@ def hub_card_of(content: Mapping[str, Any]) -> str:
         f"# {plain(content['name'])}",
         f"{plain(member['architecture'])}, fine-tuned for the {names} {listed(content['classes'])}.",
         CITED,
-        "## How to ask it",
+        "## How to use it",
         "YOU/NAME is its place on the Hub; of a folder on this machine it is `local-dir:FOLDER`.",
         block(
             "python",
@@ -49,7 +49,7 @@ def hub_card_of(content: Mapping[str, Any]) -> str:
             _predictions(content["task"], member["outputs"]),
         ),
         "## What it scores",
-        "Asked once about each image, nothing calibrated.",
+        "One forward pass per image, not calibrated.",
         *scores_part(content),
         "## What it is for, and its limits",
         limits_part(content),
@@ -73,7 +73,7 @@ def _predictions(task: str, outputs: Mapping[str, Any]) -> str:
 
 
 def _head(content: Mapping[str, Any]) -> str:
-    """Return what the Hub searches by and shows."""
+    """Return the metadata that the Hub searches and displays."""
     classifies = content["task"] != "regression"
     head: dict[str, Any] = {"library_name": "timm"}
     if classifies:
@@ -86,7 +86,7 @@ def _head(content: Mapping[str, Any]) -> str:
 
 
 def _licence(licences: Mapping[str, str]) -> dict[str, str]:
-    """Return the Hub's fields: one known licence where data and weights have the same, else a name that tells both."""
+    """Return the Hub's licence fields: one identifier if data and weights share it, else a name that states both."""
     stated = {key: _identifier(licences.get(key, "")) for key in ("data", "weights")}
     if len(set(stated.values())) == 1 and stated["data"] in _KNOWN_LICENCES:
         return {"license": stated["data"]}
@@ -102,13 +102,13 @@ def _identifier(licence: str) -> str:
 def _results(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what it scores in the Hub's terms, of splits that nothing was chosen on."""
     data = (content.get("provenance") or {}).get("data") or {}
-    name = data.get("name") or "not known"
+    name = data.get("name") or "unknown"
     found = []
     for split, own in (content.get("scores") or {}).items():
         if own.get("chosen_on_it"):
             continue
         metrics = [
-            {"type": metric, "value": round(numbers["value"], 6), "name": NAMES[metric].removesuffix(" %")}
+            {"type": metric, "value": round(numbers["value"], 6), "name": METRIC_NAMES[metric].removesuffix(" %")}
             for metric, numbers in own["metrics"].items()
             if numbers is not None
         ]

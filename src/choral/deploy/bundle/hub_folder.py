@@ -11,16 +11,17 @@ import torch
 
 from choral.config import Config
 from choral.core.errors import ConfigError
-from choral.deploy.bundle.hub_card import hub_card_of
-from choral.deploy.bundle.output_dir import new_folder
-from choral.deploy.bundle.provenance import licences_of, provenance_of
-from choral.deploy.bundle.scores import scores_of
+from choral.deploy.bundle.hub_card import render_hub_card
+from choral.deploy.bundle.output_dir import atomic_output_dir
+from choral.deploy.bundle.provenance import describe_provenance, find_licences
+from choral.deploy.bundle.scores import compute_bundle_scores
 from choral.deploy.bundle.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from choral.inference.bundled_models import BundledModel
-from choral.inference.evaluation_plan import evaluation_of
-from choral.inference.trained_models import SINGLE, TrainedModel
+from choral.inference.evaluation_plan import compute_evaluation_hash
+from choral.inference.run_models import SINGLE_MEMBER
+from choral.inference.trained_model import TrainedModel
 from choral.runs.run_dir import RunDir, write_atomic
-from choral.scoring.apply_policy import plain_answering
+from choral.scoring.apply_policy import build_default_policy
 
 CARD = "README.md"
 _FILES = {CARD, CONFIG, WEIGHTS}
@@ -38,7 +39,7 @@ def write_hub_folders(
 
     Args:
         folder, config: of the run.
-        voices: all of the run, in whose ledgers the chosen ones are scored.
+        models: all models of the run, whose ledgers contain the scores of the chosen ones.
         chosen: that are written: one alone into `out`, several into a folder each below it.
         out: appears when it is complete.
         force: replace what an earlier call has left there.
@@ -58,32 +59,34 @@ def write_hub_folders(
                 "must not be trained further; write the folder from the run that it was exported from"
             )
         _check_place(places[model.name], force)
-    evaluation = evaluation_of(models, config.train.precision)
+    evaluation = compute_evaluation_hash(models, config.train.precision)
     for model in chosen:
-        content = _content_of(folder, config, model, evaluation)
-        with new_folder(places[model.name]) as aside:
+        content = _describe_model(folder, config, model, evaluation)
+        with atomic_output_dir(places[model.name]) as aside:
             write_timm_folder(aside, model.load(torch.device("cpu")), model.input_spec, model.outputs)
-            write_atomic(aside / CARD, hub_card_of(content))
+            write_atomic(aside / CARD, render_hub_card(content))
             for path in aside.iterdir():
                 path.chmod(0o644)  # safetensors writes for the owner alone
     return places
 
 
-def _content_of(folder: RunDir, config: Config, model: TrainedModel, evaluation: str) -> dict[str, Any]:
-    """Return what is known of one network, under the keys that a bundle has."""
+def _describe_model(folder: RunDir, config: Config, model: TrainedModel, evaluation: str) -> dict[str, Any]:
+    """Return the facts about one model, under the keys of bundle.json."""
     outputs = model.outputs
     alone = replace(
-        plain_answering(outputs.task, outputs.names, [model.name], ("identity",)), of=model.name, evaluation=evaluation
+        build_default_policy(outputs.task, outputs.names, [model.name], ("identity",)),
+        of=model.name,
+        evaluation=evaluation,
     )
     return {
-        "name": folder.name if model.name == SINGLE else f"{folder.name}-{model.name}",
+        "name": folder.name if model.name == SINGLE_MEMBER else f"{folder.name}-{model.name}",
         "task": outputs.task,
         "classes": list(outputs.names),
         "answer": alone.to_json(),
         "members": [{"name": model.name, "architecture": model.config.model.name, "outputs": outputs.meta()}],
-        "licences": licences_of(config, [model]),
-        "scores": scores_of(folder, config, alone),
-        "provenance": provenance_of(folder, config, [model]),
+        "licences": find_licences(config, [model]),
+        "scores": compute_bundle_scores(folder, config, alone),
+        "provenance": describe_provenance(folder, config, [model]),
     }
 
 

@@ -1,7 +1,7 @@
-"""From images on disk to answers: threads read, decode and prepare; this thread asks about one batch after the other.
+"""Images on disk to predictions: threads read, decode and prepare; the calling thread predicts one batch after the other.
 
-Two batches are on their way while one is asked about, so that the memory in use does not depend on the number of images, and
-answers come in the order of the images.
+Two batches are prepared ahead, so that memory does not depend on the number of images. Predictions keep the order of the
+images.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import DataError
-from choral.deploy.bundle.image_sources import Picture
+from choral.deploy.bundle.image_sources import ImageSource
 from choral.deploy.bundle.predictor import Predictor
-from choral.inference.prediction_types import Answer, unreadable
+from choral.inference.prediction_types import Prediction, unreadable_prediction
 
 _AHEAD = 2  # batches
 _SPARE_BYTES = 64 << 20
@@ -29,38 +29,38 @@ _PIXEL_BYTES = 8  # of the largest kind, 16 bits and alpha, without compression
 Prepared = tuple[NDArray[np.uint8], ...]
 
 
-def usual_workers(ranks: int = 1) -> int:
-    """Return how many threads prepare images: a core each, of those that a rank has, up to sixteen."""
+def default_workers(ranks: int = 1) -> int:
+    """Return the number of preparing threads: one per core of this rank, at most 16."""
     return max(1, min(16, len(os.sched_getaffinity(0)) // ranks))
 
 
-def answered(
-    predictor: Predictor, batches: Iterable[Sequence[Picture]], workers: int, strict: bool = False
-) -> Iterator[list[Answer]]:
-    """Yield the answers for each batch of images, in order.
+def predict_images(
+    predictor: Predictor, batches: Iterable[Sequence[ImageSource]], workers: int, strict: bool = False
+) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each batch of images, in order.
 
     Args:
-        predictor: that is asked.
-        batches: of images; an iterator is drawn from as answers are.
+        predictor: predicts the batches.
+        batches: batches of images, consumed lazily.
         workers: threads that read, decode and prepare, at least 1.
-        strict: whether an image that cannot be read ends it; else its answer says why.
+        strict: whether an unreadable image raises; otherwise its prediction holds the reason.
 
     Raises:
-        DataError: an image cannot be read, under `strict`, naming it.
+        DataError: `strict` is set and an image cannot be read; the message names it.
         OutOfMemory: a batch does not fit.
     """
     with _threads(workers) as pool:
-        waiting: deque[tuple[Sequence[Picture], list[Future[Prepared | str]]]] = deque()
+        waiting: deque[tuple[Sequence[ImageSource], list[Future[Prepared | str]]]] = deque()
         for batch in batches:
-            waiting.append((batch, [pool.submit(_prepared, predictor, image) for image in batch]))
+            waiting.append((batch, [pool.submit(_read_and_prepare, predictor, image) for image in batch]))
             if len(waiting) > _AHEAD:
-                yield _asked(predictor, *waiting.popleft(), strict)
+                yield _predict_batch(predictor, *waiting.popleft(), strict)
         while waiting:
-            yield _asked(predictor, *waiting.popleft(), strict)
+            yield _predict_batch(predictor, *waiting.popleft(), strict)
 
 
-def _prepared(predictor: Predictor, image: Picture) -> Prepared | str:
-    """Return an image as the networks see it, or why it cannot be read."""
+def _read_and_prepare(predictor: Predictor, image: ImageSource) -> Prepared | str:
+    """Return the prepared arrays of an image, or the reason why it cannot be read."""
     try:
         data = image.read(_PIXEL_BYTES * predictor.max_pixels + _SPARE_BYTES)
         return predictor.prepare(predictor.decode(data))
@@ -70,10 +70,10 @@ def _prepared(predictor: Predictor, image: Picture) -> Prepared | str:
         return "not enough memory to decode it"
 
 
-def _asked(
-    predictor: Predictor, batch: Sequence[Picture], futures: Sequence[Future[Prepared | str]], strict: bool
-) -> list[Answer]:
-    from choral.runs.memory import explained
+def _predict_batch(
+    predictor: Predictor, batch: Sequence[ImageSource], futures: Sequence[Future[Prepared | str]], strict: bool
+) -> list[Prediction]:
+    from choral.runs.memory import explain_out_of_memory
 
     found = [future.result() for future in futures]
     if strict:
@@ -81,13 +81,13 @@ def _asked(
             if isinstance(item, str):
                 raise DataError(f"{image.name}: {item}")
     good = [(image.name, item) for image, item in zip(batch, found, strict=True) if not isinstance(item, str)]
-    answers: Iterator[Answer] = iter(())
+    predictions: Iterator[Prediction] = iter(())
     if good:
-        with explained(len(good), "--batch-size", "lower it"):
-            predicted = predictor.ask([item for _, item in good])
-        answers = iter(predictor.answers([name for name, _ in good], predicted))
+        with explain_out_of_memory(len(good), "--batch-size", "lower it"):
+            predicted = predictor.predict_batch([item for _, item in good])
+        predictions = iter(predictor.build_predictions([name for name, _ in good], predicted))
     return [
-        unreadable(image.name, predictor.task, item) if isinstance(item, str) else next(answers)
+        unreadable_prediction(image.name, predictor.task, item) if isinstance(item, str) else next(predictions)
         for image, item in zip(batch, found, strict=True)
     ]
 
@@ -106,7 +106,7 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
 
     def start() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # a thread's first look takes over the number remembered: now, before it changes again
+        torch.get_num_threads()  # the first call in a thread takes the remembered number: force it now, before that changes again
         with suppress(threading.BrokenBarrierError):  # raised, it would leave the pool without what wakes the others
             ready.wait()
 

@@ -1,13 +1,13 @@
-"""Images that a user names: files, folders, globs, tars and lists, one after the other and never all at once.
+"""The images that command-line arguments name: files, directories, globs, tars and lists, iterated lazily.
 
-    photo.jpg              a file, whatever its suffix: what it is, its first bytes say
-    photos/                a folder and those below, in the order of names; hidden files and other suffixes are left out
-    'photos/*/*.png'       a glob, where the shell leaves it to us; ** goes through folders
+    photo.jpg              a file of any suffix; its format is detected by its first bytes
+    photos/                a directory, recursively, in order of names; hidden files and other suffixes are skipped
+    'photos/*/*.png'       a glob that the shell did not expand; ** matches directories
     photos.tar             the images in a tar, also one of WebDataset, named photos.tar:MEMBER
     -, @list.txt           files, folders and tars, one a line, from standard input or from a file
 
-What cannot be read is an image with a problem: it is reported in its place, and the others are answered for. An address
-(scheme://) is refused: fetching is for tools that know proxies, retries and passwords.
+An unreadable path becomes an image with a problem: it is reported in its place, and the others are predicted. A URL is
+refused: download tools handle proxies, retries and passwords better.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from choral.core.errors import ConfigError, DataError
-from choral.core.files import local_only
+from choral.core.files import check_local_path
 from choral.data.packing.sources.base import IMAGE_SUFFIXES
-from choral.data.shards.tar import Member, scan
+from choral.data.shards.tar import TarMember, read_headers
 
 STDIN = "-"
 _LIST = "@"
@@ -35,14 +35,14 @@ _COUNTED = 200_000  # images whose names are kept, 50 MB of them
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One image that is asked about.
+class ImageSource:
+    """One image to predict.
 
     Attributes:
-        name: as answers call it, valid Unicode.
+        name: its name in predictions, valid Unicode.
         path: the file that holds it.
         offset, size: of its bytes there; size -1: the whole file.
-        problem: why it cannot be read, where that is known already.
+        problem: why it cannot be read, if that is known without opening it.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Picture:
             raise DataError(self.problem)
         try:
             with open(self.path, "rb") as file:  # noqa: PTH123 - names need not be valid paths, and Path costs
-                return _bytes_of(file, self.offset, self.size, limit)
+                return _read_bytes(file, self.offset, self.size, limit)
         except OSError as error:
             raise DataError(error.strerror or str(error)) from error
         except ValueError as error:  # a name with a zero byte
             raise DataError(str(error)) from error
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Check what can be checked of the words of a command line before anything is loaded.
+def check_image_arguments(words: Sequence[str]) -> None:
+    """Check image arguments of a command line before anything is loaded.
 
     Raises:
-        ConfigError: none, an address, standard input twice, or a list that is not there.
+        ConfigError: there are none, one is a URL, standard input is named twice, or a list file does not exist.
     """
     if not words:
         raise ConfigError("expected images: files, folders, globs, tars, - for a list on standard input, or @LIST")
@@ -87,30 +87,30 @@ def check_words(words: Sequence[str]) -> None:
         raise ConfigError("-: standard input can be read once")
 
 
-def pictures(words: Iterable[str], stdin: BinaryIO | None = None) -> Iterator[Picture]:
-    """Yield the images that the words of a command line name, in their order; see the top of this file.
+def find_images(words: Iterable[str], stdin: BinaryIO | None = None) -> Iterator[ImageSource]:
+    """Yield the images that command-line arguments name, in order; see the module docstring.
 
     Args:
-        words: as `check_words` takes them.
+        words: as `check_image_arguments` takes them.
         stdin: that `-` reads; None: that of the process.
     """
     for word in words:
         if word == STDIN:
-            yield from _listed(sys.stdin.buffer if stdin is None else stdin)
+            yield from _images_in_list(sys.stdin.buffer if stdin is None else stdin)
         elif os.path.lexists(word):
-            yield from _named(word)
+            yield from _images_at_path(word)
         elif word.startswith(_LIST):
             with Path(word[1:]).open("rb") as file:
-                yield from _listed(file)
+                yield from _images_in_list(file)
         elif glob.has_magic(word):
-            yield from _matching(word)
+            yield from _images_of_glob(word)
         else:
-            yield from _named(word)
+            yield from _images_at_path(word)
 
 
-def in_batches(images: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+def batch_images(images: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
     """Yield lists of `size` images, the last one perhaps shorter."""
-    batch: list[Picture] = []
+    batch: list[ImageSource] = []
     for image in images:
         batch.append(image)
         if len(batch) == size:
@@ -120,10 +120,10 @@ def in_batches(images: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
         yield batch
 
 
-def counted(images: Iterator[Picture], words: Sequence[str]) -> tuple[int | None, Iterator[Picture]]:
-    """Return how many images there are, and the same images; None: too many to be listed before work begins.
+def count_images(images: Iterator[ImageSource], words: Sequence[str]) -> tuple[int | None, Iterator[ImageSource]]:
+    """Return the number of images and the same images; None if there are too many to list before work begins.
 
-    A list on standard input is not waited for: whoever writes it may still be searching.
+    A list on standard input is not read ahead: its writer may still be searching.
     """
     if STDIN in words:
         return None, images
@@ -133,21 +133,21 @@ def counted(images: Iterator[Picture], words: Sequence[str]) -> tuple[int | None
 
 def _check_address(word: str) -> None:
     try:
-        local_only(word)
+        check_local_path(word)
     except ConfigError as error:
-        raise ConfigError(f"{error}; download it first, and name the file or its folder") from error
+        raise ConfigError(f"{error}; download it first, and give the file or its directory") from error
 
 
-def _matching(pattern: str) -> Iterator[Picture]:
+def _images_of_glob(pattern: str) -> Iterator[ImageSource]:
     found = sorted(glob.iglob(os.path.expanduser(pattern), recursive=True))  # noqa: PTH111, PTH207 - names as written
     if not found:
-        yield Picture(_text(pattern), pattern, problem="no file has such a name")
+        yield ImageSource(_to_unicode(pattern), pattern, problem="no file matches")
     for path in found:
-        yield from _named(path)
+        yield from _images_at_path(path)
 
 
-def _listed(lines: Iterable[bytes]) -> Iterator[Picture]:
-    """Yield what the lines of a list name; a glob there is a name, for names may hold brackets."""
+def _images_in_list(lines: Iterable[bytes]) -> Iterator[ImageSource]:
+    """Yield the images that the lines of a list name; globs are not expanded, since names may contain brackets."""
     for number, line in enumerate(lines):
         name = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).rstrip("\r\n")
         if not name:
@@ -155,43 +155,43 @@ def _listed(lines: Iterable[bytes]) -> Iterator[Picture]:
         try:
             _check_address(name)
         except ConfigError as error:
-            yield Picture(_text(name), name, problem=str(error))
+            yield ImageSource(_to_unicode(name), name, problem=str(error))
             continue
-        yield from _named(name)
+        yield from _images_at_path(name)
 
 
-def _named(path: str) -> Iterator[Picture]:
-    """Yield the image at a path, or those in the folder or tar there."""
+def _images_at_path(path: str) -> Iterator[ImageSource]:
+    """Yield the image at a path, or the images in the directory or tar there."""
     if os.path.isdir(path):  # noqa: PTH112 - a name with a zero byte is no folder, where Path would raise
         empty = True
-        for image in _in_folder(path, ()):
+        for image in _images_in_folder(path, ()):
             empty = False
             yield image
         if empty:
-            yield Picture(_text(path), path, problem=_nothing_in(path))
+            yield ImageSource(_to_unicode(path), path, problem=_reason_empty(path))
     elif path.lower().endswith(_TARS):
-        yield from _in_tar(path)
+        yield from _images_in_tar(path)
     else:
-        yield Picture(_text(path), path)
+        yield ImageSource(_to_unicode(path), path)
 
 
-def _in_folder(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Picture]:
+def _images_in_folder(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[ImageSource]:
     try:
         status = os.stat(folder)  # noqa: PTH116
         here = (status.st_dev, status.st_ino)
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        yield Picture(_text(folder), folder, problem=error.strerror or str(error))
+        yield ImageSource(_to_unicode(folder), folder, problem=error.strerror or str(error))
         return
     if here in above:
-        yield Picture(_text(folder), folder, problem="a link that leads back to a folder above it")
+        yield ImageSource(_to_unicode(folder), folder, problem="a link to one of its parent directories")
         return
     for entry in entries:
         if _is_folder(entry):
-            yield from _in_folder(entry.path, (*above, here))
+            yield from _images_in_folder(entry.path, (*above, here))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-            yield _in_place(entry)
+            yield _file_in_folder(entry)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -201,49 +201,49 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _in_place(entry: os.DirEntry[str]) -> Picture:
-    """Return a file of a folder; a pipe or socket of such a name would be waited for without end."""
+def _file_in_folder(entry: os.DirEntry[str]) -> ImageSource:
+    """Return a file of a directory; opening a pipe or socket with an image suffix would block forever."""
     try:
         problem = "" if stat.S_ISREG(entry.stat().st_mode) else "not a regular file"
     except OSError as error:  # such as a link to nothing
         problem = error.strerror or str(error)
-    return Picture(_text(entry.path), entry.path, problem=problem)
+    return ImageSource(_to_unicode(entry.path), entry.path, problem=problem)
 
 
-def _nothing_in(folder: str) -> str:
+def _reason_empty(folder: str) -> str:
     kinds = " ".join(IMAGE_SUFFIXES)
     tars = any(name.lower().endswith(_TARS) for name in os.listdir(folder))  # noqa: PTH208
-    hint = f"; for the images in its tars, name them: '{os.path.join(folder, '*.tar')}'" if tars else ""  # noqa: PTH118
-    return f"a folder without images ({kinds}){hint}"
+    hint = f"; to predict the images in its tars, give '{os.path.join(folder, '*.tar')}'" if tars else ""  # noqa: PTH118
+    return f"a directory without images ({kinds}){hint}"
 
 
-def _in_tar(path: str) -> Iterator[Picture]:
+def _images_in_tar(path: str) -> Iterator[ImageSource]:
     try:
-        members = scan(Path(path))
+        members = read_headers(Path(path))
     except (DataError, ValueError) as error:
-        yield Picture(_text(path), path, problem=str(error).removeprefix(f"{Path(path)}: "))
+        yield ImageSource(_to_unicode(path), path, problem=str(error).removeprefix(f"{Path(path)}: "))
         return
     images = [member for member in members if _is_image(member)]
     if not images:
-        yield Picture(_text(path), path, problem=f"a tar without images ({' '.join(IMAGE_SUFFIXES)})")
+        yield ImageSource(_to_unicode(path), path, problem=f"a tar without images ({' '.join(IMAGE_SUFFIXES)})")
     for member in images:
-        yield Picture(f"{_text(path)}:{_text(member.name)}", path, member.data, member.size)
+        yield ImageSource(f"{_to_unicode(path)}:{_to_unicode(member.name)}", path, member.data, member.size)
 
 
-def _is_image(member: Member) -> bool:
-    """Whether a file of a tar is an image that a folder would give, too; ._photo.jpg, which macOS adds, is hidden."""
+def _is_image(member: TarMember) -> bool:
+    """Return whether a tar member counts as an image; ._photo.jpg, which macOS adds, is hidden."""
     parts = member.name.split("/")
     hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
     return not hidden and parts[-1].lower().endswith(IMAGE_SUFFIXES)
 
 
-def _bytes_of(file: BinaryIO, offset: int, size: int, limit: int) -> bytes:
+def _read_bytes(file: BinaryIO, offset: int, size: int, limit: int) -> bytes:
     status = os.fstat(file.fileno())
-    known = stat.S_ISREG(status.st_mode)
+    is_regular = stat.S_ISREG(status.st_mode)
     length = status.st_size if size == _WHOLE else size
-    if known and length > limit:
+    if is_regular and length > limit:
         raise DataError(f"{length:,} bytes, more than the {limit:,} that an image of data.max_pixels may have")
-    if not known:  # such as a shell's <(command)
+    if not is_regular:  # such as a shell's <(command)
         data = file.read(limit + 1)
         if len(data) > limit:
             raise DataError(f"more than the {limit:,} bytes that an image of data.max_pixels may have")
@@ -255,6 +255,6 @@ def _bytes_of(file: BinaryIO, offset: int, size: int, limit: int) -> bytes:
     return data
 
 
-def _text(name: str) -> str:
+def _to_unicode(name: str) -> str:
     """Return a file name as valid Unicode: bytes that are not UTF-8 as \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

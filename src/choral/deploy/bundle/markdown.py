@@ -19,8 +19,8 @@ def plain(text: object) -> str:
 
 def listed(names: Sequence[str], most: int = 50) -> str:
     """Return names in a sentence; of very many the first."""
-    shown = ", ".join(map(plain, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    listed_names = ", ".join(map(plain, names[:most]))
+    return listed_names if len(names) <= most else f"{listed_names} and {len(names) - most} more"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The model card of a bundle, README.md: what it is, how to ask it, what was measured, and what was not. Needs no torch.
+"""The model card of a bundle, README.md: what it is, how to use it, what was measured, and what was not. Needs no torch.
 
 After Mitchell et al. 2019, "Model cards for model reporting". All of it is written from bundle.json.
 """
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from choral.deploy.bundle.markdown import document, listed, plain, table
-from choral.deploy.bundle.usage import usage_of
-from choral.ensembles.score_rows import Numbers
-from choral.scoring.predictor_table import NAMES, cell
+from choral.deploy.bundle.usage import render_usage
+from choral.ensembles.score_rows import IntervalDict
+from choral.scoring.predictor_table import METRIC_NAMES, format_metric
 
 _CLASSES = 40
 CITED = (
@@ -19,30 +19,30 @@ CITED = (
     "[Model cards for model reporting](https://arxiv.org/abs/1810.03993)."
 )
 _KINDS = {
-    "multiclass": "Says which of {count} classes an image shows.",
-    "multilabel": "Says which of {count} labels apply to an image.",
+    "multiclass": "Classifies images into {count} classes.",
+    "multilabel": "Predicts which of {count} labels apply to an image.",
     "regression": "Estimates {count} number(s) from an image.",
 }
 _FIRST = {"multiclass": ("accuracy",), "multilabel": ("mean_ap", "f1"), "regression": ("rmse", "r2")}
 _NOT_STATED = "not stated"
 
 
-def card_of(content: Mapping[str, Any]) -> str:
+def render_model_card(content: Mapping[str, Any]) -> str:
     """Return the model card, as Markdown, of a bundle.
 
     Args:
         content: of bundle.json, see `choral.deploy.bundle.read`. Of the keys `scores`, `slices`, `licences` and `provenance`
-            each may be missing or empty; the card then says that nothing is known.
+            each may be missing or empty; the card then states that it is unknown.
     """
     kind, networks = _KINDS[content["task"]].format(count=len(content["classes"])), len(content["members"])
     return document(
         f"# {plain(content['name'])}",
-        f"{kind} {'One network answers' if networks == 1 else f'{networks} networks answer together'}.{_headline(content)}",
+        f"{kind} {'One model' if networks == 1 else f'An ensemble of {networks} models'}.{_headline(content)}",
         CITED,
         "## What it is",
         *_what(content),
-        "## How to ask it",
-        *usage_of(content),
+        "## How to use it",
+        *render_usage(content),
         *_forms(content),
         "## What it scores",
         *scores_part(content),
@@ -54,7 +54,7 @@ def card_of(content: Mapping[str, Any]) -> str:
         "## Where it comes from",
         provenance_part(content),
         "`bundle.json` holds the complete config of the run and of each network, and `SHA256SUMS` the checksum of every "
-        "file; `choral verify` checks both the sums and the answers for the images in `golden/`.",
+        "file; `choral verify` checks both the checksums and the predictions for the images in `golden/`.",
     )
 
 
@@ -72,7 +72,7 @@ def scores_part(content: Mapping[str, Any]) -> Iterator[str]:
             else ""
         )
         yield f"### {plain(split)}: {own['n']:,} samples{note}"
-        rows = [(NAMES[name], cell(name, numbers)) for name, numbers in own["metrics"].items()]
+        rows = [(METRIC_NAMES[name], format_metric(name, numbers)) for name, numbers in own["metrics"].items()]
         yield table(("metric", "value [95 % interval]"), rows)
         if not own.get("chosen_on_it") and len(content["classes"]) > 1:
             yield _by_class(own.get("by_class") or {})
@@ -80,16 +80,16 @@ def scores_part(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def limits_part(content: Mapping[str, Any]) -> str:
-    """Return what the figures do not say."""
+    """Return the limits of the measured figures."""
     scored = {name: own for name, own in (content.get("scores") or {}).items() if not own.get("chosen_on_it")}
     splits = ", ".join(f"{plain(name)} ({own['n']:,} samples)" for name, own in scored.items())
     points = [
         f"What it scores was measured on {splits}: it holds for images that come about as those did, and says nothing of "
         "other cameras, sites or times."
         if scored
-        else "How well it does on images that nothing was chosen on is not known: no such split was evaluated.",
+        else "How well it does on images that nothing was chosen on is unknown: no such split was evaluated.",
         "Near-duplicates of evaluated images among those of the training make scores too good; whether there are any was "
-        "not looked for here (`choral analyze RUN` looks).",
+        "not searched for here (`choral analyze RUN` searches).",
         *_limits_of_task(content),
         *_limits_of_calibration(content),
         "Not measured: what it makes of damaged, edited or hostile images, and whether it does equally well on groups of "
@@ -108,7 +108,7 @@ def licences_part(content: Mapping[str, Any]) -> str:
             f"- Weights that the training began with: {weights}",
             "- choral, which it was made with: MIT",
             "",
-            "Both bind what was made of them. Where one is not stated, ask its owner before passing this on.",
+            "Both bind what was made of them. If one is not stated, ask its owner before sharing this.",
         )
     )
 
@@ -118,7 +118,7 @@ def _headline(content: Mapping[str, Any]) -> str:
     for split, own in (content.get("scores") or {}).items():
         for metric in _FIRST[content["task"]] if not own.get("chosen_on_it") else ():
             if own["metrics"].get(metric):
-                value, name = cell(metric, own["metrics"][metric]), NAMES[metric]
+                value, name = format_metric(metric, own["metrics"][metric]), METRIC_NAMES[metric]
                 if name.endswith(" %"):
                     name, value = name.removesuffix(" %"), value.replace(" ", " % ", 1)
                 return f" On {own['n']:,} images of {plain(split)}: {name} {value}."
@@ -126,19 +126,19 @@ def _headline(content: Mapping[str, Any]) -> str:
 
 
 def _what(content: Mapping[str, Any]) -> Iterator[str]:
-    answer = content["answer"]
+    prediction = content["answer"]
     names = {"multiclass": "Classes", "multilabel": "Labels", "regression": "Numbers"}[content["task"]]
     rows = [
         (names, listed(content["classes"])),
-        ("Views of an image", f"{len(answer['views'])}: {listed(_views(answer['views']))}"),
-        ("Networks are combined by", _rule(answer)),
-        ("Calibrated", _calibration(answer)),
-        ("Decides", _decision(answer)),
+        ("Views of an image", f"{len(prediction['views'])}: {listed(_views(prediction['views']))}"),
+        ("Networks are combined by", _rule(prediction)),
+        ("Calibrated", _calibration(prediction)),
+        ("Decides", _decision(prediction)),
     ]
-    if answer.get("conformal"):
-        rows.append(("Sets" if content["task"] != "regression" else "Intervals", _sets(answer["conformal"])))
-    if answer.get("unsure_below") is not None:
-        rows.append(("Unsure", f"where the probability is below {answer['unsure_below']:.3f}"))
+    if prediction.get("conformal"):
+        rows.append(("Sets" if content["task"] != "regression" else "Intervals", _sets(prediction["conformal"])))
+    if prediction.get("unsure_below") is not None:
+        rows.append(("Unsure", f"where the probability is below {prediction['unsure_below']:.3f}"))
     yield table(("", ""), rows)
     yield table(
         ("network", "architecture", "sees"),
@@ -161,7 +161,7 @@ def _look(input_spec: Mapping[str, Any]) -> str:
     return f"{whole} at {input_spec['size']} x {input_spec['size']} pixels"
 
 
-def _rule(answer: Mapping[str, Any]) -> str:
+def _rule(prediction: Mapping[str, Any]) -> str:
     words = {
         "soft": "the mean of their probabilities",
         "hard": "votes",
@@ -169,27 +169,27 @@ def _rule(answer: Mapping[str, Any]) -> str:
         "mean": "their mean",
         "median": "their median",
     }
-    rule = answer["rule"]["rule"]
+    rule = prediction["rule"]["rule"]
     return words.get(rule, f"{plain(rule)}, fitted on validation data")
 
 
-def _calibration(answer: Mapping[str, Any]) -> str:
-    method, fitted = answer["calibration"]["method"], answer["fitted_on"]
+def _calibration(prediction: Mapping[str, Any]) -> str:
+    method, fitted = prediction["calibration"]["method"], prediction["fitted_on"]
     if method == "none" or not fitted:
         return "no"
     return f"by {plain(method)}, on split {plain(fitted['split'])} ({fitted['samples']:,} samples)"
 
 
-def _decision(answer: Mapping[str, Any]) -> str:
-    kind = answer["decision"]["kind"]
+def _decision(prediction: Mapping[str, Any]) -> str:
+    kind = prediction["decision"]["kind"]
     if kind == "costs":
         return "for the least expected cost (the costs are in bundle.json)"
-    thresholds = answer["decision"].get("thresholds") or {}
+    thresholds = prediction["decision"].get("thresholds") or {}
     if thresholds:
-        shown = [f"{plain(name)} from {value:.3f}" for name, value in list(thresholds.items())[:20]]
-        return "by thresholds: " + ", ".join(shown) + (" ..." if len(thresholds) > len(shown) else "")
-    of_task = {"multilabel": "for every label above one half", "regression": "nothing: the numbers are the answer"}
-    return of_task.get(answer["task"], "for the most probable class")
+        listed_items = [f"{plain(name)} from {value:.3f}" for name, value in list(thresholds.items())[:20]]
+        return "by thresholds: " + ", ".join(listed_items) + (" ..." if len(thresholds) > len(listed_items) else "")
+    of_task = {"multilabel": "for every label above one half", "regression": "none: the numbers are the prediction"}
+    return of_task.get(prediction["task"], "for the most probable class")
 
 
 def _sets(conformal: Mapping[str, Any]) -> str:
@@ -205,11 +205,11 @@ def _by_class(by_class: Mapping[str, Mapping[str, Any]]) -> str:
     if not metrics:
         return ""
     rows = [
-        (plain(name), *(cell(metric, own.get(metric)) for metric in metrics))
+        (plain(name), *(format_metric(metric, own.get(metric)) for metric in metrics))
         for name, own in list(by_class.items())[:_CLASSES]
     ]
     left = len(by_class) - len(rows)
-    return table(("", *(NAMES[metric] for metric in metrics)), rows) + (
+    return table(("", *(METRIC_NAMES[metric] for metric in metrics)), rows) + (
         f"\n\nAnd {left} more in bundle.json." if left else ""
     )
 
@@ -226,7 +226,7 @@ def _forms(content: Mapping[str, Any]) -> Iterator[str]:
         rows.append((f"`{name}`", facts["precision"], f"{facts['megabytes']:.1f}", *_loss(found)))
     yield table(("file", "precision", "MB", "score", "difference", "decided alike", "largest difference"), rows)
     if any(facts["precision"] == "fp32" for facts in forms.values()):
-        yield "In full precision (fp32) the export checks that a file answers as the networks do, to 1e-5 in a probability."
+        yield "In full precision (fp32) the export checks that a file predicts as the models do, to 1e-5 in a probability."
 
 
 def _loss(found: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -235,11 +235,11 @@ def _loss(found: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ("-",) * 4
     value, low, high = found["difference"]
     metric = found["metric"]
-    score = Numbers(value=found["value"], low=found["value"], high=found["value"])
+    score = IntervalDict(value=found["value"], low=found["value"], high=found["value"])
     alike = "-" if found["same"] is None else f"{found['same']:,} of {found['n']:,}"
     return (
-        f"{NAMES[metric]} {cell(metric, score, bare=True)} on {plain(found['split'])}",
-        cell(metric, Numbers(value=value, low=low, high=high), "+"),
+        f"{METRIC_NAMES[metric]} {format_metric(metric, score, bare=True)} on {plain(found['split'])}",
+        format_metric(metric, IntervalDict(value=value, low=low, high=high), "+"),
         alike,
         f"{found['largest']:.1e}",
     )
@@ -257,7 +257,7 @@ def _slices(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _metrics_of_slices(task: str, slices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the metrics that are shown of slices; of several targets there is one each, "METRIC TARGET"."""
+    """Return the metrics of the slice table; of several targets there is one each, "METRIC TARGET"."""
     there = list(dict.fromkeys(name for one in slices for name in one["metrics"]))
     return [name for name in there if name.partition(" ")[0] in _FIRST[task]][:4]
 
@@ -266,28 +266,28 @@ def _cells(metrics: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     for name in names:
         found, metric = metrics.get(name) or {}, name.partition(" ")[0]
         p = found.get("p_adjusted")
-        yield cell(metric, found.get("score"))
-        yield cell(metric, found.get("difference"), "+")
+        yield format_metric(metric, found.get("score"))
+        yield format_metric(metric, found.get("difference"), "+")
         yield "-" if p is None else f"{p:.2g}"
 
 
 def _named(name: str) -> str:
     metric, _, target = name.partition(" ")
-    return f"{NAMES[metric]} {plain(target)}".rstrip()
+    return f"{METRIC_NAMES[metric]} {plain(target)}".rstrip()
 
 
 def _limits_of_task(content: Mapping[str, Any]) -> Iterator[str]:
     if content["task"] == "multiclass":
-        yield "It answers one of its classes for every image, also for one that shows none of them."
+        yield "It predicts one of its classes for every image, also for one that shows none of them."
     if content["task"] == "regression":
         yield "Numbers beyond the range of those that it was trained on are extrapolated."
 
 
 def _limits_of_calibration(content: Mapping[str, Any]) -> Iterator[str]:
-    answer, scores = content["answer"], content.get("scores") or {}
-    if _calibration(answer) == "no" and content["task"] != "regression":
+    prediction, scores = content["answer"], content.get("scores") or {}
+    if _calibration(prediction) == "no" and content["task"] != "regression":
         yield "Its probabilities are as the networks give them: they were not calibrated, and are no measure of certainty."
-    conformal = answer.get("conformal")
+    conformal = prediction.get("conformal")
     if not conformal:
         return
     measured = [
@@ -307,10 +307,10 @@ def _coverage(sets: Mapping[str, Any]) -> str:
     covered = sets.get("covered")
     if covered is not None:
         size = sets["size"]["value"]
-        return f"{cell('recall', covered)} %, with {size:.2f} classes a set,"
+        return f"{format_metric('recall', covered)} %, with {size:.2f} classes a set,"
     shares = {name: own for name, own in sets["each"].items() if own is not None}
-    shown = [f"{plain(name)} {cell('recall', own)} %" for name, own in list(shares.items())[:20]]
-    return ", ".join(shown) + (" ..." if len(shares) > len(shown) else "")
+    listed_items = [f"{plain(name)} {format_metric('recall', own)} %" for name, own in list(shares.items())[:20]]
+    return ", ".join(listed_items) + (" ..." if len(shares) > len(listed_items) else "")
 
 
 def provenance_part(content: Mapping[str, Any]) -> str:
@@ -320,11 +320,11 @@ def provenance_part(content: Mapping[str, Any]) -> str:
     source = data.get("source") or {}
     splits = ", ".join(f"{plain(name)} {count:,}" for name, count in (data.get("samples") or {}).items())
     rows = [
-        ("Run", plain(found.get("run") or "not known")),
-        ("Exported", plain(found.get("created") or "not known")),
-        ("Data", plain(data.get("name") or "not known") + (f", samples: {splits}" if splits else "")),
+        ("Run", plain(found.get("run") or "unknown")),
+        ("Exported", plain(found.get("created") or "unknown")),
+        ("Data", plain(data.get("name") or "unknown") + (f", samples: {splits}" if splits else "")),
         *((key.capitalize(), plain(source[key])) for key in ("citation", "package", "version") if source.get(key)),
         *(("Data fingerprint", f"`{plain(one)}`") for one in dict.fromkeys((data.get("fingerprints") or {}).values())),
-        ("Software", ", ".join(f"{plain(name)} {plain(version)}" for name, version in software.items()) or "not known"),
+        ("Software", ", ".join(f"{plain(name)} {plain(version)}" for name, version in software.items()) or "unknown"),
     ]
     return table(("", ""), rows)

@@ -1,4 +1,4 @@
-"""What `choral predict` is asked to ask: a bundle, or a run as it lies there."""
+"""Opening the predictor of `choral predict` and `choral serve`: a bundle, or a run directory."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from choral.config import Config
 from choral.core.errors import ConfigError, DataError
 from choral.deploy.bundle.predictor import Form, Predictor
 from choral.deploy.bundle.read import is_bundle
-from choral.ensembles.missing_members import absent_members, how_many
-from choral.inference.assembled_run import run_named
-from choral.inference.evaluation_plan import evaluation_of
-from choral.inference.trained_models import TrainedModel, find_trained_models, member_run_dirs
-from choral.inference.views import expand
+from choral.ensembles.missing_members import describe_missing_members, find_missing_members
+from choral.inference.assembled_run import find_run
+from choral.inference.evaluation_plan import compute_evaluation_hash
+from choral.inference.run_models import find_trained_models, member_run_dirs
+from choral.inference.trained_model import TrainedModel
+from choral.inference.views import expand_views
 from choral.runs.run_dir import RunDir
-from choral.scoring.apply_policy import described, plain_answering
-from choral.scoring.policy import PredictionPolicy, answer_path, check_answer, read_answer
+from choral.scoring.apply_policy import build_default_policy, describe_policy
+from choral.scoring.policy import PredictionPolicy, check_policy, policy_path, read_policy
 
 
-def open_predictor(target: str, device: str, form: Form, say: Callable[[str], None]) -> Predictor:
-    """Return what a bundle or a run answers.
+def open_predictor(target: str, device: str, form: Form, report: Callable[[str], None]) -> Predictor:
+    """Return the predictor of a bundle or a run.
 
     Args:
-        target: folder of a bundle, or what `RunDir.find` takes.
-        device: as `Predictor.load` takes it.
-        form: of a bundle; of a run there are its networks alone.
-        say: is told in a line each how a run answers, and who is absent.
+        target: the directory of a bundle, or what `RunDir.find` accepts.
+        device: see `Predictor.load`.
+        form: see `Predictor.load`; a run has "torch" only.
+        report: called with one line each about the policy and missing members.
 
     Raises:
         ConfigError: neither a bundle nor a run, no such form or device.
@@ -35,39 +36,39 @@ def open_predictor(target: str, device: str, form: Form, say: Callable[[str], No
     """
     if is_bundle(Path(target)):
         predictor = Predictor.load(target, device, form)
-        if predictor.answering.fitted_on:
-            say(f"as {Path(target)} says: {described(predictor.answering)}")
+        if predictor.policy.fitted_on:
+            report(f"policy of {Path(target)}: {describe_policy(predictor.policy)}")
         return predictor
-    folder = run_named(target, "a bundle (a folder with bundle.json) nor a run (one with config.yaml)")
+    folder = find_run(target, "a bundle (a folder with bundle.json) nor a run (one with config.yaml)")
     if form != "torch":
         raise ConfigError(
             f"--form {form}: {folder.path} is a run; `choral export` makes a bundle, which can have that form"
         )
     config = folder.config()
     models, _ = find_trained_models(folder, config)
-    if words := how_many(len(member_run_dirs(folder, config)), absent_members(folder, config)):
-        say(words)
-    answering = run_answering(folder, config, models)
-    if answering.fitted_on:
-        say(f"as {answer_path(folder)} says: {described(answering)}")
-    return Predictor.of_voices(folder.name, models, answering, config.data.max_pixels, device)
+    if words := describe_missing_members(len(member_run_dirs(folder, config)), find_missing_members(folder, config)):
+        report(words)
+    policy = load_run_policy(folder, config, models)
+    if policy.fitted_on:
+        report(f"policy of {policy_path(folder)}: {describe_policy(policy)}")
+    return Predictor.from_models(folder.name, models, policy, config.data.max_pixels, device)
 
 
-def run_answering(folder: RunDir, config: Config, models: Sequence[TrainedModel]) -> PredictionPolicy:
-    """Return how a run answers: as RUN/answer.json says, else by the mean over members and views.
+def load_run_policy(folder: RunDir, config: Config, models: Sequence[TrainedModel]) -> PredictionPolicy:
+    """Return the policy of a run: RUN/answer.json if it exists, else the mean over members and views.
 
     Raises:
         DataError: answer.json is damaged, or was fitted to other weights.
     """
-    answering = read_answer(folder)
-    if answering is None:
+    policy = read_policy(folder)
+    if policy is None:
         outputs, names = models[0].outputs, [model.name for model in models]
-        views = expand(config.test_views)
-        return plain_answering(outputs.task, outputs.names, names, views, config.evaluate.average)
-    check_answer(folder, answering, evaluation_of(models, config.train.precision))
-    unknown = sorted(set(answering.members) - {model.name for model in models})
+        views = expand_views(config.test_views)
+        return build_default_policy(outputs.task, outputs.names, names, views, config.evaluate.average)
+    check_policy(folder, policy, compute_evaluation_hash(models, config.train.precision))
+    unknown = sorted(set(policy.members) - {model.name for model in models})
     if unknown:
         raise DataError(
-            f"{answer_path(folder)}: is damaged (no member {', '.join(unknown)}); run `choral calibrate` again"
+            f"{policy_path(folder)}: is damaged (no member {', '.join(unknown)}); run `choral calibrate` again"
         )
-    return answering
+    return policy

@@ -1,4 +1,4 @@
-"""Where an export puts a folder: it is there completely, in place of what an earlier export has left, or not at all."""
+"""The output directory of an export: complete, replacing an earlier export, or absent."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from choral.core.errors import ChoralError, ConfigError
-from choral.core.files import folder_aside
+from choral.core.files import atomic_folder
 from choral.deploy.bundle.read import is_bundle
 
 
-def check_place(out: Path, force: bool) -> None:
-    """Raise ConfigError unless a bundle may be written there: nothing is, or with `force` a bundle."""
+def check_output_dir(out: Path, force: bool) -> None:
+    """Raise ConfigError unless a bundle may be written there: the path is free, or holds a bundle and `force` is set."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_bundle(out):
-        raise ConfigError(f"{out}: is there already, and is no bundle; choose another folder")
+        raise ConfigError(f"{out}: exists and is not a bundle; choose another directory")
     if not force:
-        raise ConfigError(f"{out}: is there already; --force replaces it")
+        raise ConfigError(f"{out}: exists; --force replaces it")
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `out`, see `folder_aside`; ChoralError where the disk does not take it."""
+def atomic_output_dir(out: Path) -> Iterator[Path]:
+    """Yield a directory to fill that becomes `out` (see `atomic_folder`); ChoralError if writing fails."""
     try:
-        with folder_aside(out) as aside:
+        with atomic_folder(out) as aside:
             yield aside
     except (OSError, SafetensorError) as error:
-        raise ChoralError(f"{out}: cannot be written: {error}; what was there before is as it was") from error
+        raise ChoralError(f"{out}: cannot be written: {error}; what existed before is unchanged") from error

@@ -1,4 +1,4 @@
-"""How a bundle answers: as the run was calibrated, or as asked for, fitted on validation data."""
+"""The policy of a bundle: that of the calibrated run, or one requested on the command line and fitted on validation data."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 from choral.config import Config
 from choral.core.errors import ConfigError, DataError, did_you_mean
 from choral.ensembles import saved_combination as combination
-from choral.ensembles.fitting_data import known_of
-from choral.ensembles.rules import mean_rule
-from choral.inference.evaluation_plan import evaluation_of
+from choral.ensembles.fitting_data import load_fitting_data
+from choral.ensembles.rules import mean_rule_name
+from choral.inference.evaluation_plan import compute_evaluation_hash
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import TrainedModel
-from choral.inference.views import expand
+from choral.inference.trained_model import TrainedModel
+from choral.inference.views import expand_views
 from choral.runs.run_dir import RunDir
-from choral.scoring.apply_policy import plain_answering
-from choral.scoring.calibrate import Asked, fitted_answer
-from choral.scoring.calibration_maps import FEWEST
-from choral.scoring.policy import PredictionPolicy, answer_path, check_answer, read_answer
+from choral.scoring.apply_policy import build_default_policy
+from choral.scoring.calibrate import CalibrationRequest, fit_policy
+from choral.scoring.calibration_maps import MIN_SAMPLES
+from choral.scoring.policy import PredictionPolicy, check_policy, policy_path, read_policy
 from choral.scoring.predictor import Predictor
 from choral.scoring.scored_predictor import ScoredPredictor
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a user wants of the answers of a bundle; nothing: as the run answers.
+class PolicyRequest:
+    """The policy that a user requests for a bundle; the defaults mean the policy of the run.
 
     Attributes:
-        rule: that combines members; "": soft, of numbers the mean.
-        members: that are heard; none: all.
-        views: that are averaged, as in `evaluate.views`; "": those of the evaluation.
+        rule: combines members; "": soft, or mean for regression.
+        members: a subset of the members; empty: all.
+        views: averaged, in the notation of `evaluate.views`; "": those of the evaluation.
         calibrated: whether probabilities are calibrated on the validation split.
     """
 
@@ -42,60 +42,76 @@ class Wanted:
     calibrated: bool = True
 
     @property
-    def is_something(self) -> bool:
-        """Whether anything but calibration was asked for."""
+    def is_custom(self) -> bool:
+        """Whether a rule, members or views were requested."""
         return bool(self.rule or self.members or self.views)
 
 
-def chosen_answer(
-    folder: RunDir, config: Config, models: Sequence[TrainedModel], wanted: Wanted
+def choose_policy(
+    folder: RunDir, config: Config, models: Sequence[TrainedModel], request: PolicyRequest
 ) -> tuple[PredictionPolicy, str]:
-    """Return how a bundle of a run is to answer, and in a sentence where that comes from.
+    """Return the policy of a bundle, and a phrase about its origin.
 
-    What `choral calibrate` left in answer.json, where nothing else is wanted. Else rule, temperature and conformal sets of
-    90 % are fitted on the validation ledger, as `choral combine` and `choral calibrate` fit them; the split that is scored is
-    not looked at.
+    It is what `choral calibrate` wrote to answer.json if nothing else is requested. Otherwise rule, temperature and conformal
+    sets of 90 % are fitted on the validation ledger, as `choral combine` and `choral calibrate` do; the test split is not used.
 
     Raises:
         ConfigError: no such member, rule or view, or nothing to fit a rule on.
-        DataError: answer.json or a ledger is damaged, or of other weights.
+        DataError: answer.json or a ledger is damaged, or belongs to other weights.
     """
-    evaluation = evaluation_of(models, config.train.precision)
-    if wanted.calibrated and not wanted.is_something and (kept := read_answer(folder)) is not None:
-        check_answer(folder, kept, evaluation)
-        return kept, f"as {answer_path(folder)} says"
+    evaluation = compute_evaluation_hash(models, config.train.precision)
+    if request.calibrated and not request.is_custom and (kept := read_policy(folder)) is not None:
+        check_policy(folder, kept, evaluation)
+        return kept, f"from {policy_path(folder)}"
     path = folder.predictions / f"{config.data.val_split}.parquet"
     if not path.is_file():
-        why = f"'{config.data.val_split}' is not evaluated (`choral evaluate {folder.name}`)"
-        return _plain(config, models, wanted, evaluation, why), f"not calibrated: {why}"
+        reason = f"'{config.data.val_split}' is not evaluated (`choral evaluate {folder.name}`)"
+        return _build_unfitted_policy(config, models, request, evaluation, reason), f"not calibrated: {reason}"
     ledger = Ledger.open(path)
     if ledger.meta.evaluation != evaluation:
-        raise DataError(f"{path}: is of other weights than there are now; run `choral evaluate {folder.name}` again")
-    recipe = _recipe(folder, config, ledger, wanted)
-    if wanted.calibrated and len(ledger) < FEWEST and ledger.meta.task != "regression":
-        why = f"'{ledger.meta.split}' has {len(ledger)} samples, and {FEWEST} are needed at least"
-        return _uncalibrated(recipe, evaluation), f"not calibrated: {why}"
-    if not wanted.calibrated or not (ledger.meta.task == "regression" or recipe.predictor.gives_probabilities):
-        why = "as asked for" if not wanted.calibrated else f"{recipe.rule.rule} gives shares of votes, no probabilities"
-        return _uncalibrated(recipe, evaluation), f"not calibrated: {why}"
-    answering, _ = fitted_answer(recipe, Asked())
-    return answering, f"calibrated on '{ledger.meta.split}' as `choral calibrate` does; {folder.path} is as it was"
+        raise DataError(
+            f"{path}: belongs to other weights than those of the run; run `choral evaluate {folder.name}` again"
+        )
+    scored_predictor = _build_scored_predictor(folder, config, ledger, request)
+    if request.calibrated and len(ledger) < MIN_SAMPLES and ledger.meta.task != "regression":
+        reason = f"'{ledger.meta.split}' has {len(ledger)} samples, and {MIN_SAMPLES} are needed at least"
+        return _build_uncalibrated_policy(scored_predictor, evaluation), f"not calibrated: {reason}"
+    if not request.calibrated or not (
+        ledger.meta.task == "regression" or scored_predictor.predictor.gives_probabilities
+    ):
+        reason = (
+            "as requested"
+            if not request.calibrated
+            else f"{scored_predictor.rule.rule} gives shares of votes, no probabilities"
+        )
+        return _build_uncalibrated_policy(scored_predictor, evaluation), f"not calibrated: {reason}"
+    policy, _ = fit_policy(scored_predictor, CalibrationRequest())
+    return policy, f"calibrated on '{ledger.meta.split}' as `choral calibrate` does; {folder.path} is as it was"
 
 
-def _recipe(folder: RunDir, config: Config, ledger: Ledger, wanted: Wanted) -> ScoredPredictor:
-    """Return what is wanted as a recipe over the validation ledger, on which all of it is fitted."""
-    known = replace(known_of(folder, config, ledger), validation=ledger)
-    rule = wanted.rule or mean_rule(ledger.meta.task)
-    asked = combination.Asked(rule, wanted.members, _columns(ledger, wanted.views), temperature="none")
-    panel, fit = combination.fitted_rule(asked, ledger, known)
+def _build_scored_predictor(folder: RunDir, config: Config, ledger: Ledger, request: PolicyRequest) -> ScoredPredictor:
+    """Return the requested combination, fitted on the validation ledger."""
+    fitting_data = replace(load_fitting_data(folder, config, ledger), validation=ledger)
+    rule = request.rule or mean_rule_name(ledger.meta.task)
+    requested = combination.CombinationRequest(
+        rule, request.members, _select_view_columns(ledger, request.views), temperature="none"
+    )
+    member_predictions, fit = combination.fit_combination(requested, ledger, fitting_data)
     found = fit.combiner
-    said = np.concatenate([found(stack).predictions for _, stack in panel.blocks()])
-    name = f"{found.rule}{'+tta' if panel.views != ('identity',) else ''}"
-    predictor = Predictor(name, ledger, said, found.gives_probabilities)
-    return ScoredPredictor(predictor, known, panel.own, panel.views, found, panel.view_weights)
+    combined = np.concatenate([found(stack).predictions for _, stack in member_predictions.blocks()])
+    name = f"{found.rule}{'+tta' if member_predictions.views != ('identity',) else ''}"
+    predictor = Predictor(name, ledger, combined, found.gives_probabilities)
+    return ScoredPredictor(
+        predictor,
+        fitting_data,
+        member_predictions.ledger_members,
+        member_predictions.views,
+        found,
+        member_predictions.view_weights,
+    )
 
 
-def _columns(ledger: Ledger, views: str) -> tuple[str, ...]:
+def _select_view_columns(ledger: Ledger, views: str) -> tuple[str, ...]:
     """Return the columns of a ledger that are the mean over some views; none: the usual one.
 
     Raises:
@@ -105,30 +121,38 @@ def _columns(ledger: Ledger, views: str) -> tuple[str, ...]:
         return ()
     if views == "learned":
         return ("learned",)
-    names = expand(views)
+    names = expand_views(views)
     if set(names) == set(ledger.meta.tta_views):
         return ("tta",)
-    absent = [name for name in names if name not in ledger.views]
-    if absent:
+    missing = [name for name in names if name not in ledger.views]
+    if missing:
         raise ConfigError(
-            f"--views {views}: {ledger.path} holds nothing under {', '.join(absent)}, so that nothing could be fitted or "
+            f"--views {views}: {ledger.path} holds nothing under {', '.join(missing)}, so that nothing could be fitted or "
             f"scored: evaluate with --views {views} first"
         )
     return names
 
 
-def _uncalibrated(recipe: ScoredPredictor, evaluation: str) -> PredictionPolicy:
-    meta = recipe.predictor.ledger.meta
-    plain = plain_answering(meta.task, meta.classes, recipe.members, ("identity",), recipe.average)
-    return replace(plain, of=recipe.predictor.name, views=recipe.views, rule=recipe.rule, evaluation=evaluation)
+def _build_uncalibrated_policy(scored_predictor: ScoredPredictor, evaluation: str) -> PredictionPolicy:
+    meta = scored_predictor.predictor.ledger.meta
+    plain = build_default_policy(
+        meta.task, meta.classes, scored_predictor.members, ("identity",), scored_predictor.average
+    )
+    return replace(
+        plain,
+        of=scored_predictor.predictor.name,
+        views=scored_predictor.views,
+        rule=scored_predictor.rule,
+        evaluation=evaluation,
+    )
 
 
-def _plain(
-    config: Config, models: Sequence[TrainedModel], wanted: Wanted, evaluation: str, why: str
+def _build_unfitted_policy(
+    config: Config, models: Sequence[TrainedModel], request: PolicyRequest, evaluation: str, reason: str
 ) -> PredictionPolicy:
-    """Return an answer of which nothing is fitted, without any ledger."""
+    """Return a policy without fitted parameters; it needs no ledger."""
     outputs, names = models[0].outputs, [model.name for model in models]
-    for name in wanted.members:
+    for name in request.members:
         if name not in names:
             raise ConfigError(
                 f"--members: no member '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}"
@@ -136,10 +160,10 @@ def _plain(
     rules = ("mean", "median") if outputs.task == "regression" else ("soft", "hard", "geometric")
     if outputs.task == "multilabel":
         rules = ("soft", "geometric")
-    rule = wanted.rule or rules[0]
+    rule = request.rule or rules[0]
     if rule not in rules:
-        raise ConfigError(f"--rule {rule}: has to be fitted, and {why}; without that there are {', '.join(rules)}")
-    members = [name for name in names if name in (wanted.members or names)]
-    views = expand(wanted.views or config.test_views)
-    plain = plain_answering(outputs.task, outputs.names, members, views, config.evaluate.average)
+        raise ConfigError(f"--rule {rule}: has to be fitted, and {reason}; without that there are {', '.join(rules)}")
+    members = [name for name in names if name in (request.members or names)]
+    views = expand_views(request.views or config.test_views)
+    plain = build_default_policy(outputs.task, outputs.names, members, views, config.evaluate.average)
     return replace(plain, of=rule, rule=replace(plain.rule, rule=rule), evaluation=evaluation)

@@ -1,4 +1,4 @@
-"""Answers as files: CSV, JSON lines and Parquet, one row an image, in the order of the images.
+"""Prediction files: CSV, JSON lines and Parquet, one row per image, in the order of the images.
 
 Columns of CSV and Parquet:
 
@@ -11,7 +11,7 @@ Columns of CSV and Parquet:
     low_T, high_T   the ends of the conformal interval, empty where it is without end; only where there are intervals
     error        why the image could not be read; then all others are empty
 
-JSON lines hold all of an answer, each member's vote, too. Parquet keeps numbers as float32 and sets as lists. In CSV numbers
+JSON lines hold the whole prediction with each member's vote. Parquet keeps numbers as float32 and sets as lists. In CSV numbers
 have as many digits as float32 needs, lists are separated by |, and no cell is taken for a formula by a spreadsheet
 (https://owasp.org/www-community/attacks/CSV_Injection): a path that begins like one gets ./ in front of it, which is the same
 file, and other text that is no number an apostrophe.
@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from choral.core.errors import ConfigError
-from choral.inference.prediction_types import Answer, ClassPrediction, MultilabelPrediction, RegressionPrediction
+from choral.inference.prediction_types import ClassPrediction, MultilabelPrediction, Prediction, RegressionPrediction
 from choral.scoring.policy import PredictionPolicy
 
 _ROWS_A_GROUP = 8192
@@ -40,24 +40,24 @@ _BETWEEN = "|"
 _SHARE = "p_"
 
 
-class AnswerFormat(Protocol):
-    """A kind of file: answers become bytes batch by batch, perhaps in several processes, and these a file."""
+class PredictionFormat(Protocol):
+    """A file format: batches of predictions are encoded, possibly in several processes, and written in order."""
 
-    def encode(self, answers: Sequence[Answer]) -> bytes:
-        """Return the rows of at least one answer."""
+    def encode(self, predictions: Sequence[Prediction]) -> bytes:
+        """Return the encoded rows of at least one prediction."""
 
     def write(self, file: BinaryIO, encoded: Iterable[bytes]) -> None:
         """Write a file of what `encode` returned, in order."""
 
 
-def answer_format(path: Path, answering: PredictionPolicy) -> AnswerFormat:
-    """Return the kind of file that a path's suffix means, for the answers of a predictor; ConfigError as `check_suffix`."""
-    check_suffix(path)
-    return FORMATS[path.suffix.lower()](answering)
+def prediction_format(path: Path, policy: PredictionPolicy) -> PredictionFormat:
+    """Return the format of a path by its suffix; ConfigError as in `check_output_path`."""
+    check_output_path(path)
+    return FORMATS[path.suffix.lower()](policy)
 
 
-def check_suffix(path: Path) -> None:
-    """Check that answers can be written to a path.
+def check_output_path(path: Path) -> None:
+    """Check that predictions can be written to a path.
 
     Raises:
         ConfigError: an unknown suffix, a folder, or a folder above it that is not there.
@@ -73,16 +73,16 @@ def check_suffix(path: Path) -> None:
 class JsonLines:
     """One JSON object an image, as `choral predict --json` prints."""
 
-    def __init__(self, answering: PredictionPolicy) -> None:
+    def __init__(self, policy: PredictionPolicy) -> None:
         pass
 
-    def encode(self, answers: Sequence[Answer]) -> bytes:
-        """See `AnswerFormat`."""
-        lines = [json.dumps(answer.content(), ensure_ascii=False) + "\n" for answer in answers]
+    def encode(self, predictions: Sequence[Prediction]) -> bytes:
+        """See `PredictionFormat`."""
+        lines = [json.dumps(prediction.content(), ensure_ascii=False) + "\n" for prediction in predictions]
         return "".join(lines).encode()
 
     def write(self, file: BinaryIO, encoded: Iterable[bytes]) -> None:
-        """See `AnswerFormat`."""
+        """See `PredictionFormat`."""
         for lines in encoded:
             file.write(lines)
 
@@ -90,28 +90,31 @@ class JsonLines:
 class Csv:
     """Comma-separated values: UTF-8, a header, text in double quotes, lines that end with a line feed."""
 
-    def __init__(self, answering: PredictionPolicy) -> None:
-        self._schema = _schema_of(answering)
-        text = any(_BETWEEN in name for name in answering.classes)
+    def __init__(self, policy: PredictionPolicy) -> None:
+        self._schema = _build_schema(policy)
+        text = any(_BETWEEN in name for name in policy.classes)
         self._joined = (lambda names: json.dumps(names, ensure_ascii=False)) if text else _BETWEEN.join
 
-    def encode(self, answers: Sequence[Answer]) -> bytes:
-        """See `AnswerFormat`."""
-        rows = _table(answers, self._schema)
+    def encode(self, predictions: Sequence[Prediction]) -> bytes:
+        """See `PredictionFormat`."""
+        rows = _build_table(predictions, self._schema)
         for number, field in enumerate(rows.schema):
             if field.type == pa.list_(pa.string()):
-                values = [None if names is None else _safe(self._joined(names)) for names in rows[number].to_pylist()]
+                values = [
+                    None if names is None else _escape_formula(self._joined(names))
+                    for names in rows[number].to_pylist()
+                ]
             elif field.name == "image":
-                values = [_safe_path(name) for name in rows[number].to_pylist()]
+                values = [_escape_formula_path(name) for name in rows[number].to_pylist()]
             elif field.type == pa.string():
-                values = [None if text is None else _safe(text) for text in rows[number].to_pylist()]
+                values = [None if text is None else _escape_formula(text) for text in rows[number].to_pylist()]
             else:
                 continue
             rows = rows.set_column(number, field.name, pa.array(values, pa.string()))
         return _csv(rows, header=False)
 
     def write(self, file: BinaryIO, encoded: Iterable[bytes]) -> None:
-        """See `AnswerFormat`."""
+        """See `PredictionFormat`."""
         header = pa.table({name: pa.array([], pa.string()) for name in self._schema.names})
         file.write(_csv(header, header=True))
         for rows in encoded:
@@ -121,19 +124,19 @@ class Csv:
 class Parquet:
     """A Parquet file."""
 
-    def __init__(self, answering: PredictionPolicy) -> None:
-        self._schema = _schema_of(answering)
+    def __init__(self, policy: PredictionPolicy) -> None:
+        self._schema = _build_schema(policy)
 
-    def encode(self, answers: Sequence[Answer]) -> bytes:
-        """See `AnswerFormat`."""
-        rows = _table(answers, self._schema)
+    def encode(self, predictions: Sequence[Prediction]) -> bytes:
+        """See `PredictionFormat`."""
+        rows = _build_table(predictions, self._schema)
         out = io.BytesIO()
         with pa.ipc.new_stream(out, self._schema) as stream:
             stream.write_table(rows)
         return out.getvalue()
 
     def write(self, file: BinaryIO, encoded: Iterable[bytes]) -> None:
-        """See `AnswerFormat`."""
+        """See `PredictionFormat`."""
         import pyarrow.parquet as pq
 
         with pq.ParquetWriter(file, self._schema) as writer:
@@ -154,25 +157,25 @@ FORMATS: Mapping[str, type[JsonLines] | type[Csv] | type[Parquet]] = {
 }
 
 
-def _schema_of(answering: PredictionPolicy) -> pa.Schema:
+def _build_schema(policy: PredictionPolicy) -> pa.Schema:
     text, number, names = pa.string(), pa.float32(), pa.list_(pa.string())
-    sets = answering.conformal is not None
+    sets = policy.conformal is not None
     fields: list[tuple[str, pa.DataType]] = [("image", text)]
-    if answering.task == "regression":
+    if policy.task == "regression":
         kinds = ("value", "spread", *(("low", "high") if sets else ()))
-        fields += [(f"{kind}_{name}", number) for name in answering.classes for kind in kinds]
+        fields += [(f"{kind}_{name}", number) for name in policy.classes for kind in kinds]
     else:
         one = [("class", text), ("probability", number)]
-        fields += [("labels", names)] if answering.task == "multilabel" else one
-        fields += [(f"{_SHARE}{name}", number) for name in answering.classes]
-        fields += [("unsure", pa.bool_())] if answering.unsure_below is not None else []
+        fields += [("labels", names)] if policy.task == "multilabel" else one
+        fields += [(f"{_SHARE}{name}", number) for name in policy.classes]
+        fields += [("unsure", pa.bool_())] if policy.unsure_below is not None else []
         fields += [("set", names)] if sets else []
     return pa.schema([*fields, ("error", text)])
 
 
-def _table(answers: Sequence[Answer], schema: pa.Schema) -> pa.Table:
-    """Return the rows of answers of one kind."""
-    read = [answer for answer in answers if not answer.error]
+def _build_table(predictions: Sequence[Prediction], schema: pa.Schema) -> pa.Table:
+    """Return the rows of predictions of one task."""
+    read = [prediction for prediction in predictions if not prediction.error]
     columns: dict[str, Any] = {}
     if read and isinstance(read[0], ClassPrediction):
         columns = _class_columns(cast("list[ClassPrediction]", read), schema)
@@ -181,45 +184,45 @@ def _table(answers: Sequence[Answer], schema: pa.Schema) -> pa.Table:
     elif read:
         columns = _number_columns(cast("list[RegressionPrediction]", read))
     # A row that could not be read takes none of these: -1 takes nothing.
-    places = np.full(len(answers), -1)
-    places[[not answer.error for answer in answers]] = np.arange(len(read))
+    places = np.full(len(predictions), -1)
+    places[[not prediction.error for prediction in predictions]] = np.arange(len(read))
     take = pa.array(places, mask=places < 0)
     arrays = {
         field.name: pa.array(columns.get(field.name, [None] * len(read)), field.type).take(take) for field in schema
     }
-    arrays["image"] = pa.array([answer.image for answer in answers], pa.string())
-    arrays["error"] = pa.array([answer.error or None for answer in answers], pa.string())
+    arrays["image"] = pa.array([prediction.image for prediction in predictions], pa.string())
+    arrays["error"] = pa.array([prediction.error or None for prediction in predictions], pa.string())
     return pa.table(arrays, schema=schema)
 
 
-def _class_columns(answers: Sequence[ClassPrediction], schema: pa.Schema) -> dict[str, Any]:
-    shares = np.array([answer.probabilities for answer in answers], np.float32)
+def _class_columns(predictions: Sequence[ClassPrediction], schema: pa.Schema) -> dict[str, Any]:
+    shares = np.array([prediction.probabilities for prediction in predictions], np.float32)
     names = [name for name in schema.names if name.startswith(_SHARE)]
     return {
-        "class": [answer.label for answer in answers],
-        "probability": np.array([answer.probability for answer in answers], np.float32),
+        "class": [prediction.label for prediction in predictions],
+        "probability": np.array([prediction.probability for prediction in predictions], np.float32),
         **dict(zip(names, shares.T.copy(), strict=True)),
-        "unsure": [answer.unsure for answer in answers],
-        "set": [answer.possible for answer in answers],
+        "unsure": [prediction.unsure for prediction in predictions],
+        "set": [prediction.possible for prediction in predictions],
     }
 
 
-def _label_columns(answers: Sequence[MultilabelPrediction]) -> dict[str, Any]:
-    names = answers[0].probabilities or {}
+def _label_columns(predictions: Sequence[MultilabelPrediction]) -> dict[str, Any]:
+    names = predictions[0].probabilities or {}
     return {
-        "labels": [list(answer.labels or {}) for answer in answers],
-        **{f"{_SHARE}{name}": [(answer.probabilities or {})[name] for answer in answers] for name in names},
-        "set": [answer.possible for answer in answers],
+        "labels": [list(prediction.labels or {}) for prediction in predictions],
+        **{f"{_SHARE}{name}": [(prediction.probabilities or {})[name] for prediction in predictions] for name in names},
+        "set": [prediction.possible for prediction in predictions],
     }
 
 
-def _number_columns(answers: Sequence[RegressionPrediction]) -> dict[str, Any]:
+def _number_columns(predictions: Sequence[RegressionPrediction]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for name in answers[0].values or {}:
-        ends = [(answer.intervals or {}).get(name) or (None, None) for answer in answers]
+    for name in predictions[0].values or {}:
+        ends = [(prediction.intervals or {}).get(name) or (None, None) for prediction in predictions]
         columns |= {
-            f"value_{name}": [(answer.values or {})[name] for answer in answers],
-            f"spread_{name}": [(answer.spreads or {})[name] for answer in answers],
+            f"value_{name}": [(prediction.values or {})[name] for prediction in predictions],
+            f"spread_{name}": [(prediction.spreads or {})[name] for prediction in predictions],
             f"low_{name}": [low for low, _ in ends],
             f"high_{name}": [high for _, high in ends],
         }
@@ -234,11 +237,11 @@ def _csv(rows: pa.Table, header: bool) -> bytes:
     return out.getvalue()
 
 
-def _safe(text: str) -> str:
+def _escape_formula(text: str) -> str:
     """Return text that no spreadsheet takes for a formula."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
-def _safe_path(name: str) -> str:
+def _escape_formula_path(name: str) -> str:
     """Return a name of the same file that no spreadsheet takes for a formula."""
     return f"./{name}" if _FORMULA.match(name) else name

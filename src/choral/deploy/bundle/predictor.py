@@ -1,4 +1,4 @@
-"""What users ask about images: a bundle, or a run, that is loaded and stays so."""
+"""A loaded bundle or run that predicts images: decode, prepare, forward passes, calibration, decision."""
 
 from __future__ import annotations
 
@@ -13,91 +13,91 @@ from numpy.typing import NDArray
 
 from choral.core.errors import ConfigError, DataError
 from choral.data.loading.decode import decode, grey_to_rgb
-from choral.data.loading.sample_pipeline import place
-from choral.deploy.bundle.engine import Engine, Input, Member, Predicted, inputs_of
-from choral.deploy.bundle.read import WEIGHTS, Bundle, BundledMember, read_bundle
-from choral.inference.prediction_types import Answer
-from choral.scoring.apply_policy import answers_of
+from choral.data.loading.sample_pipeline import resize_and_crop
+from choral.deploy.bundle.engine import Engine, EngineInput, EnsemblePredictions, LoadedMember, build_engine_inputs
+from choral.deploy.bundle.read import WEIGHTS_FILE, Bundle, BundledMember, read_bundle
+from choral.inference.prediction_types import Prediction
+from choral.scoring.apply_policy import apply_policy
 from choral.scoring.policy import PredictionPolicy
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image as PillowImage
 
-    from choral.inference.trained_models import TrainedModel
+    from choral.inference.trained_model import TrainedModel
 
     Image = str | Path | bytes | PillowImage | NDArray[np.uint8]
     Images = list[Image] | tuple[Image, ...]
 
 Form = Literal["torch", "onnx", "pt2"]
 FORM_FILES = {"onnx": "model.onnx", "pt2": "model.pt2"}
-"""Names in a bundle of the files that can be asked instead of its networks, in full precision."""
+"""The exported files in a bundle that run in place of its models, in full precision."""
 
 
 class Predictor:
-    """Answers for images. Several threads may ask at the same time.
+    """Predicts images. Several threads may call it at the same time.
 
     Args:
-        name: of the run that it comes from.
-        answering: how members are heard, and what is decided.
-        inputs: what images are prepared for.
+        name: name of the run that it comes from.
+        policy: combination, calibration and decision.
+        inputs: the prepared arrays that the engine takes.
         max_pixels: height x width above which no image is decoded.
-        engine: that is asked.
+        engine: runs the models.
 
     Example:
         predictor = choral.load("bundles/cells")
-        answer = predictor.predict("cell.png")
-        print(answer.label, answer.probability, answer.votes)
+        prediction = predictor.predict("cell.png")
+        print(prediction.label, prediction.probability, prediction.votes)
     """
 
     def __init__(
-        self, name: str, answering: PredictionPolicy, inputs: Sequence[Input], max_pixels: int, engine: Engine
+        self, name: str, policy: PredictionPolicy, inputs: Sequence[EngineInput], max_pixels: int, engine: Engine
     ) -> None:
-        self.name, self.answering, self.inputs = name, answering, tuple(inputs)
+        self.name, self.policy, self.inputs = name, policy, tuple(inputs)
         self.max_pixels, self.engine = max_pixels, engine
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", form: Form = "torch") -> Predictor:
-        """Return what a bundle answers; every file of it is checked first.
+        """Load a bundle; the checksum of every file is verified first.
 
         Args:
-            path: of the folder.
-            device: auto (a GPU where there is one), cpu, cuda, cuda:1 and so on; forms other than torch know cpu.
-            form: torch: its networks. onnx, pt2: the file with the whole ensemble, where it was exported.
+            path: the directory of the bundle.
+            device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" and so on; "onnx" and "pt2" run on the CPU.
+            form: "torch" runs its models; "onnx" and "pt2" run the exported file of the whole ensemble.
 
         Raises:
-            ConfigError: there is no bundle, no such form, or no such device.
+            ConfigError: there is no bundle, no such exported file, or no such device.
             DataError: a file is damaged.
         """
-        return cls.of_bundle(read_bundle(Path(path)), device, form)
+        return cls.from_bundle(read_bundle(Path(path)), device, form)
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle, device: str = "auto", form: Form = "torch") -> Predictor:
-        """Return what a bundle answers that was read, and so checked, before; see `load`."""
+    def from_bundle(cls, bundle: Bundle, device: str = "auto", form: Form = "torch") -> Predictor:
+        """Return the predictor of a bundle that `read_bundle` has verified; see `load`."""
         if form == "torch":
             from choral.deploy.bundle.graph import TorchEngine
 
-            on = torch_device(device)
-            engine: Engine = TorchEngine([load_member(member, on) for member in bundle.members], bundle.answering, on)
+            on = resolve_device(device)
+            engine: Engine = TorchEngine([load_member(member, on) for member in bundle.members], bundle.policy, on)
         else:
-            engine = _form_engine(bundle, form)
-        return cls(bundle.name, bundle.answering, bundle.inputs, bundle.max_pixels, engine)
+            engine = _open_exported_engine(bundle, form)
+        return cls(bundle.name, bundle.policy, bundle.inputs, bundle.max_pixels, engine)
 
     @classmethod
-    def of_voices(
+    def from_models(
         cls,
         name: str,
         models: Sequence[TrainedModel],
-        answering: PredictionPolicy,
+        policy: PredictionPolicy,
         max_pixels: int,
         device: str = "auto",
     ) -> Predictor:
-        """Return what trained networks of a run answer, as they are: nothing is fused.
+        """Return the predictor of trained models of a run; BatchNorm is not folded.
 
         Args:
             name: of the run.
-            voices: at least those that are heard.
-            answering: how.
+            models: at least the members of the policy.
+            policy: combination, calibration and decision.
             max_pixels: as of the class.
             device: as of `load`.
 
@@ -106,33 +106,33 @@ class Predictor:
         """
         from choral.deploy.bundle.graph import TorchEngine
 
-        on, by_name = torch_device(device), {model.name: model for model in models}
-        heard = [by_name[member] for member in answering.members]
-        members = [Member(model.name, model.load(on), model.input_spec, model.outputs) for model in heard]
-        inputs = inputs_of([member.input_spec for member in members])
-        return cls(name, answering, inputs, max_pixels, TorchEngine(members, answering, on))
+        on, by_name = resolve_device(device), {model.name: model for model in models}
+        selected = [by_name[member] for member in policy.members]
+        members = [LoadedMember(model.name, model.load(on), model.input_spec, model.outputs) for model in selected]
+        inputs = build_engine_inputs([member.input_spec for member in members])
+        return cls(name, policy, inputs, max_pixels, TorchEngine(members, policy, on))
 
     @property
     def task(self) -> str:
-        """Multiclass, multilabel or regression."""
-        return self.answering.task
+        """ "multiclass", "multilabel" or "regression"."""
+        return self.policy.task
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, labels or targets."""
-        return self.answering.classes
+        return self.policy.classes
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the networks, in the order of `Predicted.by_member`."""
-        return self.answering.members
+        """Names of the members, in the order of `EnsemblePredictions.by_member`."""
+        return self.policy.members
 
     @overload
-    def predict(self, images: Image, batch_size: int = 32) -> Answer: ...
+    def predict(self, images: Image, batch_size: int = 32) -> Prediction: ...
     @overload
-    def predict(self, images: Images, batch_size: int = 32) -> list[Answer]: ...
-    def predict(self, images: Image | Images, batch_size: int = 32) -> Answer | list[Answer]:
-        """Return the answer for an image, or a list of them for a list of images, in its order.
+    def predict(self, images: Images, batch_size: int = 32) -> list[Prediction]: ...
+    def predict(self, images: Image | Images, batch_size: int = 32) -> Prediction | list[Prediction]:
+        """Return the prediction of an image, or a list of predictions for a list of images, in its order.
 
         Args:
             images: a path, the bytes of an image file, a Pillow image, an (H, W, 3) uint8 RGB or (H, W) uint8 grey array, or
@@ -140,22 +140,22 @@ class Predictor:
             batch_size: images at a time.
 
         Returns:
-            A `ClassPrediction`, `MultilabelPrediction` or `RegressionPrediction`, by the task.
+            A `ClassPrediction`, `MultilabelPrediction` or `RegressionPrediction`, depending on the task.
 
         Raises:
-            ConfigError: a batch of less than one image.
-            DataError: an image cannot be read; nothing is answered then, `choral predict` goes on.
+            ConfigError: `batch_size` is below 1.
+            DataError: an image cannot be read; nothing is returned then (`choral predict` skips such images instead).
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: expected at least 1")
         if not isinstance(images, list | tuple):
             return self._predict([images])[0]
         batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        return [answer for batch in batches for answer in self._predict(batch)]
+        return [prediction for batch in batches for prediction in self._predict(batch)]
 
-    def _predict(self, images: Sequence[Image]) -> list[Answer]:
+    def _predict(self, images: Sequence[Image]) -> list[Prediction]:
         names = [str(image) if isinstance(image, str | Path) else "" for image in images]
-        return self.answers(names, self.ask([self.prepare(self.decode(image)) for image in images]))
+        return self.build_predictions(names, self.predict_batch([self.prepare(self.decode(image)) for image in images]))
 
     def decode(self, image: Image) -> NDArray[np.uint8]:
         """Return an image as (H, W, 3) uint8 RGB; see `predict` and `choral.data.loading.decode`.
@@ -173,7 +173,7 @@ class Predictor:
         if isinstance(image, bytes | bytearray | memoryview):
             return decode(bytes(image), max_pixels=self.max_pixels)
         if isinstance(image, np.ndarray):
-            return _rgb_of(image)
+            return _to_rgb(image)
         from PIL.Image import Image as PillowImage
 
         from choral.data.loading.decode import from_pillow
@@ -185,7 +185,7 @@ class Predictor:
         )
 
     def can_read(self, image: Image) -> bool:
-        """Return whether `decode` takes an image."""
+        """Return whether `decode` can read an image."""
         try:
             self.decode(image)
         except DataError:
@@ -193,31 +193,31 @@ class Predictor:
         return True
 
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-        """Return an image as the networks see it: of each input (S, S, 3) uint8, from (H, W, 3) uint8 RGB.
+        """Return the (S, S, 3) uint8 array of each input, from an (H, W, 3) uint8 RGB image.
 
-        These are bit for bit the pixels that training's loader makes for evaluation.
+        The pixels equal those of the evaluation loader bit for bit.
         """
         prepared = []
         for item in self.inputs:
-            out = np.empty((item.form.size, item.form.size, 3), np.uint8)
-            place(image, item.form.crop, item.form.resize, out)
+            out = np.empty((item.image_spec.size, item.image_spec.size, 3), np.uint8)
+            resize_and_crop(image, item.image_spec.crop, item.image_spec.resize, out)
             prepared.append(out)
         return tuple(prepared)
 
-    def ask(self, prepared: Sequence[tuple[NDArray[np.uint8], ...]]) -> Predicted:
-        """Return what is said about a batch of at least one prepared image."""
-        return self.engine.ask([np.stack(images) for images in zip(*prepared, strict=True)])
+    def predict_batch(self, prepared: Sequence[tuple[NDArray[np.uint8], ...]]) -> EnsemblePredictions:
+        """Return the predictions for a batch of at least one prepared image."""
+        return self.engine.predict_batch([np.stack(images) for images in zip(*prepared, strict=True)])
 
-    def answers(self, names: Sequence[str], predicted: Predicted) -> list[Answer]:
-        """Return the answers for a batch, each with its image's name ("" where it has none)."""
-        return answers_of(self.answering, names, predicted.by_member, predicted.combined)
+    def build_predictions(self, names: Sequence[str], predicted: EnsemblePredictions) -> list[Prediction]:
+        """Return a batch as typed predictions, each with its image's name ("" if it has none)."""
+        return apply_policy(self.policy, names, predicted.by_member, predicted.combined)
 
 
-def torch_device(name: str) -> torch.device:
-    """Return a device by name; auto: a GPU where there is one.
+def resolve_device(name: str) -> torch.device:
+    """Return a device by name; "auto" is a GPU if there is one.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: this machine has no such device.
     """
     import torch
 
@@ -227,15 +227,15 @@ def torch_device(name: str) -> torch.device:
         raise ConfigError(f"device '{name}': expected auto, cpu, cuda or cuda:NUMBER")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device '{name}': there are {torch.cuda.device_count()} GPUs here")
+        raise ConfigError(f"device '{name}': this machine has {torch.cuda.device_count()} GPUs")
     return device
 
 
-_BUILDING = threading.Lock()  # timm's registry and torch's default generator are not made for several threads
+_BUILDING = threading.Lock()  # timm's registry and torch's default generator are not thread-safe
 
 
-def load_member(member: BundledMember, device: torch.device) -> Member:
-    """Return a network of a bundle, its folded norms stripped."""
+def load_member(member: BundledMember, device: torch.device) -> LoadedMember:
+    """Load a model of a bundle and remove its folded BatchNorms."""
     from safetensors.torch import load_file
 
     from choral.config import ModelConfig
@@ -243,29 +243,33 @@ def load_member(member: BundledMember, device: torch.device) -> Member:
     from choral.models.build import restore_model
 
     config = ModelConfig(name=member.architecture, weights="none", channels_last=member.input_spec.channels_last)
-    tensors = load_file(member.folder / WEIGHTS)
+    tensors = load_file(member.folder / WEIGHTS_FILE)
     with _BUILDING:
         try:
-            network = restore_model(config, len(member.outputs.names), member.input_spec.form.size, tensors).eval()
+            network = restore_model(
+                config, len(member.outputs.names), member.input_spec.image_spec.size, tensors
+            ).eval()
         except RuntimeError as error:
-            raise DataError(f"{member.folder / WEIGHTS}: does not fit {member.architecture}: {error}") from error
+            raise DataError(f"{member.folder / WEIGHTS_FILE}: does not fit {member.architecture}: {error}") from error
     strip(network, member.folded)
-    return Member(member.name, network.to(device).eval(), member.input_spec, member.outputs)
+    return LoadedMember(member.name, network.to(device).eval(), member.input_spec, member.outputs)
 
 
-def _form_engine(bundle: Bundle, form: str) -> Engine:
+def _open_exported_engine(bundle: Bundle, form: str) -> Engine:
     if form not in FORM_FILES:
         raise ConfigError(f"form '{form}': expected torch, {' or '.join(FORM_FILES)}")
     if FORM_FILES[form] not in bundle.forms:
-        raise ConfigError(f"{bundle.path}: has no form {form}; `choral export {bundle.path} --format {form}` adds it")
+        raise ConfigError(
+            f"{bundle.path}: has no {FORM_FILES[form]}; `choral export {bundle.path} --format {form}` adds it"
+        )
     from choral.deploy.bundle.forms import open_form
 
     return open_form(bundle.path / FORM_FILES[form])
 
 
-def _rgb_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise DataError(
-            f"an array of {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in the order RGB, or (H, W)"
+            f"an array of dtype {image.dtype} and shape {image.shape}: expected uint8 (H, W, 3) RGB, or (H, W)"
         )
     return np.ascontiguousarray(image) if image.ndim == 3 else grey_to_rgb(np.ascontiguousarray(image))

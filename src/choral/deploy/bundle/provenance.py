@@ -11,10 +11,10 @@ from typing import Any
 
 from choral import __version__
 from choral.config import Config
-from choral.config.files import to_values
+from choral.config.files import to_dict
 from choral.core.errors import DataError
 from choral.data.shards.index import Dataset
-from choral.inference.trained_models import TrainedModel
+from choral.inference.trained_model import TrainedModel
 from choral.models.pretrained_weights import LICENCES
 from choral.runs.run_dir import RunDir
 
@@ -23,16 +23,16 @@ _SOFTWARE = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-h
 _PACKAGE = "package:"
 
 
-def licences_of(config: Config, models: Sequence[TrainedModel]) -> dict[str, str]:
+def find_licences(config: Config, models: Sequence[TrainedModel]) -> dict[str, str]:
     """Return the licences of data and of the weights that training began with; "": nobody has stated one.
 
-    The config's `export` section counts first, then what packed data and Python packages say of themselves.
+    The config's `export` section counts first, then what packed data and Python packages state.
     """
     data = config.export.data_licence
     if not data:
         try:
             data = str(Dataset.open(config.data.shards).source.get("licence", ""))
-        except DataError:  # the data may be elsewhere by now
+        except DataError:  # the data may have been moved
             data = ""
     weights = config.export.weights_licence
     if not weights:
@@ -42,9 +42,9 @@ def licences_of(config: Config, models: Sequence[TrainedModel]) -> dict[str, str
     return {"data": data, "weights": weights}
 
 
-def provenance_of(folder: RunDir, config: Config, models: Sequence[TrainedModel]) -> dict[str, Any]:
+def describe_provenance(folder: RunDir, config: Config, models: Sequence[TrainedModel]) -> dict[str, Any]:
     """Return as plain JSON what was trained, on which data, by which software, and when it was exported."""
-    data: dict[str, Any] = {"fingerprints": {model.name: model.dataset for model in models}}
+    data: dict[str, Any] = {"fingerprints": {model.name: model.dataset_fingerprint for model in models}}
     try:
         dataset = Dataset.open(config.data.shards)
     except DataError as error:
@@ -56,8 +56,8 @@ def provenance_of(folder: RunDir, config: Config, models: Sequence[TrainedModel]
     return {
         "run": folder.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": to_values(config),
-        "members": {model.name: to_values(model.config) for model in models},
+        "config": to_dict(config),
+        "members": {model.name: to_dict(model.config) for model in models},
         "data": data,
         "software": {
             "choral": __version__,
@@ -68,7 +68,7 @@ def provenance_of(folder: RunDir, config: Config, models: Sequence[TrainedModel]
 
 
 def _licence_of_package(module: str) -> str:
-    """Return what the Python distribution of a module states, or else what is known of it; "": nothing."""
+    """Return the licence that the Python distribution of a module states, else one from our table; "": none."""
     for name in metadata.packages_distributions().get(module.partition(".")[0], []):
         fields = metadata.metadata(name)
         stated = [fields[key].partition("\n")[0] for key in ("License-Expression", "License") if key in fields]

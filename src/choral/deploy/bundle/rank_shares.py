@@ -1,7 +1,7 @@
-"""Many images are shared among ranks: each answers for every Nth batch, and the main one puts the rows together in order.
+"""Predicting many images on several ranks: each rank takes every Nth batch, and the main rank merges the rows in order.
 
-Every rank goes through the whole list, which costs little, and reads its own images alone. What it says lies in a file of its
-own until all are done, so that nothing but one number is exchanged. Batches are the same for any number of ranks, and so
+Every rank iterates over the whole list, which costs little, and reads only its own images. Its rows stay in a file of its
+own until all ranks are done, so that nothing but one number is exchanged. Batches are the same for any number of ranks, and so
 are the rows.
 """
 
@@ -23,15 +23,15 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from choral.core.errors import DataError
-from choral.core.files import written_aside
+from choral.core.files import atomic_file
 from choral.core.process_group import Runtime
 from choral.data.loading.progress import SplitProgress
-from choral.deploy.bundle.image_pipeline import answered, usual_workers
-from choral.deploy.bundle.image_sources import Picture
+from choral.deploy.bundle.image_pipeline import default_workers, predict_images
+from choral.deploy.bundle.image_sources import ImageSource
 from choral.deploy.bundle.predict_request import PredictRequest
-from choral.deploy.bundle.prediction_files import AnswerFormat, answer_format
+from choral.deploy.bundle.prediction_files import PredictionFormat, prediction_format
 from choral.deploy.bundle.predictor import Predictor
-from choral.inference.prediction_types import Answer
+from choral.inference.prediction_types import Prediction
 
 _FRAME = struct.Struct("<QQQ")  # images, bad ones, bytes of their rows
 _TOKEN_BITS = 62
@@ -39,34 +39,34 @@ _LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
-class Tally:
-    """How many images were asked about, and how many could not be read."""
+class ImageCounts:
+    """The number of predicted images, and of those that could not be read."""
 
     images: int
     bad: int
 
-    def said(self, path: Path) -> str:
-        """Return in a line what was written."""
+    def summary(self, path: Path) -> str:
+        """Return one line about the written file."""
         bad = f", {self.bad} of them not read (column error)" if self.bad else ""
         return f"{path}: {self.images} images{bad}"
 
 
-class Encoded(NamedTuple):
-    """A batch of answers as rows of a file."""
+class EncodedBatch(NamedTuple):
+    """A batch of predictions, encoded as rows of a file."""
 
     images: int
     bad: int
     rows: bytes
 
 
-class _Seen:
+class _RankBatches:
     """Passes batches on, of which a rank takes every Nth, and remembers what all of them were."""
 
-    def __init__(self, batches: Iterator[list[Picture]], rank: int, ranks: int) -> None:
+    def __init__(self, batches: Iterator[list[ImageSource]], rank: int, ranks: int) -> None:
         self._batches, self._rank, self._ranks = batches, rank, ranks
         self._hash = hashlib.sha256()
 
-    def __iter__(self) -> Iterator[list[Picture]]:
+    def __iter__(self) -> Iterator[list[ImageSource]]:
         """Yield the batches of this rank."""
         for number, batch in enumerate(self._batches):
             self._hash.update("\n".join([*(image.name for image in batch), ""]).encode())
@@ -79,17 +79,17 @@ class _Seen:
         return self._hash.digest()
 
 
-def predict_as_rank(request: PredictRequest, run: Runtime) -> Tally | None:
-    """Answer for the share of a rank; the main one writes the file and returns how many images there were.
+def predict_as_rank(request: PredictRequest, run: Runtime) -> ImageCounts | None:
+    """Predict the share of a rank; the main rank writes the file and returns the counts.
 
     Args:
         request: the same on all ranks, with a file to write.
         run: this rank.
 
     Raises:
-        ChoralError: as `answered` and `open_predictor`.
+        ChoralError: as `predict_images` and `open_predictor`.
         DataError: ranks did not find the same images.
-        Stopped: this rank was told to stop; nothing is left.
+        Stopped: a stop was requested; nothing is left on disk.
     """
     assert request.out is not None
     out, token = request.out, torch.tensor([randbits(_TOKEN_BITS)], device=run.device)
@@ -102,22 +102,22 @@ def predict_as_rank(request: PredictRequest, run: Runtime) -> Tally | None:
     folder = folder_of(run.broadcast(token))
     try:
         predictor = request.open(lambda line: print(line, file=sys.stderr) if run.is_main else None, str(run.device))
-        form = answer_format(out, predictor.answering)
-        _answer_share(request, run, predictor, form, folder / str(run.rank))
+        form = prediction_format(out, predictor.policy)
+        _predict_share(request, run, predictor, form, folder / str(run.rank))
         if not run.is_main:
             return None
-        return write_answers(out, form, _in_order(_finished(folder, run)))
+        return write_prediction_file(out, form, _merge_in_order(_wait_for_parts(folder, run)))
     except FileNotFoundError:
         if folder.is_dir():
             raise
-        raise run.stopped("with the main rank; nothing was written") from None  # which took the folder away
+        raise run.stop_error("with the main rank; nothing was written") from None  # which took the folder away
     finally:
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_answers(path: Path, form: AnswerFormat, encoded: Iterable[Encoded]) -> Tally:
-    """Write the file of answers, which is there once it is complete."""
+def write_prediction_file(path: Path, form: PredictionFormat, encoded: Iterable[EncodedBatch]) -> ImageCounts:
+    """Write the prediction file atomically."""
     images = bad = 0
 
     def counted() -> Iterator[bytes]:
@@ -126,47 +126,51 @@ def write_answers(path: Path, form: AnswerFormat, encoded: Iterable[Encoded]) ->
             images, bad = images + batch.images, bad + batch.bad
             yield batch.rows
 
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         form.write(file, counted())
-    return Tally(images, bad)
+    return ImageCounts(images, bad)
 
 
-def encoded_answers(form: AnswerFormat, answers: Sequence[Answer]) -> Encoded:
-    """Return a batch of answers as rows of a file."""
-    return Encoded(len(answers), sum(bool(answer.error) for answer in answers), form.encode(answers))
+def encode_batch(form: PredictionFormat, predictions: Sequence[Prediction]) -> EncodedBatch:
+    """Encode a batch of predictions as rows of a file."""
+    return EncodedBatch(
+        len(predictions), sum(bool(prediction.error) for prediction in predictions), form.encode(predictions)
+    )
 
 
-def _answer_share(request: PredictRequest, run: Runtime, predictor: Predictor, form: AnswerFormat, path: Path) -> None:
+def _predict_share(
+    request: PredictRequest, run: Runtime, predictor: Predictor, form: PredictionFormat, path: Path
+) -> None:
     """Write the rows of this rank's batches, then which images there are, to a file that is there once it is complete."""
     total, batches = request.batches()
-    seen = _Seen(batches, run.rank, run.world_size)
-    workers = request.workers or usual_workers(run.local_world_size)
-    # Not written aside by `written_aside`: nobody needs it after a power cut.
+    seen = _RankBatches(batches, run.rank, run.world_size)
+    workers = request.workers or default_workers(run.local_world_size)
+    # Not written aside by `atomic_file`: nobody needs it after a power cut.
     unfinished, done = path.with_suffix(".unfinished"), 0
     with unfinished.open("wb") as part, SplitProgress("predicting", total, run.is_main) as progress:
-        for answers in answered(predictor, seen, workers, request.strict):
-            if run.told_to_stop:
-                raise run.stopped("before all images were answered for; nothing was written")
-            batch = encoded_answers(form, answers)
+        for predictions in predict_images(predictor, seen, workers, request.strict):
+            if run.stop_requested:
+                raise run.stop_error("before all images were predicted; nothing was written")
+            batch = encode_batch(form, predictions)
             part.write(_FRAME.pack(batch.images, batch.bad, len(batch.rows)) + batch.rows)
-            others = len(answers) * run.world_size  # who are about as far
+            others = len(predictions) * run.world_size  # who are about as far
             progress.advance(others if total is None else min(others, total - done))
             done += others
         part.write(_FRAME.pack(0, 0, len(seen.digest)) + seen.digest)
     unfinished.replace(path)
 
 
-def _finished(folder: Path, run: Runtime) -> list[Path]:
+def _wait_for_parts(folder: Path, run: Runtime) -> list[Path]:
     """Wait for the parts of all ranks; not at a barrier, which nobody can be called away from."""
     paths = [folder / str(rank) for rank in range(run.world_size)]
     while not all(path.is_file() for path in paths):
-        if run.told_to_stop:
-            raise run.stopped("before all images were answered for; nothing was written")
+        if run.stop_requested:
+            raise run.stop_error("before all images were predicted; nothing was written")
         time.sleep(_LOOK_EVERY_S)
     return paths
 
 
-def _in_order(paths: Sequence[Path]) -> Iterator[Encoded]:
+def _merge_in_order(paths: Sequence[Path]) -> Iterator[EncodedBatch]:
     """Yield the batches of all ranks in the order of the images.
 
     Raises:
@@ -175,16 +179,16 @@ def _in_order(paths: Sequence[Path]) -> Iterator[Encoded]:
     with ExitStack() as stack:
         parts = [stack.enter_context(path.open("rb")) for path in paths]
         for part in cycle(parts):
-            batch = _frame(part)
+            batch = _read_frame(part)
             if batch.images == 0:
                 break
             yield batch
         # The rank whose turn it was has no more batches; nor have the others, if they saw the same images.
-        lists = {batch.rows, *(_frame(other).rows for other in parts if other is not part)}
+        lists = {batch.rows, *(_read_frame(other).rows for other in parts if other is not part)}
     if len(lists) != 1:
         raise DataError("the ranks did not find the same images: files came or went meanwhile; run it again")
 
 
-def _frame(part: BinaryIO) -> Encoded:
+def _read_frame(part: BinaryIO) -> EncodedBatch:
     images, bad, length = _FRAME.unpack(part.read(_FRAME.size))
-    return Encoded(images, bad, part.read(length))
+    return EncodedBatch(images, bad, part.read(length))

@@ -1,6 +1,6 @@
-"""`accelerate launch -m choral.deploy.bundle.ranks BUNDLE IMAGES... -o FILE`: answer on the ranks that the launcher starts.
+"""`accelerate launch -m choral.deploy.bundle.ranks BUNDLE IMAGES... -o FILE`: predict on the ranks that the launcher starts.
 
-Exit status 0 says that the file is there; images that could not be read are counted on stderr and have their reason in it.
+Exit status 0 means that the file was written; unreadable images are counted on stderr, and the file holds their reasons.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from choral.core.errors import ChoralError, ConfigError
 from choral.deploy.bundle.image_sources import STDIN
 from choral.deploy.bundle.predict_request import PredictRequest, add_predict_arguments, predict_request
-from choral.runs.rank_main import from_start_to_end
+from choral.runs.rank_main import run_with_runtime
 from choral.runs.run_dir import write_json
 
 STOP, TALLY = "stop", "tally.json"
-"""Files in the folder that `--scratch` names: asks to stop; how many images there were."""
+"""Files in the directory of `--scratch`: a request to stop, and the image counts."""
 _TIMEOUT_S = 1800.0  # for ranks to find each other; later nobody waits for a message
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer as the command line says, and return the exit status."""
+    """Predict the images of the command line, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="accelerate launch launch/predict.py",
-        description="Answer for images on several GPUs or processes. "
-        "Example: accelerate launch launch/predict.py bundles/cells photos/ -o answers.parquet",
+        description="Predict images on several GPUs or processes. "
+        "Example: accelerate launch launch/predict.py bundles/cells photos/ -o predictions.parquet",
     )
     add_predict_arguments(parser)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # of choral predict --processes N
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(request: PredictRequest) -> None:
     if request.out is None:
-        raise ConfigError("-o: ranks write their answers to a file, a .csv, .jsonl or .parquet")
+        raise ConfigError("-o: several ranks need an output file: a .csv, .jsonl or .parquet")
     if STDIN in request.images:
         raise ConfigError("-: ranks cannot share standard input; name a file with the list as @FILE")
     if request.device != "auto":
@@ -61,15 +61,15 @@ def _as_rank(request: PredictRequest, scratch: Path | None) -> int:
     stop = out.with_name(f".{out.name}.{STOP}") if scratch is None else scratch / STOP
 
     def work(run: Runtime) -> None:
-        tally = predict_as_rank(request, run)
-        if tally is None:
+        counts = predict_as_rank(request, run)
+        if counts is None:
             return
         if scratch is None:
-            print(tally.said(out), file=sys.stderr)
+            print(counts.summary(out), file=sys.stderr)
         else:
-            write_json(scratch / TALLY, {"images": tally.images, "bad": tally.bad})
+            write_json(scratch / TALLY, {"images": counts.images, "bad": counts.bad})
 
-    return from_start_to_end(lambda: Runtime("no", 1, _TIMEOUT_S, stop), work)
+    return run_with_runtime(lambda: Runtime("no", 1, _TIMEOUT_S, stop), work)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""A bundle: one folder with everything that answers for an image, and nothing that is ever unpickled.
+"""A bundle: one directory with everything that is needed to predict images, and nothing that is ever unpickled.
 
     BUNDLE/
-      bundle.json            how it answers, of what members, on which inputs, where it comes from, what it scores
+      bundle.json            policy, members, inputs, provenance and scores
       README.md              the model card
       members/NAME/          model.safetensors and config.json: a timm folder
-      golden/                a few images, and what was said about them when the bundle was made
-      model.onnx, ...        the whole ensemble as one file, where asked for
+      golden/                a few images and the reference predictions for them
+      model.onnx, ...        the whole ensemble as one file, if exported
       SHA256SUMS             of all the files above; `sha256sum -c SHA256SUMS` reads it, too
 
 Reading a bundle computes every checksum again: a file that was damaged on its way, or changed by hand, is refused by name.
-That tells accidents, not forgers, who would write new checksums.
+That detects accidents, not forgery: a forger would write new checksums.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from choral.config.ensemble import LEGAL_NAME
-from choral.core.checksums import SUMS as SUMS
-from choral.core.checksums import check_sums, leaves
-from choral.core.checksums import seal as seal
+from choral.config.fields import NAME_PATTERN
+from choral.core.checksums import CHECKSUMS_FILE as CHECKSUMS_FILE
+from choral.core.checksums import escapes_folder, verify_checksums
+from choral.core.checksums import write_checksums as write_checksums
 from choral.core.errors import ConfigError, DataError
 from choral.data.loading.crop import Crop
 from choral.data.loading.input_spec import ImageSpec, InputSpec
 from choral.data.loading.resize import Resize
-from choral.deploy.bundle.engine import Input, inputs_of
-from choral.deploy.bundle.model_card import card_of
-from choral.inference.bundled_models import FILE as FILE  # as others know them
-from choral.inference.bundled_models import WEIGHTS as WEIGHTS
+from choral.deploy.bundle.engine import EngineInput, build_engine_inputs
+from choral.deploy.bundle.model_card import render_model_card
+from choral.inference.bundled_models import BUNDLE_FILE as BUNDLE_FILE  # as others know them
+from choral.inference.bundled_models import WEIGHTS_FILE as WEIGHTS_FILE
 from choral.inference.bundled_models import is_bundle as is_bundle
-from choral.models.output_spec import Outputs
-from choral.runs.run_dir import json_text
+from choral.models.output_spec import OutputSpec
+from choral.runs.run_dir import format_json
 from choral.scoring.policy import PredictionPolicy
 
 FORMAT = "choral-bundle-1"
@@ -44,14 +44,14 @@ _DAMAGED = "copy the bundle again, or export it again"
 
 @dataclass(frozen=True)
 class BundledMember:
-    """A network of a bundle, as bundle.json describes it.
+    """A model of a bundle, as bundle.json describes it.
 
     Attributes:
-        name: as answers call it.
-        folder: with its files.
+        name: its name in predictions.
+        folder: the directory of its files.
         architecture: timm's name of it.
-        look: what it is shown.
-        outputs: what its numbers mean.
+        input_spec: size, crop, resize, mean and std of its input.
+        outputs: the meaning of its outputs.
         folded: (norm, layer) names of modules: the norm is nothing but a shift now, see `choral.deploy.bundle.fuse`.
         weights_sha256: of the checkpoint that it comes from.
     """
@@ -60,28 +60,28 @@ class BundledMember:
     folder: Path
     architecture: str
     input_spec: InputSpec
-    outputs: Outputs
+    outputs: OutputSpec
     folded: tuple[tuple[str, str], ...]
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What bundle.json says.
+    """The content of bundle.json.
 
     Attributes:
         path: of the folder.
         name: of the run that it comes from.
-        answering: how members are heard, and what is decided.
-        members: in the order of `answering.members`.
+        policy: combination, calibration and decision.
+        members: in the order of `policy.members`.
         max_pixels: height x width above which no image is decoded.
-        forms: file name to what is known of it: of the whole ensemble in one file.
-        content: of bundle.json.
+        forms: the exported files of the whole ensemble, by name, with their facts.
+        content: bundle.json as read.
     """
 
     path: Path
     name: str
-    answering: PredictionPolicy
+    policy: PredictionPolicy
     members: tuple[BundledMember, ...]
     max_pixels: int
     forms: Mapping[str, Mapping[str, Any]]
@@ -90,51 +90,51 @@ class Bundle:
     @property
     def task(self) -> str:
         """Multiclass, multilabel or regression."""
-        return self.answering.task
+        return self.policy.task
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, labels or targets."""
-        return self.answering.classes
+        return self.policy.classes
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[EngineInput, ...]:
         """What images are prepared for its members."""
-        return inputs_of([member.input_spec for member in self.members])
+        return build_engine_inputs([member.input_spec for member in self.members])
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Return what a bundle says, once every byte of it was found to be what it was when it was made.
+    """Read a bundle after verifying the checksum of every file.
 
     Raises:
         ConfigError: there is no bundle.
         DataError: a file is damaged or missing, or was written by another version of choral.
     """
     if not is_bundle(path):
-        raise ConfigError(f"{path}: no bundle (no {FILE}); `choral export RUN {path}` makes one")
-    sums = check_sums(path)
+        raise ConfigError(f"{path}: no bundle (no {BUNDLE_FILE}); `choral export RUN {path}` makes one")
+    sums = verify_checksums(path)
     try:
-        content = json.loads((path / FILE).read_text(encoding="utf-8"))
+        content = json.loads((path / BUNDLE_FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise DataError(f"{path / FILE}: format {content['format']!r}, expected {FORMAT!r}: export again")
-        bundle = _bundle_of(path, content)
+            raise DataError(f"{path / BUNDLE_FILE}: format {content['format']!r}, expected {FORMAT!r}: export again")
+        bundle = _parse_bundle(path, content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path / FILE}: is not understood ({error!r}); {_DAMAGED}") from error
+        raise DataError(f"{path / BUNDLE_FILE}: is not understood ({error!r}); {_DAMAGED}") from error
     folders = [member.folder.relative_to(path).as_posix() for member in bundle.members]
-    for name in (FILE, *(f"{folder}/{WEIGHTS}" for folder in folders), *bundle.forms):
+    for name in (BUNDLE_FILE, *(f"{folder}/{WEIGHTS_FILE}" for folder in folders), *bundle.forms):
         if name not in sums:
-            raise DataError(f"{path / SUMS}: is damaged: it says nothing of {name}; {_DAMAGED}")
+            raise DataError(f"{path / CHECKSUMS_FILE}: is damaged: it does not list {name}; {_DAMAGED}")
     return bundle
 
 
-def update(path: Path, changes: Mapping[str, Any]) -> None:
+def update_bundle(path: Path, changes: Mapping[str, Any]) -> None:
     """Replace keys of bundle.json, after files were added to the folder, with the card and the checksums in one moment."""
-    content = {**json.loads((path / FILE).read_text(encoding="utf-8")), **changes}
-    seal(path, {FILE: json_text(content).encode(), CARD: card_of(content).encode()})
+    content = {**json.loads((path / BUNDLE_FILE).read_text(encoding="utf-8")), **changes}
+    write_checksums(path, {BUNDLE_FILE: format_json(content).encode(), CARD: render_model_card(content).encode()})
 
 
-def member_json(member: BundledMember) -> dict[str, Any]:
-    """Return what bundle.json says of a member."""
+def member_to_json(member: BundledMember) -> dict[str, Any]:
+    """Return the entry of a member in bundle.json."""
     input_spec = member.input_spec
     return {
         "name": member.name,
@@ -142,10 +142,10 @@ def member_json(member: BundledMember) -> dict[str, Any]:
         "architecture": member.architecture,
         "weights_sha256": member.weights_sha256,
         "look": {
-            "size": input_spec.form.size,
-            "crop": input_spec.form.crop.kind,
-            "crop_pct": input_spec.form.crop.crop_pct,
-            "resize": input_spec.form.resize,
+            "size": input_spec.image_spec.size,
+            "crop": input_spec.image_spec.crop.kind,
+            "crop_pct": input_spec.image_spec.crop.crop_pct,
+            "resize": input_spec.image_spec.resize,
             "mean": list(input_spec.mean),
             "std": list(input_spec.std),
             "channels_last": input_spec.channels_last,
@@ -155,21 +155,21 @@ def member_json(member: BundledMember) -> dict[str, Any]:
     }
 
 
-def _bundle_of(path: Path, content: Mapping[str, Any]) -> Bundle:
-    answering = PredictionPolicy.from_json(content["answer"])
-    members = tuple(_member_of(path, entry) for entry in content["members"])
-    if [member.name for member in members] != list(answering.members):
-        raise ValueError("members that are not those that are heard")
-    if any((one.outputs.task, one.outputs.names) != (answering.task, answering.classes) for one in members):
+def _parse_bundle(path: Path, content: Mapping[str, Any]) -> Bundle:
+    policy = PredictionPolicy.from_json(content["answer"])
+    members = tuple(_parse_member(path, entry) for entry in content["members"])
+    if [member.name for member in members] != list(policy.members):
+        raise ValueError("its members differ from those of the policy")
+    if any((one.outputs.task, one.outputs.names) != (policy.task, policy.classes) for one in members):
         raise ValueError("members with other outputs than the bundle")
-    if any(LEGAL_NAME.fullmatch(name) is None for name in content["forms"]):
+    if any(NAME_PATTERN.fullmatch(name) is None for name in content["forms"]):
         raise ValueError("forms that are no file names")
-    return Bundle(path, str(content["name"]), answering, members, int(content["max_pixels"]), content["forms"], content)
+    return Bundle(path, str(content["name"]), policy, members, int(content["max_pixels"]), content["forms"], content)
 
 
-def _member_of(path: Path, entry: Mapping[str, Any]) -> BundledMember:
+def _parse_member(path: Path, entry: Mapping[str, Any]) -> BundledMember:
     input_spec, folder = entry["look"], str(entry["folder"])
-    if leaves(folder):
+    if escapes_folder(folder):
         raise ValueError(f"a member's folder {folder!r}")
     if input_spec["resize"] not in ("antialias", "fast"):
         raise ValueError(f"resize {input_spec['resize']!r}")
@@ -184,7 +184,7 @@ def _member_of(path: Path, entry: Mapping[str, Any]) -> BundledMember:
         folder=path / folder,
         architecture=str(entry["architecture"]),
         input_spec=InputSpec(form, mean, std, bool(input_spec["channels_last"])),
-        outputs=Outputs.from_meta(entry["outputs"]),
+        outputs=OutputSpec.from_meta(entry["outputs"]),
         folded=tuple((str(norm), str(layer)) for norm, layer in entry["folded"]),
         weights_sha256=str(entry["weights_sha256"]),
     )

@@ -1,4 +1,4 @@
-"""What a bundle scores: of how it answers, by split, with intervals, and by slice."""
+"""The scores of a bundle's policy by split, with intervals, and by slice."""
 
 from __future__ import annotations
 
@@ -10,80 +10,80 @@ import numpy as np
 from choral.config import Config
 from choral.core.errors import ChoralError
 from choral.inference.evaluation_plan import HELD_OUT
-from choral.inference.external_data import index_of
+from choral.inference.external_data import open_ledger_index
 from choral.inference.ledger import Ledger
 from choral.runs.run_dir import RunDir
-from choral.scoring.policy import PredictionPolicy, answer_panel
-from choral.scoring.policy_evaluation import judged_sets
+from choral.scoring.policy import PredictionPolicy, select_policy_inputs
+from choral.scoring.policy_evaluation import evaluate_sets
 from choral.scoring.predictor import Predictor
-from choral.scoring.predictor_report import card_json
-from choral.scoring.scoreboard.test_set_uses import look_at
-from choral.scoring.slice_metrics import slices_json
-from choral.scoring.slices import columns_of, slices_of
+from choral.scoring.predictor_report import build_predictor_report
+from choral.scoring.scoreboard.test_set_uses import record_test_set_uses
+from choral.scoring.slice_metrics import compute_slice_metrics
+from choral.scoring.slices import list_slice_columns, split_by_column
 
 NAME = "bundle"
 _NO_SLICES = ("ext", "length", "group", "label")
 _MOST_SLICES = 8
 
 
-def scores_of(folder: RunDir, config: Config, answering: PredictionPolicy) -> dict[str, Any]:
+def compute_bundle_scores(folder: RunDir, config: Config, policy: PredictionPolicy) -> dict[str, Any]:
     """Return, by evaluated split, the number of samples and each metric with its 95 % interval.
 
-    Splits without the members and views that are heard are left out. Figures of test data count as a look at them.
+    Splits whose ledgers lack members or views of the policy are skipped. Test metrics count as a use of the test split.
     """
     found = {}
-    for predictor in _predictors(folder, config, answering):
-        card, split = card_json(predictor), predictor.ledger.meta.split
+    for predictor in _predictors(folder, config, policy):
+        card, split = build_predictor_report(predictor), predictor.ledger.meta.split
         found[split] = {
             "n": card["n"],
-            "chosen_on_it": split in (config.data.val_split, answering.fitted_on.get("split")),
+            "chosen_on_it": split in (config.data.val_split, policy.fitted_on.get("split")),
             "metrics": card["metrics"],
             "by_class": card["by_class"],
-            **_sets(answering, predictor),
+            **_sets(policy, predictor),
         }
     return found
 
 
-def _sets(answering: PredictionPolicy, predictor: Predictor) -> dict[str, Any]:
+def _sets(policy: PredictionPolicy, predictor: Predictor) -> dict[str, Any]:
     """Return under `sets` how often conformal sets or intervals hold the truth; nothing where there are none."""
-    if answering.conformal is None:
+    if policy.conformal is None:
         return {}
-    return {"sets": judged_sets(answering, predictor.ledger.labels, predictor.predictions)}
+    return {"sets": evaluate_sets(policy, predictor.ledger.labels, predictor.predictions)}
 
 
-def slices_by_column(folder: RunDir, config: Config, answering: PredictionPolicy) -> dict[str, Any]:
+def compute_bundle_slices(folder: RunDir, config: Config, policy: PredictionPolicy) -> dict[str, Any]:
     """Return, of the split that is scored, the metrics of slices by each column of its metadata that has a few values."""
-    predictors = {one.ledger.meta.split: one for one in _predictors(folder, config, answering)}
+    predictors = {one.ledger.meta.split: one for one in _predictors(folder, config, policy)}
     usual = [name for name in ("test", *reversed(config.evaluate.splits)) if name in predictors]
     if not usual:
         return {}
     predictor, tables = predictors[usual[0]], {}
     try:
-        index = index_of(folder, config, usual[0])
-        for column in columns_of(index):
+        index = open_ledger_index(folder, config, usual[0])
+        for column in list_slice_columns(index):
             if column in _NO_SLICES:
                 continue
-            slices = slices_of(index, predictor.ledger.keys, column)
+            slices = split_by_column(index, predictor.ledger.keys, column)
             if 1 < len(slices) <= _MOST_SLICES:
-                tables[column] = slices_json(predictor, slices, column)
-    except ChoralError:  # the data are elsewhere, or were packed again: there are no columns to go by
+                tables[column] = compute_slice_metrics(predictor, slices, column)
+    except ChoralError:  # the data were moved or packed again: their columns cannot be read
         return {}
     return {"split": usual[0], "columns": tables}
 
 
-def _predictors(folder: RunDir, config: Config, answering: PredictionPolicy) -> Iterator[Predictor]:
-    """Yield what is answered about each evaluated split of these weights."""
+def _predictors(folder: RunDir, config: Config, policy: PredictionPolicy) -> Iterator[Predictor]:
+    """Yield the policy's predictions of each split that was evaluated with these weights."""
     for path in sorted(folder.predictions.glob("*.parquet")):
         if path.stem in (HELD_OUT, config.data.train_split):
             continue
         ledger = Ledger.open(path)
-        panel = answer_panel(answering, ledger)
-        same = ledger.meta.evaluation == answering.evaluation and set(panel.views) <= set(ledger.views)
+        member_predictions = select_policy_inputs(policy, ledger)
+        same = ledger.meta.evaluation == policy.evaluation and set(member_predictions.views) <= set(ledger.views)
         if not same or not len(ledger):
             continue
-        said = np.concatenate([answering.said(stack) for _, stack in panel.blocks()])
-        chosen = answering.decision.kind == "costs" or answering.decision.thresholds
-        decided = answering.decide(said) if chosen else None
-        predictor = Predictor(NAME, ledger, said, answering.gives_probabilities, decided)
-        look_at(folder, config, [predictor])
+        combined = np.concatenate([policy.combine(stack) for _, stack in member_predictions.blocks()])
+        chosen = policy.decision.kind == "costs" or policy.decision.thresholds
+        decided = policy.decide(combined) if chosen else None
+        predictor = Predictor(NAME, ledger, combined, policy.gives_probabilities, decided)
+        record_test_set_uses(folder, config, [predictor])
         yield predictor

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from choral.data.loading.input_spec import InputSpec
-from choral.models.output_spec import Outputs
+from choral.models.output_spec import OutputSpec
 from choral.runs.run_dir import write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def write_timm_folder(folder: Path, network: nn.Module, input_spec: InputSpec, outputs: Outputs) -> None:
+def write_timm_folder(folder: Path, network: nn.Module, input_spec: InputSpec, outputs: OutputSpec) -> None:
     """Write a network as timm's `save_for_hf` does, without pickles.
 
     timm's own evaluation transform, made from config.json, prepares images as choral does, to within a level of 255 a
@@ -29,7 +29,7 @@ def write_timm_folder(folder: Path, network: nn.Module, input_spec: InputSpec, o
     Args:
         folder: made where it is missing.
         network: as `choral.models.build` returns it, its weights in timm's layout (see `choral.deploy.bundle.fuse.fold`).
-        look: what it is shown.
+        input_spec: size, crop, resize, mean and std of its input.
         outputs: what its numbers mean.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_timm_folder(folder: Path, network: nn.Module, input_spec: InputSpec, o
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     of_timm: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     fixed = bool(of_timm.get("fixed_input_size"))
-    size = input_spec.form.size
+    size = input_spec.image_spec.size
     content = {
         "architecture": of_timm["architecture"],
         "num_classes": len(outputs.names),
@@ -61,7 +61,7 @@ def write_timm_folder(folder: Path, network: nn.Module, input_spec: InputSpec, o
 
 def _preparation(input_spec: InputSpec) -> dict[str, Any]:
     """Return how images are prepared, in the words of `timm.data.create_transform`."""
-    crop = input_spec.form.crop
+    crop = input_spec.image_spec.crop
     whole = crop.kind == "resized"
     return {
         "interpolation": "bilinear",
@@ -72,9 +72,13 @@ def _preparation(input_spec: InputSpec) -> dict[str, Any]:
     }
 
 
-def _how_to_read(input_spec: InputSpec, outputs: Outputs) -> dict[str, Any]:
+def _how_to_read(input_spec: InputSpec, outputs: OutputSpec) -> dict[str, Any]:
     """Return what timm has no words for: how logits become predictions, and how pixels were resized."""
-    facts: dict[str, Any] = {"task": outputs.task, "resize": input_spec.form.resize, "predictions": "softmax(logits)"}
+    facts: dict[str, Any] = {
+        "task": outputs.task,
+        "resize": input_spec.image_spec.resize,
+        "predictions": "softmax(logits)",
+    }
     if outputs.task == "regression":
         facts |= {"predictions": "outputs * target_std + target_mean"}
         facts |= {"target_mean": list(outputs.target_mean), "target_std": list(outputs.target_std)}

@@ -1,4 +1,4 @@
-"""How a bundle is asked, in a few lines of code each: with choral, with onnxruntime alone, one network with timm."""
+"""Examples of how to use a bundle: with choral, with onnxruntime alone, and one model with timm."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 from choral.deploy.bundle.markdown import block
 
 _SHOWN = {
-    "multiclass": "print(answer.label, answer.probability, answer.votes)",
-    "multilabel": "print(answer.labels, answer.probabilities, answer.votes)",
-    "regression": "print(answer.values, answer.spreads, answer.votes)",
+    "multiclass": "print(prediction.label, prediction.probability, prediction.votes)",
+    "multilabel": "print(prediction.labels, prediction.probabilities, prediction.votes)",
+    "regression": "print(prediction.values, prediction.spreads, prediction.votes)",
 }
 _ONNX = "model.onnx"
 
 
-def usage_of(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield Markdown: examples of how to ask a bundle, given the content of its bundle.json; BUNDLE is its folder."""
+def render_usage(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield Markdown with examples for a bundle, given its bundle.json; BUNDLE stands for its directory."""
     yield "With choral; BUNDLE is this folder:"
     yield block(
         "python",
         "import choral",
         'predictor = choral.load("BUNDLE")',
-        'answer = predictor.predict("photo.jpg")    # a path, bytes, a Pillow image, an array, or a list of these',
+        'prediction = predictor.predict("photo.jpg")    # a path, bytes, a Pillow image, an array, or a list of these',
         _SHOWN[content["task"]],
     )
     yield block(
         "sh",
-        "choral verify BUNDLE                           # is it as it was when it was made?",
-        "choral predict BUNDLE photos/ -o answers.csv",
-        "choral serve BUNDLE                            # an HTTP service, and a page to drop images on",
+        "choral verify BUNDLE                           # checksums and golden samples",
+        "choral predict BUNDLE photos/ -o predictions.csv",
+        "choral serve BUNDLE                            # an HTTP service with a web page",
     )
     if _ONNX in (content.get("forms") or {}):
         yield from _onnx(content)
     first = content["members"][0]
     yield (
-        "One network alone, with timm, for logits (its BatchNorms are folded into the layers before them: not to be trained "
+        "One model alone, with timm, for logits (its BatchNorms are folded into the layers before them: not to be trained "
         "further):"
     )
     yield block(
@@ -46,12 +46,12 @@ def usage_of(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _onnx(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the ONNX file is asked without choral and torch."""
+    """Yield the example of the ONNX file without choral and torch."""
     output = "values" if content["task"] == "regression" else "probabilities"
-    input_specs = _looks(content)
+    input_specs = _input_specs_by_name(content)
     yield (
         "Without choral or torch: `model.onnx` takes uint8 images, RGB, upright, cut out and resized as the networks expect "
-        "them; all that follows is inside, calibration included. Thresholds, costs and sets are not: see `answer` in "
+        "them; all that follows is inside, calibration included. Thresholds, costs and sets are not: see `prediction` in "
         "bundle.json."
     )
     yield block(
@@ -85,7 +85,7 @@ def _onnx(content: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _looks(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _input_specs_by_name(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return, by name of an input, how its images are prepared: inputs stand in the order in which members need them."""
     keys = ("size", "crop", "crop_pct", "resize")
     forms = {tuple(member["look"][key] for key in keys): member["look"] for member in content["members"]}

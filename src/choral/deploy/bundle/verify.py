@@ -1,4 +1,4 @@
-"""Whether a bundle still answers as it did when it was made: its golden samples, asked again, in every form."""
+"""Verifying a bundle: checksums, and the golden samples predicted again by its models and exported files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.deploy.bundle.engine import Engine, Predicted
+from choral.deploy.bundle.engine import Engine, EnsemblePredictions
 from choral.deploy.bundle.golden import FOLDER, read_golden
-from choral.deploy.bundle.predictor import Predictor, torch_device
+from choral.deploy.bundle.predictor import Predictor, resolve_device
 from choral.deploy.bundle.read import Bundle, read_bundle
 from choral.scoring.policy import PredictionPolicy
 
@@ -23,7 +23,7 @@ said themselves, and their rounding depends on the processor's instructions, so 
 
 @dataclass(frozen=True)
 class Check:
-    """How one form answers now.
+    """The check of one form: the models, or an exported file.
 
     Attributes:
         form: torch, or a file's name.
@@ -45,11 +45,11 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerificationReport:
     """What `verify_bundle` found.
 
     Attributes:
-        bundle: that was asked.
+        bundle: the verified bundle.
         samples: golden ones.
         pixels: the largest difference, in levels of 255, of the prepared images from what they were; decoders of other
             versions may differ by a few.
@@ -63,7 +63,7 @@ class Verified:
 
     @property
     def passed(self) -> bool:
-        """Whether each form answers as it did, and images are prepared as they were."""
+        """Whether each form reproduces its reference predictions."""
         return self.pixels == 0 and all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,12 +78,12 @@ class Verified:
         }
 
 
-def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = None) -> Verified:
-    """Read every byte of a bundle, and ask every form about the golden samples.
+def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = None) -> VerificationReport:
+    """Verify every checksum of a bundle, and predict the golden samples with every form.
 
     Args:
         path: of the folder.
-        device: as of `Predictor.load`; forms in one file are asked on the CPU.
+        device: as of `Predictor.load`; exported files run on the CPU.
         tolerance: of probabilities; None: `TOLERANCE`, on a GPU and for lower precision `GPU_TOLERANCE`, times the steepness
             of the calibration, which enlarges what rounding leaves.
 
@@ -92,13 +92,13 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
         DataError: a file is damaged.
     """
     bundle = read_bundle(path)
-    predictor = Predictor.of_bundle(bundle, device)
-    usual = TOLERANCE if torch_device(device).type == "cpu" else GPU_TOLERANCE
+    predictor = Predictor.from_bundle(bundle, device)
+    usual = TOLERANCE if resolve_device(device).type == "cpu" else GPU_TOLERANCE
     golden = read_golden(path, len(bundle.inputs))
     images = [predictor.prepare(predictor.decode(path / FOLDER / name)) for name in golden.files]
     own = [np.stack(parts) for parts in zip(*images, strict=True)]
     pixels = max(int(np.abs(one.astype(np.int16) - other).max()) for one, other in zip(own, golden.pixels, strict=True))
-    steep = bundle.answering.calibration.steepness
+    steep = bundle.policy.calibration.steepness
     engines: list[tuple[str, Engine, float]] = [("torch", predictor.engine, usual * steep)]
     for name, facts in bundle.forms.items():
         from choral.deploy.bundle.forms import open_form
@@ -108,24 +108,28 @@ def verify_bundle(path: Path, device: str = "auto", tolerance: float | None = No
     checks = []
     for name, engine, allowed in engines:
         expected = read_golden(path, len(bundle.inputs), "" if name == "torch" else name).predicted
-        found = engine.ask(golden.pixels)
-        checks.append(check_of(name, found, expected, bundle.answering, allowed if tolerance is None else tolerance))
-    return Verified(bundle, len(golden.files), pixels, tuple(checks))
+        found = engine.predict_batch(golden.pixels)
+        checks.append(
+            compare_with_reference(name, found, expected, bundle.policy, allowed if tolerance is None else tolerance)
+        )
+    return VerificationReport(bundle, len(golden.files), pixels, tuple(checks))
 
 
-def check_of(form: str, found: Predicted, expected: Predicted, answering: PredictionPolicy, tolerance: float) -> Check:
-    """Compare what is said about some samples with what should be."""
-    decided, should = (_decided(answering, said.combined) for said in (found, expected))
+def compare_with_reference(
+    form: str, found: EnsemblePredictions, expected: EnsemblePredictions, policy: PredictionPolicy, tolerance: float
+) -> Check:
+    """Compare predictions of the golden samples with their reference."""
+    decided, should = (_decided(policy, predictions.combined) for predictions in (found, expected))
     difference = max(
-        _difference(found.combined, expected.combined, answering.task),
-        _difference(found.by_member, expected.by_member, answering.task),
+        _difference(found.combined, expected.combined, policy.task),
+        _difference(found.by_member, expected.by_member, policy.task),
     )
     return Check(form, difference, bool(np.array_equal(decided, should)), tolerance)
 
 
-def _decided(answering: PredictionPolicy, said: NDArray[np.float32]) -> NDArray[Any]:
+def _decided(policy: PredictionPolicy, predictions: NDArray[np.float32]) -> NDArray[Any]:
     """Return the decisions; numbers are none, and equal where the differences are within the tolerance."""
-    return np.zeros(0) if answering.task == "regression" else answering.decide(said)
+    return np.zeros(0) if policy.task == "regression" else policy.decide(predictions)
 
 
 def _difference(found: NDArray[np.float32], expected: NDArray[np.float32], task: str) -> float:
@@ -136,7 +140,7 @@ def _difference(found: NDArray[np.float32], expected: NDArray[np.float32], task:
     return float(away.max()) if np.isfinite(away).all() else float("inf")
 
 
-def render(verified: Verified) -> Sequence[tuple[str, str, str, str]]:
+def render(verified: VerificationReport) -> Sequence[tuple[str, str, str, str]]:
     """Return the rows of a table: form, largest difference, decisions, verdict."""
     return [
         (

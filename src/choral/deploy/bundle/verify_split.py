@@ -1,4 +1,4 @@
-"""Whether all forms of a bundle, and the run that it comes from, say the same about every sample of a split."""
+"""Comparing all forms of a bundle and its run on every sample of a split."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from choral.core.errors import ChoralError
-from choral.deploy.bundle.engine import Engine, Predicted
+from choral.deploy.bundle.engine import Engine, EnsemblePredictions
 from choral.deploy.bundle.forms import open_form
-from choral.deploy.bundle.predictor import Predictor, torch_device
+from choral.deploy.bundle.predictor import Predictor, resolve_device
 from choral.deploy.bundle.read import Bundle, read_bundle
-from choral.deploy.bundle.split_predictions import apart, hear, of_ledger
+from choral.deploy.bundle.split_predictions import max_difference, predict_split, predictions_from_ledger
 from choral.deploy.bundle.verify import GPU_TOLERANCE, TOLERANCE
 from choral.inference.ledger import Ledger
-from choral.inference.trained_models import find_trained_models
+from choral.inference.run_models import find_trained_models
 from choral.runs.run_dir import RunDir
 
 LEDGER, UNFUSED, TORCH = "ledger", "unfused", "torch"
@@ -22,7 +22,7 @@ LEDGER, UNFUSED, TORCH = "ledger", "unfused", "torch"
 
 @dataclass(frozen=True)
 class SplitRow:
-    """How one way to ask differs from the reference.
+    """The difference of one form from the reference.
 
     Attributes:
         form: "unfused": the run's networks as they were trained; "torch": those of the bundle; or a form's file.
@@ -47,7 +47,7 @@ class SplitCheck:
         reference: what all are held against: "ledger": what the run's evaluation has left; else "torch".
         why: there is no ledger; "" where there is.
         tolerance: of probabilities.
-        rows: one for each way to ask.
+        rows: one per form.
     """
 
     split: str
@@ -71,14 +71,14 @@ class SplitCheck:
 def verify_split(
     path: Path, split: str = "", data: str = "", run: str = "", device: str = "cpu", tolerance: float | None = None
 ) -> SplitCheck:
-    """Ask a bundle in each of its forms about all of a split, and the run that it comes from where that is there.
+    """Predict a whole split with every form of a bundle, and with the run that it comes from if it exists.
 
     Args:
         path: of the bundle.
         split: of the data; "": the validation split.
         data: folder of the shards; "": where the run had them.
         run: folder or name; "": the name that the bundle has, if there is such a run.
-        device: of networks; forms in one file are asked on the CPU.
+        device: device of the models; exported files run on the CPU.
         tolerance: of probabilities; None: as of `choral.deploy.bundle.verify.verify_bundle`.
 
     Raises:
@@ -86,31 +86,38 @@ def verify_split(
     """
     bundle = read_bundle(path)
     engines: dict[str, Engine] = {}
-    folder, why = _run_of(bundle, run)
+    folder, why = _find_source_run(bundle, run)
     if folder is not None:
         models, _ = find_trained_models(folder, folder.config())
-        engines[UNFUSED] = Predictor.of_voices(
-            bundle.name, models, bundle.answering, bundle.max_pixels, device=device
+        engines[UNFUSED] = Predictor.from_models(
+            bundle.name, models, bundle.policy, bundle.max_pixels, device=device
         ).engine
-    engines[TORCH] = Predictor.of_bundle(bundle, device).engine
+    engines[TORCH] = Predictor.from_bundle(bundle, device).engine
     engines |= {name: open_form(path / name) for name in bundle.forms}
-    heard = hear(bundle, engines, split, data)
-    reference, name = heard.said[TORCH], TORCH
+    split_predictions = predict_split(bundle, engines, split, data)
+    reference, name = split_predictions.predictions_by_name[TORCH], TORCH
     if folder is not None:
-        found, why = _ledger_of(bundle, folder, heard.split, heard.keys)
+        found, why = _read_reference(bundle, folder, split_predictions.split, split_predictions.keys)
         if found is not None:
             reference, name = found, LEDGER
     rows = []
-    for form, said in heard.said.items():
-        largest, same = apart(bundle.answering, said, reference)
+    for form, predictions in split_predictions.predictions_by_name.items():
+        largest, same = max_difference(bundle.policy, predictions, reference)
         exact = form not in bundle.forms or bundle.forms[form]["precision"] == "fp32"
         rows.append(SplitRow(form, largest, same, exact))
-    usual = TOLERANCE if torch_device(device).type == "cpu" else GPU_TOLERANCE
-    usual *= bundle.answering.calibration.steepness
-    return SplitCheck(heard.split, len(heard.keys), name, why, usual if tolerance is None else tolerance, tuple(rows))
+    usual = TOLERANCE if resolve_device(device).type == "cpu" else GPU_TOLERANCE
+    usual *= bundle.policy.calibration.steepness
+    return SplitCheck(
+        split_predictions.split,
+        len(split_predictions.keys),
+        name,
+        why,
+        usual if tolerance is None else tolerance,
+        tuple(rows),
+    )
 
 
-def _run_of(bundle: Bundle, run: str) -> tuple[RunDir | None, str]:
+def _find_source_run(bundle: Bundle, run: str) -> tuple[RunDir | None, str]:
     """Return the run whose networks a bundle has; or None and why not."""
     try:
         folder = RunDir.find(run or bundle.name)
@@ -125,11 +132,13 @@ def _run_of(bundle: Bundle, run: str) -> tuple[RunDir | None, str]:
     return folder, ""
 
 
-def _ledger_of(bundle: Bundle, folder: RunDir, split: str, keys: list[str]) -> tuple[Predicted | None, str]:
+def _read_reference(
+    bundle: Bundle, folder: RunDir, split: str, keys: list[str]
+) -> tuple[EnsemblePredictions | None, str]:
     ledger = folder.predictions / f"{split}.parquet"
     if not ledger.is_file():
         return None, f"{folder.path} has not been evaluated on '{split}'"
     try:
-        return of_ledger(bundle.answering, Ledger.open(ledger), keys), ""
+        return predictions_from_ledger(bundle.policy, Ledger.open(ledger), keys), ""
     except ChoralError as error:
         return None, str(error)

@@ -1,4 +1,4 @@
-"""Write the bundle of a run: its networks, fused, with all that is needed to ask them, and what is known of them."""
+"""Writing the bundle of a run: models with folded BatchNorm, preprocessing, policy, scores and provenance."""
 
 from __future__ import annotations
 
@@ -14,33 +14,41 @@ import torch
 from choral.config import Config
 from choral.core.errors import ChoralError, ConfigError, DataError
 from choral.data.shards.index import Dataset, Index
-from choral.deploy.bundle.engine import inputs_of
+from choral.deploy.bundle.engine import build_engine_inputs
 from choral.deploy.bundle.fuse import find_foldable, fold
-from choral.deploy.bundle.golden import chosen_images, made_images, write_golden
-from choral.deploy.bundle.model_card import card_of
-from choral.deploy.bundle.output_dir import check_place, new_folder
+from choral.deploy.bundle.golden import iterate_golden_candidates, make_synthetic_images, write_golden
+from choral.deploy.bundle.model_card import render_model_card
+from choral.deploy.bundle.output_dir import atomic_output_dir, check_output_dir
 from choral.deploy.bundle.predictor import Predictor
-from choral.deploy.bundle.provenance import licences_of, provenance_of
-from choral.deploy.bundle.read import CARD, FILE, FORMAT, BundledMember, member_json, read_bundle, seal
-from choral.deploy.bundle.scores import scores_of, slices_by_column
+from choral.deploy.bundle.provenance import describe_provenance, find_licences
+from choral.deploy.bundle.read import (
+    BUNDLE_FILE,
+    CARD,
+    FORMAT,
+    BundledMember,
+    member_to_json,
+    read_bundle,
+    write_checksums,
+)
+from choral.deploy.bundle.scores import compute_bundle_scores, compute_bundle_slices
 from choral.deploy.bundle.timm_folder import write_timm_folder
-from choral.deploy.bundle.verify import Verified, verify_bundle
-from choral.inference.trained_models import TrainedModel
-from choral.runs.run_dir import RunDir, json_text
+from choral.deploy.bundle.verify import VerificationReport, verify_bundle
+from choral.inference.trained_model import TrainedModel
+from choral.runs.run_dir import RunDir, format_json
 from choral.scoring.policy import PredictionPolicy
 
 
 @dataclass(frozen=True)
-class Written:
-    """What came of an export.
+class ExportResult:
+    """The result of an export.
 
     Attributes:
-        verified: the golden samples, asked again.
-        folded: of how many norms each member's network was rid, by name.
-        megabytes: of the folder.
+        verified: the check of the golden samples.
+        folded: the number of folded BatchNorms of each member, by name.
+        megabytes: size of the directory.
     """
 
-    verified: Verified
+    verified: VerificationReport
     folded: Mapping[str, int]
     megabytes: float
 
@@ -49,70 +57,70 @@ def write_bundle(
     folder: RunDir,
     config: Config,
     models: Sequence[TrainedModel],
-    answering: PredictionPolicy,
+    policy: PredictionPolicy,
     out: Path,
     force: bool = False,
-) -> Written:
-    """Write a bundle, and check that it answers as the networks do that it was made of.
+) -> ExportResult:
+    """Write a bundle, and check that it predicts as the models that it was made from.
 
     Args:
         folder, config: of the run.
-        voices: of the run; those that are heard are put in.
-        answering: how they are to answer.
+        models: the models of the run; those of the policy are included.
+        policy: combination, calibration and decision.
         out: the folder, which appears when it is complete.
         force: replace a bundle that is there.
 
     Raises:
         ConfigError: the folder is there.
         DataError: a checkpoint or the data are damaged.
-        ChoralError: what was written answers otherwise than the run, or the disk does not take it; nothing is left.
+        ChoralError: the bundle predicts otherwise than the run, or writing failed; nothing is left on disk.
     """
-    check_place(out, force)
+    check_output_dir(out, force)
     by_name = {model.name: model for model in models}
-    heard = [by_name[name] for name in answering.members]
+    selected = [by_name[name] for name in policy.members]
     max_pixels = config.data.max_pixels
-    plain = Predictor.of_voices(folder.name, heard, answering, max_pixels, device="cpu")
-    with new_folder(out) as aside:
-        members = [_write_member(model, aside) for model in heard]
+    plain = Predictor.from_models(folder.name, selected, policy, max_pixels, device="cpu")
+    with atomic_output_dir(out) as aside:
+        members = [_write_member(model, aside) for model in selected]
         images = _golden_images(config, members, plain)
         pixels = [np.stack(parts) for parts in zip(*(plain.prepare(plain.decode(one)) for one in images), strict=True)]
-        write_golden(aside, images, pixels, plain.engine.ask(pixels))
+        write_golden(aside, images, pixels, plain.engine.predict_batch(pixels))
         content: dict[str, Any] = {
             "format": FORMAT,
             "name": folder.name,
-            "task": answering.task,
-            "classes": list(answering.classes),
-            "answer": answering.to_json(),
-            "members": [member_json(member) for member in members],
+            "task": policy.task,
+            "classes": list(policy.classes),
+            "answer": policy.to_json(),
+            "members": [member_to_json(member) for member in members],
             "inputs": [
                 {
                     "name": item.name,
-                    "shape": ["batch", item.form.size, item.form.size, 3],
+                    "shape": ["batch", item.image_spec.size, item.image_spec.size, 3],
                     "dtype": "uint8",
                     "order": "RGB",
                 }
-                for item in inputs_of([member.input_spec for member in members])
+                for item in build_engine_inputs([member.input_spec for member in members])
             ],
             "max_pixels": max_pixels,
             "forms": {},
             "golden": len(images),
-            "licences": licences_of(config, heard),
-            "scores": scores_of(folder, config, answering),
-            "slices": slices_by_column(folder, config, answering),
-            "provenance": provenance_of(folder, config, heard),
+            "licences": find_licences(config, selected),
+            "scores": compute_bundle_scores(folder, config, policy),
+            "slices": compute_bundle_slices(folder, config, policy),
+            "provenance": describe_provenance(folder, config, selected),
         }
-        seal(aside, {FILE: json_text(content).encode(), CARD: card_of(content).encode()})
+        write_checksums(aside, {BUNDLE_FILE: format_json(content).encode(), CARD: render_model_card(content).encode()})
         verified = verify_bundle(aside, device="cpu")
         if not verified.passed:
             (worst,) = verified.checks
             raise ChoralError(
-                f"{out}: the fused networks say something else than those of {folder.path}: {worst.difference:.1e} apart "
+                f"{out}: predictions with folded BatchNorm differ from those of {folder.path} by {worst.difference:.1e} "
                 f"in a probability, expected at most {worst.tolerance:.0e}. Nothing was written; please report the "
                 f"architecture: {', '.join(sorted({member.architecture for member in members}))}"
             )
         size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file()) / 1e6
-    verified = Verified(read_bundle(out), verified.samples, verified.pixels, verified.checks)
-    return Written(verified, {member.name: len(member.folded) for member in members}, size)
+    verified = VerificationReport(read_bundle(out), verified.samples, verified.pixels, verified.checks)
+    return ExportResult(verified, {member.name: len(member.folded) for member in members}, size)
 
 
 def _write_member(model: TrainedModel, bundle: Path) -> BundledMember:
@@ -131,15 +139,17 @@ def _write_member(model: TrainedModel, bundle: Path) -> BundledMember:
 
 def _golden_images(config: Config, members: Sequence[BundledMember], plain: Predictor) -> list[bytes]:
     """Return encoded images of the validation split that can be read, or made ones."""
-    count, size = config.export.golden, max(member.input_spec.form.size for member in members)
+    count, size = config.export.golden, max(member.input_spec.image_spec.size for member in members)
     if not count:
-        return made_images(size)
+        return make_synthetic_images(size)
     try:
         dataset = Dataset.open(config.data.shards)
-        found = list(islice(filter(plain.can_read, chosen_images(Index.open(dataset, config.data.val_split))), count))
+        found = list(
+            islice(filter(plain.can_read, iterate_golden_candidates(Index.open(dataset, config.data.val_split))), count)
+        )
     except (DataError, ConfigError) as error:
         raise DataError(
             f"golden samples come from split '{config.data.val_split}' of {config.data.shards}, which cannot be read: "
             f"{error}; with export.golden=0 they are made"
         ) from error
-    return found or made_images(size)
+    return found or make_synthetic_images(size)

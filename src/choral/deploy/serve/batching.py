@@ -1,4 +1,4 @@
-"""Images that wait at the same time are asked about together: a network is faster for many than for one after the other."""
+"""Batching: images that wait at the same time are predicted together, which is faster than one after the other."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from choral.inference.prediction_types import Answer
+from choral.inference.prediction_types import Prediction
 
 if TYPE_CHECKING:
-    from choral.deploy.bundle.engine import Predicted
+    from choral.deploy.bundle.engine import EnsemblePredictions
     from choral.scoring.policy import PredictionPolicy
 
 Prepared = tuple[NDArray[np.uint8], ...]
@@ -31,7 +31,7 @@ class Predicting(Protocol):
     """What a service needs of a predictor; `choral.deploy.bundle.predictor.Predictor` is one."""
 
     name: str
-    answering: PredictionPolicy
+    policy: PredictionPolicy
 
     @property
     def task(self) -> str:
@@ -48,40 +48,40 @@ class Predicting(Protocol):
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         """Return the forms of a decoded image, (H, W, 3) uint8 RGB; several threads may call it."""
 
-    def ask(self, prepared: Sequence[Prepared]) -> Predicted:
-        """Return what the members say about a batch."""
+    def predict_batch(self, prepared: Sequence[Prepared]) -> EnsemblePredictions:
+        """Return the predictions for a batch."""
 
-    def answers(self, names: Sequence[str], predicted: Predicted) -> list[Answer]:
-        """Return the answers, which call the images by these names."""
+    def build_predictions(self, names: Sequence[str], predicted: EnsemblePredictions) -> list[Prediction]:
+        """Return a batch as typed predictions with these image names."""
 
 
 @dataclass(eq=False)
 class _Waiting:
     name: str
     prepared: Prepared
-    answer: Future[Answer] = field(default_factory=Future)
+    answer: Future[Prediction] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
-    """One thread that asks a predictor about what waits; may be used by several threads.
+    """One thread that predicts waiting images in batches; safe to use from several threads.
 
     A batch is taken as soon as it is full, or nothing more is on its way, or its first image has waited long enough.
 
     Args:
-        predictor: that is asked.
+        predictor: predicts the batches.
         batch_size: images at once, at most.
         wait_s: how long an image waits for others that are announced.
-        told: called after each batch with its size and the seconds that it took.
+        on_batch: called after each batch with its size and its seconds.
     """
 
     def __init__(
-        self, predictor: Predicting, batch_size: int, wait_s: float, told: Callable[[int, float], None]
+        self, predictor: Predicting, batch_size: int, wait_s: float, on_batch: Callable[[int, float], None]
     ) -> None:
-        self._predictor, self._batch_size, self._wait_s, self._told = predictor, batch_size, wait_s, told
+        self._predictor, self._batch_size, self._wait_s, self._on_batch = predictor, batch_size, wait_s, on_batch
         self._waiting: deque[_Waiting] = deque()
         self._announced, self._closed = 0, False
-        self._asked_since: float | None = None  # when the first image came of the batch that is asked about
+        self._running_since: float | None = None  # when the first image of the batch in progress arrived
         self._lately: deque[float] = deque(maxlen=_LATELY)
         self._changed = threading.Condition()
         # A daemon: a second Ctrl-C ends the process without waiting for an engine.
@@ -89,17 +89,17 @@ class Batcher:
         self._thread.start()
 
     def announce(self, count: int) -> None:
-        """Say that so many images are on their way; each is then put in or withdrawn."""
+        """Announce images that are being decoded; each is then put in or withdrawn."""
         with self._changed:
             self._announced += count
 
     def withdraw(self) -> None:
-        """Say that one image that was announced will not come."""
+        """Withdraw one announced image."""
         with self._changed:
             self._announced -= 1
             self._changed.notify_all()
 
-    def put(self, name: str, prepared: Prepared) -> Future[Answer]:
+    def put(self, name: str, prepared: Prepared) -> Future[Prediction]:
         """Let an image that was announced wait; one whose future is cancelled before its turn is forgotten at once."""
         one = _Waiting(name, prepared)
         with self._changed:
@@ -121,9 +121,9 @@ class Batcher:
 
     @property
     def longest_wait_s(self) -> float:
-        """How long the first image without an answer has waited, be it for its turn or the engine; 0: there is none."""
+        """Seconds that the oldest image without a prediction has waited, for its batch or the engine; 0 without any."""
         with self._changed:
-            since = self._asked_since or (self._waiting[0].since if self._waiting else None)
+            since = self._running_since or (self._waiting[0].since if self._waiting else None)
             return 0.0 if since is None else time.monotonic() - since
 
     @property
@@ -137,7 +137,7 @@ class Batcher:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Answer what waits, and end the thread."""
+        """Predict the waiting images, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -147,7 +147,7 @@ class Batcher:
         while (batch := self._next_batch()) is not None:
             if batch:
                 self._answer(batch)
-            self._asked_since = None
+            self._running_since = None
 
     def _next_batch(self) -> list[_Waiting] | None:
         """Wait for a batch and return it, without what was cancelled; None once there will be none."""
@@ -163,14 +163,14 @@ class Batcher:
                     break
                 self._changed.wait(left)
             taken = [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
-            self._asked_since = taken[0].since if taken else None
+            self._running_since = taken[0].since if taken else None
         return [one for one in taken if one.answer.set_running_or_notify_cancel()]
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
         started = time.monotonic()
         try:
-            predicted = self._predictor.ask([one.prepared for one in batch])
-            answers = self._predictor.answers([one.name for one in batch], predicted)
+            predicted = self._predictor.predict_batch([one.prepared for one in batch])
+            answers = self._predictor.build_predictions([one.name for one in batch], predicted)
         except Exception as error:  # whatever an engine raises: this batch is lost, the next one may do
             _log.exception("the engine failed on a batch of %d", len(batch))
             for one in batch:
@@ -178,6 +178,6 @@ class Batcher:
             return
         seconds = time.monotonic() - started
         self._lately.append(seconds / len(batch))
-        self._told(len(batch), seconds)
+        self._on_batch(len(batch), seconds)
         for one, answer in zip(batch, answers, strict=True):
             one.answer.set_result(answer)

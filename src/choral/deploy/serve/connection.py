@@ -15,8 +15,8 @@ class Connection(H11Protocol):
     """
 
     head_timeout_s: ClassVar[float] = 10.0
-    """From the connection, or from the last answer, to the end of a request's head; and for what is left of a body after
-    its answer, such as 413: closing at once would make many clients lose the answer."""
+    """From the connection or the last response to the end of a request's head; and for the rest of a body after an early
+    response such as 413, since closing at once would make many clients lose the response."""
     write_timeout_s: ClassVar[float] = 30.0
     """For a client to take what was sent to it."""
 
@@ -56,8 +56,8 @@ class Connection(H11Protocol):
         self._end_write_timer()
 
     def _watch(self) -> None:
-        """Let time run while no request is being answered; bytes that trickle in do not start it again."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        """Run the timer while no request is in progress; single bytes that trickle in do not restart it."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, despite uvicorn's types
         if cycle is not None and not cycle.response_complete:
             self._end_head_timer()
         elif self._head_timer is None and not self.transport.is_closing():

@@ -28,13 +28,13 @@ class Gate:
     """The outermost application.
 
     A page of another site can make a browser send requests to a service on its user's machine, and by a name that is
-    made to point there (DNS rebinding) even read the answers: requests under another name, and uploads that a browser says
+    made to point there (DNS rebinding) even read the responses: requests under another host name, and uploads that a browser marks
     come from another site, are refused. There are no CORS headers, so no other site reads anything.
 
     Args:
         app: behind it.
         service: whose figures are counted.
-        hosts: names in the Host header that are answered, without ports; empty: all.
+        hosts: accepted names in the Host header, without ports; empty: all.
         paths: that are counted by name; others are counted as "other".
     """
 
@@ -44,7 +44,7 @@ class Gate:
         self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -63,17 +63,19 @@ class Gate:
 
         try:
             refused = self._refused(scope["method"], Headers(scope=scope))
-            # What watches services likes to ask with HEAD: answered as GET, whose body the server then leaves out.
-            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-            await (self._app if refused is None else refused.response())(asked, receive, sent)
+            # Monitoring often sends HEAD: handled as GET, and the server drops the body.
+            requested = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await (self._app if refused is None else refused.response())(requested, receive, sent)
         finally:
             self._note(scope, status, time.monotonic() - started)
 
     def _refused(self, method: str, headers: Headers) -> Problem | None:
-        if self._hosts and _host_of(headers.get("host", "")) not in self._hosts:
+        if self._hosts and _parse_host(headers.get("host", "")) not in self._hosts:
             return Problem(421, "Host: not a name of this service; add it with --allow-host, if it is one")
         if method not in ("GET", "HEAD", "OPTIONS") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            return Problem(403, "sent by a page of another site; only this service's own page may ask from a browser")
+            return Problem(
+                403, "sent by a page of another site; only the page of this service may upload from a browser"
+            )
         return None
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -87,7 +89,7 @@ class Gate:
         _log.log(level, '%s "%s %s" %d in %.0f ms', client, scope["method"][:20], shown, status, 1000 * seconds)
 
 
-def _host_of(text: str) -> str:
+def _parse_host(text: str) -> str:
     """Return the name in a Host header, without its port and brackets; "" where it holds none."""
     try:
         return urlsplit(f"//{text}").hostname or ""

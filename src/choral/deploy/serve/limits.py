@@ -10,7 +10,7 @@ from choral.core.errors import ConfigError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MAX_PIXELS = 50_000_000
-"""Of an image, where nothing else is said: a photo of 50 megapixels. A decoder may need 16 bytes a pixel for a moment."""
+"""Default limit per image: 50 megapixels. A decoder may briefly need 16 bytes per pixel."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,21 @@ class Limits:
     """
 
     batch_size: int = 32
-    """Images that the engine is asked about at once, at most."""
+    """Maximum images per batch of the engine."""
     wait_ms: float = 5.0
     """How long an image may wait for others that are being decoded; with nothing on its way it never waits."""
     queue: int = 256
-    """Images that are being decoded, wait or are answered; more are refused with 503."""
+    """Images in progress (decoding, waiting or predicted); more are refused with 503."""
     max_bytes: int = 20_000_000
     """Of a request's body, all its files together."""
     max_files: int = 32
     """Images a request."""
     max_pixels: int = MAX_PIXELS
-    """Height x width of an image, told by its header; and of all that are decoded at the same time together."""
+    """Height x width of an image by its header, and of all images that are decoded at the same time."""
     buffer: int = 256_000_000
     """Bytes of all uploads that are held at the same time; more are refused with 503."""
     timeout_s: float = 30.0
-    """For a body to arrive (408), and again for its answer (504)."""
+    """Seconds for a body to arrive (408), and again for its prediction (504)."""
     workers: int = 4
     """Threads that decode."""
 
@@ -53,7 +53,7 @@ class Limits:
             raise ConfigError(f"--buffer: {self.buffer}, expected at least --max-bytes, which is {self.max_bytes}")
 
 
-def bytes_of(text: str) -> int:
+def parse_size(text: str) -> int:
     """Return the number of bytes that a text such as 20MB, 512KiB or 1000000 means.
 
     Raises:

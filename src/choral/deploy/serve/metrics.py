@@ -1,4 +1,4 @@
-"""Figures of a running service in the text format of Prometheus: counters, histograms, and gauges read when asked."""
+"""Metrics of a running service in the Prometheus text format: counters, histograms, and gauges read on request."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Histogram:
 
 
 class Gauge:
-    """A number that is read when somebody asks."""
+    """A number that is read on request."""
 
     kind = "gauge"
 
@@ -76,7 +76,7 @@ class Gauge:
         return [f"{self.name} {_number(self._read())}"]
 
 
-def exposed(figures: Sequence[Counter | Histogram | Gauge]) -> str:
+def render_metrics(figures: Sequence[Counter | Histogram | Gauge]) -> str:
     """Return all figures as Prometheus reads them."""
     blocks = [[f"# HELP {one.name} {one.text}", f"# TYPE {one.name} {one.kind}", *one.lines()] for one in figures]
     return "\n".join(line for block in blocks for line in block) + "\n"

@@ -1,4 +1,4 @@
-"""Why a request is not answered, as JSON that programs and people read: RFC 9457, `application/problem+json`."""
+"""Errors of requests as JSON (RFC 9457, `application/problem+json`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWN_WORDS = {
 
 
 class Problem(Exception):
-    """A request, or an image, that is not answered.
+    """A request or an image that is refused.
 
     Attributes:
         status: of HTTP.
@@ -38,16 +38,16 @@ class Problem(Exception):
 
     def response(self) -> JSONResponse:
         """Return what is sent."""
-        content = {"title": title_of(self.status), "status": self.status, "detail": self.detail}
+        content = {"title": status_title(self.status), "status": self.status, "detail": self.detail}
         more = {"limits": self.limits} if self.limits else {}
         return JSONResponse(content | more, self.status, self.headers, media_type=TYPE)
 
 
-def title_of(status: int) -> str:
+def status_title(status: int) -> str:
     """Return the name of a status."""
     return _OWN_WORDS.get(status) or HTTPStatus(status).phrase
 
 
 def busy(detail: str, limits: Mapping[str, int | float], seconds: float = 1) -> Problem:
     """Return that there is no room at the moment, and in how many seconds there may be."""
-    return Problem(503, f"{detail}; ask again in a moment", limits, {"Retry-After": str(max(1, math.ceil(seconds)))})
+    return Problem(503, f"{detail}; retry in a moment", limits, {"Retry-After": str(max(1, math.ceil(seconds)))})

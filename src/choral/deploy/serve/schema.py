@@ -1,4 +1,4 @@
-"""What answers and refusals look like, for /openapi.json; `Answer.content` and `Problem.response` make them."""
+"""Response models for /openapi.json; `Prediction.content` and `Problem.response` produce the values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 
 class _Described(BaseModel):
-    """Nothing stands in an answer that is not described."""
+    """A response has no field that is not described."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -63,7 +63,7 @@ class RegressionPrediction(_Described):
 
 
 class NoAnswer(_Described):
-    """In the place of the answer for an image that has none, where others of the request have."""
+    """In place of the prediction of an image that failed, if others of the request succeeded."""
 
     image: str
     """Name of the file, as it was sent."""
@@ -74,7 +74,7 @@ class NoAnswer(_Described):
 
 
 class ProblemDetails(_Described):
-    """Why a request is not answered (RFC 9457, application/problem+json)."""
+    """The error of a request (RFC 9457, application/problem+json)."""
 
     title: str
     """Name of the status."""
@@ -89,15 +89,15 @@ class ProblemDetails(_Described):
 _BY_TASK: dict[str, type[_Described]] = {"multilabel": MultilabelPrediction, "regression": RegressionPrediction}
 
 
-def answers_model(task: str) -> type[BaseModel]:
-    """Return what /predict answers with in a task."""
+def build_response_model(task: str) -> type[BaseModel]:
+    """Return the response model of /predict for a task."""
     each: Any = _BY_TASK.get(task, ClassPrediction) | NoAnswer
     return create_model(
         "Answers",
         __base__=_Described,
-        __doc__="What is said about the images of a request.",
-        bundle=(str, Field(description="Name of what answers.")),
+        __doc__="The predictions for the images of a request.",
+        bundle=(str, Field(description="Name of the bundle or run.")),
         task=(str, Field(description="multiclass, multilabel or regression.")),
         classes=(list[str], Field(description="Names of the classes, labels or targets.")),
-        answers=(list[each], Field(description="One for each image, in the order in which they were sent.")),
+        answers=(list[each], Field(description="One per image, in the order of the request.")),
     )

@@ -1,4 +1,4 @@
-"""A service on a socket, until it is told to stop: then what was taken in is answered first."""
+"""A service on a socket that stops gracefully: accepted requests are finished first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from choral.core.errors import ConfigError
-from choral.deploy.serve.app import made_app
+from choral.deploy.serve.app import build_app
 from choral.deploy.serve.batching import Predicting
 from choral.deploy.serve.connection import Connection
 from choral.deploy.serve.limits import Limits
@@ -26,7 +26,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that will listen there, so that a port that is taken is known before a model is loaded.
+    """Bind a socket, so that a port in use is found before a model is loaded.
 
     Raises:
         ConfigError: no such host, or a port that is taken or reserved.
@@ -56,7 +56,7 @@ def is_loopback(bound: socket.socket) -> bool:
     return ip_address(bound.getsockname()[0].split("%")[0]).is_loopback
 
 
-def address_of(bound: socket.socket) -> str:
+def server_url(bound: socket.socket) -> str:
     """Return the address that a browser on this machine opens."""
     host, port = bound.getsockname()[:2]
     if ip_address(host.split("%")[0]).is_unspecified:
@@ -68,12 +68,12 @@ class Server(uvicorn.Server):
     """A predictor behind a socket.
 
     Args:
-        predictor: that is asked.
+        predictor: predicts the images.
         limits: what is accepted.
         bound: where it listens; closed at the end.
-        hosts: further names in the Host header that are answered. On a loopback address its own are always, others never;
+        hosts: further accepted names in the Host header. On a loopback address its own names are accepted, others are not;
             elsewhere all are, unless some are given here.
-        started: called once requests are answered.
+        started: called once requests are accepted.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
         own = (*_LOOPBACK_NAMES, bound.getsockname()[0]) if is_loopback(bound) or hosts else ()
         super().__init__(
             uvicorn.Config(
-                made_app(self.service, {*own, *hosts}),
+                build_app(self.service, {*own, *hosts}),
                 http=Connection,
                 ws="none",
                 lifespan="off",
@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
         )
 
     def serve_until_told(self) -> int:
-        """Answer requests until SIGTERM or Ctrl-C, then what was taken in; return how many images were answered."""
+        """Serve until SIGTERM or Ctrl-C, finish accepted requests, and return the number of predicted images."""
         try:
             self.run(sockets=[self._bound])
         finally:
@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
         return self.service.answered
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so.
+        """Listen, and report it.
 
         Raises:
             ConfigError: another process bound the port at the same time, which is allowed, and listens already.
@@ -127,7 +127,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, but to be told to stop is no failure: the signal is not raised again at the end."""
+        """Like uvicorn, but a stop signal is not raised again at the end, since stopping is not a failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

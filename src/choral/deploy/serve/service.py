@@ -1,4 +1,4 @@
-"""From the bytes of a request to answers: decoded in threads, asked about in batches, refused where there is no room."""
+"""From the bytes of a request to predictions: decoded in threads, predicted in batches, refused when overloaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from starlette.requests import Request
 
 from choral.core.errors import DataError
 from choral.data.loading.decode import TooManyPixels, decode, stored_size
-from choral.data.shards.image_formats import sniff
+from choral.data.shards.image_formats import detect_format
 from choral.deploy.serve.batching import Batcher, Predicting, Prepared
 from choral.deploy.serve.limits import Limits
 from choral.deploy.serve.metrics import Counter, Gauge, Histogram
 from choral.deploy.serve.problems import Problem, busy
 from choral.deploy.serve.uploads import Buffer, Upload, read_uploads
-from choral.inference.prediction_types import Answer
-from choral.runs.memory import give_back_freed
+from choral.inference.prediction_types import Prediction
+from choral.runs.memory import trim_memory
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LARGE = 8_000_000  # pixels
@@ -31,10 +31,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Service:
-    """Answers for uploads. Made and closed in the event loop that it works in.
+    """Predicts uploads. Created and closed in its event loop.
 
     Args:
-        predictor: that is asked; one dark image goes through it before anything else, so that the first request waits
+        predictor: predicts the images; one dark image goes through it first, so that the first request waits
             for no initialisation.
         limits: what is accepted.
     """
@@ -42,9 +42,11 @@ class Service:
     def __init__(self, predictor: Predicting, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
         self.requests = Counter("choral_requests_total", "Requests by address and status.", ("path", "status"))
-        self.request_seconds = Histogram("choral_request_seconds", "Seconds from head to answer of /predict.", _SECONDS)
+        self.request_seconds = Histogram(
+            "choral_request_seconds", "Seconds from head to response of /predict.", _SECONDS
+        )
         self._images = Counter("choral_images_total", "Images by what became of them.", ("outcome",))
-        self._batches = Histogram("choral_batch_images", "Images that were asked about at once.", _SIZES)
+        self._batches = Histogram("choral_batch_images", "Images per batch.", _SIZES)
         self._engine_seconds = Histogram("choral_batch_seconds", "Seconds of the engine for a batch.", _SECONDS)
         self._in_flight = 0
         self._buffer = Buffer(limits.buffer)
@@ -53,19 +55,17 @@ class Service:
         self._batcher = Batcher(predictor, limits.batch_size, limits.wait_ms / 1000, self._count_batch)
         self.closing = False
         dark = predictor.prepare(np.zeros((8, 8, 3), np.uint8))
-        predictor.answers([""], predictor.ask([dark]))
+        predictor.build_predictions([""], predictor.predict_batch([dark]))
 
     def figures(self) -> list[Counter | Histogram | Gauge]:
-        """Return what /metrics shows."""
+        """Return the text of /metrics."""
         return [
             self.requests,
             self.request_seconds,
             self._images,
             self._batches,
             self._engine_seconds,
-            Gauge(
-                "choral_images_in_flight", "Images being decoded, waiting or being answered.", lambda: self._in_flight
-            ),
+            Gauge("choral_images_in_flight", "Images being decoded, waiting or predicted.", lambda: self._in_flight),
             Gauge("choral_queue_images", "Images that wait for the engine.", lambda: self._batcher.depth),
             Gauge("choral_upload_bytes", "Bytes of uploads that are held.", lambda: self._buffer.held),
             Gauge("choral_ready", "Whether requests are answered in time.", lambda: self.ready),
@@ -74,7 +74,7 @@ class Service:
 
     @property
     def answered(self) -> int:
-        """How many images have been answered."""
+        """Number of predicted images."""
         return int(self._images.of("answered"))
 
     @property
@@ -84,14 +84,14 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered in time: it does not close, and nothing waits longer than a request may."""
+        """Whether requests are answered in time: the service is not closing, and nothing waits longer than the timeout."""
         return self.live and not self.closing and self._batcher.longest_wait_s < self.limits.timeout_s
 
-    async def answer(self, request: Request) -> list[tuple[str, Answer | Problem]]:
-        """Return for each image of a request its name and its answer, or why there is none.
+    async def answer(self, request: Request) -> list[tuple[str, Prediction | Problem]]:
+        """Return for each image of a request its name and its prediction, or the problem.
 
         Raises:
-            Problem: the request as a whole is not answered.
+            Problem: the request as a whole is refused.
         """
         with self._buffer.share() as share:
             uploads = await read_uploads(request, self.limits, share)
@@ -116,17 +116,17 @@ class Service:
             raise busy(detail, {"timeout_s": self.limits.timeout_s}, waiting / 2)
 
     def close(self) -> None:
-        """Answer what was taken in, and end all threads; blocks."""
+        """Finish accepted images, and end all threads; blocks."""
         self.closing = True
         self._pool.shutdown()
         self._batcher.close()
 
     def abandon(self) -> None:
-        """End without another answer."""
+        """End without another prediction."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_time(self, request: Request, uploads: Sequence[Upload]) -> list[Answer | Problem]:
-        """Wait for answers, but no longer than is allowed, nor for a client that has gone."""
+    async def _in_time(self, request: Request, uploads: Sequence[Upload]) -> list[Prediction | Problem]:
+        """Wait for predictions until the timeout, or until the client disconnects."""
         work = asyncio.create_task(self._outcomes(uploads))
         gone: asyncio.Future[Any] = asyncio.ensure_future(
             request.receive()
@@ -139,15 +139,17 @@ class Service:
             if gone in done:
                 raise Problem(499, "the client has gone")
             self._images.add("late", by=len(uploads))
-            raise Problem(504, f"no answer within {self.limits.timeout_s:g} s", {"timeout_s": self.limits.timeout_s})
+            raise Problem(
+                504, f"no prediction within {self.limits.timeout_s:g} s", {"timeout_s": self.limits.timeout_s}
+            )
         finally:
             gone.cancel()
             work.cancel()
 
-    async def _outcomes(self, uploads: Sequence[Upload]) -> list[Answer | Problem]:
+    async def _outcomes(self, uploads: Sequence[Upload]) -> list[Prediction | Problem]:
         return await asyncio.gather(*map(self._outcome, uploads))
 
-    async def _outcome(self, upload: Upload) -> Answer | Problem:
+    async def _outcome(self, upload: Upload) -> Prediction | Problem:
         try:
             prepared = await asyncio.get_running_loop().run_in_executor(self._pool, self._prepared, upload)
         except Problem as problem:
@@ -161,7 +163,7 @@ class Service:
             answer = await asyncio.wrap_future(self._batcher.put(upload.name, prepared))
         except Exception as error:  # whatever an engine raises; it is in the log
             self._images.add("failed")
-            raise Problem(500, "the engine failed; the service's log says why") from error
+            raise Problem(500, "the engine failed; see the log of the service") from error
         self._images.add("answered")
         return answer
 
@@ -169,7 +171,7 @@ class Service:
         """Return an image as the engine takes it. In a thread."""
         data = upload.data.taken()
         try:
-            sniff(data)
+            detect_format(data)
         except DataError as error:
             raise Problem(415, str(error)) from None
         most = self.limits.max_pixels
@@ -180,7 +182,7 @@ class Service:
             with self._decoding.hold(height * width):
                 prepared = self.predictor.prepare(decode(data, max_pixels=most))
                 if height * width >= _LARGE:
-                    give_back_freed()  # each thread would keep what its largest image took
+                    trim_memory()  # each thread would keep what its largest image took
                 return prepared
         except TooManyPixels as error:
             raise Problem(413, str(error), {"max_pixels": most}) from None

@@ -1,4 +1,4 @@
-"""Images as a view shows them: the tensors."""
+"""The tensor operations of views."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from choral.core.errors import ConfigError
-from choral.inference.views.definition import SYMMETRIES, Step, View
-from choral.inference.views.grammar import view_of
-from choral.inference.views.resampling import Taps, taps_of
+from choral.inference.views.grammar import parse_view
+from choral.inference.views.resampling import Taps, compute_taps
+from choral.inference.views.view import SYMMETRIES, Step, View
 
-_GREY = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as torchvision has it
+_GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue: ITU-R BT.601, as in torchvision
 
 
-class Shown(nn.Module):
-    """One view of batches of one image size, with its constants as buffers: it moves to a device, and exports.
+class ViewModule(nn.Module):
+    """A view as a module for one image size. Its constants are buffers, so it can be moved to a device and exported.
 
     Args:
-        view: what is shown.
+        view: to apply.
         height, width: of the images, in pixels.
-        mean, std: (3,) by which the images are normalised; brightness and contrast are defined on pixels in [0, 1].
+        mean, std: (3,) of the normalised images; brightness and contrast are defined on pixels in [0, 1].
 
     Raises:
         ConfigError: the view swaps height and width, but these differ.
@@ -34,22 +34,22 @@ class Shown(nn.Module):
         if view.is_square and height != width:
             raise ConfigError(f"views: {view.name} needs square images, these are {height} x {width} (height x width)")
         self.view = view
-        self.steps = nn.Sequential(*(_layer_of(step, height, width, mean, std) for step in view.steps))
+        self.steps = nn.Sequential(*(_build_layer(step, height, width, mean, std) for step in view.steps))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (B, 3, H, W) of the same dtype from the same; `identity` and `transpose` share memory with `images`."""
-        shown: Tensor = self.steps(images)
-        return shown
+        """Return (B, 3, H, W) images of the same dtype; `identity` and `transpose` share memory with the input."""
+        transformed: Tensor = self.steps(images)
+        return transformed
 
 
 def apply_view(images: Tensor, view: str, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return the images as a view shows them; `identity` and `transpose` share memory with `images`.
+    """Apply a view to images; `identity` and `transpose` share memory with the input.
 
     Args:
-        images: (B, 3, H, W) of any device, normalised. Symmetries and shifts take any dtype, the other views floats; they
-            are computed in float32 at least.
-        view: a name that `expand` returned.
-        mean, std: (3,) by which the images are normalised.
+        images: (B, 3, H, W) normalised images on any device. Symmetries and shifts take any dtype; the other views take
+            floats, and compute in float32 or higher.
+        view: a name that `expand_views` returned.
+        mean, std: (3,) of the normalised images.
 
     Returns:
         (B, 3, H, W), the same dtype and device.
@@ -58,28 +58,28 @@ def apply_view(images: Tensor, view: str, mean: Sequence[float], std: Sequence[f
         ConfigError: the view swaps height and width, but the images are not square.
     """
     height, width = images.shape[-2:]
-    module = _kept(view, height, width, tuple(mean), tuple(std), images.device)
-    shown: Tensor = module(images)
-    return shown
+    module = _build_module(view, height, width, tuple(mean), tuple(std), images.device)
+    transformed: Tensor = module(images)
+    return transformed
 
 
 @lru_cache(maxsize=1024)
-def _kept(
+def _build_module(
     view: str, height: int, width: int, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> Shown:
-    """Return a view with its constants on the device: copying them for every batch would wait for the device each time."""
-    with torch.inference_mode(False):  # for those that are not in it later
-        return Shown(view_of(view), height, width, mean, std).to(device)
+) -> ViewModule:
+    """Return the module of a view on a device. Cached, because copying its constants for every batch would synchronise."""
+    with torch.inference_mode(False):  # inference tensors could not be used outside inference mode later
+        return ViewModule(parse_view(view), height, width, mean, std).to(device)
 
 
-def _layer_of(step: Step, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+def _build_layer(step: Step, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     if step.kind in SYMMETRIES:
         return _Symmetry(*SYMMETRIES[step.kind])
     if step.kind in ("brightness", "contrast"):
         (factor,) = step.values
         assert isinstance(factor, float)
         return _Photometric(factor, step.kind == "contrast", mean, std)
-    return _Window(taps_of(step, height, "rows"), taps_of(step, width, "columns"))
+    return _Window(compute_taps(step, height, "rows"), compute_taps(step, width, "columns"))
 
 
 class _Symmetry(nn.Module):
@@ -112,11 +112,11 @@ class _Window(nn.Module):
             self.register_buffer(f"{name}_weights", weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        shown = _along(images, -1, self.columns_indices, self.columns_weights)
-        return _along(shown, -2, self.rows_indices, self.rows_weights).to(images.dtype)
+        resampled = _resample(images, -1, self.columns_indices, self.columns_weights)
+        return _resample(resampled, -2, self.rows_indices, self.rows_weights).to(images.dtype)
 
 
-def _along(images: Tensor, axis: int, indices: Tensor | None, weights: Tensor | None) -> Tensor:
+def _resample(images: Tensor, axis: int, indices: Tensor | None, weights: Tensor | None) -> Tensor:
     if indices is None:
         return images
     if weights is None:
@@ -129,7 +129,7 @@ def _along(images: Tensor, axis: int, indices: Tensor | None, weights: Tensor | 
 
 
 class _Photometric(nn.Module):
-    """Brightness or contrast, as torchvision's adjust_brightness and adjust_contrast have them on floats."""
+    """Brightness or contrast, as torchvision's adjust_brightness and adjust_contrast compute them on floats."""
 
     mean: Tensor
     std: Tensor
@@ -143,7 +143,7 @@ class _Photometric(nn.Module):
         self.register_buffer("grey", torch.tensor(_GREY, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images * self.std + self.mean  # float32, also of half precision: the constants are
+        pixels = images * self.std + self.mean  # float32 also for half-precision images, like the constants
         changed = pixels * self.factor
         if self.is_contrast:
             grey = (pixels * self.grey).sum(-3, keepdim=True).mean((-2, -1), keepdim=True)

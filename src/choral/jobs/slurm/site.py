@@ -1,4 +1,4 @@
-"""What all jobs on a cluster have in common, in one small file; `slurm/site.yaml` shows every key."""
+"""Settings shared by all jobs on a cluster, in one small file; `slurm/site.yaml` shows every key."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from choral.config.fields import check
-from choral.config.files import load_typed
+from choral.config.files import load_section
+from choral.config.section import Section
 from choral.core.errors import ConfigError
 
 USER_FILE = Path("~/.config/choral/site.yaml")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/@-]*")
-_OURS = (
+_RESERVED_OPTIONS = (
     *(
         "array",
         "chdir",
@@ -32,9 +35,8 @@ _OURS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Settings of a cluster; options of the command line win over them."""
+class Site(Section, frozen=True):
+    """Settings of a cluster; options of the command line override them."""
 
     account: str = ""
     partition: str = ""
@@ -43,38 +45,39 @@ class Site:
     modules: tuple[str, ...] = ()
     """Names for `module load`, in this order."""
     setup: tuple[str, ...] = ()
-    """Lines of bash that run in each job before anything else."""
+    """Lines of bash that run in each job, after the modules are loaded and before anything else of choral."""
     container: str = ""
-    """A command that stands before `choral` in jobs, such as `apptainer exec --nv image.sif`; words are split as a shell
-    does, and nothing in them is expanded."""
+    """A command that is put before `choral` in jobs, such as `apptainer exec --nv image.sif`; split like a shell command,
+    without any expansion."""
     scratch: str = ""
-    """A folder on a disk of the node's own: TMPDIR, and the place of the decoded cache. $NAME is expanded on the node."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Further options of sbatch, without the dashes; an empty value is an option without one."""
+    """A directory on the node's local disk, for TMPDIR and the decoded cache. $NAME is expanded on the node."""
+    options: Mapping[str, str] = Field(default_factory=dict)
+    """Further options of sbatch, without the dashes; an empty value stands for an option that takes none."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
         for name in self.modules:
-            check(_MODULE.fullmatch(name) is not None, "modules", f"'{name}' is no module name")
-        for key, value in self.options.items():
+            check(_MODULE.fullmatch(name) is not None, "modules", f"'{name}' is not a module name")
+        for key in self.options:
             check(
                 _OPTION.fullmatch(key) is not None, f"options.{key}", "expected a long option of sbatch, without dashes"
             )
-            check(key not in _OURS, f"options.{key}", "choral sets this one itself")
-            check(isinstance(value, str), f"options.{key}", f"expected one value, got '{value}'")
+            check(key not in _RESERVED_OPTIONS, f"options.{key}", "choral sets this option itself")
         for line in (*self.setup, self.container, self.scratch):
-            check("\n" not in line, "setup", f"expected one line each, got '{line}'")
+            check("\n" not in line, "setup", f"expected a single line, got '{line}'")
         try:
             shlex.split(self.container)
         except ValueError as error:
             raise ConfigError(f"container: '{self.container}': {error}") from None
+        return self
 
 
-def load_site(given: Path | None) -> Site:
-    """Return the site settings: of the given file, else of $CHORAL_SITE, else of ~/.config/choral/site.yaml, else none.
+def load_site(path: Path | None) -> Site:
+    """Return the settings in `path`, else in $CHORAL_SITE, else in ~/.config/choral/site.yaml, else the defaults.
 
     Raises:
-        ConfigError: the file is missing, or a key or value in it is wrong; both are named.
+        ConfigError: the file is missing, or has an unknown key or a wrong value; the message names both.
     """
-    named = given or os.environ.get("CHORAL_SITE")
-    path = Path(named) if named else USER_FILE.expanduser()
-    return load_typed(path, Site) if named or path.is_file() else Site()
+    explicit = path or os.environ.get("CHORAL_SITE")
+    file = Path(explicit) if explicit else USER_FILE.expanduser()
+    return load_section(file, Site) if explicit or file.is_file() else Site()

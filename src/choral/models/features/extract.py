@@ -1,10 +1,10 @@
-"""Compute the features of a split on all ranks, each sample once, or take them from the cache."""
+"""Computes the features of a split on all ranks, each sample once, or loads them from the cache."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -16,141 +16,152 @@ from torch import nn
 from choral.config import Config
 from choral.core.process_group import Runtime
 from choral.data.loading.bad_samples import BadSamples
-from choral.data.loading.input_pipeline import RankPlace, Split, feature_batches
+from choral.data.loading.input_pipeline import InputPipeline
+from choral.data.loading.input_spec import Normalization
 from choral.data.loading.progress import SplitProgress
-from choral.data.shards.epoch_plan import slice_of
-from choral.models.build import Normalization
+from choral.data.loading.rank_place import RankPlace
+from choral.data.loading.split import Split
+from choral.data.shards.epoch_plan import rank_slice
 from choral.models.features.cache import FeatureCache, Features
-from choral.models.features.classifier import Classifier, body_hash
-from choral.runs.memory import explained
+from choral.models.features.classifier import ClassifierLayer, hash_backbone
+from choral.runs.memory import explain_out_of_memory
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5
 
 
 @dataclass(frozen=True)
-class FeatureSource:
-    """What features are made with: a frozen network, and the ranks that compute them."""
+class FeatureExtractor:
+    """Computes the features of a frozen network on all ranks of a run."""
 
     config: Config
-    run: Runtime
+    runtime: Runtime
     place: RankPlace
     network: nn.Module
     """Not wrapped, on the device of the run."""
     normalization: Normalization
     bad_log: Path
-    """Where samples that could not be read are listed."""
+    """File that lists the samples that could not be read."""
 
-    def features(self, split: Split, rows: NDArray[np.int64] | None = None, number: int = 0) -> Features | None:
+    def extract(self, split: Split, rows: NDArray[np.int64] | None = None, number: int = 0) -> Features | None:
         """Return the features of a split on the main rank, None on the others; every rank must call it.
 
         Args:
-            split: whose features.
-            rows: (n,) int64 of its index; None: all of them.
-            number: of the pass; 0: as evaluation sees the images, others: augmented as in that epoch of training.
+            split: the split.
+            rows: (n,) int64 index rows; None: all rows.
+            number: of the pass; 0: images are preprocessed as in evaluation; n > 0: augmented as in epoch n of training.
 
         Raises:
-            ConfigError: the network has no linear layer at its end.
-            DataError: samples that cannot be read, where the config does not let them be skipped or they are too many.
-            ChoralError: nothing can be written beside the shards.
-            Stopped: all ranks were asked to stop; what has been computed is kept.
+            ConfigError: the network does not end in one linear layer.
+            DataError: unreadable samples, if the config does not skip them or there are too many.
+            ChoralError: the cache directory beside the shards is not writable.
+            Stopped: a stop was requested; computed parts are kept.
         """
-        classifier = Classifier(self.network)
-        wanted = np.arange(len(split)) if rows is None else rows
+        classifier = ClassifierLayer(self.network)
+        rows = np.arange(len(split)) if rows is None else rows
         cache = FeatureCache(
-            split.index.dataset.folder / ".features", self._description(split, number), wanted, classifier.width
+            split.index.dataset.folder / ".features", self._describe(split, number), rows, classifier.width
         )
-        found, lock = self._find(cache)
-        if self._agreed(found is None):
+        features, lock = self._load_or_lock(cache)
+        if self._broadcast_flag(features is None):
             try:
                 self._compute(cache, classifier, split, number)
-                found = cache.merge() if self.run.is_main else None
+                features = cache.merge_parts() if self.runtime.is_main else None
             finally:
                 if lock is not None:
                     lock.close()
-            self.run.barrier()
-        if found is not None:
-            self._apply_policy(found, split)
-        return found
+            self.runtime.barrier()
+        if features is not None:
+            self._check_unreadable(features, split)
+        return features
 
-    def _find(self, cache: FeatureCache) -> tuple[Features | None, TextIO | None]:
-        """Return features that are there, or the lock under which to compute them; on the main rank, with the others.
+    def _load_or_lock(self, cache: FeatureCache) -> tuple[Features | None, TextIO | None]:
+        """Return cached features, or the lock to hold while computing them; on the main rank. All ranks must call it.
 
-        Features of which some could not be read before are computed again as far as these are concerned: a disk may have
-        failed for a moment only.
+        Features with unreadable samples are not returned: these samples are read again, as a read error may be temporary.
         """
-        run = self.run
-        found, lock = _complete(cache.open()) if run.is_main else None, None
-        said = False
+        runtime = self.runtime
+        features, lock = _if_complete(cache.load()) if runtime.is_main else None, None
+        logged = False
         while True:
-            if run.is_main and found is None and (lock := cache.lock()) is not None:
-                found = _complete(cache.open())  # another process may just have made them
-            if lock is not None and found is not None:
+            if runtime.is_main and features is None and (lock := cache.try_lock()) is not None:
+                features = _if_complete(cache.load())  # another process may have finished just now
+            if lock is not None and features is not None:
                 lock.close()
-            # All that ranks tell each other in one message a turn: whatever the main rank finds, none waits for another.
-            answers = torch.tensor([found is not None, lock is not None, run.told_to_stop], device=run.device)
-            is_there, is_ours, stop = (run.sum(answers.float()) > 0).tolist()
-            if is_there:
-                return found, None
-            if is_ours:
+            # One collective operation per turn carries all flags, so that no rank can wait for another one.
+            flags = torch.tensor(
+                [features is not None, lock is not None, runtime.stop_requested], device=runtime.device
+            )
+            is_cached, is_locked, stop = (runtime.sum(flags.float()) > 0).tolist()
+            if is_cached:
+                return features, None
+            if is_locked:
                 return None, lock
             if stop:
-                raise run.stopped("while waiting for features")
-            if not said and run.is_main:
+                raise runtime.stop_error("while waiting for features")
+            if not logged and runtime.is_main:
                 _log.info("waiting for another process that computes the same features (%s)", cache.path)
-            said = True
+            logged = True
             time.sleep(_POLL_S)
 
-    def _compute(self, cache: FeatureCache, classifier: Classifier, split: Split, number: int) -> None:
-        run = self.run
-        state = torch.zeros(cache.parts, dtype=torch.uint8, device=run.device)
-        if run.is_main:
-            state[torch.from_numpy(cache.missing())] = 1
-        missing = np.flatnonzero(run.broadcast(state).cpu().numpy())
-        mine = missing[slice_of(len(missing), run.rank, run.world_size)]
+    def _compute(self, cache: FeatureCache, classifier: ClassifierLayer, split: Split, number: int) -> None:
+        """Compute the missing parts, each rank a contiguous share of them."""
+        runtime = self.runtime
+        is_missing = torch.zeros(cache.num_parts, dtype=torch.uint8, device=runtime.device)
+        if runtime.is_main:
+            is_missing[torch.from_numpy(cache.find_missing_parts())] = 1
+        missing = np.flatnonzero(runtime.broadcast(is_missing).cpu().numpy())
+        parts = missing[rank_slice(len(missing), runtime.rank, runtime.world_size)]
         self.network.eval()
-        batches = self._batches(cache, mine)
+        batches = self._batch_rows(cache, parts)
         name, total = split.index.split, sum(len(rows) for rows in batches)
         done = 0
-        arguments = (self.config, split, self.place, self.normalization.mean, self.normalization.std, batches, number)
-        what = f"features of {name}" + (f", pass {number + 1}" if number else "")
-        with feature_batches(*arguments, self.bad_log) as loader, SplitProgress(what, total, run.is_main) as progress:
+        pipeline = InputPipeline(self.config, split, self.place, self.normalization, self.bad_log)
+        title = f"features of {name}" + (f", pass {number + 1}" if number else "")
+        with (
+            pipeline.feature_batches(batches, number) as loader,
+            SplitProgress(title, total, runtime.is_main) as progress,
+        ):
             values: list[NDArray[np.float32]] = []
             valid: list[NDArray[np.bool_]] = []
             for batch in loader:
-                with explained(len(batch.rows), "evaluate.batch_size", "lower it"), run.accelerator.autocast():
-                    found = classifier.features(batch.images)
-                values.append(found.cpu().numpy())
+                with (
+                    explain_out_of_memory(len(batch.rows), "evaluate.batch_size", "lower it"),
+                    runtime.accelerator.autocast(),
+                ):
+                    features = classifier.compute_features(batch.images)
+                values.append(features.cpu().numpy())
                 valid.append(batch.valid.cpu().numpy())
-                if sum(map(len, valid)) == len(cache.rows_of(int(mine[done]))):
-                    cache.write_part(int(mine[done]), np.concatenate(values), np.concatenate(valid))
+                part = int(parts[done])
+                if sum(map(len, valid)) == len(cache.rows_in_part(part)):
+                    cache.write_part(part, np.concatenate(values), np.concatenate(valid))
                     done, values, valid = done + 1, [], []
                 progress.advance(len(batch.rows))
-                if run.told_to_stop:
+                if runtime.stop_requested:
                     break
-        # Ranks hold different numbers of batches: only here, after the last of them, can they agree.
-        if run.should_stop():
-            raise run.stopped(f"while computing {what}; what is there is kept")
+        # Ranks have different numbers of batches, so they can only agree on a stop after the loop.
+        if runtime.should_stop():
+            raise runtime.stop_error(f"while computing {title}; computed parts are kept")
 
-    def _batches(self, cache: FeatureCache, parts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Return the rows of each forward pass; no batch holds rows of two parts."""
-        size = min(self.config.evaluate.plain_batch_size, cache.part_rows)
+    def _batch_rows(self, cache: FeatureCache, parts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return the rows of each forward pass; no batch has rows of two parts."""
+        size = min(self.config.evaluate.fixed_batch_size, cache.rows_per_part)
         return [
             rows[start : start + size]
-            for rows in map(cache.rows_of, parts.tolist())
+            for rows in map(cache.rows_in_part, parts.tolist())
             for start in range(0, len(rows), size)
         ]
 
-    def _description(self, split: Split, number: int) -> dict[str, object]:
-        """Return all that decides the values of features; the classifier and how fast they are computed do not."""
+    def _describe(self, split: Split, number: int) -> dict[str, object]:
+        """Return everything that the values of features depend on; this excludes the classifier and the batch size."""
         config, data = self.config, self.config.data
-        shown: dict[str, object] = {"eval_crop": data.eval_crop, "crop_pct": data.crop_pct}
+        view: dict[str, object] = {"eval_crop": data.eval_crop, "crop_pct": data.crop_pct}
         if number:
-            shown |= {"pass": number, "seed": config.seed, "shrink_jpegs": data.shrink_jpegs}
-            shown |= {"augment": {**asdict(config.augment), "mixup": 0, "cutmix": 0, "mix_prob": 0}}
+            view |= {"pass": number, "seed": config.seed, "shrink_jpegs": data.shrink_jpegs}
+            view |= {"augment": {**config.augment.model_dump(), "mixup": 0, "cutmix": 0, "mix_prob": 0}}
         return {
             "model": config.model.name,
-            "weights": body_hash(self.network),
+            "weights": hash_backbone(self.network),
             "precision": config.train.precision,
             "image_size": data.image_size,
             "resize": data.resize,
@@ -159,25 +170,25 @@ class FeatureSource:
             "std": list(self.normalization.std),
             "dataset": split.index.dataset.fingerprint,
             "split": split.index.split,
-            "view": shown,
+            "view": view,
         }
 
-    def _apply_policy(self, found: Features, split: Split) -> None:
-        """Hold features that were computed under another policy, or by other ranks, to this config's policy."""
+    def _check_unreadable(self, features: Features, split: Split) -> None:
+        """Apply the bad-sample policy of this config; the features may come from a run with another policy."""
         data, index = self.config.data, split.index
         policy = BadSamples(data.on_bad_sample, data.max_bad_fraction)
-        for row in found.unread.tolist():
+        for row in features.unreadable.tolist():
             record = index.row(row)
             shard = str(index.dataset.shard_path(record.shard))
             policy.record(record.key, shard, record.offset, "could not be read", len(index))
-        if len(found.unread):
-            _log.warning("%s: %d samples could not be read and are left out", index.split, len(found.unread))
+        if len(features.unreadable):
+            _log.warning("%s: %d samples could not be read and are skipped", index.split, len(features.unreadable))
 
-    def _agreed(self, answer: bool) -> bool:
-        """Return the main rank's answer on every rank."""
-        return bool(self.run.broadcast(torch.tensor([float(answer)], device=self.run.device)).item())
+    def _broadcast_flag(self, flag: bool) -> bool:
+        """Return the flag of the main rank on every rank."""
+        return bool(self.runtime.broadcast(torch.tensor([float(flag)], device=self.runtime.device)).item())
 
 
-def _complete(found: Features | None) -> Features | None:
-    """Return features of which every sample could be read."""
-    return found if found is None or not len(found.unread) else None
+def _if_complete(features: Features | None) -> Features | None:
+    """Return the features if all samples were readable, else None."""
+    return features if features is None or not len(features.unreadable) else None

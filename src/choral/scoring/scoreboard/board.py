@@ -1,13 +1,13 @@
-"""The scoreboard of a project: every evaluated step, appended and never changed.
+"""The scoreboard of a project on disk: every evaluated step, appended and never changed.
 
     runs/scoreboard/PROJECT/
-      entries.jsonl         a line a step: what was evaluated, by which figures, when
-      samples/DATA.parquet  keys and labels of the samples of a split, once
-      records/ID.parquet    what the step's predictor said of each, from which differences are computed
-      progress-*.svg        the figure of each table, drawn by `choral scores`
+      entries.jsonl         one line per step: what was evaluated, with which metrics, when
+      samples/DATA.parquet  keys and labels of the samples of a split, stored once
+      records/ID.parquet    the predictions of the step, from which paired differences are computed
+      progress-*.svg, .png  the figure of each table, drawn by `choral scores`
 
-An entry stands for itself: the run that it is of may be deleted. The same predictions of the same predictor are appended
-once, however often and wherever they are evaluated; under a new name of the step the entry takes that name.
+An entry remains valid after its run is deleted. Equal predictions of the same predictor are appended once, however often and
+wherever they are evaluated; if the step is renamed, the entry takes the new name.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import pyarrow as pa
 from choral.core import files
 from choral.core.errors import ChoralError, ConfigError, DataError, did_you_mean
 from choral.core.journal import Journal
-from choral.ensembles.score_rows import Numbers
-from choral.runs.run_dir import is_run
-from choral.scoring.stored_predictor import Record, Samples, packed, unpacked
+from choral.ensembles.score_rows import IntervalDict
+from choral.runs.run_dir import is_run_dir
+from choral.scoring.stored_predictor import StoredPredictions, StoredSamples, read_parquet_bytes, write_parquet_bytes
 
 FORMAT = "choral-scores-1"
 
@@ -36,25 +36,25 @@ class Entry:
     """One evaluated step.
 
     Attributes:
-        id: of the run and of `said`; it stays when the run is renamed.
-        said: of the predictor, the samples, and what was said or what it came from.
-        step: as `Config.step` says, else the run's name.
-        part: "" for one network, else what was added to it: +ensemble, +tta, +learned, +calibrated, +decided (by costs
+        id: hash of the run and of `content_id`; it stays when the run is renamed.
+        content_id: hash of the predictor's name, the samples, and the predictions or their provenance.
+        step: `Config.step`, or the run's name where that is empty.
+        part: "" for a single model, else what was added to it: +ensemble, +tta, +learned, +calibrated, +decided (by costs
             or thresholds), +NAME.
-        run: that it was evaluated in, a folder beside the scoreboards.
-        predictor: its row in `choral score`.
-        members: of the run, that were asked.
+        run: name of the run, a directory beside the scoreboards.
+        predictor: name of the row in `choral score`.
+        members: of the run that was evaluated.
         split, dataset, data: of the samples; `data` is the fingerprint of exactly these samples with their labels.
-        task, classes, samples: what was asked, and how many.
+        task, classes, samples: of the ledger; `samples` is a count.
         metrics: as they were when the entry was made.
-        minutes: of training, of all members that the predictor needs; None: not known.
+        minutes: training time of all members that the predictor needs; None: unknown.
         config: `config_hash`.
         date: ISO 8601, UTC.
-        record: SHA-256 of the record.
+        record: SHA-256 of the stored predictions.
     """
 
     id: str
-    said: str
+    content_id: str
     step: str
     part: str
     run: str
@@ -66,7 +66,7 @@ class Entry:
     task: str
     classes: tuple[str, ...]
     samples: int
-    metrics: Mapping[str, Numbers]
+    metrics: Mapping[str, IntervalDict]
     minutes: float | None
     config: str
     date: str
@@ -74,9 +74,11 @@ class Entry:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Entry:
-        """Read a line of the journal; KeyError, TypeError or ValueError where it is something else."""
+        """Read a line of the journal; raises KeyError, TypeError or ValueError on anything else."""
         if line["format"] != FORMAT:
             raise ValueError(f"format {line['format']!r}, expected {FORMAT!r}")
+        # Earlier versions wrote content_id as "said".
+        line = {**line, "content_id": line["content_id"] if "content_id" in line else line["said"]}
         values = {item.name: line[item.name] for item in dataclasses.fields(cls)}
         values["members"], values["classes"] = tuple(values["members"]), tuple(values["classes"])
         float(values["minutes"] or 0)
@@ -94,7 +96,7 @@ class Scoreboard:
     """The entries of one project.
 
     Attributes:
-        path: of its folder, which need not exist.
+        path: its directory, which need not exist.
     """
 
     path: Path
@@ -104,18 +106,17 @@ class Scoreboard:
         """Return the scoreboard of a project under runs/scoreboard.
 
         Raises:
-            ConfigError: there is none; those that there are are named.
+            ConfigError: there is no such project; the existing ones are listed.
         """
-        known = projects_in(root)
-        if project not in known:
-            there = (
-                f" There are: {', '.join(known)}." if known else f" Nothing has been evaluated yet: {root} is empty."
-            )
-            raise ConfigError(f"{project}: no such project.{did_you_mean(project, known)}{there}")
+        projects = list_projects(root)
+        if project not in projects:
+            existing = f" There are: {', '.join(projects)}."
+            hint = existing if projects else f" Nothing has been evaluated yet: {root} is empty."
+            raise ConfigError(f"{project}: no such project.{did_you_mean(project, projects)}{hint}")
         return cls(root / project)
 
     def entries(self) -> tuple[list[Entry], int]:
-        """Return the entries in the order in which they were appended, and how many are damaged and left out."""
+        """Return the entries in the order they were appended in, and the number of damaged ones, which are left out."""
         lines, damaged = self._journal.read()
         entries = []
         for line in lines:
@@ -125,41 +126,44 @@ class Scoreboard:
                 damaged += 1
         return entries, damaged
 
-    def append(self, entry: Entry, record: Record, samples: Samples) -> bool:
-        """Append an entry, unless it is there; return whether it was not.
+    def append(self, entry: Entry, record: StoredPredictions, samples: StoredSamples) -> bool:
+        """Append an entry unless it exists; return whether it was appended.
 
         Args:
-            entry: its checksum is filled in here, and its id is that of the same one under another name of the run.
-            record, samples: what it said, and of what.
+            entry: the checksum is filled in here; if the run was renamed, the id of the existing entry is kept.
+            record, samples: the predictions, and the samples that they belong to.
 
         Raises:
-            ChoralError: the disk is full, or the folder is somebody else's.
+            ChoralError: the disk is full, or the directory is not writable.
         """
-        there = self.known(entry.run).get(entry.said)
-        if there is not None:
-            if (there.run, there.step) == (entry.run, entry.step) and self.holds(there):
+        existing = self.entries_of_run(entry.run).get(entry.content_id)
+        if existing is not None:
+            if (existing.run, existing.step) == (entry.run, entry.step) and self.is_intact(existing):
                 return False
-            entry = dataclasses.replace(entry, id=there.id)
-        columns = {"said": record.predictions, "loss": record.losses}
-        content = packed({name: values for name, values in columns.items() if values is not None})
+            entry = dataclasses.replace(entry, id=existing.id)
+        columns = {"prediction": record.predictions, "loss": record.losses}
+        content = write_parquet_bytes({name: values for name, values in columns.items() if values is not None})
         entry = dataclasses.replace(entry, record=hashlib.sha256(content).hexdigest())
-        self._keep(self._samples(entry.data), packed({"key": samples.keys, "label": samples.labels}))
+        self._keep(self._samples(entry.data), write_parquet_bytes({"key": samples.keys, "label": samples.labels}))
         self._keep(self._record(entry.id), content)
         self._journal.append(lambda lines: [] if entry.to_json() in lines else [entry.to_json()])
         return True
 
-    def known(self, run: str) -> dict[str, Entry]:
-        """Return by what they said the entries of a run, and those of runs that are gone: it may be one of these, renamed."""
-        entries, _ = self.entries()
-        ours = [entry for entry in entries if entry.run == run or not is_run(self.folder_of(entry))]
-        return {entry.said: entry for entry in sorted(ours, key=lambda entry: entry.run == run)}
+    def entries_of_run(self, run: str) -> dict[str, Entry]:
+        """Return the entries of a run by their `content_id`.
 
-    def folder_of(self, entry: Entry) -> Path:
-        """Return the folder of the run that an entry is of; it may have been deleted."""
+        Entries of runs that no longer exist are included: the run may be one of these, renamed.
+        """
+        entries, _ = self.entries()
+        candidates = [entry for entry in entries if entry.run == run or not is_run_dir(self.run_path(entry))]
+        return {entry.content_id: entry for entry in sorted(candidates, key=lambda entry: entry.run == run)}
+
+    def run_path(self, entry: Entry) -> Path:
+        """Return the directory of an entry's run, which may have been deleted."""
         return self.path.resolve().parent.parent / entry.run
 
-    def holds(self, entry: Entry) -> bool:
-        """Return whether an entry can be compared: whether its record and samples are there and whole."""
+    def is_intact(self, entry: Entry) -> bool:
+        """Return whether an entry can be compared: its predictions and samples exist and match their checksums."""
         try:
             self.record(entry)
             self.samples(entry)
@@ -167,28 +171,29 @@ class Scoreboard:
             return False
         return True
 
-    def samples(self, entry: Entry) -> Samples:
-        """Return the samples that an entry is about.
+    def samples(self, entry: Entry) -> StoredSamples:
+        """Return the samples that an entry was evaluated on.
 
         Raises:
-            DataError: they are missing or damaged.
+            DataError: the file is missing or damaged.
         """
         path = self._samples(entry.data)
         columns = _read(path)
         if set(columns) == {"key", "label"} and isinstance(columns["key"], list):
-            samples = Samples(columns["key"], columns["label"])
+            samples = StoredSamples(columns["key"], columns["label"])
             if samples.digest(entry.dataset, entry.split, entry.task, entry.classes) == entry.data:
                 return samples
         raise DataError(f"{path}: damaged")
 
-    def record(self, entry: Entry) -> Record:
-        """Return what the predictor of an entry said.
+    def record(self, entry: Entry) -> StoredPredictions:
+        """Return the predictions of an entry.
 
         Raises:
-            DataError: it is missing, or not what was recorded.
+            DataError: the file is missing, or its checksum is not the recorded one.
         """
         columns = _read(self._record(entry.id), entry.record)
-        return Record(columns["said"], columns.get("loss"))
+        predictions = columns["prediction"] if "prediction" in columns else columns["said"]  # of earlier versions
+        return StoredPredictions(predictions, columns.get("loss"))
 
     @property
     def _journal(self) -> Journal:
@@ -208,12 +213,12 @@ class Scoreboard:
             raise ChoralError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def digest_of(*parts: str) -> str:
-    """Return 16 hexadecimal digits for these parts."""
+def compute_id(*parts: str) -> str:
+    """Return the first 16 hexadecimal digits of a hash of these parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def projects_in(root: Path) -> list[str]:
+def list_projects(root: Path) -> list[str]:
     """Return the projects that have a scoreboard under runs/scoreboard."""
     return sorted(path.parent.name for path in root.glob("*/entries.jsonl"))
 
@@ -222,7 +227,7 @@ def _read(path: Path, sha256: str = "") -> dict[str, Any]:
     try:
         content = path.read_bytes()
         if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("another checksum than it had")
-        return unpacked(content)
+            raise ValueError("the checksum differs from the recorded one")
+        return read_parquet_bytes(content)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: missing or damaged ({error})") from error

@@ -1,4 +1,4 @@
-"""The scoreboard for people, in 80 columns or more."""
+"""Renders a table of the scoreboard for a terminal of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from choral.ensembles.score_table import METRICS as HEADINGS
+from choral.ensembles.score_table import METRIC_HEADINGS as HEADINGS
 from choral.scoring.scoreboard.rows import BoardRow, BoardTable
 
 _SHARES = ("accuracy", "mean_ap")
-_PLOT = 20  # letters of the drawing, in terminals that have room for it
-_NAME = 16  # letters of a name that are worth more than a further column
+_PLOT = 20  # characters of an interval drawn as a line, where the terminal has room for it
+_NAME = 16  # characters of a name that take precedence over another column
 _GAP = 2  # between columns
 
 
@@ -23,17 +23,17 @@ def render_board(table: BoardTable, width: int) -> Table:
     """Return the steps with intervals and paired differences.
 
     Args:
-        table: of steps.
-        width: of the terminal in columns. Where there is room beside the names, there are two decimals, a second metric,
-            and a drawing of the intervals.
+        table: of `build_board_tables`.
+        width: of the terminal in columns. Where there is room beside the names, the table has two decimals, a second
+            metric, and the intervals drawn as lines.
     """
-    metric, second = table["metric"], _second(table)
-    headings = ["step", _heading(metric), "to the one before", "to the best"]
+    metric, second = table["metric"], _select_second_metric(table)
+    headings = ["step", _heading(metric), "vs previous", "vs best"]
     headings += [HEADINGS[second].removesuffix(" %")] if second else []
-    cells, places = _cells(table, 2), 2
-    if _needed(headings, cells) > width:
-        cells, places = _cells(table, 1), 1
-    if second and _needed(headings, cells) > width:
+    cells, places = _build_cells(table, 2), 2
+    if _required_width(headings, cells) > width:
+        cells, places = _build_cells(table, 1), 1
+    if second and _required_width(headings, cells) > width:
         headings, cells = headings[:-1], [row[:-1] for row in cells]
     shown = Table(
         title=Text(f"{table['project']}, {table['split']}: {table['samples']} samples, data {table['data']}"),
@@ -46,22 +46,24 @@ def render_board(table: BoardTable, width: int) -> Table:
     shown.add_column("step", overflow="fold")
     for number, heading in enumerate(headings[1:]):
         shown.add_column(heading, no_wrap=True, justify="right" if number == 3 else "left")
-    scale = _scale(table) if places == 2 and _needed(headings, cells) + _GAP + _PLOT <= width else None
-    if scale:
-        shown.add_column(f"{_number(metric, scale[0], 1)} to {_number(metric, scale[1], 1)}", no_wrap=True)
+    limits = (
+        _compute_limits(table) if places == 2 and _required_width(headings, cells) + _GAP + _PLOT <= width else None
+    )
+    if limits:
+        shown.add_column(f"{_number(metric, limits[0], 1)} to {_number(metric, limits[1], 1)}", no_wrap=True)
     for (row, following), own in zip(pairwise((*table["rows"], None)), cells, strict=True):
         assert row is not None
         figure = row["metrics"].get(metric)
-        drawing = [_drawn(figure, scale) if figure else ""] if scale else []
-        last = following is not None and _begins(table, following)
+        drawing = [_draw_interval(figure, limits) if figure else ""] if limits else []
+        last = following is not None and _is_first_row(table, following)
         style = "bold" if row["id"] == table["best"] else ""
         shown.add_row(*map(Text, [*own, *drawing]), style=style, end_section=last)
     return shown
 
 
-def _cells(table: BoardTable, places: int) -> list[list[str]]:
-    """Return the words of each row: name, interval, both differences, and the second metric, if there is one."""
-    metric, second = table["metric"], _second(table)
+def _build_cells(table: BoardTable, places: int) -> list[list[str]]:
+    """Return the texts of each row: name, interval, both differences, and the second metric, if there is one."""
+    metric, second = table["metric"], _select_second_metric(table)
     rows = []
     for row in table["rows"]:
         own, before, best = row["metrics"].get(metric), row["to_before"], row["to_best"]
@@ -78,23 +80,23 @@ def _cells(table: BoardTable, places: int) -> list[list[str]]:
     return rows
 
 
-def _needed(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
-    """Return the columns of a terminal that a table needs, if names beyond `_NAME` letters are folded."""
+def _required_width(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Return the terminal columns that a table needs when names longer than `_NAME` characters are folded."""
     widest = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     return min(widest[0], _NAME) + sum(widest[1:]) + _GAP * (len(widest) - 1)
 
 
 def render_runs(table: BoardTable) -> Table:
-    """Return the runs behind the steps: who was trained for how long, with which config, evaluated when."""
+    """Return the table of runs: models, minutes of training, config hash, date of evaluation."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("step", "run"):
         shown.add_column(heading, overflow="fold")
-    for heading in ("networks", "minutes"):
+    for heading in ("models", "minutes"):
         shown.add_column(heading, justify="right")
     for heading in ("config", "evaluated"):
         shown.add_column(heading, no_wrap=True)
     for row in table["rows"]:
-        if not _begins(table, row):
+        if not _is_first_row(table, row):
             continue
         group = [other for other in table["rows"] if (other["run"], other["step"]) == (row["run"], row["step"])]
         minutes = max((other["minutes"] for other in group if other["minutes"] is not None), default=None)
@@ -104,39 +106,39 @@ def render_runs(table: BoardTable) -> Table:
     return shown
 
 
-def notes_on(table: BoardTable) -> list[str]:
-    """Say under the table what the words in it mean, as far as they occur."""
+def build_board_notes(table: BoardTable) -> list[str]:
+    """Return the notes below a table, which explain the terms that occur in it."""
     rows = table["rows"]
     notes = ["[low, high]: 95 % intervals, by bootstrap over the samples; differences are paired"]
     if any(row["to_before"] for row in rows):
-        notes.append("the one before: in a run the row above; of a run's first row the first row of the run before")
+        notes.append("previous: the row above; for the first row of a run, the first row of the run before")
     if any(len(row["members"]) > 1 and row["part"] == "" for row in rows):
         notes.append(
-            "first row of an ensemble: the member that validation likes best; without validation, its first one"
+            "first row of an ensemble: the member with the lowest validation loss; without validation, the first member"
         )
     if any(row["part"].startswith("+decided") for row in rows):
-        notes.append("+decided: by costs or thresholds, which give up accuracy for what they ask for")
+        notes.append("+decided: with costs or thresholds, which trade accuracy for their own objective")
     if len(rows) > 1:
-        notes.append("the best was chosen among these rows by these samples, which flatters it")
+        notes.append("best: chosen among these rows on these samples, which biases it upwards")
     reasons = dict.fromkeys(row["not_compared"] for row in rows if "not_compared" in row)
     return [*notes, *(f"not compared: {reason}" for reason in reasons)]
 
 
 def _name(table: BoardTable, row: BoardRow) -> str:
-    """Return the whole name of a run's first row, of the others what they add."""
-    return row["name"] if _begins(table, row) else f"  {row['name'].removeprefix(row['step']).strip()}"
+    """Return the full name of a run's first row, and of other rows the part that they add."""
+    return row["name"] if _is_first_row(table, row) else f"  {row['name'].removeprefix(row['step']).strip()}"
 
 
-def _begins(table: BoardTable, row: BoardRow) -> bool:
-    """Whether a row is its run's first."""
+def _is_first_row(table: BoardTable, row: BoardRow) -> bool:
+    """Return whether a row is the first of its run."""
     place = table["rows"].index(row)
     before = table["rows"][place - 1] if place else None
     key = (row["run"], row["step"], row["config"])
     return before is None or row["part"] == "" or (before["run"], before["step"], before["config"]) != key
 
 
-def _second(table: BoardTable) -> str:
-    """Return the metric that stands beside the first one without an interval."""
+def _select_second_metric(table: BoardTable) -> str:
+    """Return the metric that is shown beside the first one, without an interval; "": none."""
     others = {"accuracy": "log_loss", "log_loss": "accuracy", "mean_ap": "log_loss", "rmse": "r2", "mae": "r2"}
     return others.get(table["metric"], "")
 
@@ -156,21 +158,21 @@ def _number(metric: str, value: float, places: int, sign: str = "") -> str:
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
 
 
-def _scale(table: BoardTable) -> tuple[float, float] | None:
-    """Return the ends of the drawing: of all intervals."""
+def _compute_limits(table: BoardTable) -> tuple[float, float] | None:
+    """Return the limits of all intervals; None where they are equal."""
     ends = [row["metrics"][table["metric"]] for row in table["rows"] if table["metric"] in row["metrics"]]
     low, high = min(end["low"] for end in ends), max(end["high"] for end in ends)
     return (low, high) if high > low else None
 
 
-def _drawn(numbers: Mapping[str, Any], scale: tuple[float, float]) -> str:
-    """Return an interval as a line with a point, from the left end of the scale to its right end."""
+def _draw_interval(numbers: Mapping[str, Any], limits: tuple[float, float]) -> str:
+    """Return an interval as a line of characters with a point, between the limits of all intervals."""
 
     def place(value: float) -> int:
-        return round((value - scale[0]) / (scale[1] - scale[0]) * (_PLOT - 1))
+        return round((value - limits[0]) / (limits[1] - limits[0]) * (_PLOT - 1))
 
     low, middle, high = (place(numbers[key]) for key in ("low", "value", "high"))
-    letters = [" "] * _PLOT
-    letters[low : high + 1] = "─" * (high + 1 - low)
-    letters[middle] = "●"
-    return "".join(letters).rstrip()
+    characters = [" "] * _PLOT
+    characters[low : high + 1] = "─" * (high + 1 - low)
+    characters[middle] = "●"
+    return "".join(characters).rstrip()

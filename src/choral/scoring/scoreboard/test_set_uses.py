@@ -1,12 +1,11 @@
-"""How often the test data have been looked at: each look makes the best of what was seen a little luckier than it is good.
+"""How often a test split has been used: the more predictors are measured on it, the more the best of them is biased upwards.
 
-A look is a predictor whose figures about a test split were shown or kept, and had not been before. The same figures again
-are no further look, whichever command shows them: a predictor is known by its figures, to six digits. What a run was
-trained on or chosen by (its train and val splits, out-of-fold predictions) is no test split. Counted are the looks
-of all runs under one folder (runs/), for each data set, split and task by themselves, and told by how many runs they came:
-the rows of one run's only table are many looks, but one occasion. Another config under the name of a deleted run is
-another run. They stand in runs/scoreboard/_looks/, and survive the
-deletion of runs.
+Each predictor whose metrics on a test split are shown or stored for the first time is one use of that split. Equal metrics
+to six digits are the same predictor, whichever command computes them. The splits that a run is trained or selected on
+(train, val, out-of-fold predictions) are no test splits. Uses are counted over all runs under one directory (runs/), for each
+data set, split and task, together with the number of these runs: the rows of a single table are many uses, but of one run.
+A different config under the name of a deleted run is a different run. The counts are stored in
+runs/scoreboard/_test_set_uses/ and outlive the runs.
 """
 
 from __future__ import annotations
@@ -23,149 +22,157 @@ from typing import Any, NamedTuple, cast
 from choral.config import Config, config_hash
 from choral.core.errors import ChoralError
 from choral.core.journal import Journal
-from choral.ensembles.score_rows import Row
+from choral.ensembles.score_rows import ScoreRow
 from choral.inference.evaluation_plan import HELD_OUT
 from choral.inference.ledger import LedgerMeta
-from choral.metrics.per_sample import correct, label_log_losses, log_losses
-from choral.runs.run_dir import RunDir, is_run
+from choral.metrics.per_sample import correct, log_losses, multilabel_log_losses
+from choral.runs.run_dir import RunDir, is_run_dir
 from choral.scoring.predictor import Predictor
 
-Figures = Sequence[float]
-"""That tell a predictor from others about the same samples: of multiclass accuracy and log loss (of a hard vote, which has
-none, the accuracy alone), of multilabel the log loss (where thresholds decide also how many labels are right), of regression
-the mean absolute error of each target."""
+IdentifyingMetrics = Sequence[float]
+"""The metrics that identify a predictor among others on the same samples. Multiclass: accuracy and log loss (hard vote:
+accuracy only). Multilabel: log loss (with thresholds, label accuracy too). Regression: mean absolute error of each target."""
+
+_DIR, _OLD_DIR = "_test_set_uses", "_looks"
 
 
 class TestSetUses(NamedTuple):
-    """How often a split was looked at."""
+    """How often a split has been used."""
 
     predictors: int
-    """Whose figures have been seen."""
+    """Predictors whose metrics have been viewed."""
     runs: int
-    """Whose predictors these are."""
+    """Runs that these predictors belong to."""
 
 
-def is_test(config: Config, split: str) -> bool:
-    """Return whether figures of a split are figures of test data; those of other data (SPLIT@NAME) always are."""
+def is_test_split(config: Config, split: str) -> bool:
+    """Return whether a split holds test data; splits of external data (SPLIT@NAME) always do."""
     return split not in (config.data.train_split, config.data.val_split, HELD_OUT)
 
 
-def scoreboard_of(folder: RunDir) -> Path:
-    """Return where the scoreboards of the runs beside this one are: runs/scoreboard; of a member, beside its ensemble, of a
-    trial of `choral tune` beside the run that it is of."""
-    return _runs(folder) / "scoreboard"
+def resolve_scoreboard_root(folder: RunDir) -> Path:
+    """Return runs/scoreboard, the directory of the scoreboards of a run.
+
+    A member uses that of its ensemble, a trial of `choral tune` that of the tuned run.
+    """
+    return _find_runs_root(folder) / "scoreboard"
 
 
-def run_of(folder: RunDir) -> str:
-    """Return what a run is called on the scoreboard: its name, of a member ENSEMBLE/members/NAME, of a trial of `choral tune`
-    RUN/tune/trials/NUMBER."""
-    return folder.path.resolve().relative_to(_runs(folder)).as_posix()
+def resolve_run_name(folder: RunDir) -> str:
+    """Return the name of a run on the scoreboard.
+
+    A member is called ENSEMBLE/members/NAME, a trial of `choral tune` RUN/tune/trials/NUMBER.
+    """
+    return folder.path.resolve().relative_to(_find_runs_root(folder)).as_posix()
 
 
-def look_at(folder: RunDir, config: Config, predictors: Sequence[Predictor]) -> None:
-    """Count the predictors, all of one split, whose figures are about to be shown or kept, if they are of test data.
+def record_test_set_uses(folder: RunDir, config: Config, predictors: Sequence[Predictor]) -> None:
+    """Count predictors, all of one split, whose metrics are about to be shown or stored; nothing where it is no test split.
 
-    A count that cannot be written is said on stderr, and costs nothing else.
+    A count that cannot be written is reported on stderr and raises nothing.
     """
     if predictors:
-        seen = {predictor.name: _figures_of(predictor) for predictor in predictors}
-        _note(folder, config, predictors[0].ledger.meta, seen)
+        metrics = {predictor.name: _compute_identifying_metrics(predictor) for predictor in predictors}
+        _append_uses(folder, config, predictors[0].ledger.meta, metrics)
 
 
-def look_at_rows(folder: RunDir, config: Config, meta: LedgerMeta, rows: Sequence[Row]) -> None:
-    """Like `look_at`, of the rows of a table of scores of a ledger."""
-    _note(folder, config, meta, _figures_of_rows(meta.task, rows))
+def record_test_set_uses_from_rows(folder: RunDir, config: Config, meta: LedgerMeta, rows: Sequence[ScoreRow]) -> None:
+    """Count the predictors of a score table, as `record_test_set_uses` does."""
+    _append_uses(folder, config, meta, _read_identifying_metrics(meta.task, rows))
 
 
-def looks_so_far(scoreboard: Path, dataset: str, split: str, task: str) -> TestSetUses:
-    """Return how many looks there have been at a split, by the runs beside the scoreboards; none at what is no test split."""
+def read_test_set_uses(scoreboard: Path, dataset: str, split: str, task: str) -> TestSetUses:
+    """Return how often the runs beside a directory of scoreboards have used a split; zero where it is no test split."""
     lines = _journal(scoreboard, dataset, split, task).read()[0]
     return TestSetUses(len(lines), len({(line["run"], line.get("config")) for line in lines}))
 
 
-def looks_line(folder: RunDir, config: Config, meta: LedgerMeta) -> str:
-    """Return what stands under every table of test scores; "" under those of a split that is none.
+def build_test_set_uses_note(folder: RunDir, config: Config, meta: LedgerMeta) -> str:
+    """Return the line below every table of test metrics; "" for other splits.
 
-    It is the same for the same table, however often that is printed.
+    It stays the same however often the same table is printed.
     """
-    if not is_test(config, meta.split):
+    if not is_test_split(config, meta.split):
         return ""
     try:
-        return looks_text(looks_so_far(scoreboard_of(folder), meta.dataset, meta.split, meta.task), meta.split)
+        uses = read_test_set_uses(resolve_scoreboard_root(folder), meta.dataset, meta.split, meta.task)
     except ChoralError as error:
-        return f"how often this test split was looked at is not known: {error}"
+        return f"the number of uses of this test split is unknown: {error}"
+    return format_test_set_uses(uses, meta.split)
 
 
-def looks_text(uses: TestSetUses, split: str) -> str:
-    """Return the line for so many looks."""
+def format_test_set_uses(uses: TestSetUses, split: str) -> str:
+    """Return a number of uses as a sentence."""
     count, runs = uses
     ending = {1: "st", 2: "nd", 3: "rd"}.get(count % 10 if count % 100 not in (11, 12, 13) else 0, "th")
-    line = f"{count}{ending} look at this test split ({split})"
+    line = f"{count}{ending} use of this test split ({split})"
     if count < 2:
         return line
     by = "one run" if runs == 1 else f"{runs} runs"
-    return f"{line}, by {by}: figures of {count} predictors have been seen so far, which flatters the best of them"
+    return f"{line}, by {by}: metrics of {count} predictors have been viewed, which biases the best of them upwards"
 
 
-def _runs(folder: RunDir) -> Path:
+def _find_runs_root(folder: RunDir) -> Path:
     path = folder.path.resolve()
     if path.parent.parts[-2:] == ("tune", "trials") and (path.parent.parent / "space.json").is_file():
         return path.parents[3]
     ensemble = path.parent.parent
-    return ensemble.parent if path == RunDir(ensemble).member(path.name).path and is_run(ensemble) else path.parent
+    is_member = path == RunDir(ensemble).member(path.name).path and is_run_dir(ensemble)
+    return ensemble.parent if is_member else path.parent
 
 
-def _note(folder: RunDir, config: Config, meta: LedgerMeta, seen: Mapping[str, Figures]) -> None:
-    if not is_test(config, meta.split):
+def _append_uses(folder: RunDir, config: Config, meta: LedgerMeta, metrics: Mapping[str, IdentifyingMetrics]) -> None:
+    if not is_test_split(config, meta.split):
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")
     common = {"run": folder.name, "config": config_hash(config), "date": now}
-    lines = [{"id": _identity(figures), "predictor": name, **common} for name, figures in seen.items()]
+    lines = [{"id": _hash_metrics(values), "predictor": name, **common} for name, values in metrics.items()]
 
-    def new(there: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        known = {line["id"] for line in there}
-        return list({line["id"]: line for line in lines[::-1] if line["id"] not in known}.values())[::-1]
+    def select_new(existing: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        ids = {line["id"] for line in existing}
+        return list({line["id"]: line for line in lines[::-1] if line["id"] not in ids}.values())[::-1]
 
     try:
-        _journal(scoreboard_of(folder), meta.dataset, meta.split, meta.task).append(new)
+        _journal(resolve_scoreboard_root(folder), meta.dataset, meta.split, meta.task).append(select_new)
     except ChoralError as error:
-        print(f"this look at split {meta.split} is not counted: {error}", file=sys.stderr)
+        print(f"this use of split {meta.split} is not counted: {error}", file=sys.stderr)
 
 
 def _journal(scoreboard: Path, dataset: str, split: str, task: str) -> Journal:
     digest = hashlib.sha256(json.dumps([dataset, split, task]).encode()).hexdigest()
-    return Journal(scoreboard / "_looks" / f"{split}-{digest[:16]}.jsonl")
+    name = f"{split}-{digest[:16]}.jsonl"
+    old = scoreboard / _OLD_DIR / name  # written by earlier versions, and continued
+    return Journal(old if old.is_file() else scoreboard / _DIR / name)
 
 
-def _identity(figures: Figures) -> str:
-    text = " ".join(
-        f"{value:.6g}" for value in figures
-    )  # devices differ beyond, and the same weights are no further look
+def _hash_metrics(metrics: IdentifyingMetrics) -> str:
+    # Later digits differ between devices, and the same weights on another device are the same predictor.
+    text = " ".join(f"{value:.6g}" for value in metrics)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _figures_of(predictor: Predictor) -> Figures:
-    """Return a predictor's figures as the table of scores has them."""
-    labels, said = predictor.ledger.labels, predictor.predictions
+def _compute_identifying_metrics(predictor: Predictor) -> IdentifyingMetrics:
+    """Return a predictor's metrics, equal to those of the score table."""
+    labels, predictions = predictor.ledger.labels, predictor.predictions
     if predictor.ledger.meta.task == "multiclass":
-        hits = correct(labels, predictor.answers)
-        return [_mean(hits), _mean(log_losses(labels, said))] if predictor.gives_probabilities else [_mean(hits)]
+        hits = correct(labels, predictor.decisions)
+        return [_mean(hits), _mean(log_losses(labels, predictions))] if predictor.gives_probabilities else [_mean(hits)]
     if predictor.ledger.meta.task == "multilabel":
-        losses = [_mean(label_log_losses(labels > 0, said))]
-        return losses if predictor.decided is None else [*losses, ((labels > 0) == predictor.answers).mean()]
-    errors = abs(said.astype("f8") - labels.astype("f8"))
+        losses = [_mean(multilabel_log_losses(labels > 0, predictions))]
+        return losses if predictor.decided is None else [*losses, ((labels > 0) == predictor.decisions).mean()]
+    errors = abs(predictions.astype("f8") - labels.astype("f8"))
     return [_mean(errors[:, target]) for target in range(errors.shape[1])]
 
 
-def _figures_of_rows(task: str, rows: Sequence[Row]) -> dict[str, Figures]:
+def _read_identifying_metrics(task: str, rows: Sequence[ScoreRow]) -> dict[str, IdentifyingMetrics]:
     metric = {"multiclass": "accuracy", "multilabel": "log_loss", "regression": "mae"}[task]
-    seen: dict[str, list[float]] = {}
+    metrics: dict[str, list[float]] = {}
     for row in rows:
         if row["metric"] == metric:
-            seen.setdefault(row["name"], []).append(row["value"])
+            metrics.setdefault(row["name"], []).append(row["value"])
             if loss := cast(Mapping[str, Any], row).get("log_loss"):
-                seen[row["name"]].append(loss["value"])
-    return dict(seen)
+                metrics[row["name"]].append(loss["value"])
+    return dict(metrics)
 
 
 def _mean(values: Any) -> float:

@@ -1,4 +1,4 @@
-"""What every source of images brings: samples as a table, class names, and a reader for the bytes."""
+"""What every source returns (`ImageSource`), and helpers that sources share: keys, class names, labels, targets."""
 
 from __future__ import annotations
 
@@ -47,22 +47,23 @@ _MAX_LABEL = 2**31 - 1
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
 _SEPARATOR = re.compile("[;|]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_STEM_CHARACTERS = 64  # with the hash and ".json" below the 100 characters of a plain tar header
+_STEM_CHARACTERS = 64  # with hash and ".json" it stays below the 100 characters of a basic tar header
+_SHOWN_CHARACTERS = 40  # of a label, in messages
 
 
-class Reader(Protocol):
-    """Reads the bytes of one image; picklable, since worker processes use it."""
+class ImageReader(Protocol):
+    """Reads the bytes of one image. Must be picklable: worker processes use it."""
 
     def read(self, location: str) -> bytes:
-        """Return the encoded image at `location`; OSError where it cannot be read."""
+        """Return the encoded image at `location`; OSError if it cannot be read."""
 
     def describe(self, location: str) -> str:
-        """Return how to name `location` to the user."""
+        """Return `location` as it appears in messages."""
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """Images in files; locations are relative to `root` (or absolute)."""
+    """Reads image files; locations are absolute or relative to `root`."""
 
     root: str
 
@@ -77,29 +78,36 @@ class FileReader:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images to be packed.
+    """Images to pack.
 
-    samples has the columns key, location (for the reader), size (bytes, 0 where not known), label (int64 class id, 0 where
-    the task has none), with multilabel label_ids, perhaps split (where given: all rows train, val or test) and group
-    (null: a group of its own), and the metadata.
+    Columns of `samples`:
+
+        key        string, unique within a split; see `make_sample_key`
+        location   string, for the reader
+        size       int64 bytes of the file, 0 if unknown
+        label      int64 class id; 0 for tasks without classes
+        label_ids  multilabel only: ascending list of label ids
+        split      optional: train, val or test in every row
+        group      optional: string; null: the sample is a group by itself
+        ...        metadata, stored in the index as it is
     """
 
     name: str
     classes: tuple[str, ...]
     samples: pa.Table
-    reader: Reader
-    provenance: dict[str, Any]  # kind, path or package and version, licence and citation where known
-    val: float = 0.1  # used where the options say nothing
-    test: float = 0.1
-    stratify: tuple[str, ...] = field(default=())
+    reader: ImageReader
+    provenance: dict[str, Any]  # kind, path or package and version; licence and citation where known
+    val: float = 0.1  # default fraction of all samples for validation
+    test: float = 0.1  # default fraction of all samples for testing
+    stratify: tuple[str, ...] = field(default=())  # default of the option of that name
 
 
-def key_of(path: str) -> str:
-    """Return the key of an image from its relative path: readable, unique, safe as a file name, without dots.
+def make_sample_key(path: str) -> str:
+    """Return the key of an image, computed from its relative path: readable, unique, safe as a file name, without dots.
 
-    It is the path without extension, each run of characters other than A-Z a-z 0-9 _ - replaced by one _ and cut to its
-    last 64, then a minus and 12 hexadecimal digits of the SHA-256 of the whole path (Unicode NFC): `cats/no 1.jpg`
-    becomes `cats_no_1-` and 12 digits. Other files do not matter, so adding some changes no key.
+    The key is the path without extension, in which each run of characters other than A-Z a-z 0-9 _ - becomes one _,
+    cut to its last 64 characters, then "-" and 12 hexadecimal digits of the SHA-256 of the whole path (Unicode NFC):
+    `cats/no 1.jpg` becomes `cats_no_1-` and 12 digits. Adding files to a source changes no key.
     """
     path = unicodedata.normalize("NFC", path)
     folder, slash, name = path.rpartition("/")
@@ -107,16 +115,16 @@ def key_of(path: str) -> str:
     return f"{stem.strip('_-')}-{hashlib.sha256(path.encode()).hexdigest()[:12]}".lstrip("-")
 
 
-def metadata_name(name: str) -> str:
-    """Return the index column for a metadata column: `meta_NAME` where NAME already has a meaning there."""
+def metadata_column_name(name: str) -> str:
+    """Return the name of a metadata column in the index: `meta_NAME` if the index has a column NAME."""
     return f"meta_{name}" if name in _RESERVED else name
 
 
-def read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
-    """Return class names, one a line, from classes.txt or classnames.txt in the first folder that has one.
+def read_class_names(folders: Sequence[Path]) -> tuple[str, ...] | None:
+    """Return the class names of the first classes.txt or classnames.txt in `folders`, one a line; None: no such file.
 
     Raises:
-        DataError: an empty line between names, a name twice, or text that is not UTF-8.
+        DataError: an empty line between names, a repeated name, fewer than two names, or text that is not UTF-8.
     """
     for path in (folder / name for folder in folders for name in CLASS_FILES):
         if not path.is_file():
@@ -138,142 +146,143 @@ def read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
 
 
 def resolve_labels(
-    labels: Sequence[str], classes: tuple[str, ...] | None, where: Callable[[int], str], numbers_are_ids: bool
+    labels: Sequence[str], classes: tuple[str, ...] | None, locate: Callable[[int], str], numbers_are_ids: bool
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Turn labels as text into class names and ids.
+    """Map text labels to class names and ids.
 
-    With known classes a label is a name or a class number. Without, labels are either all names (classes in
-    alphabetical order) or all numbers (in numerical order; with `numbers_are_ids` none from 0 on may be missing).
+    If `classes` is given, a label is a class name or a class number. Otherwise the labels are either all names (classes
+    in alphabetical order) or all numbers (in numerical order; with `numbers_are_ids` they must be 0, 1, ... without gaps).
 
     Args:
         labels: (n,) text.
         classes: from a class file, or None.
-        where: says where label i stands, for messages.
-        numbers_are_ids: a number is a class id, whatever the classes are called; otherwise a name comes first.
+        locate: returns the location of label i, for messages.
+        numbers_are_ids: read a number as a class id even if a class has that name; otherwise names take precedence.
 
     Returns:
-        Class names, and (n,) int64 ids.
+        The class names, and (n,) int64 ids.
 
     Raises:
-        DataError: naming the first label that is empty, outside the classes, or a name among numbers.
+        DataError: with the location of the first label that is empty, outside the classes, or a name among numbers.
     """
     distinct = dict.fromkeys(labels)
     ids: dict[str, int] = {}
     if classes is None:
-        classes, ids = _infer_classes(list(distinct), labels, where, numbers_are_ids)
+        classes, ids = _infer_classes(list(distinct), labels, locate, numbers_are_ids)
     else:
-        known = {name: number for number, name in enumerate(classes)}
+        id_of_name = {name: number for number, name in enumerate(classes)}
         for label in distinct:
             as_id = int(label.partition(".")[0]) if _INTEGER.fullmatch(label) else None
-            as_name = known.get(label)
+            as_name = id_of_name.get(label)
             first, second = (as_id, as_name) if numbers_are_ids else (as_name, as_id)
             number = first if first is not None else second if second is not None else -1
             if not 0 <= number < len(classes):
                 raise DataError(
-                    f"{where(labels.index(label))}: label {_show(label)} is outside the {len(classes)} classes"
+                    f"{locate(labels.index(label))}: label {_quote(label)} is not one of the {len(classes)} classes"
                 )
             ids[label] = number
     return classes, np.fromiter((ids[label] for label in labels), dtype=np.int64, count=len(labels))
 
 
 def _infer_classes(
-    distinct: list[str], labels: Sequence[str], where: Callable[[int], str], numbers_are_ids: bool
+    distinct: list[str], labels: Sequence[str], locate: Callable[[int], str], numbers_are_ids: bool
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     numbers = {label: int(label.partition(".")[0]) for label in distinct if _INTEGER.fullmatch(label)}
-    odd = [label for label in distinct if label not in numbers]
-    if "" in odd:
-        raise DataError(f"{where(labels.index(''))}: the label is empty")
-    if numbers and odd:
-        label = odd[0] if len(odd) <= len(numbers) else next(iter(numbers))
+    names = [label for label in distinct if label not in numbers]
+    if "" in names:
+        raise DataError(f"{locate(labels.index(''))}: the label is empty")
+    if numbers and names:
+        label = names[0] if len(names) <= len(numbers) else next(iter(numbers))
         raise DataError(
-            f"{where(labels.index(label))}: label {_show(label)} does not fit the others, which are "
-            f"{'numbers' if label in odd else 'names'}; "
-            "if it is meant so, list all class names in classes.txt beside the data, one a line"
+            f"{locate(labels.index(label))}: label {_quote(label)} does not match the others, which are "
+            f"{'numbers' if label in names else 'names'}; "
+            "if this is intended, list all class names in classes.txt beside the data, one a line"
         )
     for label, number in numbers.items():
         if not 0 <= number <= _MAX_LABEL:
             raise DataError(
-                f"{where(labels.index(label))}: label {_show(label)} is outside the classes, which count from 0"
+                f"{locate(labels.index(label))}: label {_quote(label)} is out of range: class numbers start at 0"
             )
     if len(distinct) < 2:
-        raise DataError(f"{where(0)}: all labels are {_show(distinct[0])}, expected at least two classes")
+        raise DataError(f"{locate(0)}: all labels are {_quote(distinct[0])}, expected at least two classes")
     if len(distinct) == len(labels) and len(labels) > 20:
         raise DataError(
-            f"{where(0)}: every label occurs just once, beginning with {_show(labels[0])}: are these class labels?"
+            f"{locate(0)}: every label occurs only once, the first is {_quote(labels[0])}: are these class labels?"
         )
     if not numbers:
-        names = tuple(sorted(distinct))
-        return names, {name: number for number, name in enumerate(names)}
+        classes = tuple(sorted(distinct))
+        return classes, {name: number for number, name in enumerate(classes)}
     values = sorted(set(numbers.values()))
     if numbers_are_ids and values != list(range(len(values))):
         missing = next(i for i in range(len(values)) if values[i] != i)
         label = next(label for label, number in numbers.items() if number == values[-1])
         raise DataError(
-            f"{where(labels.index(label))}: label {_show(label)}, but class {missing} has no sample; "
-            "if it is meant so, list all class names in classes.txt beside the data, one a line"
+            f"{locate(labels.index(label))}: label {_quote(label)}, but class {missing} has no sample; "
+            "if this is intended, list all class names in classes.txt beside the data, one a line"
         )
     rank = {value: number for number, value in enumerate(values)}
     return tuple(str(value) for value in values), {label: rank[number] for label, number in numbers.items()}
 
 
-def _show(label: str) -> str:
-    return repr(label if len(label) <= 40 else label[:40] + "...")
+def _quote(label: str) -> str:
+    return repr(label if len(label) <= _SHOWN_CHARACTERS else label[:_SHOWN_CHARACTERS] + "...")
 
 
 def resolve_label_sets(
-    texts: Sequence[str], names: tuple[str, ...] | None, where: Callable[[int], str]
+    texts: Sequence[str], names: tuple[str, ...] | None, locate: Callable[[int], str]
 ) -> tuple[tuple[str, ...], pa.Array]:
-    """Turn texts of labels, separated by `;` or `|`, into label names and lists of ids.
+    """Map texts of labels, separated by `;` or `|`, to label names and lists of ids.
 
     Args:
-        texts: (n,); an empty one means that no label applies.
-        names: from a class file, or None: those that occur, in alphabetical order.
-        where: says where text i stands, for messages.
+        texts: (n,); an empty text means that no label applies.
+        names: from a class file; None: the labels that occur, in alphabetical order.
+        locate: returns the location of text i, for messages.
 
     Returns:
-        Label names, and (n,) lists of ascending int32 ids.
+        The label names, and (n,) lists of ascending int32 ids.
 
     Raises:
-        DataError: a label outside the names, or none at all.
+        DataError: a label that is not in `names`, or no label in any sample.
     """
     sets = [sorted({part.strip() for part in _SEPARATOR.split(text)} - {""}) for text in texts]
     found = dict.fromkeys(label for labels in sets for label in labels)
     if not found:
-        raise DataError(f"{where(0)}: neither this nor any other sample has a label: nothing can be learnt")
+        raise DataError(f"{locate(0)}: neither this nor any other sample has a label: there is nothing to learn")
     names = names or tuple(sorted(found))
     ids = {name: number for number, name in enumerate(names)}
     for label in found:
         if label not in ids:
             row = next(i for i, labels in enumerate(sets) if label in labels)
-            raise DataError(f"{where(row)}: label {_show(label)} is none of the {len(names)} in the class file")
+            raise DataError(f"{locate(row)}: label {_quote(label)} is not one of the {len(names)} in the class file")
     return names, pa.array([sorted(ids[label] for label in labels) for labels in sets], LABEL_IDS_TYPE)
 
 
-def check_targets(samples: pa.Table, columns: Sequence[str], known: Sequence[str], where: str) -> None:
-    """Check that columns of the metadata can be the targets of a regression.
+def check_targets(samples: pa.Table, targets: Sequence[str], available: Sequence[str], source: str) -> None:
+    """Check that the targets of a regression are metadata columns of finite numbers.
 
     Args:
-        samples: all of a source.
-        columns, known: names asked for, and of all metadata.
-        where: names the source, for messages.
+        samples: all samples of a source.
+        targets: the target columns.
+        available: the names of all metadata columns.
+        source: its name, for messages.
 
     Raises:
         ConfigError: no such column.
-        DataError: it holds text, has gaps, or numbers that are not finite.
+        DataError: a column of another type, or with nulls or numbers that are not finite.
     """
-    for name in columns:
-        if name not in known:
-            there = ", ".join(known) or "none"
+    for name in targets:
+        if name not in available:
+            hint = did_you_mean(name, available)
             raise ConfigError(
-                f"{where}: no column {name!r} for a target; there are: {there}.{did_you_mean(name, known)}"
+                f"{source}: no column {name!r} for a target; available: {', '.join(available) or 'none'}.{hint}"
             )
         column = samples[name]
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise DataError(f"{where}: target {name!r} is {column.type}, expected numbers")
-        good = np.isfinite(column.to_numpy())  # a gap becomes NaN
-        if not good.all():
-            row = int(np.flatnonzero(~good)[0])
+            raise DataError(f"{source}: target {name!r} is {column.type}, expected numbers")
+        finite = np.isfinite(column.to_numpy())  # null becomes NaN
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
             raise DataError(
-                f"{where}: target {name!r} is {column[row].as_py()} for sample {samples['key'][row].as_py()!r} "
-                f"({int((~good).sum())} such samples): leave them out, or give them a number"
+                f"{source}: target {name!r} is {column[row].as_py()} for sample {samples['key'][row].as_py()!r} "
+                f"({int((~finite).sum())} such samples): remove these samples or set a number"
             )

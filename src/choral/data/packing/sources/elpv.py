@@ -1,7 +1,7 @@
-"""The demo's data: 2,624 electroluminescence images of solar cells, from the Python package elpv-dataset.
+"""The demo data: 2,624 electroluminescence images of solar cells, from the Python package elpv-dataset.
 
-A cell is defective where its defect probability is at least 0.5, and a quarter of the cells, stratified by class and
-module type, is kept for testing, as in Deitsch et al. 2019.
+As in Deitsch et al. 2019, a cell is defective if its defect probability is at least 0.5, and a quarter of the cells,
+stratified by class and module type, is the test split.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _CITATION = (
 
 
 def open_elpv() -> ImageSource:
-    """Return the cells, functional or defective, with the metadata probability (of a defect) and type (mono, poly).
+    """Return the source; classes functional and defective, metadata probability (of a defect) and type (mono, poly).
 
     Raises:
         ConfigError: the package is not installed.
-        DataError: the package does not hold the files that it should.
+        DataError: files of the package are missing or malformed.
     """
-    spec = importlib.util.find_spec("elpv_dataset")  # the package's own loader would read all images
+    spec = importlib.util.find_spec("elpv_dataset")  # not imported: its loader would read all images
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("elpv: the Python package elpv-dataset is not installed: run `pip install elpv-dataset`")
     data = Path(spec.submodule_search_locations[0]) / "data"
-    listing = data / "labels.csv"  # despite its name, separated by blanks
+    listing = data / "labels.csv"  # separated by spaces, despite its name
     try:
         rows = [line.split() for line in listing.read_text().splitlines() if line.strip()]
         paths = [row[0] for row in rows]
@@ -40,7 +40,7 @@ def open_elpv() -> ImageSource:
         types = [row[2] for row in rows]
         sizes = [(data / path).stat().st_size for path in paths]
     except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"{listing}: not the files of elpv-dataset ({error}): install the package again") from error
+        raise DataError(f"{listing}: unexpected contents ({error}): reinstall elpv-dataset") from error
     columns = {
         "key": pa.array([Path(path).stem for path in paths], pa.string()),
         "location": pa.array(paths, pa.string()),

@@ -1,4 +1,4 @@
-"""Classes from another column than the source's own: grades, types, probabilities that come in a few steps."""
+"""Classes from a metadata column of a source: grades, types, probabilities with few distinct values."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ import pyarrow as pa
 from choral.core.errors import ConfigError, DataError, did_you_mean
 from choral.data.packing.sources.base import ImageSource
 
-_NO_METADATA = ("key", "location", "size", "label", "split", "group")
-_ALL_DIFFERENT = 20  # samples; from more on, values of which none comes twice are no classes
+_NOT_METADATA = ("key", "location", "size", "label", "split", "group")
+_MAX_UNIQUE = 20  # with more samples than this, values that occur only once are not classes
 
 
-def labelled_by(source: ImageSource, column: str) -> ImageSource:
+def use_column_as_label(source: ImageSource, column: str) -> ImageSource:
     """Return the source with the values of a metadata column as its classes.
 
     Args:
-        source: whose images have one class each.
-        column: of text, numbers, or true and false. Classes stand in the order of the values, numbers are named as they
-            are usually written, with up to six digits: 0.333333.
+        source: a source with one class per image.
+        column: of text, numbers or booleans. Classes are in the order of the values; numbers are formatted with up to
+            six significant digits: 0.333333.
 
     Raises:
-        ConfigError: there is no such column.
-        DataError: it has gaps or something else in it, fewer than two values, or values of which none comes twice.
+        ConfigError: no such column.
+        DataError: nulls, values of other types, fewer than two distinct values, or only values that occur once.
     """
-    known = [name for name in source.samples.column_names if name not in _NO_METADATA]
-    if column not in known:
-        there = ", ".join(known) or "none"
+    available = [name for name in source.samples.column_names if name not in _NOT_METADATA]
+    if column not in available:
+        hint = did_you_mean(column, available)
         raise ConfigError(
-            f"{source.name}: no column {column!r} to take classes from; there are: {there}.{did_you_mean(column, known)}"
+            f"{source.name}: no column {column!r} to use as the label; available: "
+            f"{', '.join(available) or 'none'}.{hint}"
         )
-    values, where = source.samples[column], f"{source.name}: column {column!r}"
+    values, prefix = source.samples[column], f"{source.name}: column {column!r}"
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise DataError(f"{where} has no value for {values.null_count} samples, first {_key(source, row)!r}")
+        raise DataError(f"{prefix} has no value for {values.null_count} samples, first {_key(source, row)!r}")
     listed = values.to_pylist()
     if not all(isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)) for value in listed):
-        raise DataError(f"{where} is {values.type}: classes are text, (finite) numbers, or true and false")
+        raise DataError(f"{prefix} is {values.type}: classes must be text, finite numbers or booleans")
     distinct = sorted(set(listed))
     if len(distinct) < 2:
-        raise DataError(f"{where} is {listed[0]!r} everywhere, expected at least two classes")
-    if len(distinct) == len(listed) > _ALL_DIFFERENT:
+        raise DataError(f"{prefix} is {listed[0]!r} for all samples, expected at least two classes")
+    if len(distinct) == len(listed) > _MAX_UNIQUE:
         raise DataError(
-            f"{where}: every value occurs just once: are these classes? For numbers, there is task regression"
+            f"{prefix}: every value occurs only once: are these classes? For numbers, there is task regression"
         )
-    number_of = {value: number for number, value in enumerate(distinct)}
-    labels = pa.array([number_of[value] for value in listed], pa.int64())
-    place = source.samples.column_names.index("label")
+    id_of_value = {value: number for number, value in enumerate(distinct)}
+    labels = pa.array([id_of_value[value] for value in listed], pa.int64())
+    position = source.samples.column_names.index("label")
     return dataclasses.replace(
-        source, classes=_names(distinct), samples=source.samples.set_column(place, "label", labels)
+        source, classes=_class_names(distinct), samples=source.samples.set_column(position, "label", labels)
     )
 
 
-def _names(distinct: list[Any]) -> tuple[str, ...]:
+def _class_names(distinct: list[Any]) -> tuple[str, ...]:
     short = tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in distinct)
     return short if len(set(short)) == len(short) else tuple(map(str, distinct))
 

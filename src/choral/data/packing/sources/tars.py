@@ -1,4 +1,4 @@
-"""Existing WebDataset tars: only indexed where they lie, by their headers and the small label files."""
+"""Existing WebDataset tars, indexed in place: only headers and the small label files are read."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import pyarrow as pa
 
 from choral.core import worker_processes as parallel
 from choral.core.errors import DataError
-from choral.core.files import sha256_of
+from choral.core.files import compute_sha256
 from choral.data.packing.options import PackOptions
 from choral.data.packing.sources.base import (
     SPLIT_NAMES,
-    metadata_name,
-    read_classes,
+    metadata_column_name,
+    read_class_names,
     resolve_label_sets,
     resolve_labels,
 )
 from choral.data.shards.index import EXT_TYPE, LABEL_IDS, Shard
-from choral.data.shards.tar import Member, TarSample, group, scan
+from choral.data.shards.tar import TarMember, TarSample, group_by_key, read_headers
 
 _MAX_LABEL_BYTES = 1 << 20
 _SPLIT_PREFIX = re.compile(r"(?P<name>[a-z]+)(?:[-_.0-9]|$)")
@@ -35,7 +35,7 @@ _SPLIT_PREFIX = re.compile(r"(?P<name>[a-z]+)(?:[-_.0-9]|$)")
 
 @dataclass(frozen=True)
 class TarSource:
-    """Tars to be indexed: absolute paths, the split that each name gives (all or none), class names if known."""
+    """Tars to index: absolute paths, the split of each tar (or None: not in the names), class names if there is a file."""
 
     name: str
     paths: tuple[Path, ...]
@@ -48,8 +48,17 @@ class TarSource:
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """What one tar holds: the shard, and one entry a sample in each list."""
+class _IndexTask:
+    """A tar to index."""
+
+    path: Path
+    label_field: str  # of the .json files
+    task: str  # multiclass, multilabel or regression
+
+
+@dataclass(frozen=True)
+class _TarIndex:
+    """The contents of one tar: the shard, and in each list one entry per sample."""
 
     shard: Shard
     keys: list[str]
@@ -62,7 +71,7 @@ class _Listing:
 
 
 def find_tars(spec: str) -> list[Path]:
-    """Return the tars that a folder (and its folders), a glob, a brace expression or a file name means, sorted."""
+    """Return the tars in a folder and its subfolders, or those that a glob, a brace expression or a file name matches."""
     path = Path(spec).expanduser().absolute()
     if path.is_dir():
         return sorted(p for pattern in ("*.tar", "*/*.tar") for p in path.glob(pattern) if not p.name.startswith("."))
@@ -74,13 +83,13 @@ def find_tars(spec: str) -> list[Path]:
 
 
 def open_tars(spec: str) -> TarSource:
-    """Return the tars that `spec` means; contents are read by `index_tars`.
+    """Return the source of the tars that `spec` specifies; `index_tars` reads their contents.
 
-    The split is taken from file names (train-000000.tar) or from the folder (train/000000.tar), where all of them tell
-    one. Class names are taken from classes.txt or classnames.txt beside the tars or one folder up.
+    The splits come from the file names (train-000000.tar) or folder names (train/000000.tar), if all tars have one. Class
+    names come from classes.txt or classnames.txt beside the tars or in the parent folder.
 
     Raises:
-        DataError: no tars, one that is missing, or one that is listed twice.
+        DataError: no tars, a missing tar, one that is listed twice, or a split in the names of some tars only.
     """
     paths = find_tars(spec)
     seen: dict[str, Path] = {}
@@ -91,22 +100,22 @@ def open_tars(spec: str) -> TarSource:
             raise DataError(f"{path}: listed twice (also as {seen[real]})")
         seen[real] = path
     if not paths:
-        raise DataError(f"{spec}: no tars there")
+        raise DataError(f"{spec}: no tars found")
     folders = sorted({path.parent for path in paths})
-    given = [_split_of(path) for path in paths]
-    splits = tuple(split for split in given if split is not None)
+    in_names = [_parse_split(path) for path in paths]
+    splits = tuple(split for split in in_names if split is not None)
     if 0 < len(splits) < len(paths):
-        odd = paths[given.index(None)]
+        without = paths[in_names.index(None)]
         raise DataError(
-            f"{odd}: its name tells no split, but those of other tars do: expected train-, val- or test- at its "
-            "beginning"
+            f"{without}: its name does not contain a split, but the names of other tars do: expected it to begin with "
+            "train-, val- or test-"
         )
     top = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
     return TarSource(
         name=top.name,
         paths=tuple(paths),
         splits=splits or None,
-        classes=read_classes([*folders, *sorted({folder.parent for folder in folders})]),
+        classes=read_class_names([*folders, *sorted({folder.parent for folder in folders})]),
         provenance={"kind": "tars", "path": spec},
     )
 
@@ -114,138 +123,150 @@ def open_tars(spec: str) -> TarSource:
 def index_tars(
     source: TarSource, options: PackOptions, progress: Callable[[int, int], None] | None = None
 ) -> tuple[tuple[str, ...], list[Shard], pa.Table]:
-    """Scan the tars, in parallel, and return class names, shards and the table of all samples.
+    """Read all tars in worker processes; return the class names, the shards and the table of all samples.
 
-    The table has the columns of the index, and split where given. Each tar is read once for its checksum.
+    The table has the columns of the index, and `split` if the tars give one. Each tar is read once for its checksum.
 
     Raises:
-        DataError: a damaged tar, a sample that is not whole, a key that occurs twice, or an impossible label.
+        DataError: a damaged tar, an incomplete sample, a key that occurs twice, or an invalid label.
     """
-    found: dict[int, _Listing] = {}
-    tasks = [(path, options.label_column, options.task) for path in source.paths]
-    for number, listing in parallel.run(_list_tar, tasks, options.processes):
-        found[number] = listing
+    finished: dict[int, _TarIndex] = {}
+    tasks = [_IndexTask(path, options.label_column, options.task) for path in source.paths]
+    for number, tar in parallel.map_unordered(_index_tar, tasks, options.processes):
+        finished[number] = tar
         if progress is not None:
-            progress(len(found), len(tasks))
-    listings = [found[number] for number in range(len(tasks))]
-    counts = [len(listing.keys) for listing in listings]
-    shard = np.repeat(np.arange(len(listings), dtype=np.int32), counts)
+            progress(len(finished), len(tasks))
+    tars = [finished[number] for number in range(len(tasks))]
+    counts = [len(tar.keys) for tar in tars]
+    shard = np.repeat(np.arange(len(tars), dtype=np.int32), counts)
     first_row = np.cumsum(counts) - counts
 
-    def where(row: int) -> str:
-        listing, i = listings[shard[row]], row - int(first_row[shard[row]])
-        return f"{listing.shard.path}: sample {listing.keys[i]!r} at byte {listing.label_offsets[i]}"
+    def locate(row: int) -> str:
+        tar, i = tars[shard[row]], row - int(first_row[shard[row]])
+        return f"{tar.shard.path}: sample {tar.keys[i]!r} at byte {tar.label_offsets[i]}"
 
-    labels = [label for listing in listings for label in listing.labels]
-    classes, label_columns = _label_columns(labels, source.classes, where, options)
+    labels = [label for tar in tars for label in tar.labels]
+    classes, label_columns = _label_columns(labels, source.classes, locate, options)
     columns: dict[str, Any] = {
-        "key": pa.array([key for listing in listings for key in listing.keys], pa.string()),
+        "key": pa.array([key for tar in tars for key in tar.keys], pa.string()),
         "shard": pa.array(shard),
-        "offset": pa.array([offset for listing in listings for offset in listing.offsets], pa.int64()),
-        "length": pa.array([length for listing in listings for length in listing.lengths], pa.int64()),
-        "ext": pa.array([ext for listing in listings for ext in listing.exts], pa.string()).cast(EXT_TYPE),
+        "offset": pa.array([offset for tar in tars for offset in tar.offsets], pa.int64()),
+        "length": pa.array([length for tar in tars for length in tar.lengths], pa.int64()),
+        "ext": pa.array([ext for tar in tars for ext in tar.exts], pa.string()).cast(EXT_TYPE),
         **label_columns,
     }
-    metadata = _metadata_columns([entry for listing in listings for entry in listing.metadata], options)
+    metadata = _metadata_columns([entry for tar in tars for entry in tar.metadata], options)
     if source.splits is not None:
         metadata["split"] = pa.array(np.repeat(np.array(source.splits), counts), pa.string())
-    return classes, [listing.shard for listing in listings], pa.table({**columns, **metadata})
+    return classes, [tar.shard for tar in tars], pa.table({**columns, **metadata})
 
 
 def _label_columns(
-    labels: list[str], classes: tuple[str, ...] | None, where: Callable[[int], str], options: PackOptions
+    labels: list[str], classes: tuple[str, ...] | None, locate: Callable[[int], str], options: PackOptions
 ) -> tuple[tuple[str, ...], dict[str, pa.Array]]:
-    """Return the names of the classes, labels or targets, and the columns of the index that say which apply."""
+    """Return the names of the classes, labels or targets, and the label columns of the index."""
     if options.task == "multiclass":
-        names, ids = resolve_labels(labels, classes, where, numbers_are_ids=True)
+        names, ids = resolve_labels(labels, classes, locate, numbers_are_ids=True)
         return names, {"label": pa.array(ids)}
-    nothing = {"label": pa.array([0] * len(labels), pa.int64())}
+    zeros = {"label": pa.array([0] * len(labels), pa.int64())}
     if options.task == "regression":
-        return tuple(metadata_name(name) for name in options.targets), nothing
-    names, sets = resolve_label_sets(labels, classes, where)
-    return names, {**nothing, LABEL_IDS: sets}
+        return tuple(metadata_column_name(name) for name in options.targets), zeros
+    names, sets = resolve_label_sets(labels, classes, locate)
+    return names, {**zeros, LABEL_IDS: sets}
 
 
-def _list_tar(task: tuple[Path, str, str]) -> _Listing:
-    path, label_field, kind = task
-    samples = group(path, scan(path))
+def _index_tar(task: _IndexTask) -> _TarIndex:
+    path = task.path
+    samples = group_by_key(path, read_headers(path))
     keys, offsets, lengths, exts, labels, label_offsets, metadata = [], [], [], [], [], [], []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        reader = _LabelReader(task, descriptor)
         for sample in samples:
             ext, image = sample.image(path)
-            fields = _json_fields(path, sample, descriptor)
-            label, offset = _label(path, sample, descriptor, fields, label_field, kind)
+            fields = reader.read_fields(sample)
+            label, offset = reader.read_label(sample, fields)
             keys.append(sample.key)
             offsets.append(image.data)
             lengths.append(image.size)
             exts.append(ext)
             labels.append(label)
             label_offsets.append(offset)
-            metadata.append({k: v for k, v in fields.items() if k != label_field and isinstance(v, str | int | float)})
+            metadata.append(
+                {k: v for k, v in fields.items() if k != task.label_field and isinstance(v, str | int | float)}
+            )
     finally:
         os.close(descriptor)
-    shard = Shard(str(path), path.stat().st_size, sha256_of(path), len(samples))
-    return _Listing(shard, keys, offsets, lengths, exts, labels, label_offsets, metadata)
+    shard = Shard(str(path), path.stat().st_size, compute_sha256(path), len(samples))
+    return _TarIndex(shard, keys, offsets, lengths, exts, labels, label_offsets, metadata)
 
 
-def _json_fields(path: Path, sample: TarSample, descriptor: int) -> dict[str, Any]:
-    member = sample.parts.get("json")
-    if member is None:
-        return {}
-    try:
-        fields = json.loads(_contents(path, member, descriptor))
-    except ValueError as error:
-        raise DataError(f"{path}: {member.name!r} at byte {member.data} is not JSON ({error})") from error
-    return fields if isinstance(fields, dict) else {}
+class _LabelReader:
+    """Reads labels and metadata of samples from an open tar.
 
-
-def _label(
-    path: Path, sample: TarSample, descriptor: int, fields: dict[str, Any], label_field: str, task: str
-) -> tuple[str, int]:
-    """Return the label as text, and where it stands: KEY.cls, or a field of KEY.json, or KEY.txt.
-
-    Several labels stand in KEY.json alone, as a list or separated by `;` or `|`; regression needs none.
+    Args:
+        task: which tar, and which labels.
+        descriptor: of the open file.
     """
-    start = min(part.header for part in sample.parts.values())
-    if task == "regression":
-        return "", start
-    if task == "multilabel":
-        if label_field not in fields:
-            raise DataError(
-                f"{path}: sample {sample.key!r} at byte {start} has no labels: expected .json with the field "
-                f"{label_field!r}, a list (perhaps an empty one)"
-            )
-        value = fields[label_field]
-        return ";".join(map(str, value)) if isinstance(value, list) else str(value or ""), sample.parts["json"].data
-    for ext in ("cls", "json", "txt"):
-        member = sample.parts.get(ext)
-        if member is None or (ext == "json" and label_field not in fields):
-            continue
-        if ext == "json":
-            value = fields[label_field]
-            text = "" if value is None else str(value).strip()
-        else:
-            text = _contents(path, member, descriptor).decode(errors="replace").strip()
-        if not text:
-            raise DataError(
-                f"{path}: sample {sample.key!r}: the label in {member.name!r} at byte {member.data} is empty"
-            )
-        return text, member.data
-    raise DataError(
-        f"{path}: sample {sample.key!r} at byte {start} has no label: expected .cls, .txt, or .json with the field "
-        f"{label_field!r}"
-    )
 
+    def __init__(self, task: _IndexTask, descriptor: int) -> None:
+        self._task, self._descriptor = task, descriptor
 
-def _contents(path: Path, member: Member, descriptor: int) -> bytes:
-    if member.size > _MAX_LABEL_BYTES:
-        raise DataError(f"{path}: {member.name!r} at byte {member.data} has {member.size} bytes, too much for a label")
-    return os.pread(descriptor, member.size, member.data)
+    def read_fields(self, sample: TarSample) -> dict[str, Any]:
+        """Return the contents of KEY.json; {} if there is none or it is not an object."""
+        member = sample.members.get("json")
+        if member is None:
+            return {}
+        try:
+            fields = json.loads(self._read(member))
+        except ValueError as error:
+            raise DataError(
+                f"{self._task.path}: {member.name!r} at byte {member.data} is not JSON ({error})"
+            ) from error
+        return fields if isinstance(fields, dict) else {}
+
+    def read_label(self, sample: TarSample, fields: dict[str, Any]) -> tuple[str, int]:
+        """Return the label as text, from KEY.cls, a field of KEY.json or KEY.txt, and its byte offset.
+
+        Multilabel: only from KEY.json, a list or text separated by `;` or `|`. Regression: "".
+        """
+        name, prefix = self._task.label_field, f"{self._task.path}: sample {sample.key!r}"
+        if self._task.task == "regression":
+            return "", sample.offset
+        if self._task.task == "multilabel":
+            if name not in fields:
+                raise DataError(
+                    f"{prefix} at byte {sample.offset} has no labels: expected .json with the field {name!r}, a list "
+                    "(which may be empty)"
+                )
+            value = fields[name]
+            text = ";".join(map(str, value)) if isinstance(value, list) else str(value or "")
+            return text, sample.members["json"].data
+        for ext in ("cls", "json", "txt"):
+            member = sample.members.get(ext)
+            if member is None or (ext == "json" and name not in fields):
+                continue
+            if ext == "json":
+                text = "" if fields[name] is None else str(fields[name]).strip()
+            else:
+                text = self._read(member).decode(errors="replace").strip()
+            if not text:
+                raise DataError(f"{prefix}: the label in {member.name!r} at byte {member.data} is empty")
+            return text, member.data
+        raise DataError(
+            f"{prefix} at byte {sample.offset} has no label: expected .cls, .txt, or .json with the field {name!r}"
+        )
+
+    def _read(self, member: TarMember) -> bytes:
+        if member.size > _MAX_LABEL_BYTES:
+            raise DataError(
+                f"{self._task.path}: {member.name!r} at byte {member.data} has {member.size} bytes, too many for a label"
+            )
+        return os.pread(self._descriptor, member.size, member.data)
 
 
 def _metadata_columns(entries: list[dict[str, Any]], options: PackOptions) -> dict[str, pa.Array]:
-    """Gather the fields of all .json files; a field whose types differ becomes text."""
+    """Return the fields of all .json files as columns; a field with values of several types becomes text."""
     columns = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         values = [entry.get(name) for entry in entries]
@@ -256,13 +277,13 @@ def _metadata_columns(entries: list[dict[str, Any]], options: PackOptions) -> di
             columns["split"] = pa.array([SPLIT_NAMES[str(text)] for text in texts], pa.string())
         else:
             try:
-                columns["path" if name == "path" else metadata_name(name)] = pa.array(values)
+                columns["path" if name == "path" else metadata_column_name(name)] = pa.array(values)
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-                columns["path" if name == "path" else metadata_name(name)] = pa.array(texts, pa.string())
+                columns["path" if name == "path" else metadata_column_name(name)] = pa.array(texts, pa.string())
     return columns
 
 
-def _split_of(path: Path) -> str | None:
+def _parse_split(path: Path) -> str | None:
     prefix = _SPLIT_PREFIX.match(path.stem.lower())
-    named = SPLIT_NAMES.get(prefix["name"]) if prefix else None
-    return named or SPLIT_NAMES.get(path.parent.name.lower())  # a folder's whole name: test-machine-7/ is no split
+    split = SPLIT_NAMES.get(prefix["name"]) if prefix else None
+    return split or SPLIT_NAMES.get(path.parent.name.lower())  # the whole folder name: test-machine-7/ is not a split

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, by name: `torchvision:CIFAR10`, with arguments `torchvision:EMNIST?split=letters`."""
+"""Data sets of torchvision by name: `torchvision:CIFAR10`, or with arguments `torchvision:EMNIST?split=letters`."""
 
 from __future__ import annotations
 
@@ -18,38 +18,37 @@ from choral.core.errors import ConfigError, DataError, did_you_mean
 from choral.data.packing.options import PackOptions
 from choral.data.packing.sources.base import ImageSource, resolve_labels
 
-PREFIX = "torchvision:"
-_GIVEN = {
+TORCHVISION_PREFIX = "torchvision:"
+_SPLIT_ARGUMENTS = {  # our split: torchvision's names for it; the first that exists is used
     "train": ("train", "trainval"),
     "val": ("val", "valid"),
     "test": ("test",),
-}  # our name: theirs, the first that exists
+}
 
 Arguments = tuple[tuple[str, Any], ...]
 
 
 def open_torchvision(spec: str, options: PackOptions) -> ImageSource:
-    """Return a torchvision data set, from `options.root` or else the cache folder, downloaded where it is not there.
+    """Return a torchvision data set, read from `options.root` or the cache directory and downloaded if missing.
 
-    Images are stored as PNG, without loss. Its own training, validation and test parts are kept.
+    Images are stored as PNG, without loss. The training, validation and test splits of the data set are kept.
 
     Raises:
-        ConfigError: torchvision is not installed, no such data set, or arguments that it does not take.
+        ConfigError: torchvision is not installed, no such data set, or invalid arguments.
         DataError: neither on disk nor downloadable, or not a data set of images with one class each.
     """
-    name, _, query = spec.removeprefix(PREFIX).partition("?")
+    name, _, query = spec.removeprefix(TORCHVISION_PREFIX).partition("?")
     module = _datasets()
     if name not in module.__all__:
         raise ConfigError(f"{spec}: torchvision has no data set {name!r}.{did_you_mean(name, module.__all__, 3)}")
-    given = tuple((key, _value(text)) for key, text in urllib.parse.parse_qsl(query, keep_blank_values=True))
-    root = str(Path(options.root).expanduser().absolute() if options.root else _cache_folder())
-    opened = _open_parts(name, root, given)
+    given = tuple((key, _parse_value(text)) for key, text in urllib.parse.parse_qsl(query, keep_blank_values=True))
+    root = str(Path(options.root).expanduser().absolute() if options.root else _cache_dir())
     parts, locations, labels, splits = {}, [], [], []
     classes: Sequence[Any] | None = None
-    for split, (arguments, data) in opened.items():
+    for split, (arguments, data) in _open_splits(name, root, given).items():
         parts[split] = arguments
         classes = classes or getattr(data, "classes", None)
-        targets = _targets(data, spec)
+        targets = _read_targets(data, spec)
         locations += [f"{split}/{number:07d}" for number in range(len(targets))]
         labels += targets
         splits += [split] * len(targets)
@@ -74,33 +73,33 @@ def open_torchvision(spec: str, options: PackOptions) -> ImageSource:
 
 @dataclass(frozen=True)
 class TorchvisionReader:
-    """Images of a torchvision data set as PNG; locations are PART/NUMBER."""
+    """Reads the images of a torchvision data set as PNG; locations are SPLIT/NUMBER."""
 
     name: str
-    parts: tuple[tuple[str, Arguments], ...]
+    splits: tuple[tuple[str, Arguments], ...]
 
     def read(self, location: str) -> bytes:
         """Return the image as PNG."""
-        part, _, number = location.partition("/")
-        image = _dataset(self.name, dict(self.parts)[part])[int(number)][0]
+        split, _, number = location.partition("/")
+        image = _dataset(self.name, dict(self.splits)[split])[int(number)][0]
         if not hasattr(image, "save"):
-            raise OSError(f"torchvision gives {type(image).__name__}, expected an image")
+            raise OSError(f"torchvision returns {type(image).__name__}, expected an image")
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return buffer.getvalue()
 
     def describe(self, location: str) -> str:
-        """Return data set and location."""
-        return f"{PREFIX}{self.name}: {location}"
+        """Return the data set and the location."""
+        return f"{TORCHVISION_PREFIX}{self.name}: {location}"
 
 
-def _open_parts(name: str, root: str, given: Arguments) -> dict[str, tuple[Arguments, Any]]:
-    """Open the parts that the data set has: by train=, by split=, or "all" where it has none."""
+def _open_splits(name: str, root: str, given: Arguments) -> dict[str, tuple[Arguments, Any]]:
+    """Return the splits of the data set, opened with train= or split=; {"all": ...} if it has none."""
     signature = inspect.signature(getattr(_datasets(), name).__init__).parameters
     for key, _ in given:
         if key not in signature:
             raise ConfigError(
-                f"{PREFIX}{name}: takes no argument {key!r}; it takes: "
+                f"{TORCHVISION_PREFIX}{name}: no argument {key!r}; available: "
                 f"{', '.join(list(signature)[1:])}.{did_you_mean(key, signature)}"
             )
     fixed = (*((("root", root),) if "root" in signature else ()), *given)
@@ -108,19 +107,20 @@ def _open_parts(name: str, root: str, given: Arguments) -> dict[str, tuple[Argum
         return {split: _load(name, (*fixed, ("train", split == "train"))) for split in ("train", "test")}
     if "split" not in signature or "split" in dict(given):
         return {"all": _load(name, fixed)}
-    parts: dict[str, tuple[Arguments, Any]] = {}
-    for split, theirs in _GIVEN.items():
-        for choice in theirs:
+    splits: dict[str, tuple[Arguments, Any]] = {}
+    for split, arguments in _SPLIT_ARGUMENTS.items():
+        for argument in arguments:
             try:
-                parts[split] = _load(name, (*fixed, ("split", choice)))
+                splits[split] = _load(name, (*fixed, ("split", argument)))
                 break
-            except ValueError:  # how torchvision says that there is no such part
+            except ValueError:  # torchvision's error for a split that does not exist
                 continue
-    if not parts:
+    if not splits:
         raise ConfigError(
-            f"{PREFIX}{name}: has none of the parts train, val and test: choose one with {PREFIX}{name}?split=..."
+            f"{TORCHVISION_PREFIX}{name}: has none of the splits train, val and test: choose one with "
+            f"{TORCHVISION_PREFIX}{name}?split=..."
         )
-    return parts
+    return splits
 
 
 def _load(name: str, arguments: Arguments) -> tuple[Arguments, Any]:
@@ -131,31 +131,34 @@ def _load(name: str, arguments: Arguments) -> tuple[Arguments, Any]:
         root = dict(arguments).get("root")
         if "download" not in signature:
             raise DataError(
-                f"{PREFIX}{name}: not in {root} ({missing}), and torchvision cannot download it: put it there"
+                f"{TORCHVISION_PREFIX}{name}: not in {root} ({missing}), and torchvision cannot download it: copy its "
+                "files there"
             ) from missing
     except TypeError as error:
-        raise ConfigError(f"{PREFIX}{name}: {error}; arguments are given as {PREFIX}{name}?NAME=VALUE") from error
+        raise ConfigError(
+            f"{TORCHVISION_PREFIX}{name}: {error}; write arguments as {TORCHVISION_PREFIX}{name}?NAME=VALUE"
+        ) from error
     try:
         _dataset.__wrapped__(name, (*arguments, ("download", True)))
         return arguments, _dataset(name, arguments)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{PREFIX}{name}: not in {root}, and the download failed ({reason}); without internet, copy its files "
-            "there (option root)"
+            f"{TORCHVISION_PREFIX}{name}: not in {root}, and the download failed ({reason}); without internet, copy its "
+            "files there (option root)"
         ) from error
 
 
-@functools.lru_cache(maxsize=4)  # worker processes read many samples of few parts
+@functools.lru_cache(maxsize=4)  # worker processes read many samples of few splits
 def _dataset(name: str, arguments: Arguments) -> Any:
     return getattr(_datasets(), name)(**dict(arguments))
 
 
-def _targets(data: Any, spec: str) -> list[str]:
-    """Return the class number of each sample as text; from a list where the data set has one, else sample by sample.
+def _read_targets(data: Any, spec: str) -> list[str]:
+    """Return the class number of each sample as text, from an attribute of the data set or else sample by sample.
 
     Raises:
-        ConfigError: samples cannot be made, as with arguments that the data set takes, but cannot use.
+        ConfigError: torchvision cannot create the samples, for example with arguments of the wrong type.
     """
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(data, attribute, None)
@@ -166,14 +169,14 @@ def _targets(data: Any, spec: str) -> list[str]:
     except (TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{spec}: torchvision cannot make its samples ({reason}): check the arguments; several numbers are written "
+            f"{spec}: torchvision cannot create the samples ({reason}): check the arguments; write several numbers as "
             "NAME=3,64,64"
         ) from error
 
 
-def _value(text: str) -> Any:
-    """Read an argument: whole numbers, and several of them separated by commas, are numbers, all else is text."""
-    bare = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text  # as Python would write several
+def _parse_value(text: str) -> Any:
+    """Return an argument as an int, as a tuple of ints (separated by commas), or as text."""
+    bare = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text  # Python syntax for several numbers
     numbers = [number.strip() for number in bare.split(",")]
     if not all(number.lstrip("-").isdigit() for number in numbers):
         return text
@@ -194,5 +197,5 @@ def _version() -> str:
     return str(torchvision.__version__)
 
 
-def _cache_folder() -> Path:
+def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "choral" / "torchvision"

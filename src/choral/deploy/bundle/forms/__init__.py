@@ -1,6 +1,6 @@
-"""The whole ensemble as one file that other runtimes ask: ONNX for onnxruntime, pt2 (torch.export) for PyTorch.
+"""The whole ensemble as one file for other runtimes: ONNX for onnxruntime, pt2 (torch.export) for PyTorch.
 
-Both take uint8 images, batch dimension free, and return calibrated probabilities and what each member says.
+Both take uint8 images, batch dimension free, and return calibrated probabilities and each member's predictions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from choral.deploy.bundle.engine import Engine
 
 
 def open_form(path: Path) -> Engine:
-    """Return what asks the file of an ensemble, on the CPU; nothing in it is unpickled or executed.
+    """Open the exported file of an ensemble as an engine on the CPU; nothing in it is unpickled or executed.
 
     Raises:
         ConfigError: a file that is neither, or the runtime is not installed.

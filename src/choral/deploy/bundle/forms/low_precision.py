@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from choral.deploy.bundle.forms.program import quiet, written_aside
+from choral.deploy.bundle.forms.program import without_output, written_aside
 
 
 @contextmanager
@@ -32,6 +32,6 @@ def write_int8(path: Path, out: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with written_aside(out) as aside, quiet(), _without_log():
+    with written_aside(out) as aside, without_output(), _without_log():
         # Unsigned: the only integers that onnxruntime convolves with on every processor.
         quantize_dynamic(path, aside, weight_type=QuantType.QUInt8, per_channel=True)

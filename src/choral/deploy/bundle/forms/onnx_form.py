@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from choral.core.errors import ConfigError, DataError
-from choral.deploy.bundle.engine import Input, Predicted
-from choral.deploy.bundle.forms.program import asked, images_at_once, quiet, written_aside
+from choral.deploy.bundle.engine import EngineInput, EnsemblePredictions
+from choral.deploy.bundle.forms.program import predict_in_parts, read_images_at_once, without_output, written_aside
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -21,7 +21,7 @@ _LARGEST = 2_000_000_000  # bytes: protobuf ends at 2 GiB, the graph itself incl
 _ERRORS_ALONE = 3
 
 
-def write_onnx(program: ExportedProgram, inputs: Sequence[Input], path: Path, facts: Mapping[str, str]) -> None:
+def write_onnx(program: ExportedProgram, inputs: Sequence[EngineInput], path: Path, facts: Mapping[str, str]) -> None:
     """Write an ONNX file: one uint8 tensor (batch, S, S, 3) an input, to probabilities and by_member.
 
     The outputs are `probabilities` (of regression `values`), (batch, C) float32, and `by_member`, (batch, M, C) float32.
@@ -45,7 +45,7 @@ def write_onnx(program: ExportedProgram, inputs: Sequence[Input], path: Path, fa
             f"{path.name}: weights of {size / 1e9:.1f} GB do not fit into one ONNX file; use --format pt2"
         )
     first = "values" if facts["task"] == "regression" else "probabilities"
-    with quiet():
+    with without_output():
         written = torch.onnx.export(
             program,
             dynamo=True,
@@ -80,7 +80,7 @@ def _name_batch(model: Any) -> None:
 
 
 def check_installed() -> None:
-    """Raise ConfigError unless ONNX files can be written and asked."""
+    """Raise ConfigError unless the packages that write and run ONNX files are installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -90,7 +90,7 @@ def check_installed() -> None:
 
 
 class OnnxEngine:
-    """Asks an ONNX file, on the CPU.
+    """Runs an ONNX file on the CPU.
 
     Args:
         path: of the file.
@@ -111,16 +111,16 @@ class OnnxEngine:
         options.log_severity_level = _ERRORS_ALONE
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            self._at_once = images_at_once(self._session.get_modelmeta().custom_metadata_map)
+            self._at_once = read_images_at_once(self._session.get_modelmeta().custom_metadata_map)
         except (KeyError, ValueError) as error:
             raise DataError(f"{path}: is no ensemble of choral ({error!r})") from error
         except Exception as error:  # onnxruntime has a dozen classes of its own, all of them plain exceptions
             raise DataError(f"{path}: cannot be loaded: {error}") from error
         self._names = [item.name for item in self._session.get_inputs()]
 
-    def ask(self, images: Sequence[NDArray[np.uint8]]) -> Predicted:
-        """Return what is said about a batch; see `Engine.ask`."""
-        return asked(images, self._at_once, self._run)
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> EnsemblePredictions:
+        """Return the predictions for a batch; see `Engine.predict_batch`."""
+        return predict_in_parts(images, self._at_once, self._run)
 
     def _run(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         combined, own = self._session.run(None, dict(zip(self._names, images, strict=True)))

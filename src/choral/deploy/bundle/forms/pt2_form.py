@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from choral.core.errors import DataError
-from choral.deploy.bundle.engine import Predicted
+from choral.deploy.bundle.engine import EnsemblePredictions
 from choral.deploy.bundle.forms.archive_check import check_archive
-from choral.deploy.bundle.forms.program import asked, images_at_once, quiet, written_aside
+from choral.deploy.bundle.forms.program import predict_in_parts, read_images_at_once, without_output, written_aside
 
 FACTS = "choral.json"
-"""Name, among the extra files, of what the file says of itself."""
+"""Name of the metadata among the extra files."""
 
 
 def write_pt2(program: ExportedProgram, path: Path, facts: Mapping[str, str]) -> None:
@@ -37,12 +37,12 @@ def write_pt2(program: ExportedProgram, path: Path, facts: Mapping[str, str]) ->
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"):
             node.meta.pop(key, None)
-    with written_aside(path) as aside, quiet():
+    with written_aside(path) as aside, without_output():
         torch.export.save(program, aside, extra_files={FACTS: json.dumps(dict(facts))})
 
 
 class Pt2Engine:
-    """Asks a file of torch.export, on the CPU.
+    """Runs a file of torch.export on the CPU.
 
     Args:
         path: of the file.
@@ -59,18 +59,18 @@ class Pt2Engine:
         check_archive(data, str(path))
         extra = {FACTS: ""}
         try:
-            with quiet():
+            with without_output():
                 program = torch.export.load(io.BytesIO(data), extra_files=extra)
                 self._module = program.module()
-            self._at_once = images_at_once(json.loads(extra[FACTS]))
+            self._at_once = read_images_at_once(json.loads(extra[FACTS]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is no ensemble of choral ({error!r})") from error
         except (RuntimeError, AssertionError) as error:
             raise DataError(f"{path}: cannot be loaded: {error}") from error
 
-    def ask(self, images: Sequence[NDArray[np.uint8]]) -> Predicted:
-        """Return what is said about a batch; see `Engine.ask`."""
-        return asked(images, self._at_once, self._run)
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]]) -> EnsemblePredictions:
+        """Return the predictions for a batch; see `Engine.predict_batch`."""
+        return predict_in_parts(images, self._at_once, self._run)
 
     def _run(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         tensors = [torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in images]
