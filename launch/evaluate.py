@@ -1,6 +1,6 @@
 """Evaluate a run or checkpoints and write prediction ledgers, as one rank of Accelerate.
 
-    accelerate launch launch/evaluate.py RUN|CHECKPOINT... [key=value ...]
+accelerate launch launch/evaluate.py RUN|CHECKPOINT... [key=value ...]
 """
 
 import sys

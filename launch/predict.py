@@ -1,6 +1,6 @@
 """Predict images with a bundle or run, as one rank of Accelerate.
 
-    accelerate launch launch/predict.py BUNDLE|RUN IMAGES... -o FILE
+accelerate launch launch/predict.py BUNDLE|RUN IMAGES... -o FILE
 """
 
 import sys

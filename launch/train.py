@@ -1,6 +1,6 @@
 """Train one model, as one rank of Accelerate.
 
-    accelerate launch launch/train.py CONFIG [key=value ...]
+accelerate launch launch/train.py CONFIG [key=value ...]
 """
 
 import sys

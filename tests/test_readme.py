@@ -17,8 +17,26 @@ import pytest
 
 from toy_data import CLASSES, REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = [re.sub(r"\s{2,}#.*", "", block).splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+GUIDES = {
+    str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
+    for path in [
+        REPOSITORY / "README.md",
+        *sorted(REPOSITORY.glob("configs/*.md")),
+        *sorted(REPOSITORY.glob("*/README.md")),
+        *sorted((REPOSITORY / "src" / "choral").rglob("README.md")),
+        REPOSITORY / ".github" / "CONTRIBUTING.md",
+    ]
+}
+README = GUIDES["README.md"]
+
+
+def blocks_of(guide: str) -> list[list[str]]:
+    """Return the commands of each fenced `sh` block of a guide, without comments."""
+    found = re.findall(r"```sh\n(.*?)```", GUIDES[guide], re.DOTALL)
+    return [re.sub(r"\s{2,}#.*", "", block).splitlines() for block in found]
+
+
+BLOCKS = blocks_of("README.md")
 # The same commands, made short: two steps on small images.
 SHORT = ["train.steps=2", "data.image_size=32", "tracking.wandb=off"]
 
@@ -61,9 +79,13 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     elif words[:2] == ["accelerate", "launch"]:
         count = [] if "--num_processes" in words else ["--num_processes", "1"]
         words[:2] = [sys.executable, "-m", "accelerate.commands.launch", *count]
-    # The shell's only part in these commands is to expand photos/*/*.png.
+    output, words = (folder / words[-1], words[:-2]) if ">" in words else (None, words)
+    # Otherwise the shell's only part in these commands is to expand photos/*/*.png.
     words = [name for word in words for name in (sorted(map(str, folder.glob(word))) if "*" in word else [word])]
-    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+    if output is not None:
+        output.write_text(result.stdout)
+    return result
 
 
 @pytest.mark.demo
@@ -84,6 +106,22 @@ def test_commands_of_a_block_work_in_order(newcomer: Path, block: int) -> None:
 
 
 @pytest.mark.demo
+@pytest.mark.parametrize("guide", [name for name in GUIDES if name != "README.md" and blocks_of(name)])
+def test_commands_of_a_guide_work_in_order(guide: str, newcomer: Path, tmp_path: Path) -> None:
+    """Each guide starts from what the first block of the README leaves, in a directory of its own."""
+    if not (newcomer / "runs" / "first" / "scores-test.json").exists():
+        for command in BLOCKS[0]:
+            assert run(command, newcomer).returncode == 0, command
+    for name in ("photos", "shards", "configs", "launch", "scenes.csv", "parcels.csv"):
+        (tmp_path / name).symlink_to(newcomer / name)
+    shutil.copytree(newcomer / "runs" / "first", tmp_path / "runs" / "first")
+    for block in blocks_of(guide):
+        for command in block:
+            result = run(command, tmp_path)
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+
+
+@pytest.mark.demo
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -92,8 +130,8 @@ def test_commands_of_a_block_work_in_order(newcomer: Path, block: int) -> None:
     ],
 )
 def test_ranks_through_accelerate_s_own_launcher(newcomer: Path, launcher: str) -> None:
-    """As the README says for GPUs; here, as it says for CPUs, with ACCELERATE_USE_CPU=true, and two ranks."""
-    assert launcher in README
+    """As launch/README.md has it for GPUs; here, as it has it for CPUs, with ACCELERATE_USE_CPU=true, and two ranks."""
+    assert launcher in GUIDES["launch/README.md"]
     command = (
         launcher.replace(" 8", " 2") + f" launch/train.py configs/default.yaml data.shards=shards/ run=r{len(launcher)}"
     )
@@ -105,7 +143,7 @@ def test_ranks_through_accelerate_s_own_launcher(newcomer: Path, launcher: str) 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "tests/bench/bench_stream.py"), "--images", "64", "--rounds", "1"]
     command += ["--only", "choral, antialias"]
-    assert "python tests/bench/bench_stream.py" in README
+    assert "python tests/bench/bench_stream.py" in GUIDES["src/choral/data/README.md"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
     assert "imagefolder" in result.stdout.lower() and "choral, antialias" in result.stdout
@@ -116,21 +154,41 @@ def test_five_commands_lead_from_a_folder_to_predictions() -> None:
     assert verbs == ["pack", "ls", "run", "score", "predict"]
 
 
-def test_scripts_named_in_the_readme_exist_and_can_run() -> None:
-    for name in set(re.findall(r"(?:\./)?((?:launch|configs|slurm|tests)/[\w./-]+)", README)):
-        assert (REPOSITORY / name.rstrip("/.")).exists(), name
+def test_scripts_named_in_the_guides_exist_and_can_run() -> None:
+    for guide, text in GUIDES.items():
+        for name in set(re.findall(r"(?:\./)?\b((?:launch|configs|slurm|tests)/[\w./-]+)", text)):
+            found = [base / name.rstrip("/.") for base in (REPOSITORY, (REPOSITORY / guide).parent)]
+            assert any(path.exists() for path in found), f"{guide}: {name}"
     for name in ("launch/demo", "launch/test", ".ci/run"):
         assert os.access(REPOSITORY / name, os.X_OK), name
 
 
-def test_parts_named_in_the_file_tree_are_those_that_exist() -> None:
+def test_links_between_guides_lead_somewhere() -> None:
+    for guide, text in GUIDES.items():
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", text):
+            assert ((REPOSITORY / guide).parent / target).exists(), f"{guide}: {target}"
+
+
+def test_sections_that_links_name_exist() -> None:
+    for guide, text in GUIDES.items():
+        for target, section in re.findall(r"\]\(([^):\s#]*)#([\w-]+)\)", text):
+            path = (REPOSITORY / guide).parent / target if target else REPOSITORY / guide
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            names = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert section in names, f"{guide}: {target}#{section}"
+
+
+def test_guides_are_short() -> None:
+    assert README.count("\n") <= 220
+    long = {name: text.count("\n") for name, text in GUIDES.items() if name.endswith("README.md")}
+    assert all(lines <= 220 if name == "README.md" else lines <= 200 for name, lines in long.items()), long
+
+
+def test_rooms_named_in_the_file_tree_are_those_that_exist() -> None:
     tree = README.split("## What is where")[1].split("##")[0]
     named = {name.rstrip("/") for name in re.findall(r"^ {6}([\w./]+)", tree, re.MULTILINE)}
-    parts = {
-        path.name for path in (REPOSITORY / "src" / "choral").iterdir() if not path.name.startswith(("__", "py.typed"))
-    }
-    assert named <= parts
-    assert parts - named == {"configfile.py", "checkpoints.py", "errors.py", "files.py"}
+    rooms = {path.parent.name for path in (REPOSITORY / "src" / "choral").glob("*/__init__.py")}
+    assert named == rooms
 
 
 @pytest.mark.demo

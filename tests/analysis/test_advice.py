@@ -26,9 +26,7 @@ def made(run: RunDir, *lines: AdviceLine, evaluation: str = "e") -> Advice:
         metric="accuracy",
         n=40,
         lines=lines,
-        rejected=(
-            RejectedFamily("vflip", "costs 40 points, and undoing it mends nothing: it changes what the images show"),
-        ),
+        rejected=(RejectedFamily("vflip", "costs 40 points, and undoing it corrects nothing"),),
         comparisons=9,
         note="One family is advised.",
         dataset="d",
@@ -50,7 +48,7 @@ DARK = AdviceLine(
     p_gain=0.002,
     plausibility=0.4,
     score=0.08,
-    reason="darker: 20 points fewer are right, and lighting every image as the network likes it best mends 10 points.",
+    reason="darker: costs 20 points, and brightening images gains 10 points.",
 )
 
 

@@ -60,7 +60,7 @@ def test_a_change_that_alters_labels_is_not_found(rng: np.random.Generator) -> N
     assert not taken and alone["turned"].strength == 0
 
 
-def test_what_one_family_mends_is_not_mended_again(rng: np.random.Generator) -> None:
+def test_errors_corrected_by_one_family_do_not_count_again(rng: np.random.Generator) -> None:
     dark = np.arange(N) % 2 == 0
     sure, right = versions(rng, 0.97, 4.0, ~dark)
     lit, contrast = offered(rng, (0.5, 0.97, 4.0, dark)), offered(rng, (0.5, 0.75, 3.0, dark))

@@ -316,4 +316,6 @@ def test_view_predictions_and_the_mean_over_views_by_hand(run: RunDir) -> None:
     np.testing.assert_allclose(average_views(iter(stack)), stack.mean(0), atol=1e-6)
     learned = learn_views(ledger, ("a", "c"), FittingData(validation=ledger))
     probabilities = compute_statistics(ViewPredictions(ledger, ("a", "c"), VIEWS)).true_probabilities
-    assert learned.losses["learned"] == pytest.approx(-np.log(probabilities @ expected_weights(("a", "c"))).mean(), rel=1e-6)
+    assert learned.losses["learned"] == pytest.approx(
+        -np.log(probabilities @ expected_weights(("a", "c"))).mean(), rel=1e-6
+    )

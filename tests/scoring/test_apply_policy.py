@@ -1,4 +1,4 @@
-"""What a run answers for an image, by task, without and with a calibration, and what a person reads of it."""
+"""Predictions of a policy for one image, by task, with and without calibration, and their text."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ IMAGE = Path("a.png")
 
 
 def members(*rows: list[float]) -> dict[str, np.ndarray]:
-    """Of each member one row."""
+    """One row per member."""
     return {f"m{number}": np.array(row, np.float32) for number, row in enumerate(rows)}
 
 
 def answer_image(policy: PredictionPolicy, image: Path, heard: dict[str, np.ndarray]) -> Prediction:
-    """Return the answer for one image of what each member says about it."""
+    """Return the prediction for one image from the predictions of each member."""
     by_member = np.stack([heard[name] for name in policy.members])[:, None]
     (answer,) = apply_policy(policy, [str(image)], by_member, policy.combine(by_member))
     return answer
@@ -41,7 +41,7 @@ def plain(task: str, classes: tuple[str, ...], count: int) -> PredictionPolicy:
     return build_default_policy(task, classes, [f"m{number}" for number in range(count)], ["identity"])
 
 
-def test_a_class_and_the_votes() -> None:
+def test_class_prediction_with_member_votes() -> None:
     heard = members([0.75, 0.25], [0.25, 0.75], [1, 0])
     given = answer_image(plain("multiclass", ("cat", "dog"), 3), IMAGE, heard)
     assert isinstance(given, ClassPrediction) and given.label == "cat" and given.probability == pytest.approx(2 / 3)
@@ -60,7 +60,7 @@ def test_labels_above_one_half_most_probable_first() -> None:
     assert answer_image(plain("multilabel", names, 1), IMAGE, members([0, 0.5, 0])).cells() == ("none", "m0: none")
 
 
-def test_numbers_with_the_spread_over_members() -> None:
+def test_regression_with_the_spread_over_members() -> None:
     given = answer_image(plain("regression", ("kg", "m"), 2), IMAGE, members([1, -8], [3, -8]))
     assert isinstance(given, RegressionPrediction)
     assert given.values == {"kg": 2, "m": -8} and given.spreads == {"kg": 1, "m": 0}
@@ -68,7 +68,7 @@ def test_numbers_with_the_spread_over_members() -> None:
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
-def test_an_image_that_cannot_be_read_has_an_error_alone(task: str) -> None:
+def test_unreadable_image_has_an_error_only(task: str) -> None:
     given = unreadable_prediction("a.png", task, "no image")
     assert (given.image, given.error) == ("a.png", "no image")
     assert not any(value for key, value in given.content().items() if key not in ("image", "error"))
@@ -94,7 +94,7 @@ def fitted() -> PredictionPolicy:
     )
 
 
-def test_weights_of_views_and_members_then_the_temperature_then_the_costs() -> None:
+def test_order_is_view_weights_member_weights_temperature_costs() -> None:
     rng = np.random.default_rng(0)
     stack = rng.dirichlet(np.ones(3), size=(2, 2, 5)).astype(np.float32)
     mean = 0.75 * stack[:, 0] + 0.25 * stack[:, 1]
@@ -109,7 +109,7 @@ def test_weights_of_views_and_members_then_the_temperature_then_the_costs() -> N
     np.testing.assert_allclose(geometric, product / product.sum(axis=2, keepdims=True), atol=1e-6)
 
 
-def test_what_a_calibrated_answer_reads_like() -> None:
+def test_description_of_a_calibrated_policy() -> None:
     heard = members([0.6, 0.3, 0.1], [0.5, 0.4, 0.1])
     given = answer_image(fitted(), IMAGE, heard)
     assert isinstance(given, ClassPrediction)
@@ -125,7 +125,7 @@ def test_what_a_calibrated_answer_reads_like() -> None:
     )
 
 
-def test_labels_and_numbers_with_sets_and_intervals() -> None:
+def test_multilabel_and_regression_with_sets_and_intervals() -> None:
     labels = replace(
         plain("multilabel", ("sun", "rain"), 1),
         conformal=Conformal("lac", 0.9, (0.8, 0.4), (9, 9)),
@@ -143,7 +143,7 @@ def test_labels_and_numbers_with_sets_and_intervals() -> None:
 
 
 @pytest.mark.parametrize("method", ["none", "vector", "isotonic"])
-def test_json_and_back(method: str) -> None:
+def test_json_round_trip(method: str) -> None:
     maps = {
         "none": CalibrationMap("none", "multiclass"),
         "vector": CalibrationMap("vector", "multiclass", weights=(1.0, 2.0, 3.0), biases=(0.0, 0.5, -0.5)),

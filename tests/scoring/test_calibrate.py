@@ -1,4 +1,4 @@
-"""Calibrating a run, from ledgers to answer.json and the figure: what is fitted where, what is refused, and what is said."""
+"""Calibrating a run, from ledgers to answer.json and the figure: what is fitted on which data, and what is refused."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def run(tmp_path: Path) -> tuple[RunDir, Config]:
 
 
 def stack_of(policy: PredictionPolicy, ledger: Ledger) -> np.ndarray:
-    """What members said under the mean over views; the made ledgers keep no single ones."""
+    """Predictions of members averaged over views; the synthetic ledgers keep no single views."""
     return np.stack([ledger.predictions(member, "tta") for member in policy.members])
 
 
-def test_the_report_is_of_what_the_answer_says(made: tuple[RunDir, Config]) -> None:
+def test_report_evaluates_the_written_policy(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     report = calibrate_run(
         folder, config, "test", CalibrationRequest(of="weighted+tta", method="vector", sets="lac", by_class=True)
@@ -62,21 +62,21 @@ def test_the_report_is_of_what_the_answer_says(made: tuple[RunDir, Config]) -> N
     assert sum(one["n"] for one in report["reliability"]["after"]) == 300
 
 
-def test_nothing_of_the_scored_split_is_used(made: tuple[RunDir, Config]) -> None:
-    """Other labels and predictions of test leave the answer as it is, to the last digit."""
+def test_the_scored_split_is_not_used_for_fitting(made: tuple[RunDir, Config]) -> None:
+    """Other labels and predictions of the test split leave the policy unchanged to the last digit."""
     folder, config = made
-    asked = CalibrationRequest(
+    request = CalibrationRequest(
         of="greedy+tta", method="isotonic", thresholds=("y:recall>=0.9",), unsure_below="accuracy>=0.9"
     )
-    first = calibrate_run(folder, config, "test", asked)
+    first = calibrate_run(folder, config, "test", request)
     labels, columns = predictions(300, seed=9)
     write_ledger(folder.predictions / "test.parquet", labels, columns)
-    second = calibrate_run(folder, config, "test", asked)
+    second = calibrate_run(folder, config, "test", request)
     assert first["answer"] == second["answer"]
     assert first["metrics"] != second["metrics"]
 
 
-def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(made: tuple[RunDir, Config], tmp_path: Path) -> None:
+def test_costs_decrease_and_thresholds_reach_their_targets(made: tuple[RunDir, Config], tmp_path: Path) -> None:
     folder, config = made
     (tmp_path / "costs.yaml").write_text("x: {y: 20, z: 5}\n")
     report = calibrate_run(folder, config, "test", CalibrationRequest(costs=str(tmp_path / "costs.yaml")))
@@ -102,7 +102,7 @@ def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(made: tuple[Run
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("invalid", "message"),
     [
         (CalibrationRequest(of="hard"), "--of hard: gives shares of votes, no probabilities to calibrate; choose soft"),
         (CalibrationRequest(of="sofd"), "no predictor 'sofd'. Did you mean soft?"),
@@ -126,10 +126,10 @@ def test_costs_are_paid_less_and_thresholds_reach_what_was_asked(made: tuple[Run
     ],
     ids=lambda value: value.replace(" ", "-")[:30] if isinstance(value, str) else "",
 )
-def test_what_cannot_be_is_refused(made: tuple[RunDir, Config], asked: CalibrationRequest, message: str) -> None:
+def test_invalid_requests_are_refused(made: tuple[RunDir, Config], invalid: CalibrationRequest, message: str) -> None:
     folder, config = made
     with pytest.raises(ConfigError) as error:
-        calibrate_run(folder, config, "test", asked)
+        calibrate_run(folder, config, "test", invalid)
     assert message in str(error.value)
     assert read_policy(folder) is None
 
@@ -143,7 +143,7 @@ def test_the_split_that_is_fitted_on_is_not_scored(made: tuple[RunDir, Config]) 
         calibrate_run(folder, config, "test", CalibrationRequest())
 
 
-def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunDir, Config]) -> None:
+def test_policies_of_other_weights_and_damaged_ones_are_refused(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     calibrate_run(folder, config, "test", CalibrationRequest())
     policy = read_policy(folder)
@@ -155,7 +155,7 @@ def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunD
     for part, message in (
         ({"fitted_on": {"sha256": "0"}}, "KeyError.*'split'"),
         ({"decision": {"kind": "costs", "costs": [[0, 1], [1, 0]]}}, "costs are not 3 x 3"),
-        ({"decision": {"kind": "thresholds", "thresholds": {"w": 0.5}, "rules": {"w": "f1"}}}, "thresholds of unknown classes w"),
+        ({"decision": {"kind": "thresholds", "thresholds": {"w": 0.5}, "rules": {"w": "f1"}}}, "of unknown classes w"),
         ({"rule": {**content["rule"], "rule": "weighted", "weights": [0.5, 0.5]}}, "2 weights of 3 members"),
     ):
         write_json(folder.path / "answer.json", {**content, **part})
@@ -166,7 +166,7 @@ def test_an_answer_of_other_weights_or_a_damaged_one_is_refused(made: tuple[RunD
         read_policy(folder)
 
 
-def test_the_answer_is_a_predictor_like_others(made: tuple[RunDir, Config]) -> None:
+def test_the_calibrated_policy_is_a_predictor(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     assert "answer" not in list_predictors(folder, config, "test")
     with pytest.raises(ConfigError, match="no predictor 'answer': .* run `choral calibrate made`"):
@@ -189,8 +189,8 @@ def test_the_answer_is_a_predictor_like_others(made: tuple[RunDir, Config]) -> N
     assert "answer" not in list_predictors(folder, config, "test")
 
 
-def test_views_that_were_learned_are_weighted(tmp_path: Path) -> None:
-    """With the views of the ledger kept, the answer names their weights, and needs them where it is scored."""
+def test_learned_views_are_weighted(tmp_path: Path) -> None:
+    """If the ledger keeps single views, the policy holds their weights and needs these views on the scored split."""
     views = ("identity", "hflip", "tta")
     ledgers = {split: predictions(150, seed=seed, views=views) for seed, split in enumerate(("val", "test"))}
     folder, config = made_run(tmp_path / "runs" / "made", ledgers)
@@ -207,7 +207,7 @@ def test_views_that_were_learned_are_weighted(tmp_path: Path) -> None:
         load_predictor(folder, config, "test", "answer")
 
 
-def test_a_combination_that_was_kept_can_be_calibrated(made: tuple[RunDir, Config]) -> None:
+def test_a_stored_combination_can_be_calibrated(made: tuple[RunDir, Config]) -> None:
     folder, config = made
     combine_run(
         folder, config, "test", CombinationRequest("weighted", members=("a", "b"), temperature="none", name="two")
@@ -221,7 +221,7 @@ def test_a_combination_that_was_kept_can_be_calibrated(made: tuple[RunDir, Confi
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_labels_and_numbers(task: str, tmp_path: Path) -> None:
+def test_multilabel_and_regression(task: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ledgers = {}
     for place, (split, count) in enumerate({"val": 200, "test": 400}.items()):

@@ -1,4 +1,4 @@
-"""Calibration maps against what they should find, and that none looks better on what it was fitted to than it is."""
+"""Calibration maps recover known distortions, and cross-fitting removes their bias on the samples they were fitted to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from choral.scoring.calibration_maps import METHODS, CalibrationMap, cross_fit, 
 
 
 def distorted(count: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Three classes; scores that are too sure by a factor of each class and off by a bias: what vector scaling undoes."""
+    """Three classes, scores overconfident by a factor and shifted by a bias per class: vector scaling undoes both."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(count, 3)) * 1.5
     true = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
@@ -27,7 +27,7 @@ def distorted(count: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_map_lowers_the_loss_where_it_was_not_fitted(method: str) -> None:
+def test_each_map_lowers_the_loss_on_held_out_samples(method: str) -> None:
     labels, predictions = distorted(3000)
     others, new = distorted(3000, seed=1)
     found = fit_calibration_map(method, "multiclass", labels, predictions)
@@ -41,7 +41,7 @@ def test_each_map_lowers_the_loss_where_it_was_not_fitted(method: str) -> None:
     np.testing.assert_array_equal(again(new), mapped)
 
 
-def test_vector_finds_what_was_done() -> None:
+def test_vector_scaling_recovers_the_distortion() -> None:
     labels, predictions = distorted(20000)
     found = fit_calibration_map("vector", "multiclass", labels, predictions)
     # log p = (3 log t + bias) - normaliser of the sample: a common weight undoes it, and the biases, but for a common shift.
@@ -49,7 +49,7 @@ def test_vector_finds_what_was_done() -> None:
     np.testing.assert_allclose(np.diff(found.biases), [1 / 3, 1 / 3], atol=0.1)
 
 
-def test_vector_of_labels_is_a_logistic_regression_of_each() -> None:
+def test_multilabel_vector_scaling_is_a_logistic_regression_per_label() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2000, 2)) * 2
     labels = (rng.random((2000, 2)) < 1 / (1 + np.exp(-(0.5 * logits + [1, -1])))).astype(np.float32)
@@ -63,7 +63,7 @@ def test_vector_of_labels_is_a_logistic_regression_of_each() -> None:
     assert after < before - 0.1
 
 
-def test_isotonic_of_labels_is_that_of_scikit_learn() -> None:
+def test_multilabel_isotonic_regression_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     predictions = rng.random((300, 2)).astype(np.float32)
     labels = (rng.random((300, 2)) < predictions**2).astype(np.float32)
@@ -74,8 +74,8 @@ def test_isotonic_of_labels_is_that_of_scikit_learn() -> None:
     assert found.min() > 0 and found.max() < 1  # no sample costs infinitely much
 
 
-def test_cross_fitted_predictions_do_not_know_their_labels() -> None:
-    """Labels that have nothing to do with predictions: on its own samples a map finds something, on others it must not."""
+def test_cross_fitted_predictions_are_independent_of_their_labels() -> None:
+    """Labels independent of the predictions: a map fits noise on its own samples, and must not gain on others."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 150)
     predictions = rng.dirichlet(np.ones(3), 150).astype(np.float32)

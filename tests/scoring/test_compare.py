@@ -46,7 +46,7 @@ def metric(found: Comparison, name: str) -> Any:
     return next(pair for pair in found["metrics"] if pair["metric"] == name)
 
 
-def test_against_a_table_by_hand(tmp_path: Path) -> None:
+def test_comparison_equals_a_table_computed_by_hand(tmp_path: Path) -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
     one, other = [0, 0, 0, 1, 1, 0, 0, 2, 2, 0], [0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
     runs = two_runs(tmp_path, labels, said(one), said(other, 0.6))
@@ -75,7 +75,7 @@ def test_against_a_table_by_hand(tmp_path: Path) -> None:
     assert uses.startswith("2nd use of this test split")
 
 
-def test_the_other_way_round_and_with_itself(tmp_path: Path) -> None:
+def test_comparison_in_reverse_order_and_with_itself(tmp_path: Path) -> None:
     labels, columns = predictions(60, ("model", "x"), views=("identity",))
     one, other = ({("model", "identity"): columns[name, "identity"]} for name in ("model", "x"))
     runs = two_runs(tmp_path, labels, one, other)
@@ -215,7 +215,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_what_costs_or_thresholds_decide_is_what_is_compared_and_counted(tmp_path: Path, task: str) -> None:
+def test_decisions_with_costs_or_thresholds_are_compared_and_counted(tmp_path: Path, task: str) -> None:
     run, config = made_run(tmp_path / "runs" / "first", {}, ALONE)
     labels: NDArray[Any] = np.array([0, 1, 0, 1]) if task == "multiclass" else np.array([[0], [1], [0], [1]], "f4")
     said = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.7, 0.3]], "f4")

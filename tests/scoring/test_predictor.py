@@ -1,4 +1,4 @@
-"""Predictors by name: the names are the rows of the table of scores, and each says what the row was scored on."""
+"""Predictors by name: the names are the rows of the score table, and the predictions give the scores of the rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_predictors_are_the_rows_of_the_table_and_score_the_same(tmp_path: Path)
             assert loss == pytest.approx(row["log_loss"]["value"], abs=1e-9), row["name"]  # type: ignore[typeddict-item]
 
 
-def test_the_default_is_the_vote_of_several_and_the_only_member(tmp_path: Path, run: tuple[RunDir, Config]) -> None:
+def test_default_is_the_vote_of_several_members_or_the_only_member(tmp_path: Path, run: tuple[RunDir, Config]) -> None:
     found = load_predictor(*run, "test")
     assert found.name == "soft+tta"
     np.testing.assert_array_equal(found.predictions, soft_vote(np.stack([TEST[1][name, "tta"] for name in MEMBERS])))
@@ -73,7 +73,7 @@ def test_combinations_are_predictors_until_the_predictions_change(run: tuple[Run
         load_predictor(*run, "test", "combined/mine")
 
 
-def test_what_is_not_there_is_refused_by_name(run: tuple[RunDir, Config]) -> None:
+def test_unknown_predictors_are_refused_by_name(run: tuple[RunDir, Config]) -> None:
     with pytest.raises(ConfigError, match=r"no predictor 'sofft\+tta'.*soft\+tta"):
         load_predictor(*run, "test", "sofft+tta")
     with pytest.raises(DataError, match=r"split 'train' has not been evaluated \(evaluated: test, val\)"):

@@ -1,4 +1,4 @@
-"""Two ways of training, each with several seeds: what is averaged, and what is paired."""
+"""Comparing two training configurations with several seeds: what is averaged, and what is paired."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from choral.scoring.seed_comparison import compare_seeds, is_better
 from made_runs import numbers, predictions, write_ledger
 
 
-def test_the_figure_is_the_mean_of_the_networks_and_the_interval_is_paired(tmp_path: Path) -> None:
+def test_value_is_the_mean_of_the_models_and_the_interval_is_paired(tmp_path: Path) -> None:
     labels, one = predictions(80, ("s1", "s2"), views=("identity",))
     _, other = predictions(80, ("s1", "s2"), views=("identity",))
     for columns, worse in ((one, 30), (other, 12)):
@@ -51,7 +51,7 @@ def test_other_tasks_have_their_own_metrics(tmp_path: Path, task: str) -> None:
         assert pair["difference"] is not None and pair["n"] == 60
 
 
-def test_networks_without_pairs_and_other_samples_are_refused(tmp_path: Path) -> None:
+def test_unpaired_models_and_different_samples_are_refused(tmp_path: Path) -> None:
     labels, three = predictions(20)
     a = write_ledger(tmp_path / "a" / "val.parquet", labels, three)
     _, two = predictions(20, ("s1", "s2"))

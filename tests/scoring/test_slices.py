@@ -1,4 +1,4 @@
-"""Slices by metadata: every sample in exactly one, gaps in one of their own."""
+"""Slices by metadata: every sample is in exactly one, missing values have a slice of their own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sizes(index: Index, column: str) -> dict[str, int]:
     return {name: int(mask.sum()) for name, mask in slices.items()}
 
 
-def test_text_and_truth_values_by_value_the_largest_first() -> None:
+def test_texts_and_booleans_by_value_largest_first() -> None:
     types = ["poly"] * 60 + ["mono"] * 30 + [None] * 6 + [""] * 4
     index = index_of(type=pa.array(types), known=pa.array([True] * 99 + [None]), no=pa.array([False] * 99 + [True]))
     assert list(sizes(index, "type").items()) == [("poly", 60), ("mono", 30), (MISSING, 10)]
@@ -47,13 +47,13 @@ def test_text_and_truth_values_by_value_the_largest_first() -> None:
     assert sizes(index, "label") == {"defect": 50, "ok": 50}
 
 
-def test_more_values_than_anyone_reads_share_a_slice() -> None:
+def test_rare_values_share_a_slice() -> None:
     groups = [f"g{min(number, 29):02d}" for number in range(COUNT)]  # 29 of one sample, one of 71
     found = sizes(index_of(group=pa.array(groups)), "group")
     assert next(iter(found)) == "g29" and len(found) == MAX_VALUES + 1 and found["(10 others)"] == 10
 
 
-def test_numbers_by_quartile_and_equal_numbers_together() -> None:
+def test_numbers_by_quartile_with_equal_numbers_together() -> None:
     age = pa.array([float(number) for number in range(98)] + [None, float("nan")])
     skewed = pa.array([0] * 60 + list(range(1, 41)), pa.int32())
     index = index_of(
@@ -66,7 +66,7 @@ def test_numbers_by_quartile_and_equal_numbers_together() -> None:
     assert len(sizes(index, "close")) == 4
 
 
-def test_columns_that_cannot_be_sliced_by_are_refused() -> None:
+def test_unsupported_columns_are_refused() -> None:
     index = index_of(type=pa.array(["x"] * COUNT), boxes=pa.array([[1, 2]] * COUNT))
     assert list_slice_columns(index) == ["length", "ext", "label", "type", "boxes"]
     assert "label" not in list_slice_columns(index_of("regression"))

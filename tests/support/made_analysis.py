@@ -93,9 +93,7 @@ def made_image(name: str, size: tuple[int, int]) -> bytes:
 def made_advice(advised: bool = True) -> Advice:
     """Return advice with one line, or none."""
     drop, gain = {"value": 0.31, "low": 0.25, "high": 0.37}, {"value": 0.12, "low": 0.07, "high": 0.17}
-    reason = (
-        "Turned by 30 degrees accuracy falls by 31.0 points [25.0, 37.0]; turning back mends a third of the errors."
-    )
+    reason = "Rotating by 30 degrees costs 31.0 points [25.0, 37.0]; rotating back corrects a third of the errors."
     line = AdviceLine(
         "rotation", "rotate", 30, {"rotate": 30}, 30.0, "degrees", drop, 1e-4, "undone", gain, 1e-3, 0.34, 0.1, reason
     )
@@ -261,9 +259,11 @@ def _label_errors(keys: Sequence[str], classes: Sequence[str]) -> LabelErrors:
         SuspectLabel("val" if place % 2 else "train", keys[place], classes[0], classes[-1], 0.01 * place, 0.02, 0.95)
         for place in range(count)
     ]
-    held_out = LabelSource("train", "held-out", 1500, 15, 0.021, "Each was asked of a network that had not seen it.")
+    held_out = LabelSource(
+        "train", "held-out", 1500, 15, 0.021, "Each sample is judged by networks trained without it."
+    )
     own = LabelSource(
-        "val", "evaluation", 300, 15, None, "The networks did not learn from it; it chose their checkpoints."
+        "val", "evaluation", 300, 15, None, "The networks did not train on it; it chose their checkpoints."
     )
     return LabelErrors(tuple(listed), (held_out, own), "")
 

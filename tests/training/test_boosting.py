@@ -259,7 +259,7 @@ def test_a_crash_between_training_and_reweighting_is_recovered(
     assert member.result is None and read_rounds(folder) is None
     assert list(member.checkpoints.glob("step-00000006"))
     with pytest.raises(
-        ChoralError, match=r"round 2 of boosting needs the weights that round 1 leaves in .*boosting, but 0"
+        ChoralError, match=r"round 2 of boosting needs the weights that round 1 writes to .*boosting, but 0"
     ):
         train_one(member_config(weak, "round2"), folder.member("round2"), [], 1)
     train_round(weak, folder, 1, run)

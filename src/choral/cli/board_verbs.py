@@ -21,8 +21,8 @@ def add_verbs(verbs: Verbs) -> None:
         "scores",
         scores_verb,
         "choral scores elpv",
-        "Print and draw every evaluated step of a project, with intervals and paired differences to the previous and the best\n"
-        "step. The verbs run, evaluate, score, combine and calibrate append steps, which outlive their runs.",
+        "Print and draw every evaluated step of a project, with intervals and paired differences to the previous and the\n"
+        "best step. The verbs run, evaluate, score, combine and calibrate append steps, which outlive their runs.",
     )
     verb.add_argument(
         "project", nargs="?", default="", metavar="PROJECT", help="default: the only project; with several, list them"

@@ -180,6 +180,6 @@ def _print_dataset(dataset: Dataset) -> None:
     table.add_row("shards", *(f"{split['shards']:,}" for split in splits))
     table.add_row("MiB", *(f"{split['bytes'] / 2**20:,.1f}" for split in splits))
     stdout.print(table)
-    for key in ("citation", "license"):
+    for key in ("citation", "licence"):
         if summary["source"].get(key):
             stdout.print(f"{key}: {summary['source'][key]}", markup=False, highlight=False)

@@ -178,9 +178,7 @@ def merge_parts(
     keys, order = check_and_sort_rows(parts, expected_keys, left_out)
     meta = replace(meta, skipped=len(left_out) + sum(len(part.skipped) for part in parts))
     schema = _schema(meta)
-    split_bytes = [
-        f"{name}.list.element" for name in meta.columns
-    ]  # makes the file a tenth smaller
+    split_bytes = [f"{name}.list.element" for name in meta.columns]  # makes the file a tenth smaller
     with (
         atomic_writer(out) as file,
         pq.ParquetWriter(

@@ -1,4 +1,4 @@
-"""A prediction ledger as an Arrow table for one's own analysis: labels by name, one column of predictions per member and view."""
+"""A prediction ledger as an Arrow table for analysis: labels by name, one column of predictions per member and view."""
 
 from __future__ import annotations
 

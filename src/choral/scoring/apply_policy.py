@@ -72,10 +72,10 @@ def describe_policy(policy: PredictionPolicy) -> str:
     if decision.kind == "costs":
         parts.append("least expected cost")
     elif decision.thresholds:
-        shown = [
+        thresholds = [
             f"{name} from {value:.3f} ({(decision.rules or {})[name]})" for name, value in decision.thresholds.items()
         ]
-        parts.append("thresholds " + ", ".join(shown[:4]) + (" ..." if len(shown) > 4 else ""))
+        parts.append("thresholds " + ", ".join(thresholds[:4]) + (" ..." if len(thresholds) > 4 else ""))
     if policy.conformal is not None:
         kind = "intervals" if policy.task == "regression" else "sets"
         parts.append(f"{kind} of {100 * policy.conformal.coverage:g} % coverage ({policy.conformal.score})")

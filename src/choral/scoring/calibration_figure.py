@@ -70,8 +70,8 @@ def _plot_reliability(axes: Axes, report: Mapping[str, Any]) -> None:
         _percent(after, "confidence"),
         shares,
         yerr=[
-            [share - low for share, low in zip(shares, _percent(after, "low"), strict=True)],
-            [high - share for share, high in zip(shares, _percent(after, "high"), strict=True)],
+            [max(0.0, share - low) for share, low in zip(shares, _percent(after, "low"), strict=True)],
+            [max(0.0, high - share) for share, high in zip(shares, _percent(after, "high"), strict=True)],
         ],
         fmt="o-",
         color=BLUE,

@@ -18,11 +18,11 @@ from choral.core.errors import DataError
 from choral.data.loading.boosting_weights import (
     Round,
     Rounds,
-    write_rounds,
-    write_round_weights,
-    read_rounds,
     parent_run_dir,
     read_round_weights,
+    read_rounds,
+    write_round_weights,
+    write_rounds,
 )
 from choral.data.loading.progress import SplitProgress
 from choral.data.shards.index import Index

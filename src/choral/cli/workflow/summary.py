@@ -84,7 +84,7 @@ def write_summary(tables: Sequence[BoardTable], steps: Sequence[Step], folder: R
     sections = [_SummarySection("steps", "Stages", headings=("stage", "result"), rows=rows, links=links)]
     sections += [_split_section(number, one, folder) for number, one in enumerate(tables)]
     page = Page(
-        title=f"{folder.name}: what each step brought",
+        title=f"{folder.name}: results of each step",
         sections=sections,
         subtitle="95 % intervals by bootstrap",
         foot=f"choral {__version__}",

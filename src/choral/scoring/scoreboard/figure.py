@@ -58,15 +58,15 @@ def draw_board(table: BoardTable, uses: str = "") -> Figure:
 def _plot_rows(axes: Axes, table: BoardTable, rows: list[BoardRow]) -> None:
     metric = table["metric"]
     factor = 100.0 if metric in ("accuracy", "mean_ap") else 1.0
-    numbers = [{key: factor * row["metrics"][metric][key] for key in ("value", "low", "high")} for row in rows]
+    intervals = [{key: factor * row["metrics"][metric][key] for key in ("value", "low", "high")} for row in rows]
     firsts = [place for place, row in enumerate(rows) if row["part"] == ""]
-    axes.plot([numbers[place]["value"] for place in firsts], firsts, color=BLUE, linewidth=1, linestyle=(0, (4, 3)))
-    for place, (row, own) in enumerate(zip(rows, numbers, strict=True)):
+    axes.plot([intervals[place]["value"] for place in firsts], firsts, color=BLUE, linewidth=1, linestyle=(0, (4, 3)))
+    for place, (row, interval) in enumerate(zip(rows, intervals, strict=True)):
         best = row["id"] == table["best"]
         axes.errorbar(
-            own["value"],
+            interval["value"],
             place,
-            xerr=[[own["value"] - own["low"]], [own["high"] - own["value"]]],
+            xerr=[[interval["value"] - interval["low"]], [interval["high"] - interval["value"]]],
             color=ORANGE if best else BLUE,
             marker="o",
             markersize=5,
@@ -84,7 +84,11 @@ def _plot_rows(axes: Axes, table: BoardTable, rows: list[BoardRow]) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     if factor == 100.0:
-        axes.set_xlim(limit_percent_axis(min(own["low"] for own in numbers), max(own["high"] for own in numbers)))
+        axes.set_xlim(
+            limit_percent_axis(
+                min(interval["low"] for interval in intervals), max(interval["high"] for interval in intervals)
+            )
+        )
 
 
 def _name(row: BoardRow) -> str:

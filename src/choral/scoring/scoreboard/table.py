@@ -28,14 +28,14 @@ def render_board(table: BoardTable, width: int) -> Table:
             metric, and the intervals drawn as lines.
     """
     metric, second = table["metric"], _select_second_metric(table)
-    headings = ["step", _heading(metric), "vs previous", "vs best"]
+    headings = ["step", _build_heading(metric), "vs previous", "vs best"]
     headings += [HEADINGS[second].removesuffix(" %")] if second else []
     cells, places = _build_cells(table, 2), 2
     if _required_width(headings, cells) > width:
         cells, places = _build_cells(table, 1), 1
     if second and _required_width(headings, cells) > width:
         headings, cells = headings[:-1], [row[:-1] for row in cells]
-    shown = Table(
+    result = Table(
         title=Text(f"{table['project']}, {table['split']}: {table['samples']} samples, data {table['data']}"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # all of this makes room for names
@@ -43,22 +43,24 @@ def render_board(table: BoardTable, width: int) -> Table:
         show_edge=False,
         title_justify="left",
     )
-    shown.add_column("step", overflow="fold")
+    result.add_column("step", overflow="fold")
     for number, heading in enumerate(headings[1:]):
-        shown.add_column(heading, no_wrap=True, justify="right" if number == 3 else "left")
+        result.add_column(heading, no_wrap=True, justify="right" if number == 3 else "left")
     limits = (
         _compute_limits(table) if places == 2 and _required_width(headings, cells) + _GAP + _PLOT <= width else None
     )
     if limits:
-        shown.add_column(f"{_number(metric, limits[0], 1)} to {_number(metric, limits[1], 1)}", no_wrap=True)
-    for (row, following), own in zip(pairwise((*table["rows"], None)), cells, strict=True):
+        result.add_column(
+            f"{_format_number(metric, limits[0], 1)} to {_format_number(metric, limits[1], 1)}", no_wrap=True
+        )
+    for (row, following), texts in zip(pairwise((*table["rows"], None)), cells, strict=True):
         assert row is not None
         figure = row["metrics"].get(metric)
         drawing = [_draw_interval(figure, limits) if figure else ""] if limits else []
         last = following is not None and _is_first_row(table, following)
         style = "bold" if row["id"] == table["best"] else ""
-        shown.add_row(*map(Text, [*own, *drawing]), style=style, end_section=last)
-    return shown
+        result.add_row(*map(Text, [*texts, *drawing]), style=style, end_section=last)
+    return result
 
 
 def _build_cells(table: BoardTable, places: int) -> list[list[str]]:
@@ -66,12 +68,12 @@ def _build_cells(table: BoardTable, places: int) -> list[list[str]]:
     metric, second = table["metric"], _select_second_metric(table)
     rows = []
     for row in table["rows"]:
-        own, before, best = row["metrics"].get(metric), row["to_before"], row["to_best"]
+        value, before, best = row["metrics"].get(metric), row["to_before"], row["to_best"]
         cells = [
             _name(table, row),
-            _interval(metric, own, places) if own else "-",
-            _interval(metric, before, places, "+") if before else "-",
-            "best" if row["id"] == table["best"] else _interval(metric, best, places, "+") if best else "-",
+            _format_interval(metric, value, places) if value else "-",
+            _format_interval(metric, before, places, "+") if before else "-",
+            "best" if row["id"] == table["best"] else _format_interval(metric, best, places, "+") if best else "-",
         ]
         if second:
             figure = row["metrics"].get(second)
@@ -88,13 +90,13 @@ def _required_width(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> 
 
 def render_runs(table: BoardTable) -> Table:
     """Return the table of runs: models, minutes of training, config hash, date of evaluation."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("step", "run"):
-        shown.add_column(heading, overflow="fold")
+        result.add_column(heading, overflow="fold")
     for heading in ("models", "minutes"):
-        shown.add_column(heading, justify="right")
+        result.add_column(heading, justify="right")
     for heading in ("config", "evaluated"):
-        shown.add_column(heading, no_wrap=True)
+        result.add_column(heading, no_wrap=True)
     for row in table["rows"]:
         if not _is_first_row(table, row):
             continue
@@ -102,8 +104,8 @@ def render_runs(table: BoardTable) -> Table:
         minutes = max((other["minutes"] for other in group if other["minutes"] is not None), default=None)
         run = row["run"] if row["there"] else f"{row['run']} (deleted)"
         cells = [row["step"], run, str(len(row["members"])), "-" if minutes is None else f"{minutes:.1f}"]
-        shown.add_row(*map(Text, [*cells, row["config"], row["date"][:10]]))
-    return shown
+        result.add_row(*map(Text, [*cells, row["config"], row["date"][:10]]))
+    return result
 
 
 def build_board_notes(table: BoardTable) -> list[str]:
@@ -143,16 +145,16 @@ def _select_second_metric(table: BoardTable) -> str:
     return others.get(table["metric"], "")
 
 
-def _heading(metric: str) -> str:
+def _build_heading(metric: str) -> str:
     return f"{HEADINGS[metric]} [95 %]"
 
 
-def _interval(metric: str, numbers: Mapping[str, Any], places: int, sign: str = "") -> str:
-    value, low, high = (_number(metric, numbers[key], places, sign) for key in ("value", "low", "high"))
+def _format_interval(metric: str, numbers: Mapping[str, Any], places: int, sign: str = "") -> str:
+    value, low, high = (_format_number(metric, numbers[key], places, sign) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
-def _number(metric: str, value: float, places: int, sign: str = "") -> str:
+def _format_number(metric: str, value: float, places: int, sign: str = "") -> str:
     if metric in _SHARES:
         return f"{100 * value:{sign}.{places}f}"
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"

@@ -111,7 +111,7 @@ function cardOf(file) {
   const image = el("img", { src: URL.createObjectURL(file), alt: name, onerror: () => frame.replaceChildren(el("span", { class: "none" }, "This browser cannot show it")) });
   frame.append(image);
   const result = el("div", { class: "result" }, el("p", { class: "waits" }, el("span", { class: "spinner" }), "Predicting"));
-  const card = el("article", { class: "card-prediction", "aria-label": name }, el("div", { class: "image" }, frame, el("p", { class: "file" }, name)), said);
+  const card = el("article", { class: "card-prediction", "aria-label": name }, el("div", { class: "image" }, frame, el("p", { class: "file" }, name)), result);
   return { whole: card, result };
 }
 

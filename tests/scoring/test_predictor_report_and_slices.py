@@ -1,4 +1,4 @@
-"""`choral score --of` and `--by`: the figures are those of the metrics, slices are compared with the rest, 80 columns do."""
+"""`choral score --of` and `--by`: values equal those of the metrics, slices are compared with the rest."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_card_says_what_the_table_says_and_more(
-    run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_agrees_with_the_score_table(run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in called(capsys, str(run[0].path))["rows"]}
     for name in ("soft+tta", "member/b", "weighted"):
         card = called(capsys, str(run[0].path), "--of", name)
@@ -74,7 +72,7 @@ def test_the_card_says_what_the_table_says_and_more(
     assert "log_loss" not in hard["metrics"] and hard["plain_ece"] is None
 
 
-def test_a_card_for_people(run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_rendered_report(run: tuple[RunDir, Config], capsys: pytest.CaptureFixture[str]) -> None:
     card = build_predictor_report(load_predictor(*run, "test", "soft+tta"))
     lines = shown(render_predictor_report(card))
     assert lines[0] == "soft+tta on test: 400 samples"
@@ -87,7 +85,7 @@ def test_a_card_for_people(run: tuple[RunDir, Config], capsys: pytest.CaptureFix
     assert "There are: member/a" in " ".join(capsys.readouterr().err.split())
 
 
-def test_many_classes_are_told_by_the_worst_and_by_what_they_are_taken_for(tmp_path: Path) -> None:
+def test_many_classes_are_summarized_by_the_worst_and_the_confusions(tmp_path: Path) -> None:
     classes = tuple(f"class number {number}" for number in range(30))
     labels, columns = predictions(900, classes=30)
     run = made_run(tmp_path / "many", {"test": (labels, columns)}, classes=classes)
@@ -97,7 +95,7 @@ def test_many_classes_are_told_by_the_worst_and_by_what_they_are_taken_for(tmp_p
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_cards_of_labels_and_numbers(tmp_path: Path, task: str) -> None:
+def test_reports_of_multilabel_and_regression(tmp_path: Path, task: str) -> None:
     rng = np.random.default_rng(0)
     labels = rng.normal(size=(120, 2)).astype(np.float32)
     truth = (labels > 0.3).astype(np.float32) if task == "multilabel" else labels
@@ -127,7 +125,7 @@ def sliced(run: tuple[RunDir, Config]) -> tuple[Predictor, np.ndarray]:
     return predictor, predictor.predictions.argmax(1) == predictor.ledger.labels
 
 
-def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[RunDir, Config]) -> None:
+def test_only_the_worse_slice_is_significant(run: tuple[RunDir, Config]) -> None:
     predictor, right = sliced(run)
     rng = np.random.default_rng(0)
     worse = ~right & (rng.random(400) < 0.7)
@@ -148,8 +146,8 @@ def test_a_slice_that_is_worse_is_found_and_one_that_is_not_is_not(run: tuple[Ru
     assert any("3 comparisons per metric" in line for line in lines)
 
 
-def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) -> None:
-    """All right among five or two: so are most samples, and no star may say that there is something to it."""
+def test_a_small_slice_like_the_others_is_not_significant(tmp_path: Path) -> None:
+    """Two or five samples that are all correct, like most samples: the slice must not be starred as significant."""
     count, starred = 400, dict.fromkeys(("accuracy", "balanced_accuracy", "log_loss", "brier", "roc_auc"), 0)
     rng = np.random.default_rng(5)
     for _ in range(6):
@@ -172,7 +170,7 @@ def test_a_slice_of_few_that_is_like_the_others_is_no_finding(tmp_path: Path) ->
     assert any("slices of fewer than 20 samples" in line for line in lines)
 
 
-def test_rankings_that_would_take_minutes_are_named(
+def test_rankings_that_would_take_minutes_are_listed(
     run: tuple[RunDir, Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, _ = sliced(run)
@@ -185,7 +183,7 @@ def test_rankings_that_would_take_minutes_are_named(
     assert "left out: ROC-AUC %, average precision %" in " ".join(shown(render_slices(found)))
 
 
-def test_holm_orders_and_never_falls(run: tuple[RunDir, Config]) -> None:
+def test_holm_is_ordered_and_monotonic(run: tuple[RunDir, Config]) -> None:
     predictor, _ = sliced(run)
     parts = np.random.default_rng(1).integers(0, 5, 400)
     found = compute_slice_metrics(predictor, {str(part): parts == part for part in range(5)}, "made")
