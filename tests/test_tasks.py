@@ -114,7 +114,7 @@ def test_multilabel_from_a_manifest_to_a_prediction(
     capsys.readouterr()
     assert main(["predict", str(folder.path), str(tmp_path / "two.png"), str(tmp_path / "gone.png"), "--json"]) == 1
     printed = capsys.readouterr()
-    assert "answer.json says: member/model+tta; calibrated by vector; thresholds red from" in printed.err
+    assert "answer.json: member/model+tta; calibrated by vector; thresholds red from" in printed.err
     calibrated, gone = map(json.loads, printed.out.splitlines())
     kept = read_policy(folder)
     assert kept is not None and kept.views == {"identity": 0.5, "hflip": 0.5} and gone["error"] and not gone["labels"]

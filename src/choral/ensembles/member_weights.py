@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 DUALITY_GAP = 1e-7  # nats, or share of the squared error: convergence threshold
 _MAX_STEPS = 200
@@ -79,6 +78,8 @@ def simplex_least_squares(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     Args:
         gram: (members, members) symmetric, mean over samples of the products of two members' errors.
     """
+    from scipy.optimize import nnls  # takes half a second to import, and most score tables fit no weights
+
     values, vectors = np.linalg.eigh(gram)
     root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
     scale = np.sqrt(np.trace(gram) / len(gram)) or 1.0

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from choral.metrics.calibration_error import DEFAULT_BINS
 from choral.metrics.estimate import Estimate
@@ -93,6 +92,8 @@ def _assign_bins(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64
 def _solve_error(measured: float, gaps: CalibrationGaps, share: float) -> float:
     """Return the true error, 0 or more, for which the `share` quantile of the measured error equals `measured`."""
     deviation_by_bin = np.sqrt(gaps.variance)
+    from scipy.special import ndtri  # a table of scores starts without SciPy
+
     deviations = float(ndtri(share)) * math.sqrt(gaps.variance_inflation)
 
     def excess(error: float) -> float:
@@ -113,6 +114,8 @@ def _solve_error(measured: float, gaps: CalibrationGaps, share: float) -> float:
 def _folded_normal_moments(gap: float, deviation: NDArray[np.float64]) -> tuple[float, float]:
     """Return mean and standard deviation of the sum over bins of |normal(gap, deviation)|."""
     ratio = gap / np.maximum(deviation, 1e-12)
+    from scipy.special import ndtr  # a table of scores starts without SciPy
+
     means = deviation * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + gap * (1 - 2 * ndtr(-ratio))
     variances = np.maximum(gap**2 + deviation**2 - means**2, 0)
     return float(means.sum()), math.sqrt(variances.sum())

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import betainc
 
 _MAX_MEMBERS = 1e9  # beyond this a measured error carries no information
 
@@ -27,6 +26,8 @@ def majority_error(rate: float, members: float) -> float:
         members: 1 or more. Between whole numbers the function is continued smoothly through the odd ones.
     """
     half = (members + 1) // 2 if float(members).is_integer() else (members + 1) / 2
+    from scipy.special import betainc  # a table of scores starts without SciPy
+
     return float(betainc(half, half, rate))
 
 

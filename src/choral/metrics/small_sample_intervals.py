@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import stdtrit
-
 from choral.metrics.estimate import Z_95, Estimate
 from choral.metrics.intervals import LEVEL
 from choral.metrics.metric_report import Metrics
@@ -48,6 +46,8 @@ def _student_bounds(metric: str, count: int, estimate: Estimate) -> tuple[float,
     interval = estimate.interval
     if count < 2:
         return math.nan, math.nan
+    from scipy.special import stdtrit  # a table of scores starts without SciPy
+
     factor = float(stdtrit(count - 1, (1 + LEVEL) / 2)) / Z_95 * math.sqrt(count / (count - 1))
     smallest, largest = _BOUNDS.get(metric, (0.0, math.inf))
     low = interval.value - factor * (interval.value - interval.low)

@@ -108,7 +108,7 @@ def write_parquet_bytes(columns: Mapping[str, Any]) -> bytes:
 
 def read_parquet_bytes(content: bytes) -> dict[str, Any]:
     """Return the columns that `write_parquet_bytes` wrote; raises ValueError or ArrowException on anything else."""
-    table = pq.read_table(pa.BufferReader(content))
+    table = pq.ParquetFile(pa.BufferReader(content)).read()  # `read_table` imports pandas, if that is installed
     return {name: _from_arrow(table[name].combine_chunks()) for name in table.column_names}
 
 
@@ -211,5 +211,5 @@ def _from_arrow(column: pa.Array) -> Any:
     if pa.types.is_string(column.type):
         return column.to_pylist()
     if pa.types.is_fixed_size_list(column.type):
-        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-    return column.to_numpy()
+        return np.from_dlpack(column.flatten()).reshape(len(column), column.type.list_size)
+    return np.from_dlpack(column)  # `to_numpy` imports pandas, if that is installed

@@ -43,7 +43,7 @@ class Done:
             monkeypatch.setattr(module, "train_all", self.train_all)
             monkeypatch.setattr(module, "evaluate", self.evaluate)
         monkeypatch.setattr(stages, "improve", self.improve)
-        monkeypatch.setattr(stages, "_analyze", self.analyze)
+        monkeypatch.setattr(stages, "_analyze_baseline", self.analyze)
         monkeypatch.setattr(steps, "analyze", lambda folder: self.log.append(f"page {folder.name}"))
         monkeypatch.setattr(steps, "pack_if_missing", lambda config, console: self.log.append("pack"))
         monkeypatch.setattr(steps, "score", lambda folder, split: self.log.append(f"score {folder.name}"))

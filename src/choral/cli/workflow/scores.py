@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from choral.ensembles.missing_members import find_missing_columns
 from choral.ensembles.saved_combination import CombinationRequest, combine_run
 from choral.ensembles.score_table import render_scores
 from choral.inference.run_models import member_run_dirs
-from choral.runs.run_dir import RunDir, write_json
+from choral.runs.run_dir import RunDir, read_json, write_json
 from choral.scoring.predictor import open_evaluated_ledger
 from choral.scoring.scoreboard.recording import record_combination, record_steps
 from choral.scoring.scoreboard.test_set_uses import build_test_set_uses_note, record_test_set_uses_from_rows
@@ -46,9 +47,11 @@ def score(run_dir: RunDir, split: str | None) -> scoring.Scores:
     )
     record_test_set_uses_from_rows(run_dir, config, ledger.meta, scores["rows"])
     record_steps(run_dir, config, name)
-    write_json(run_dir.path / f"scores-{name}.json", scores)
-    if scores["diversity"] is not None:
-        write_figure(diversity_figure_path(run_dir, name), draw_diversity(scores["diversity"], name))
+    path, figure = run_dir.path / f"scores-{name}.json", diversity_figure_path(run_dir, name)
+    earlier = (read_json(path) or {}).get("diversity") if figure.is_file() else None
+    write_json(path, scores)
+    if scores["diversity"] is not None and json.loads(json.dumps(scores["diversity"])) != earlier:
+        write_figure(figure, draw_diversity(scores["diversity"], name))  # only if it would differ: matplotlib loads slowly
     return scores
 
 
