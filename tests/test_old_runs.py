@@ -9,7 +9,6 @@ printed with `--json`. Pictures, logs and an older checkpoint were left out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def test_an_ensemble_assembled_of_old_runs_is_scored(old: Path, choral: Choral) 
     assert names[:3] == ["member/pair-fold1", "member/pair-fold2", "soft"]
     compared = choral("compare", "pair", "both")
     assert compared.returncode == 0 and "accuracy" in compared.stdout, compared.stderr
-    os.remove(old / "runs" / "both" / "predictions" / "test.parquet")
+    (old / "runs" / "both" / "predictions" / "test.parquet").unlink()
     again = choral("evaluate", "both")
     assert again.returncode == 0, again.stderr
 

@@ -156,7 +156,7 @@ def test_five_commands_lead_from_a_folder_to_predictions() -> None:
 
 def test_scripts_named_in_the_guides_exist_and_can_run() -> None:
     for guide, text in GUIDES.items():
-        for name in set(re.findall(r"(?:\./)?\b((?:launch|configs|slurm|tests)/[\w./-]+)", text)):
+        for name in set(re.findall(r"(?<![\w/])(?:\./)?((?:launch|configs|slurm|tests)/[\w./-]*\w)", text)):
             found = [base / name.rstrip("/.") for base in (REPOSITORY, (REPOSITORY / guide).parent)]
             assert any(path.exists() for path in found), f"{guide}: {name}"
     for name in ("launch/demo", "launch/test", ".ci/run"):

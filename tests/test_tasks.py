@@ -124,7 +124,7 @@ def test_multilabel_from_a_manifest_to_a_prediction(
     assert abs(found - plain[0, 0]).max() > 1e-4 and set(calibrated["possible"]) >= {"red", "blue"}
     write_json(folder.path / "answer.json", {**kept.to_json(), "evaluation": "of other weights"})
     assert main(["predict", str(folder.path), str(tmp_path / "two.png")]) == 1
-    assert "answer.json: was fitted to other weights than there are now" in capsys.readouterr().err
+    assert "answer.json: was fitted to other weights than the current ones" in capsys.readouterr().err
 
 
 def test_regression_of_a_column_of_the_same_data(

@@ -19,7 +19,7 @@ from PIL import Image
 from choral.deploy.bundle.engine import EnsemblePredictions
 from choral.deploy.serve.batching import Predicting, Prepared
 from choral.deploy.serve.limits import Limits
-from choral.deploy.serve.server import Server, server_url, bound_socket
+from choral.deploy.serve.server import Server, bound_socket, server_url
 from choral.inference.prediction_types import Prediction
 from choral.scoring.apply_policy import apply_policy, build_default_policy
 from choral.scoring.policy import Conformal, PredictionPolicy

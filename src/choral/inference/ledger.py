@@ -363,7 +363,7 @@ def _label_column(meta: LedgerMeta, labels: NDArray[Any]) -> pa.Array:
 def _label_array(meta: LedgerMeta, column: pa.Array) -> NDArray[Any]:
     if meta.task != "multiclass":
         return _as_array(column, len(meta.classes))
-    labels: NDArray[np.int64] = np.from_dlpack(column)
+    labels: NDArray[np.int64] = np.asarray(np.from_dlpack(column), np.int64)
     return labels
 
 
@@ -374,7 +374,7 @@ def _as_lists(values: NDArray[np.floating]) -> pa.Array:
 
 
 def _as_array(lists: pa.Array, width: int) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = np.from_dlpack(lists.flatten())  # `to_numpy` imports pandas, if that is installed
+    values = np.asarray(np.from_dlpack(lists.flatten()))  # `to_numpy` imports pandas, if that is installed
     return values.reshape(-1, width)
 
 

@@ -49,7 +49,7 @@ class Done:
         monkeypatch.setattr(steps, "score", lambda folder, split: self.log.append(f"score {folder.name}"))
         monkeypatch.setattr(steps, "print_scores", lambda *arguments: None)
         monkeypatch.setattr(steps, "export_stage", self.export)
-        monkeypatch.setattr(stages, "print_improved", lambda *arguments: None)
+        monkeypatch.setattr(stages, "print_improvement", lambda *arguments: None)
 
     def train_all(self, config: Config, folder: RunDir, console: Console) -> int:
         assert folder == RunDir.from_config(config)

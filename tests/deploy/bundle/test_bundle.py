@@ -27,7 +27,14 @@ from choral.deploy.bundle import verify as verify_module
 from choral.deploy.bundle.golden import read_golden
 from choral.deploy.bundle.policy_choice import PolicyRequest, choose_policy
 from choral.deploy.bundle.predictor import Predictor
-from choral.deploy.bundle.read import BUNDLE_FILE, CHECKSUMS_FILE, is_bundle, read_bundle, update_bundle, write_checksums
+from choral.deploy.bundle.read import (
+    BUNDLE_FILE,
+    CHECKSUMS_FILE,
+    is_bundle,
+    read_bundle,
+    update_bundle,
+    write_checksums,
+)
 from choral.deploy.bundle.verify import verify_bundle
 from choral.inference.ledger import Ledger
 from choral.inference.prediction_types import ClassPrediction, MultilabelPrediction, RegressionPrediction

@@ -257,4 +257,4 @@ def test_the_command_line_says_what_cannot_be(folder: Path, capsys: pytest.Captu
     Path(name).write_bytes(b"<html>")
     assert main(["predict", "trio", "bad.png", name]) == 1
     shown = capsys.readouterr().out
-    assert "not read" in shown and "an HTML" in shown and "\\x1b[31m[red]\\u202e.png" in shown and "\x1b" not in shown
+    assert "unreadable" in shown and "an HTML" in shown and "\\x1b[31m[red]\\u202e.png" in shown and "\x1b" not in shown

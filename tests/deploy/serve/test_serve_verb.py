@@ -19,7 +19,7 @@ import pytest
 
 from choral import cli
 from choral.deploy.bundle import open_predictor as target
-from choral.deploy.serve.server import server_url, bound_socket, is_loopback
+from choral.deploy.serve.server import bound_socket, is_loopback, server_url
 from choral.runs import memory
 from made_service import MadePredictor, picture
 
