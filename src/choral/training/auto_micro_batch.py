@@ -20,7 +20,7 @@ from choral.core.process_group import Runtime
 from choral.data.loading.device_loader import Batch
 from choral.data.loading.rank_place import RankPlace
 from choral.data.loading.split import open_dataset, open_training_split
-from choral.data.loading.training_requests import steps_per_epoch
+from choral.data.loading.training_plan import TrainingPlan
 from choral.models.build import build_model
 from choral.models.finetuning import apply_phase, build_phases, list_stages, train_mode
 from choral.models.pretrained_weights import resolve_weights
@@ -108,7 +108,7 @@ def _build_probe_step(config: Config, runtime: Runtime) -> Callable[[int], None]
     )
     size = config.data.image_size
     network = build_model(resolve_weights(config.model), objective.num_outputs, size, config.seed).to(runtime.device)
-    epoch = steps_per_epoch(config, split)
+    epoch = TrainingPlan.from_config(config, split).steps_per_epoch
     total_steps = Schedule.from_config(config.train, epoch).total_steps
     apply_phase(network, build_phases(network, config.finetune, epoch, total_steps)[-1])
     optimizer = build_optimizer(network, config.train, frozenset(list_stages(network)[-1]))

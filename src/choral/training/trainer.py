@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from choral.config import Config, TrainConfig
+from choral.config import Config
 from choral.core.counter_rng import make_key
 from choral.core.errors import ConfigError, DataError
 from choral.core.process_group import Runtime
@@ -19,7 +19,7 @@ from choral.data.loading.input_pipeline import InputPipeline
 from choral.data.loading.input_spec import Normalization
 from choral.data.loading.rank_place import RankPlace
 from choral.data.loading.split import Split, open_dataset, open_split, open_training_split
-from choral.data.loading.training_requests import steps_per_epoch
+from choral.data.loading.training_plan import TrainingPlan
 from choral.models.build import build_model, get_normalization
 from choral.models.checkpoint_tensors import OptimizerState, optimizer_state, restore_optimizer
 from choral.models.finetuning import Phase, apply_phase, build_phases, list_stages, train_mode
@@ -51,7 +51,7 @@ class Trainer:
         self.val_split: Split = open_split(config, dataset, config.data.val_split, self.place)
         weight_losses = config.data.resample.by == "loss"
         self.objective = Objective.from_config(config.train, self.train_split, runtime.device, weight_losses)
-        self.steps_per_epoch = steps_per_epoch(config, self.train_split)
+        self.steps_per_epoch = TrainingPlan.from_config(config, self.train_split).steps_per_epoch
         self.schedule = Schedule.from_config(config.train, self.steps_per_epoch)
         self.last_lr, self.last_overflows = 0.0, 0
 
@@ -201,12 +201,13 @@ class Trainer:
         config, accelerator = self.config.train, self.runtime.accelerator
         size = config.batch_size // config.micro_batches
         mean_loss = torch.zeros((), device=self.runtime.device)
+        settings = f"train.batch_size: {config.batch_size}, train.accumulate_steps: {config.accumulate_steps}"
         remedy = "set train.accumulate_steps: auto, or to a higher number, or lower data.image_size"
         for micro, batch in enumerate(micro_batches):
             # Dropout and the like start from a computed seed, so that no random state has to be saved.
             torch.manual_seed(int(make_key(self.config.seed, _DROPOUT, step, micro, self.runtime.rank) >> 1))
             with (
-                explain_out_of_memory(len(batch.rows), _memory_settings(config), remedy),
+                explain_out_of_memory(len(batch.rows), settings, remedy),
                 accelerator.accumulate(self.model),
             ):
                 with accelerator.autocast():
@@ -261,11 +262,6 @@ class Trainer:
         report = meter.report(self.runtime.sum(meter.totals))
         values = torch.tensor(list(report.values()), dtype=torch.float64, device=self.runtime.device)
         return dict(zip(report, self.runtime.broadcast(values).tolist(), strict=True))
-
-
-def _memory_settings(config: TrainConfig) -> str:
-    """Return the settings that decide how many images are in memory, for messages."""
-    return f"train.batch_size: {config.batch_size}, train.accumulate_steps: {config.accumulate_steps}"
 
 
 def _check_first_cycle(phases: Sequence[Phase], schedule: Schedule) -> None:

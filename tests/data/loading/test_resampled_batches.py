@@ -15,7 +15,7 @@ from choral.data.loading.input_pipeline import InputPipeline
 from choral.data.loading.input_spec import Normalization
 from choral.data.loading.rank_place import RankPlace
 from choral.data.loading.split import Split, open_dataset, open_split, open_training_split
-from choral.data.loading.training_requests import steps_per_epoch
+from choral.data.loading.training_plan import TrainingPlan
 
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_an_epoch_holds_exactly_the_selected_rows(
 ) -> None:
     config = config_of(packed, resample, batch=lanes, lanes=lanes, shuffle_window=3)
     split = split_of(config)
-    steps = steps_per_epoch(config, split)
+    steps = TrainingPlan.from_config(config, split).steps_per_epoch
     assert steps == split.training_samples // lanes
     for epoch in range(2):
         rows = rows_of(config, split, range(epoch * steps, (epoch + 1) * steps), 1, tmp_path / "bad")
@@ -109,7 +109,7 @@ def test_repetitions_get_different_augmentations(packed: Path, tmp_path: Path, s
     """This holds for bags and for balanced sampling. Recalibration of BatchNorm uses the same rows."""
     config = config_of(packed, BAG, sampling=sampling)
     split = split_of(config)
-    steps = range(steps_per_epoch(config, split))
+    steps = range(TrainingPlan.from_config(config, split).steps_per_epoch)
     pipeline = pipeline_of(config, split, tmp_path / "bad")
     images: dict[int, list[torch.Tensor]] = {}
     with pipeline.training_batches(steps) as batches:

@@ -4,7 +4,7 @@ In: a packed split, a config, and which rows make which batch. Out: normalized, 
 `input_pipeline` first; the modules below are listed in the order in which it uses them, down to the bytes.
 
 input_pipeline, split, rank_place      the batches of a rank, from a config and an opened split
-training_requests                      which samples make each training batch
+training_plan                          which samples make each training batch
 resampling, boosting_weights           the samples and sample weights of a fold, a bag or a boosting round
 targets, label_probabilities           labels, regression targets, soft targets
 device_loader, normalize_cpu/_device   the device stage: uint8 batches to normalized, augmented float batches

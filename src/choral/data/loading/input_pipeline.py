@@ -1,12 +1,12 @@
 """From a config and an opened split to batches on a device, for training, evaluation and features.
 
-Which samples make a batch is decided by `training_requests` and `epoch_plan`. Everything below only decides how fast
+Which samples make a batch is decided by `TrainingPlan` and `epoch_plan`. Everything below only decides how fast
 they arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from choral.data.loading.host_stage import HostStage
 from choral.data.loading.input_spec import ImageSpec, InputSpec, Normalization
 from choral.data.loading.rank_place import RankPlace
 from choral.data.loading.split import Split
-from choral.data.loading.training_requests import training_requests
+from choral.data.loading.training_plan import TrainingPlan
 from choral.data.shards.epoch_plan import evaluation_batches
 
 
@@ -44,12 +44,15 @@ class InputPipeline:
 
     def training_batches(self, steps: range) -> DeviceLoader:
         """Return the augmented micro-batches of the given optimizer steps, in order."""
-        return self.augmented_batches(training_requests(self.config, self.split, self.place, steps))
+        return self.augmented_batches(self._training_requests(steps, self.config.augment.mixes))
 
     def unaugmented_training_batches(self, steps: range) -> DeviceLoader:
         """Return the samples of `training_batches(steps)`, preprocessed as in evaluation and not mixed."""
-        unmixed = self.config.replace(augment=self.config.augment.replace(mixup=0.0, cutmix=0.0))  # reads no partners
-        return self.unaugmented_batches(training_requests(unmixed, self.split, self.place, steps))
+        return self.unaugmented_batches(self._training_requests(steps, mixes=False))  # reads no partners
+
+    def _training_requests(self, steps: range, mixes: bool) -> Iterator[BatchRequest]:
+        plan = TrainingPlan.from_config(self.config, self.split)
+        return plan.requests(self.place, steps, self.config.train.micro_batches, mixes)
 
     def evaluation_batches(self) -> DeviceLoader:
         """Return this rank's share of the split, not augmented. Over all ranks, each sample occurs exactly once."""
