@@ -64,7 +64,7 @@ def evaluate(request: EvaluationRequest, processes: int) -> int:
 
 
 def record_evaluation(request: EvaluationRequest) -> None:
-    """Append an evaluation to the scoreboard whose ranks were started by another launcher."""
+    """Append an evaluation to the scoreboard; its ranks were started by another launcher."""
     config = request.config()
     plan = plan_evaluation(config, request.run_dir, Dataset.open(config.data.shards), request.data_name)
     _use_bundle_policy(request)

@@ -142,11 +142,11 @@ def apply_temperature(predictions: Tensor, temperature: float, task: str) -> Ten
 
 
 def count_votes(stack: Tensor, worth: Tensor) -> Tensor:
-    """Return (B, C) float64: the sum of what the votes for each class are worth, of (M, B, C) predictions.
+    """Return the (B, C) float64 weighted vote counts of each class, from (M, B, C) predictions.
 
     Args:
-        stack: whose classes of the highest numbers are the votes; among equals the first.
-        worth: (M, 1, 1) float64.
+        stack: predictions; a member votes for its class of the highest value, among equals for the first.
+        worth: (M, 1, 1) float64 weight of each member's vote.
     """
     classes = torch.arange(stack.shape[2], device=stack.device)
     ballots = stack.argmax(dim=2, keepdim=True) == classes

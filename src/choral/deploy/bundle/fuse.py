@@ -38,8 +38,8 @@ def find_foldable(network: nn.Module, example: Tensor) -> list[Pair]:
 
     A BatchNorm is one of PyTorch's or timm's, alone or with its activation, with running statistics. Its input must be
     the whole output of one convolution or linear layer, which nothing else uses: no residual and no in-place activation
-    (that rows of a linear layer are only laid out otherwise does not matter). Both are called once, share no tensor with
-    others, have exactly the known class (weight standardisation, parametrisations and subclasses are left alone) and no
+    (reshaping the rows of a linear layer's output is allowed). Both are called once, share no tensor with others, have
+    exactly the supported class (weight standardisation, parametrisations and subclasses are left alone) and no
     hooks.
 
     Args:

@@ -84,12 +84,12 @@ def limits_part(content: Mapping[str, Any]) -> str:
     scored = {name: own for name, own in (content.get("scores") or {}).items() if not own.get("chosen_on_it")}
     splits = ", ".join(f"{plain(name)} ({own['n']:,} samples)" for name, own in scored.items())
     points = [
-        f"What it scores was measured on {splits}: it holds for images that come about as those did, and says nothing of "
-        "other cameras, sites or times."
+        f"The scores were measured on {splits}: they hold for images from the same source, not for other cameras, sites or "
+        "times."
         if scored
-        else "How well it does on images that nothing was chosen on is unknown: no such split was evaluated.",
-        "Near-duplicates of evaluated images among those of the training make scores too good; whether there are any was "
-        "not searched for here (`choral analyze RUN` searches).",
+        else "Its scores on images that were not used for any choice are unknown: no such split was evaluated.",
+        "Near-duplicates of evaluated images in the training split make scores too good; they were not searched for "
+        "here (`choral analyze RUN` searches).",
         *_limits_of_task(content),
         *_limits_of_calibration(content),
         "Not measured: what it makes of damaged, edited or hostile images, and whether it does equally well on groups of "

@@ -17,8 +17,8 @@ from choral.deploy.bundle.read import Bundle, read_bundle
 from choral.scoring.policy import PredictionPolicy
 
 TOLERANCE, GPU_TOLERANCE = 1e-5, 2e-3
-"""Of probabilities. A GPU multiplies in TF32, whose mantissa has 10 bits; forms of lower precision are held to what they
-said themselves, and their rounding depends on the processor's instructions, so they have that of a GPU."""
+"""Tolerances of probabilities. A GPU multiplies in TF32, whose mantissa has 10 bits. Lower-precision files are compared with
+their own reference; their rounding depends on the processor's instructions, so they have the tolerance of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Check:
     """The check of one form: the models, or an exported file.
 
     Attributes:
-        form: torch, or a file's name.
-        difference: the largest of a probability, or of a number as a share of the largest, from what was said
-            when the bundle was made.
-        same_decisions: whether it decides the same about all samples.
-        tolerance: that is allowed.
+        form: "torch", or the name of an exported file.
+        difference: the largest difference from the reference predictions, of a probability, or of a number relative to
+            the largest one.
+        same_decisions: whether all samples have the same decision.
+        tolerance: the allowed difference.
     """
 
     form: str

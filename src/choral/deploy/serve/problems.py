@@ -49,5 +49,5 @@ def status_title(status: int) -> str:
 
 
 def busy(detail: str, limits: Mapping[str, int | float], seconds: float = 1) -> Problem:
-    """Return that there is no room at the moment, and in how many seconds there may be."""
+    """Return the problem of an overloaded service (503), with the seconds after which to retry."""
     return Problem(503, f"{detail}; retry in a moment", limits, {"Retry-After": str(max(1, math.ceil(seconds)))})
