@@ -57,4 +57,5 @@ def predictions(run: str | Path, split: str = "") -> pyarrow.Table:
     from choral.scoring.predictor import resolve_default_split
 
     found = RunDir.find(str(run))
-    return prediction_table(Ledger.open(found.predictions / f"{split or resolve_default_split(found, found.config())}.parquet"))
+    name = split or resolve_default_split(found, found.config())
+    return prediction_table(Ledger.open(found.predictions / f"{name}.parquet"))

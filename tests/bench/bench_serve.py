@@ -89,7 +89,9 @@ def made_predictor(options: argparse.Namespace) -> Any:
     input_spec = InputSpec(ImageSpec(options.size, Crop("center"), "antialias"), (0.5,) * 3, (0.25,) * 3)
     policy = build_default_policy("multiclass", ("no", "yes"), ("model",), ("identity",))
     member = LoadedMember("model", network, input_spec, OutputSpec("multiclass", ("no", "yes"), (), ()))
-    return Predictor(options.model, policy, build_engine_inputs([input_spec]), 10**7, TorchEngine([member], policy, device))
+    return Predictor(
+        options.model, policy, build_engine_inputs([input_spec]), 10**7, TorchEngine([member], policy, device)
+    )
 
 
 def batches_of(service: Any) -> tuple[float, float]:

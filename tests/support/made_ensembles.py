@@ -31,7 +31,9 @@ class Tiny(nn.Module):
         return 3 * self.head(self.norm(self.conv(images)).relu().flatten(1))
 
 
-def members(task: str = "multiclass", sizes: tuple[int, ...] = (8, 8, 6), against_all: bool = False) -> list[LoadedMember]:
+def members(
+    task: str = "multiclass", sizes: tuple[int, ...] = (8, 8, 6), against_all: bool = False
+) -> list[LoadedMember]:
     """Members a, b, c of these sizes; the second is normalised otherwise."""
     outputs = OutputSpec(task, CLASSES, one_against_all=against_all)  # type: ignore[arg-type]
     found = []

@@ -26,13 +26,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 def add_verbs(verbs: Verbs) -> None:
     """Add `predict`."""
     text = (
-        "Predict images: class, labels or numbers, probabilities, and each member's vote; if the policy is calibrated, also the\n"
-        "conformal set and whether the prediction is unsure. Memory does not grow with the number of images.\n\n"
+        "Predict images: class, labels or numbers, probabilities, and each member's vote; if the policy is calibrated,\n"
+        "also the conformal set and whether the prediction is unsure. Memory does not grow with the number of images.\n\n"
         "  choral predict bundles/cells photos/ more.tar 'scans/**/*.tif' -o predictions.parquet\n"
         "  find photos -name '*.jpg' -mtime -1 | choral predict bundles/cells - --json\n"
         "  choral predict bundles/cells photos/ -o predictions.csv --processes 8\n\n"
-        "An unreadable image is reported in its row (error), the others are predicted, and the exit status is 1. With --strict\n"
-        "it ends the command, and nothing is written. URLs are refused: download the images first."
+        "An unreadable image is reported in its row (error), the others are predicted, and the exit status is 1. With\n"
+        "--strict it ends the command, and nothing is written. URLs are refused: download the images first."
     )
     verb = verbs.add("predict", predict_verb, "choral predict elpv-demo photo.jpg another.png", text)
     add_predict_arguments(verb)

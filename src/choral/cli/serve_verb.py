@@ -22,10 +22,10 @@ def add_verbs(verbs: Verbs) -> None:
         "serve",
         serve_verb,
         "choral serve bundle/",
-        "Serve predictions over HTTP: a web page with drag and drop, POST /predict (JSON), /docs and /openapi.json, /health,\n"
-        "/metrics (Prometheus). Images that wait at the same time are predicted in one batch. Upload size, memory and time\n"
-        "per request are bounded; more is refused with a matching status. On SIGTERM or Ctrl-C accepted requests are\n"
-        "finished first. Needs pip install 'choral[serve]'.\n\n"
+        "Serve predictions over HTTP: a web page with drag and drop, POST /predict (JSON), /docs and /openapi.json,\n"
+        "/health, /metrics (Prometheus). Images that wait at the same time are predicted in one batch. Upload size,\n"
+        "memory and time per request are bounded; more is refused with a matching status. On SIGTERM or Ctrl-C accepted\n"
+        "requests are finished first. Needs pip install 'choral[serve]'.\n\n"
         "  curl -F file=@photo.jpg http://127.0.0.1:8000/predict\n"
         "  choral serve bundle/ --host 0.0.0.0 --allow-host models.example.org   # behind an authenticating proxy",
     )
@@ -107,8 +107,8 @@ def serve_verb(options: argparse.Namespace) -> int:
         address = server_url(bound)
         if not is_loopback(bound):
             _say(
-                f"warning: other machines can reach {options.host}, and there is no authentication: put an authenticating proxy "
-                "in front, or omit --host"
+                f"warning: other machines can reach {options.host}, and there is no authentication: put an authenticating "
+                "proxy in front, or omit --host"
             )
 
         def started() -> None:

@@ -23,9 +23,9 @@ def add_verbs(verbs: Verbs) -> None:
             "tune",
             tune_verb,
             "choral tune configs/elpv-demo.yaml tune.trials=20 --jobs 2",
-            "Search learning rate, weight decay, layer decay, drop rates and augmentation strength, or the keys of tune.space,\n"
-            "by training one model per trial; bad trials are pruned. Run it again to continue, also with more trials. Several\n"
-            "processes, on machines that share the disk, can work on one search.\n\n"
+            "Search learning rate, weight decay, layer decay, drop rates and augmentation strength, or the keys of\n"
+            "tune.space, by training one model per trial; bad trials are pruned. Run it again to continue, also with more\n"
+            "trials. Several processes, on machines that share the disk, can work on one search.\n\n"
             "The best config is runs/NAME/tune/best.yaml:\n"
             "  choral run runs/elpv-demo/tune/best.yaml\n"
             "On a SLURM cluster, with four jobs that share the trials:\n"

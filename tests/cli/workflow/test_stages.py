@@ -191,7 +191,9 @@ def test_an_evaluation_needs_a_run_before_anything_is_trained(
     chosen: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = Done(monkeypatch)
-    with pytest.raises(ConfigError, match=r"stages: evaluate needs runs/cells, which does not exist: add the stage ensemble"):
+    with pytest.raises(
+        ConfigError, match=r"stages: evaluate needs runs/cells, which does not exist: add the stage ensemble"
+    ):
         done.run(f"stages={chosen}")
     assert done.log == []
 

@@ -121,7 +121,9 @@ def test_too_few_samples_to_calibrate_on(folder: RunDir, monkeypatch: pytest.Mon
 
 def test_every_damaged_byte_is_found(bundle: Path, tmp_path: Path) -> None:
     files = [path.relative_to(bundle) for path in sorted(bundle.rglob("*")) if path.is_file()]
-    assert {BUNDLE_FILE, CHECKSUMS_FILE, "README.md", "golden/expected.safetensors"} <= {path.as_posix() for path in files}
+    assert {BUNDLE_FILE, CHECKSUMS_FILE, "README.md", "golden/expected.safetensors"} <= {
+        path.as_posix() for path in files
+    }
     rng = np.random.default_rng(0)
     for name in files:
         path = bundle / name

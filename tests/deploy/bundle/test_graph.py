@@ -124,7 +124,11 @@ def test_views_of_different_weights() -> None:
     images = batch(own, 4)
     said = TorchEngine(own, policy, "cpu").predict_batch(images)
     each = np.stack(
-        [TorchEngine(own, replace(even, views={view: 1.0}), "cpu").predict_batch(images).by_member for view in even.views], axis=1
+        [
+            TorchEngine(own, replace(even, views={view: 1.0}), "cpu").predict_batch(images).by_member
+            for view in even.views
+        ],
+        axis=1,
     )
     np.testing.assert_allclose(said.by_member, policy.average_views(each), atol=1e-6)
     np.testing.assert_array_equal(said.combined, policy.combine(said.by_member))

@@ -128,7 +128,9 @@ def test_the_licence_on_the_hub(data: str, weights: str, expected: dict[str, str
     member = {"name": "a", "architecture": "test_resnet", "outputs": {"one_against_all": False}}
     plain = {"decision": {"kind": "argmax"}, "calibration": {"method": "none"}, "fitted_on": {}}
     content = {"name": "x", "task": "multiclass", "classes": ["y"], "members": [member], "answer": plain}
-    head = yaml.safe_load(render_hub_card({**content, "licences": {"data": data, "weights": weights}}).split("---\n")[1])
+    head = yaml.safe_load(
+        render_hub_card({**content, "licences": {"data": data, "weights": weights}}).split("---\n")[1]
+    )
     assert {key: head[key] for key in head if key.startswith("license")} == expected
 
 

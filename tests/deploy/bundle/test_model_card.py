@@ -108,7 +108,8 @@ def test_what_lower_precision_loses_is_said() -> None:
     row = "| `model-fp16.onnx` | fp16 | 7.0 | accuracy % 75.0 on val | -1.0 [-3.0, +0.2] | 89 of 90 | 1.2e-02 |"
     assert row in text
     unmeasured = {"precision": "int8", "megabytes": 4.0}
-    assert "| `model-int8.onnx` | int8 | 4.0 | - |" in render_model_card({**content, "forms": {"model-int8.onnx": unmeasured}})
+    card = render_model_card({**content, "forms": {"model-int8.onnx": unmeasured}})
+    assert "| `model-int8.onnx` | int8 | 4.0 | - |" in card
 
 
 def test_a_bundle_of_which_nothing_is_known_says_so() -> None:

@@ -61,7 +61,11 @@ def engine() -> Brightness:
 def predictor(engine: Brightness) -> Predictor:
     input_spec = InputSpec(ImageSpec(8, Crop("resized"), "fast"), (0.5,) * 3, (0.25,) * 3)
     return Predictor(
-        "light", build_default_policy("multiclass", LIGHT, ["m"], ["identity"]), build_engine_inputs([input_spec]), 10**6, engine
+        "light",
+        build_default_policy("multiclass", LIGHT, ["m"], ["identity"]),
+        build_engine_inputs([input_spec]),
+        10**6,
+        engine,
     )
 
 
@@ -75,7 +79,11 @@ def test_answers_come_in_order_and_bad_images_in_their_place(
     tmp_path: Path, predictor: Predictor, engine: Brightness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [grey(10 * number, tmp_path / f"{number}.png") for number in range(20)]
-    images[4:7] = [ImageSource("gone", str(tmp_path / "gone")), ImageSource("odd", str(tmp_path), problem="odd"), images[5]]
+    images[4:7] = [
+        ImageSource("gone", str(tmp_path / "gone")),
+        ImageSource("odd", str(tmp_path), problem="odd"),
+        images[5],
+    ]
     (tmp_path / "text.png").write_bytes(b"no image")
     images[12:16] = [ImageSource(f"text {number}", str(tmp_path / "text.png")) for number in range(4)]
     prepare = Predictor.prepare

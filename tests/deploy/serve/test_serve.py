@@ -72,7 +72,8 @@ def test_several_files_of_every_task(task: str) -> None:
         build_response_model(task).model_validate(found.json(), strict=False)
         described = service.client.get("/openapi.json").json()
         names = described["components"]["schemas"]["Answers"]["properties"]["answers"]["items"]["anyOf"]
-        kind = {"multiclass": "ClassPrediction", "multilabel": "MultilabelPrediction", "regression": "RegressionPrediction"}[task]
+        kinds = {"multiclass": "Class", "multilabel": "Multilabel", "regression": "Regression"}
+        kind = f"{kinds[task]}Prediction"
         assert [one["$ref"].rsplit("/", 1)[1] for one in names] == [kind, "NoAnswer"]
         assert set(first) == set(described["components"]["schemas"][kind]["properties"]) - {"unsure"} | (
             {"unsure"} if task == "multiclass" else set()
@@ -169,7 +170,14 @@ def test_what_it_tells_about_itself(client: httpx.Client) -> None:
     for status in ("400", "408", "413", "415", "422", "503", "504"):
         assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
     docs = client.get("/docs").text
-    for word in ("POST /predict", "GET /metrics", "ClassPrediction", "ProblemDetails", "20,000,000 bytes", "Retry-After"):
+    for word in (
+        "POST /predict",
+        "GET /metrics",
+        "ClassPrediction",
+        "ProblemDetails",
+        "20,000,000 bytes",
+        "Retry-After",
+    ):
         assert word in docs
 
 

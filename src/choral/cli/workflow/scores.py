@@ -51,7 +51,9 @@ def score(run_dir: RunDir, split: str | None) -> scoring.Scores:
     earlier = (read_json(path) or {}).get("diversity") if figure.is_file() else None
     write_json(path, scores)
     if scores["diversity"] is not None and json.loads(json.dumps(scores["diversity"])) != earlier:
-        write_figure(figure, draw_diversity(scores["diversity"], name))  # only if it would differ: matplotlib loads slowly
+        write_figure(
+            figure, draw_diversity(scores["diversity"], name)
+        )  # only if it would differ: matplotlib loads slowly
     return scores
 
 

@@ -1,4 +1,4 @@
-"""What `PredictionPolicy.combine` computes in NumPy, as a module whose constants are buffers, so that it exports with the networks.
+"""`PredictionPolicy.combine` as a torch module, whose constants are buffers, so that it is exported with the models.
 
 Sums over members are taken in double precision, as in NumPy: ties are the same, and are broken in the same way.
 """

@@ -25,8 +25,8 @@ def render_hub_card(content: Mapping[str, Any]) -> str:
     """Return the card of a network, as Markdown with a head of YAML.
 
     Args:
-        content: as that of bundle.json, of a bundle of this one member under the identity view, see `choral.deploy.bundle.model_card`;
-            `members` holds one entry.
+        content: like bundle.json, for a bundle of this one member under the identity view; see
+            `choral.deploy.bundle.model_card`. `members` holds one entry.
     """
     (member,) = content["members"]
     names = {"multiclass": "classes", "multilabel": "labels", "regression": "numbers"}[content["task"]]

@@ -106,7 +106,7 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
 
     def start() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # the first call in a thread takes the remembered number: force it now, before that changes again
+        torch.get_num_threads()  # the first call in a thread takes the remembered number: force it now
         with suppress(threading.BrokenBarrierError):  # raised, it would leave the pool without what wakes the others
             ready.wait()
 

@@ -53,7 +53,7 @@ def choose_policy(
     """Return the policy of a bundle, and a phrase about its origin.
 
     It is what `choral calibrate` wrote to answer.json if nothing else is requested. Otherwise rule, temperature and conformal
-    sets of 90 % are fitted on the validation ledger, as `choral combine` and `choral calibrate` do; the test split is not used.
+    sets of 90 % are fitted on the validation ledger, as `choral combine` and `choral calibrate` do, without the test split.
 
     Raises:
         ConfigError: no such member, rule or view, or nothing to fit a rule on.

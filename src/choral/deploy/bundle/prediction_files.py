@@ -11,8 +11,8 @@ Columns of CSV and Parquet:
     low_T, high_T   the ends of the conformal interval, empty where it is without end; only where there are intervals
     error        why the image could not be read; then all others are empty
 
-JSON lines hold the whole prediction with each member's vote. Parquet keeps numbers as float32 and sets as lists. In CSV numbers
-have as many digits as float32 needs, lists are separated by |, and no cell is taken for a formula by a spreadsheet
+JSON lines hold the whole prediction with each member's vote. Parquet keeps numbers as float32 and sets as lists. In CSV
+numbers have as many digits as float32 needs, lists are separated by |, and no cell is taken for a formula by a spreadsheet
 (https://owasp.org/www-community/attacks/CSV_Injection): a path that begins like one gets ./ in front of it, which is the same
 file, and other text that is no number an apostrophe.
 """

@@ -1,8 +1,8 @@
 """Predicting many images on several ranks: each rank takes every Nth batch, and the main rank merges the rows in order.
 
 Every rank iterates over the whole list, which costs little, and reads only its own images. Its rows stay in a file of its
-own until all ranks are done, so that nothing but one number is exchanged. Batches are the same for any number of ranks, and so
-are the rows.
+own until all ranks are done, so that nothing but one number is exchanged. Batches and rows are the same for any number of
+ranks.
 """
 
 from __future__ import annotations

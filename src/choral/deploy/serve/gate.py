@@ -28,8 +28,8 @@ class Gate:
     """The outermost application.
 
     A page of another site can make a browser send requests to a service on its user's machine, and by a name that is
-    made to point there (DNS rebinding) even read the responses: requests under another host name, and uploads that a browser marks
-    come from another site, are refused. There are no CORS headers, so no other site reads anything.
+    made to point there (DNS rebinding) even read the responses: requests under another host name, and uploads
+    that a browser marks as coming from another site, are refused. There are no CORS headers, so no other site reads anything.
 
     Args:
         app: behind it.

@@ -1,7 +1,7 @@
 """Whether a file of torch.export can be read without running anything that stands in it.
 
-`torch.export.load` unpickles example inputs, and weights and constants that are marked so; it evaluates expressions of shapes as
-Python, looks up operators by dotted names anywhere in torch, and executes guards. What choral writes has none of the
+`torch.export.load` unpickles example inputs, and weights and constants that are marked so; it evaluates shape expressions
+as Python, looks up operators by dotted names anywhere in torch, and executes guards. What choral writes has none of the
 first, and the rest in few words: a file with anything else is refused before torch sees it.
 """
 
