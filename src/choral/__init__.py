@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from choral.deploy.bundle.predictor import Form, Predictor
 
 __all__ = ["__version__", "load", "predictions"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(bundle: str | Path, device: str = "auto", form: Form = "torch") -> Predictor:

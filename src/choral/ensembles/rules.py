@@ -9,8 +9,10 @@ To add a rule:
 1. write it here as a function of a stack, and call it in `Combiner.__call__` or `Combiner._combine`;
 2. add its name to `RULES` in rule_fitting.py; if it has parameters, fit them there and return a `FittedRule`;
 3. add it to `available_rules` and `fit_rule` in fitting_data.py, so that `choral score` has a row for it;
-4. add the rule to deploy/bundle/combine_module.py, or exporting a bundle with it is refused;
-5. compare it with a few lines of NumPy in tests/ensembles/test_rules.py.
+4. add it to deploy/bundle/combine_module.py, so that it is exported with the models, and to the texts of
+   deploy/bundle/model_card.py; if nothing is fitted, also to policy_choice.py there, else to saved_combination.py;
+5. add it to the help in cli/combine_verbs.py and to the table of README.md;
+6. compare it with a few lines of NumPy in tests/ensembles/test_rules.py.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ class Combiner:
             return weighted_mean(stack, self.weights)
         if self.rule == "stack":
             return apply_stacking(group_means(stack, self.groups), self.weights, self.biases, self.task)
+        assert self.rule in ("soft", "mean"), f"no rule {self.rule}"
         return soft_vote(stack)
 
 

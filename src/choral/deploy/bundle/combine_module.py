@@ -72,6 +72,7 @@ class RuleModule(nn.Module):
         if rule == "stack":
             groups = torch.stack([_mean([stack[place] for place in group]) for group in self.combiner.groups])
             return to_probabilities((self.weights * log_scores(groups, task)).sum(dim=0) + self.biases, task)
+        assert rule in ("soft", "mean"), f"no rule {rule}"
         return _mean(list(stack.unbind(0)))
 
 
