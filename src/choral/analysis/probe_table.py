@@ -7,7 +7,7 @@ from rich.text import Text
 
 from choral.analysis.probe_curves import ProbeCurves
 from choral.ensembles.score_rows import IntervalDict
-from choral.scoring.predictor_table import METRIC_NAMES, build_table, format_metric, render_notes
+from choral.scoring.predictor_table import METRIC_HEADINGS, build_table, format_metric, render_notes
 
 _SIGNIFICANCE_LEVEL = 0.05
 
@@ -18,7 +18,7 @@ def render_curves(curves: ProbeCurves) -> RenderableType:
     table = build_table()
     table.add_column("", overflow="fold")
     table.add_column("strength", justify="right")
-    table.add_column(f"{METRIC_NAMES[metric]} [95 %]", no_wrap=True)
+    table.add_column(f"{METRIC_HEADINGS[metric]} [95 %]", no_wrap=True)
     table.add_column("drop [95 %]", no_wrap=True)
     table.add_row("unchanged", "", format_metric(metric, curves.unperturbed), "", style="bold", end_section=True)
     for curve in sorted(curves.curves, key=lambda curve: -curve.worst.drop):

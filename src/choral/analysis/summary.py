@@ -19,7 +19,7 @@ from choral.metrics.reliability import ReliabilityBin, reliability_bins
 from choral.metrics.selective import compute_accuracy_coverage
 from choral.scoring.policy_evaluation import BINS, COVERAGES, compute_confidences
 from choral.scoring.predictor import Predictor
-from choral.scoring.predictor_table import METRIC_NAMES
+from choral.scoring.predictor_table import METRIC_HEADINGS
 
 _MAX_RANKED = 2_000_000  # predictions: metrics that rank more would take minutes
 _MAX_SORTED = 10_000_000  # samples sorted in all bootstrap draws together: seconds; at least 200 draws
@@ -30,7 +30,7 @@ class SummaryMetric:
     """A metric over all samples with its 95 % interval.
 
     Attributes:
-        metric, name: its key and name in `choral.scoring.predictor_table.METRIC_NAMES`, such as accuracy.
+        metric, name: its key and name in `choral.scoring.predictor_table.METRIC_HEADINGS`, such as accuracy.
         value, low, high: fractions of 1 where `percent` is set.
         percent: whether it is displayed in percent.
     """
@@ -77,11 +77,11 @@ def compute_summary(predictor: Predictor) -> tuple[SummaryMetric, ...]:
     return tuple(
         SummaryMetric(
             name,
-            METRIC_NAMES[name].removesuffix(" %"),
+            METRIC_HEADINGS[name].removesuffix(" %"),
             interval.value,
             interval.low,
             interval.high,
-            METRIC_NAMES[name].endswith("%"),
+            METRIC_HEADINGS[name].endswith("%"),
         )
         for name, interval in intervals.items()
         if all(map(math.isfinite, (interval.value, interval.low, interval.high)))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from choral.scoring.compare import Comparison, GroupComparison
-from choral.scoring.predictor_table import METRIC_NAMES
+from choral.scoring.predictor_table import METRIC_HEADINGS
 
 _MAX_SAMPLES = 8  # that only one predictor gets right
 _WIDE = 96
@@ -53,12 +53,12 @@ def _build_metric_table(comparison: Comparison, width: int) -> Table:
         metric = pair["metric"]
         both = [_cell(metric, numbers, width, "").plain for numbers in (pair["a"], pair["b"])]
         values = [Text(text if wide else text.partition(" ")[0]) for text in both]
-        table.add_row(Text(METRIC_NAMES[metric]), *values, _cell(metric, pair["difference"], width, "+"))
+        table.add_row(Text(METRIC_HEADINGS[metric]), *values, _cell(metric, pair["difference"], width, "+"))
     return table
 
 
 def _build_group_table(heading: str, parts: Sequence[GroupComparison], width: int) -> Table:
-    metric = METRIC_NAMES[parts[0]["metric"]] if parts else ""
+    metric = METRIC_HEADINGS[parts[0]["metric"]] if parts else ""
     table = _table(heading, "n", f"A, {metric}", f"B, {metric}", "B - A [95 %]", "gained", "lost")
     for part in parts:
         both = (_cell(part["metric"], numbers, 0, "").plain for numbers in (part["a"], part["b"]))
@@ -116,7 +116,7 @@ def _cell(metric: str, numbers: Mapping[str, Any] | None, width: int, sign: str)
 
 
 def _number(metric: str, value: float, width: int, sign: str) -> str:
-    if METRIC_NAMES[metric].endswith("%"):
+    if METRIC_HEADINGS[metric].endswith("%"):
         return f"{100 * value:{sign}.{2 if width >= _WIDE else 1}f}"
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
 

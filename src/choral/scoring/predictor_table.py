@@ -12,7 +12,7 @@ from rich.text import Text
 from choral.ensembles.score_rows import IntervalDict
 from choral.scoring.predictor_report import PredictorReport
 
-METRIC_NAMES = {
+METRIC_HEADINGS = {
     "accuracy": "accuracy %",
     "top_2": "top-2 %",
     "top_5": "top-5 %",
@@ -69,7 +69,7 @@ def format_metric(metric: str, numbers: IntervalDict | None, sign: str = "", *, 
     """Return a value with its interval as text; proportions are in percent.
 
     Args:
-        metric: a key of `METRIC_NAMES`.
+        metric: a key of `METRIC_HEADINGS`.
         numbers: value and interval; None: the text is "-".
         sign: "+" for differences, else "".
         bare: leave out the interval.
@@ -78,7 +78,7 @@ def format_metric(metric: str, numbers: IntervalDict | None, sign: str = "", *, 
         return "-"
 
     def text(value: float) -> str:
-        if METRIC_NAMES[metric].endswith("%"):
+        if METRIC_HEADINGS[metric].endswith("%"):
             return f"{100 * value:{sign}.1f}"
         return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.4g}"
 
@@ -96,7 +96,7 @@ def _build_overall_table(report: PredictorReport) -> Table:
     table.add_column("")
     table.add_column("value [95 %]", no_wrap=True)
     for metric, numbers in report["metrics"].items():
-        table.add_row(METRIC_NAMES[metric], format_metric(metric, numbers))
+        table.add_row(METRIC_HEADINGS[metric], format_metric(metric, numbers))
     return table
 
 
@@ -150,7 +150,7 @@ def _build_class_tables(report: PredictorReport) -> list[RenderableType]:
 
 
 def _shorten_metric(metric: str) -> str:
-    return "AP %" if metric == "average_precision" else METRIC_NAMES[metric]
+    return "AP %" if metric == "average_precision" else METRIC_HEADINGS[metric]
 
 
 def _value(numbers: IntervalDict | None) -> float:
@@ -164,7 +164,7 @@ def _build_target_table(report: PredictorReport) -> Table:
     for name, own in report["by_class"].items():
         for metric, numbers in own.items():
             last = metric == list(own)[-1]
-            table.add_row(Text(name), METRIC_NAMES[metric], format_metric(metric, numbers), end_section=last)
+            table.add_row(Text(name), METRIC_HEADINGS[metric], format_metric(metric, numbers), end_section=last)
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from choral.scoring.predictor_table import METRIC_NAMES, build_table, format_metric, render_notes
+from choral.scoring.predictor_table import METRIC_HEADINGS, build_table, format_metric, render_notes
 from choral.scoring.slice_metrics import SliceReport
 
 _MAIN = {
@@ -32,7 +32,7 @@ def render_slices(report: SliceReport) -> RenderableType:
         if metric not in main:
             continue
         table.add_row(
-            Text(f"{METRIC_NAMES[metric]} {target}".strip()),
+            Text(f"{METRIC_HEADINGS[metric]} {target}".strip()),
             str(report["n"]),
             format_metric(metric, overall),
             "",
@@ -67,7 +67,7 @@ def _notes(report: SliceReport) -> list[str]:
     if any(one["n"] < _SMALL_SLICE for one in report["slices"]):
         notes.append(f"slices of fewer than {_SMALL_SLICE} samples have wide intervals")
     if report["left_out"]:
-        left_out = ", ".join(METRIC_NAMES[name] for name in report["left_out"])
+        left_out = ", ".join(METRIC_HEADINGS[name] for name in report["left_out"])
         notes.append(f"left out: {left_out}: ranking so many samples, classes and slices would take minutes")
     if "ece" in report["overall"] and len(report["slices"]) <= _MANY:
         notes.append("ECE: calibration error without its upward bias, which is larger with few samples")

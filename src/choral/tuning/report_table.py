@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from choral.scoring.predictor_table import METRIC_NAMES
+from choral.scoring.predictor_table import METRIC_HEADINGS
 from choral.training.state import LOWER_IS_BETTER
 
 _MAX_TRIALS = 10
@@ -37,7 +37,7 @@ def print_search_report(report: Mapping[str, Any], console: Console) -> None:
     for pair in report["gain"]:
         if (numbers := pair["difference"]) is not None and pair["metric"] in _COMPARED_METRICS:
             print_line(
-                f"best minus baseline, {METRIC_NAMES[pair['metric']]}: {_format_difference(pair['metric'], numbers)}"
+                f"best minus baseline, {METRIC_HEADINGS[pair['metric']]}: {_format_difference(pair['metric'], numbers)}"
             )
     if report["gain"]:
         print_line(

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from choral.cli.workflow.improvement import Improvement
 from choral.ensembles.score_rows import IntervalDict
-from choral.scoring.predictor_table import METRIC_NAMES
+from choral.scoring.predictor_table import METRIC_HEADINGS
 from choral.scoring.seed_comparison import SeedComparison
 
 
@@ -59,8 +59,8 @@ def _new_table(split: str, pairs: tuple[SeedComparison, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{split}: {pairs[0]['n']} samples", title_justify="left")
     table.add_column("")
     for pair in pairs:
-        table.add_column(f"{METRIC_NAMES[pair['metric']]} [95 %]")
-    table.add_column(f"{METRIC_NAMES[pairs[0]['metric']]}, paired [95 %]")
+        table.add_column(f"{METRIC_HEADINGS[pair['metric']]} [95 %]")
+    table.add_column(f"{METRIC_HEADINGS[pairs[0]['metric']]}, paired [95 %]")
     table.add_column("")
     return table
 
@@ -68,6 +68,6 @@ def _new_table(split: str, pairs: tuple[SeedComparison, ...]) -> Table:
 def _cell(metric: str, interval: IntervalDict | None, sign: str = "") -> Text:
     if interval is None:
         return Text("-")
-    scale, form = (100, f"{sign}.2f") if METRIC_NAMES[metric].endswith("%") else (1, f"{sign}.4f")
+    scale, form = (100, f"{sign}.2f") if METRIC_HEADINGS[metric].endswith("%") else (1, f"{sign}.4f")
     value, low, high = (format(scale * interval[key], form) for key in ("value", "low", "high"))
     return Text(f"{value} [{low}, {high}]")

@@ -10,7 +10,7 @@ import yaml
 
 from choral.deploy.bundle.markdown import block, document, listed, plain
 from choral.deploy.bundle.model_card import CITED, licences_part, limits_part, provenance_part, scores_part
-from choral.scoring.predictor_table import METRIC_NAMES
+from choral.scoring.predictor_table import METRIC_HEADINGS
 
 _PIPELINE = "image-classification"
 _KNOWN_LICENCES = (
@@ -108,7 +108,7 @@ def _results(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         if own.get("chosen_on_it"):
             continue
         metrics = [
-            {"type": metric, "value": round(numbers["value"], 6), "name": METRIC_NAMES[metric].removesuffix(" %")}
+            {"type": metric, "value": round(numbers["value"], 6), "name": METRIC_HEADINGS[metric].removesuffix(" %")}
             for metric, numbers in own["metrics"].items()
             if numbers is not None
         ]

@@ -11,7 +11,7 @@ from typing import Any
 from choral.deploy.bundle.markdown import document, listed, plain, table
 from choral.deploy.bundle.usage import render_usage
 from choral.ensembles.score_rows import IntervalDict
-from choral.scoring.predictor_table import METRIC_NAMES, format_metric
+from choral.scoring.predictor_table import METRIC_HEADINGS, format_metric
 
 _CLASSES = 40
 CITED = (
@@ -72,7 +72,7 @@ def scores_part(content: Mapping[str, Any]) -> Iterator[str]:
             else ""
         )
         yield f"### {plain(split)}: {own['n']:,} samples{note}"
-        rows = [(METRIC_NAMES[name], format_metric(name, numbers)) for name, numbers in own["metrics"].items()]
+        rows = [(METRIC_HEADINGS[name], format_metric(name, numbers)) for name, numbers in own["metrics"].items()]
         yield table(("metric", "value [95 % interval]"), rows)
         if not own.get("chosen_on_it") and len(content["classes"]) > 1:
             yield _by_class(own.get("by_class") or {})
@@ -118,7 +118,7 @@ def _headline(content: Mapping[str, Any]) -> str:
     for split, own in (content.get("scores") or {}).items():
         for metric in _FIRST[content["task"]] if not own.get("chosen_on_it") else ():
             if own["metrics"].get(metric):
-                value, name = format_metric(metric, own["metrics"][metric]), METRIC_NAMES[metric]
+                value, name = format_metric(metric, own["metrics"][metric]), METRIC_HEADINGS[metric]
                 if name.endswith(" %"):
                     name, value = name.removesuffix(" %"), value.replace(" ", " % ", 1)
                 return f" On {own['n']:,} images of {plain(split)}: {name} {value}."
@@ -209,7 +209,7 @@ def _by_class(by_class: Mapping[str, Mapping[str, Any]]) -> str:
         for name, own in list(by_class.items())[:_CLASSES]
     ]
     left = len(by_class) - len(rows)
-    return table(("", *(METRIC_NAMES[metric] for metric in metrics)), rows) + (
+    return table(("", *(METRIC_HEADINGS[metric] for metric in metrics)), rows) + (
         f"\n\nAnd {left} more in bundle.json." if left else ""
     )
 
@@ -238,7 +238,7 @@ def _loss(found: Mapping[str, Any] | None) -> tuple[str, ...]:
     score = IntervalDict(value=found["value"], low=found["value"], high=found["value"])
     alike = "-" if found["same"] is None else f"{found['same']:,} of {found['n']:,}"
     return (
-        f"{METRIC_NAMES[metric]} {format_metric(metric, score, bare=True)} on {plain(found['split'])}",
+        f"{METRIC_HEADINGS[metric]} {format_metric(metric, score, bare=True)} on {plain(found['split'])}",
         format_metric(metric, IntervalDict(value=value, low=low, high=high), "+"),
         alike,
         f"{found['largest']:.1e}",
@@ -273,7 +273,7 @@ def _cells(metrics: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
 
 def _named(name: str) -> str:
     metric, _, target = name.partition(" ")
-    return f"{METRIC_NAMES[metric]} {plain(target)}".rstrip()
+    return f"{METRIC_HEADINGS[metric]} {plain(target)}".rstrip()
 
 
 def _limits_of_task(content: Mapping[str, Any]) -> Iterator[str]:
