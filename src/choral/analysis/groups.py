@@ -154,7 +154,7 @@ def compare_groups(predictor: Predictor, samples: SampleTable, left_out: Mapping
     is_share = task == "multiclass"
     scores = samples.right.astype(np.float64) if is_share else samples.loss.astype(np.float64)
     comparison = _Comparison(scores, is_share)
-    classes = _compare_classes(predictor, samples, comparison)
+    classes = _class_groups(predictor, samples, comparison)
     slices = {
         name: tuple(comparison.compare(name, value, column.codes == code) for code, value in enumerate(column.values))
         for name, column in samples.slices.items()
@@ -222,8 +222,9 @@ class _Comparison:
         return Estimate(mean, empty, (mean - half, mean + half), paired=False)
 
 
-def _compare_classes(predictor: Predictor, samples: SampleTable, comparison: _Comparison) -> tuple[Group, ...]:
-    """Return a group for each class or label; a target covers all samples and is compared with nothing."""
+def _class_groups(predictor: Predictor, samples: SampleTable, comparison: _Comparison) -> tuple[Group, ...]:
+    """Return a group for each class or label, compared with the other samples; for regression one for each target, with its
+    metrics alone, since a target covers all samples."""
     ledger = predictor.ledger
     metrics = predictor.build_metrics()
     if isinstance(metrics, RegressionMetrics):

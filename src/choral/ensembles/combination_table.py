@@ -52,7 +52,10 @@ def _add_metric_columns(table: Table, scores: Sequence[Mapping[str, Any]], metri
 
 
 def _add_metric_blocks(table: Table, scores: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """Add one block of rows for each metric and target: more than two metric columns leave no space for names."""
+    """Add one block of rows for each target and metric: the scores, then the differences of the last one.
+
+    For more than two metrics, whose columns would leave no space for names.
+    """
     table.add_column("", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column(Text("score [95 %]"), no_wrap=True)

@@ -144,7 +144,11 @@ def _check_columns(path: Path, names: Sequence[str], ledger: Ledger) -> None:
 
 
 def _predictions_from_table(path: Path, table: pa.Table, ledger: Ledger) -> NDArray[np.float32]:
-    """Return a table's predictions in the order of the ledger."""
+    """Return the (n, classes) predictions of a table, one row per sample of the ledger and in its order.
+
+    Raises:
+        DataError: a key or a value is missing, a column is not numeric, or the values are not predictions of the task.
+    """
     if table.column(KEY).null_count:
         raise DataError(f"{path}: {table.column(KEY).null_count} rows have no key")
     keys = [str(key) for key in table.column(KEY).to_pylist()]

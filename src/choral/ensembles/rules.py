@@ -6,7 +6,8 @@ temperature) is fitted by `choral.ensembles.rule_fitting` and stored in a `Combi
 
 To add a rule:
 
-1. write it here as a function of a stack, and call it in `Combiner.__call__` or `Combiner._combine`;
+1. write it here as a function of a stack, and call it in `Combiner._combine`, or in `__call__` if it votes; extend
+   `gives_probabilities` if it gives none;
 2. add its name to `RULES` in rule_fitting.py; if it has parameters, fit them there and return a `FittedRule`;
 3. add it to `available_rules` and `fit_rule` in fitting_data.py, so that `choral score` has a row for it;
 4. add it to deploy/bundle/combine_module.py, so that it is exported with the models, and to the texts of

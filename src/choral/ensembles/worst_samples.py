@@ -74,7 +74,11 @@ def find_worst_predictions(ledger: Ledger, count: int) -> list[WorstPrediction]:
 
 
 def load_worst_images(ledger: Ledger, index: Index, count: int, max_pixels: int) -> list[CaptionedImage]:
-    """Return the images of the worst predictions, decoded from the shards, at most 320 pixels wide and high."""
+    """Return captioned thumbnails of the `count` predictions with the highest loss, worst first, decoded from the shards.
+
+    Args:
+        max_pixels: height x width above which a stored image is refused. Thumbnails have at most 320 pixels per side.
+    """
     images = []
     for worst, key, data in _read_worst(ledger, index, count):
         image = Image.fromarray(decode(data, max_pixels=max_pixels))

@@ -263,7 +263,7 @@ class Ledger:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the members."""
+        """Names of the members, in the order of the columns and of the first axis of `blocks`."""
         return self.meta.members
 
     @property

@@ -66,7 +66,8 @@ def logit_scale_estimate(value: float, draws: NDArray[np.float64]) -> Estimate:
 
     The interval is normal on the logit scale, with the draws' standard deviation, around the bias-corrected value. A
     percentile interval does worse: for 30 classes with 30 samples each it covers the average precision in 65 % of cases,
-    this one in 91 %; for 15 positives among 300 samples a ROC-AUC of 0.98 in 76 %, this one in 97 %.
+    the logit interval in 91 %; for 15 positives among 300 samples a ROC-AUC of 0.98 in 76 %, the logit interval in 97 %.
+    If the value is undefined or all draws are equal, the interval is that of the draws' percentiles.
     """
     logits = _logit(draws[np.isfinite(draws)])
     if not math.isfinite(value) or not len(logits) or np.ptp(logits) == 0:

@@ -55,7 +55,7 @@ class TrainState:
         return state
 
     def is_due(self, every: float, total: int) -> bool:
-        """Whether this step is the last one, or has just reached a multiple of `every` steps (fractions allowed)."""
+        """Whether something done every `every` steps (fractions allowed), and after step `total`, is due; never at step 0."""
         return self.step > 0 and (self.step == total or int(self.step / every) > int((self.step - 1) / every))
 
     def out_of_patience(self, steps: float) -> bool:

@@ -11,7 +11,7 @@ from choral.config import Config
 from choral.config.files import to_dict, with_overrides
 from choral.config.tune import STRENGTH
 from choral.core.errors import ConfigError
-from choral.tuning.strength import MAX_FACTOR, has_strength, scale_strengths
+from choral.tuning.strength import MAX_FACTOR, has_own_strength, scale_strengths
 
 _BACKBONE_STRATEGIES = ("full", "partial", "gradual", "lp_ft")  # strategies that train more than the head
 Value = float | int | str
@@ -128,7 +128,7 @@ def point_from_config(config: Config, space: Space) -> dict[str, Value]:
     """Return the point of the config's own values, without the keys whose values are outside the space."""
     point: dict[str, Value] = {}
     for key, axis in space.items():
-        value = (1.0 if has_strength(config.augment) else 0.0) if key == STRENGTH else _config_value(config, key)
+        value = (1.0 if has_own_strength(config.augment) else 0.0) if key == STRENGTH else _config_value(config, key)
         if axis.contains(value):
             point[key] = _value_text(value) if isinstance(axis, Choice) else value
     return point

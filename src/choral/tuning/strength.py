@@ -23,8 +23,8 @@ _PROPORTIONAL = {  # key to its largest value
 _ALPHAS = ("mixup", "cutmix")
 
 
-def has_strength(config: AugmentConfig) -> bool:
-    """Return whether a factor would change anything in the augmentation of a config."""
+def has_own_strength(config: AugmentConfig) -> bool:
+    """Return whether the augmentation has a strength to scale (crops count); if not, `scale_strengths` scales `medium`."""
     return bool(_strength_keys(config)) or config.crops
 
 
@@ -35,7 +35,7 @@ def scale_strengths(config: AugmentConfig, factor: float) -> dict[str, Any]:
         config: the augmentation at factor 1, or one without any strength.
         factor: 0 (none) to `MAX_FACTOR`; values are clipped to the largest that is valid.
     """
-    has_own = has_strength(config)
+    has_own = has_own_strength(config)
     start = config if has_own else AugmentConfig(**{**PRESETS["medium"], "preset": "medium"})
     changes: dict[str, Any] = {}
     for key in _strength_keys(start):

@@ -126,15 +126,15 @@ def check_run(config: Config) -> None:
         ConfigError, DataError: naming the key, directory, shard or split.
     """
     expand_views(config.test_views)
-    for trained_config in _trained_configs(config):
-        preflight(trained_config)
+    for config_to_train in _configs_to_train(config):
+        preflight(config_to_train)
     dataset = Dataset.open(config.data.shards)
     for split in config.evaluate.splits:
         Targets.open(config, Index.open(dataset, split))
 
 
-def _trained_configs(config: Config) -> list[Config]:
-    """Return the configs that are trained: those of the members, or the config itself."""
+def _configs_to_train(config: Config) -> list[Config]:
+    """Return the configs to train: one for each member, or the config itself if it has no members."""
     return [member_config(config, member.name) for member in resolve_members(config)] or [config]
 
 
@@ -149,7 +149,7 @@ def _check_before_start(config: Config) -> None:
     check_run(config)
     if all(member.result for member in member_run_dirs(RunDir.from_config(config), config).values()):
         return  # finished members have valid names
-    configs = _trained_configs(config)
+    configs = _configs_to_train(config)
     names = {"models": [own.model.name for own in configs], "optimizers": [own.train.optimizer for own in configs]}
     command = [sys.executable, "-m", "choral.training.check_names", json.dumps(names)]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -78,7 +78,7 @@ def pack(spec: str, out: str | Path, options: PackOptions | None = None, progres
     out = Path(os.path.abspath(Path(out).expanduser()))  # noqa: PTH100 - no dots, but links stay
     source = open_source(spec, options)
     if isinstance(source, TarSource):
-        return _pack_tars(source, out, options, progress)
+        return _index_tars_in_place(source, out, options, progress)
     if source.provenance["kind"] == "folder" and out.is_relative_to(source.provenance["path"]):
         raise ConfigError(f"{out}: is inside the source: choose a directory outside of it")
     layout = build_layout(source, options)
@@ -97,8 +97,12 @@ def pack(spec: str, out: str | Path, options: PackOptions | None = None, progres
         return _write_dataset(output, source, packed, options)
 
 
-def _pack_tars(source: TarSource, out: Path, options: PackOptions, progress: Progress | None) -> Dataset:
-    """Write an index over tars, which stay where they are."""
+def _index_tars_in_place(source: TarSource, out: Path, options: PackOptions, progress: Progress | None) -> Dataset:
+    """Write the indexes of all splits over tars, which stay where they are; return at once if that is done.
+
+    Raises:
+        ConfigError: options that would change images.
+    """
     if options.max_size is not None or options.quality is not None:
         raise ConfigError(
             f"{source.name}: tars are indexed in place and their images not changed; remove max_size and quality"

@@ -33,8 +33,8 @@ class _Kind:
     Attributes:
         steps: returns the alternatives for given values.
         example: for messages.
-        low, high: range of its numbers.
-        counts: possible numbers of values; None: one or more.
+        low, high: range of every number.
+        counts: allowed numbers of values, (0,) for none; None: one or more.
         corner: whether the first value is the name of a corner.
     """
 

@@ -79,6 +79,7 @@ def _build_layer(step: Step, height: int, width: int, mean: Sequence[float], std
         (factor,) = step.values
         assert isinstance(factor, float)
         return _Photometric(factor, step.kind == "contrast", mean, std)
+    assert step.kind in ("shift", "scale", "crop"), f"no layer for {step.kind}: add one here"
     return _Window(compute_taps(step, height, "rows"), compute_taps(step, width, "columns"))
 
 

@@ -1,10 +1,13 @@
 """Sources of labelled images: class folders, manifests, WebDataset tars, torchvision data sets, and elpv.
 
 To add a source, write `sources/NAME.py` with a function that returns an `ImageSource` (`base.py`):
-  1. a table of samples: key, location, size, label, optionally split and group, and any metadata columns;
+  1. a table of samples: key (`make_sample_key`, unless names are known to be unique), location, size, label,
+     optionally split and group, and any metadata columns;
   2. the class names, in the order of the label ids;
   3. a picklable `ImageReader` that returns the encoded bytes of a location (`FileReader` for files).
-Then register it in `open_source` below, by a prefix or a suffix of the specification. `elpv.py` is the shortest example.
+Then register it in `open_source` below, by its name, a prefix or a suffix, and in the messages there, the help of `pack`
+(cli/data_verbs.py) and data/README.md. Wrap it in `_with_task` if it has one class per image.
+`elpv.py` is the shortest example.
 """
 
 from __future__ import annotations
