@@ -10,8 +10,8 @@ Read `metric_report.py` first: `compute_metric_report` computes everything `chor
    multilabel: `MultilabelMetrics` (multilabel_metrics.py); regression: `RegressionMetrics` (regression_metrics.py);
 2. add its name to `METRIC_NAMES` in metric_report.py, at the place where reports list it; unlisted names are dropped. The
    bootstrap, the paired differences and the slices follow by themselves; a proportion also belongs in
-   `PROPORTION_METRICS` (proportions.py), one from ranks in `compute_rankings` and `RANKING_METRICS`, one per class in `compute_by_class` and
-   `CLASS_METRIC_NAMES`;
+   `PROPORTION_METRICS` (proportions.py), one from ranks in `compute_rankings` and
+   `RANKING_METRICS`, one per class in `compute_by_class` and `CLASS_METRIC_NAMES`;
 3. give it a heading in scoring/predictor_table.py and check it against scikit-learn in tests/metrics/test_metric_report.py.
 
 Other files: `intervals` (bootstrap of means), `estimate` (bootstrap of anything else), `calibration_error` and
